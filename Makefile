@@ -1,0 +1,24 @@
+# Each target sets the environment up first, which takes no time once it is done.
+ACTIVATE = . .venv/bin/activate &&
+ROOMS = configs rewards rollout pipeline jobs
+
+.PHONY: setup demo test test-slow docs
+
+setup:
+	@./setup.sh $(EXTRA)
+
+demo: setup
+	@$(ACTIVATE) alignyard run demo
+
+test: setup
+	$(ACTIVATE) ruff check $(ROOMS) tests
+	$(ACTIVATE) ruff format --check $(ROOMS) tests
+	$(ACTIVATE) pyright
+	$(ACTIVATE) lint-imports
+	$(ACTIVATE) pytest -m "not slow"
+
+test-slow: setup
+	$(ACTIVATE) pytest -m slow
+
+docs: setup
+	$(ACTIVATE) python -m configs.reference docs/configs.md

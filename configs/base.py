@@ -1,0 +1,81 @@
+"""The shape every setting shares: frozen, strict, documented, and helpful when it is wrong."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic_core import ErrorDetails
+
+
+class Settings(BaseModel):
+    """Base of every configuration model.
+
+    Frozen (a run's settings never change under it), strict (no string becomes a number) and closed (an unknown key
+    is an error that names its nearest neighbour). The string below a field is its documentation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_neighbour(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """Raises ValueError for unknown keys before pydantic's own, with the nearest known key of each."""
+        if isinstance(data, dict):
+            keys = [str(key) for key in cast(dict[Any, Any], data)]
+            unknown = [unknown_key(key, list(cls.model_fields)) for key in keys if key not in cls.model_fields]
+            if unknown:
+                raise ValueError("; ".join(unknown))
+        return handler(data)
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """What to say of `key` when only `known` are allowed."""
+    return f"unknown key '{key}': {neighbour(key, known)}"
+
+
+def neighbour(given: str, known: list[str]) -> str:
+    """The remedy for a misspelt name: the nearest known one, or all of them."""
+    near = get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known)) or '(none)'}"
+
+
+def problems(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every problem pydantic found in `data` as (dotted key, message with the value that was given)."""
+    return [(_where(problem, data), _message(problem)) for problem in error.errors()]
+
+
+def _where(problem: ErrorDetails, data: Mapping[str, Any]) -> str:
+    """The problem's dotted key, as it stands in the file.
+
+    Pydantic's own location also holds the tag of every union on the way (`schedule.cosine.final_share`): it is left
+    out, being the value of the `type` beside it and no key.
+    """
+    keys: list[str] = []
+    node: Any = data
+    for part in problem["loc"]:
+        if isinstance(node, dict) and part not in node and cast(dict[Any, Any], node).get("type") == part:
+            continue
+        keys.append(str(part))
+        if isinstance(node, dict):
+            node = cast(dict[Any, Any], node).get(part)
+        elif isinstance(node, list) and isinstance(part, int):
+            node = cast(list[Any], node)[part]
+    return ".".join(keys) or "(root)"
+
+
+def _message(problem: ErrorDetails) -> str:
+    """What is wrong and, where a single value is to blame, that value."""
+    given = problem["input"]
+    match problem["type"]:
+        case "missing":
+            return "missing, and it has no default"
+        case "union_tag_not_found":
+            return "its 'type' is missing"
+        case "union_tag_invalid":
+            context = problem.get("ctx", {})
+            known = [tag.strip("'") for tag in str(context["expected_tags"]).split(", ")]
+            return f"unknown type '{context['tag']}': {neighbour(str(context['tag']), known)}"
+        case _:
+            message = problem["msg"].removeprefix("Value error, ")
+            return message if isinstance(given, dict | list) else f"{message} (given: {given!r})"

@@ -1,0 +1,106 @@
+"""Where conversations, prompts and texts come from."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from configs.base import Settings
+
+
+class FileSource(Settings):
+    """Rows of local JSONL or Parquet files."""
+
+    type: Literal["file"]
+    """Selects this source."""
+    paths: list[str] = Field(min_length=1)
+    """Files or glob patterns, read in sorted order. `.jsonl`, `.jsonl.gz` or `.parquet`."""
+
+
+class HubSource(Settings):
+    """Rows of a data set on the hub, through `datasets`."""
+
+    type: Literal["hub"]
+    """Selects this source."""
+    path: str
+    """Name of the data set, as `datasets.load_dataset` takes it."""
+    name: str | None = None
+    """Configuration of the data set. None takes its default."""
+    split: str = "train"
+    """Split to read."""
+    revision: str | None = None
+    """Commit or tag to pin. None takes the newest."""
+
+
+class GymSource(Settings):
+    """Procedural tasks of `reasoning_gym`, by name and seed, scored by their own verifier."""
+
+    type: Literal["reasoning_gym"]
+    """Selects this source."""
+    task: str
+    """Name of the task, as `reasoning_gym.create_dataset` takes it."""
+    size: int = Field(ge=1)
+    """How many rows to generate."""
+    seed: int = 0
+    """Seed of the generator: another seed gives other rows."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the task."""
+
+
+class SumsSource(Settings):
+    """Sums of two numbers with a written-out carry: the material of the demo, learnable from nothing in two minutes."""
+
+    type: Literal["sums"]
+    """Selects this source."""
+    size: int = Field(ge=1)
+    """How many rows to draw."""
+    digits: int = Field(default=2, ge=1, le=6)
+    """Digits of each summand."""
+    seed: int = 0
+    """Seed of the draw."""
+    split: Literal["train", "held_out"] = "train"
+    """A problem belongs to one of two disjoint sets by the hash of its summands: one in ten is held out."""
+
+
+Source = Annotated[FileSource | HubSource | GymSource | SumsSource, Field(discriminator="type")]
+
+
+class ConversationData(Settings):
+    """Conversations for supervised training."""
+
+    source: Source
+    """Where the rows come from."""
+    messages: str = "messages"
+    """Column with the conversation: a list of {role, content}."""
+    prompt: str | None = None
+    """Column with the user's text, for rows that are a prompt and an answer. Set together with `answer`."""
+    answer: str | None = None
+    """Column with the assistant's text. Set together with `prompt`."""
+    max_length: int = Field(default=1024, ge=8)
+    """Longest conversation in tokens; a longer one is a bad row, never cut."""
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of bad rows past which the run stops. Below it they are reported and left out."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ConversationData":
+        if (self.prompt is None) != (self.answer is None):
+            raise ValueError("'prompt' and 'answer' go together: set both or neither")
+        return self
+
+
+class PromptData(Settings):
+    """Prompts with what is needed to judge an answer."""
+
+    source: Source
+    """Where the rows come from."""
+    prompt: str = "prompt"
+    """Column with the prompt: text, or a list of {role, content}."""
+    truth: str = "truth"
+    """Column with what the reward compares against."""
+    reward: str | None = None
+    """Name of the reward that judges these rows. None lets every configured reward judge them."""
+    system: str | None = None
+    """System message put before every prompt. None adds none."""
+    max_prompt_length: int = Field(default=512, ge=1)
+    """Longest prompt in tokens; a longer one is a bad row, never cut."""
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of bad rows past which the run stops. Below it they are reported and left out."""

@@ -1,0 +1,33 @@
+"""Which model, in which precision."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from configs.base import Settings
+
+
+class ModelConfig(Settings):
+    """A causal language model: a checkpoint, an earlier stage's result, or a fresh one of a given architecture."""
+
+    path: str | None = None
+    """Folder or hub name of a `transformers` checkpoint; `stage:NAME` takes the result of an earlier stage."""
+    init_config: str | None = None
+    """`transformers` config.json of a model to make instead of load: a file, or the name of a shipped one (`tiny`, a
+    DeepSeek-V3 of 2 million parameters; `moe_25m`, of 25 million). Exactly one of `path` and `init_config` is set."""
+    init_seed: int = 0
+    """Seed of a fresh model's weights. Has an effect only with `init_config`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights in the forward pass, in training and rollout alike."""
+    chat_template: str | None = None
+    """File with a Jinja chat template that replaces the checkpoint's own. None keeps the checkpoint's."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelConfig":
+        if (self.path is None) == (self.init_config is None):
+            raise ValueError("set exactly one of 'path' and 'init_config'")
+        if self.init_config is None and self.init_seed:
+            raise ValueError("init_seed has no effect without init_config; remove it")
+        if self.init_config is not None and self.chat_template is not None:
+            raise ValueError("chat_template has no effect with init_config, whose tokenizer brings its own; remove it")
+        return self

@@ -1,0 +1,60 @@
+"""How completions are drawn, and the engine that draws them."""
+
+from pydantic import Field, model_validator
+
+from configs.base import Settings
+
+
+class SamplingConfig(Settings):
+    """How one completion is sampled."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus size; 1 keeps the whole distribution."""
+    top_k: int = Field(default=0, ge=0)
+    """Keep the k likeliest tokens; 0 keeps all."""
+    max_tokens: int = Field(ge=1)
+    """Longest completion in tokens."""
+    ignore_eos: bool = False
+    """Sample exactly `max_tokens` tokens. For benchmarks."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> "SamplingConfig":
+        if self.temperature == 0 and (self.top_p < 1 or self.top_k > 0):
+            raise ValueError("top_p and top_k have no effect at temperature 0; remove them or raise the temperature")
+        return self
+
+
+class RolloutConfig(Settings):
+    """The vLLM engines."""
+
+    num_engines: int = Field(default=1, ge=1)
+    """Engines, each a Ray actor with its own copy of the policy."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """Devices per engine."""
+    max_model_len: int = Field(ge=16)
+    """Longest prompt plus completion in tokens."""
+    max_num_seqs: int = Field(default=128, ge=1)
+    """Completions an engine decodes at once."""
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """KV cache of one engine in GiB."""
+    enforce_eager: bool = True
+    """Run without compilation and CUDA graphs: starts fast, best on the CPU."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of one engine; 0 takes every core of the machine."""
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    """Longest a generation or a sync may take before the run stops with the reason."""
+
+
+class SyncConfig(Settings):
+    """Weights from trainer to engines, and the proof that they arrived."""
+
+    bucket_mib: int = Field(default=64, ge=1)
+    """Weights travel in buckets of about this many MiB."""
+    probe_prompts: int = Field(default=2, ge=1)
+    """Fixed prompts whose log-probabilities trainer and engine must agree on after every sync."""
+    max_mean_gap: float = Field(default=1e-5, gt=0)
+    """Largest mean |trainer - engine| log-probability over the probe's tokens, in nats. Raise it for BF16 or FP8."""
+    max_gap: float = Field(default=1e-4, gt=0)
+    """Largest |trainer - engine| log-probability on any token of the probe, in nats."""

@@ -1,0 +1,102 @@
+"""The training engine: optimizer, schedule, ranks, checkpoints."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.base import Settings
+
+
+class ConstantSchedule(Settings):
+    """A linear warm-up, then the peak learning rate throughout."""
+
+    type: Literal["constant"]
+    """Selects this schedule."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up from 0."""
+
+
+class CosineSchedule(Settings):
+    """A linear warm-up, then half a cosine down to `final_share` of the peak at the last step."""
+
+    type: Literal["cosine"]
+    """Selects this schedule."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up from 0."""
+    final_share: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the last step, as a share of the peak."""
+
+
+class StepDecaySchedule(Settings):
+    """A linear warm-up, then a factor at each milestone (DeepSeek-V2 section 3.1.2: 0.316 at 60 % and 90 %)."""
+
+    type: Literal["step_decay"]
+    """Selects this schedule."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up from 0."""
+    factor: float = Field(default=0.316, gt=0, lt=1)
+    """What the learning rate is multiplied with at each milestone."""
+    milestones: list[float] = Field(default=[0.6, 0.9], min_length=1)
+    """Shares of all steps, ascending, at which the factor applies."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "StepDecaySchedule":
+        if sorted(set(self.milestones)) != self.milestones or not all(0 < share < 1 for share in self.milestones):
+            raise ValueError("milestones must ascend and lie between 0 and 1")
+        return self
+
+
+Schedule = Annotated[ConstantSchedule | CosineSchedule | StepDecaySchedule, Field(discriminator="type")]
+
+
+class OptimizerConfig(Settings):
+    """AdamW and its learning rate."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    betas: list[float] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    schedule: Schedule = Field(default_factory=lambda: ConstantSchedule(type="constant"))
+    """How the learning rate moves over the steps."""
+
+
+class TrainerConfig(Settings):
+    """The DeepSpeed ranks."""
+
+    num_ranks: int = Field(default=1, ge=1)
+    """Training processes, each a Ray actor: one a GPU, or one a few CPU cores."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of one rank; 0 divides the machine's cores among its ranks."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 and gradients, 3 and weights)."""
+    micro_batch_tokens: int = Field(default=8192, ge=16)
+    """Tokens of one forward pass of one rank. Sequences are packed up to it; a longer one goes alone."""
+    logprob_chunk_tokens: int = Field(default=1024, ge=16)
+    """Rows of float32 logits alive at once: memory is this times the vocabulary times 4 bytes."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    offload_optimizer: bool = False
+    """Keep master weights and moments in host memory. Has an effect on GPUs only, and needs zero_stage >= 1."""
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    """Longest a training call may take before the run stops with the reason."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> "TrainerConfig":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage >= 1")
+        return self
+
+
+class CheckpointConfig(Settings):
+    """How often a run can be resumed from."""
+
+    every_steps: int = Field(default=10, ge=1)
+    """Write the trainer's whole state every so many steps, and always after the last."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept; older ones are removed."""

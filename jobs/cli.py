@@ -1,0 +1,319 @@
+"""The `alignyard` command.
+
+A verb imports what it needs when it runs: `alignyard --help` must not wait for torch.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.rooms import check_rooms
+
+OUT, ERR = Console(), Console(stderr=True)
+
+# Set before any heavy import, and inherited by the processes Ray starts; what the user has set stays.
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    a fault: the traceback says where (doctor: something required is missing)
+  2    a wrong configuration or input: the message says what to change
+  3    the run stopped itself: rewards kept failing, or a weight sync could not be proven
+  130  interrupted
+"""
+
+RUN = """\
+Runs a recipe's stages in order, each in its folder below <runs_dir>/<name>/. A run that was stopped or killed goes on
+where it was when the same command is given again.
+
+examples:
+  alignyard run demo
+  alignyard run my.yaml stages.reason.steps=300 name=longer
+"""
+CONFIG = """\
+Prints the whole configuration as YAML, defaults included, each value with its origin (a file, an override, or the
+default) as a comment. The output is itself a configuration that runs the same.
+
+examples:
+  alignyard config demo
+  alignyard config demo stages.reason.steps=300 > longer.yaml
+"""
+STAGE = """\
+Runs one stage of type `{stage}` into the folder of a run. A run that was stopped or killed goes on where it was when
+the same command is given again. docs/configs.md lists every key.
+
+examples:
+  alignyard {stage} my_{stage}.yaml
+  alignyard {stage} my_{stage}.yaml optimizer.learning_rate=1e-5 --output runs/slow
+"""
+EVAL = """\
+Evaluates the checkpoint a configuration of type `eval` names, or with --suite any checkpoint by such a configuration,
+and prints the figures.
+
+examples:
+  alignyard eval my_eval.yaml --json figures.json
+  alignyard eval runs/demo/reason/hf --suite my_eval.yaml seed=1
+"""
+BENCH = """\
+Measures this machine: a whole GRPO step (generate, judge, reference, update, sync) or a weight sync with its proof, on
+a random mixture-of-experts model of 25 million parameters.
+
+examples:
+  alignyard bench grpo-step
+  alignyard bench sync --steps 10 --json sync.json
+"""
+GGUF = """\
+Dequantises a Llama GGUF file into a folder that transformers and vLLM load, tokenizer and chat template included. Needs
+the extra `gguf`.
+
+example:
+  alignyard import-gguf SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2
+"""
+DOCTOR = """\
+Lists devices, cores, memory and disk, the packages alignyard is pinned to, and the programs it calls; what is missing
+stands with what cannot be done without it. Ends with 1 if something required is missing.
+
+example:
+  alignyard doctor
+"""
+
+WRONG_INPUT, STOPPED, INTERRUPTED = 2, 3, 130
+
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    args = parse(argv)
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    return exit_code(lambda: args.verb(args), resumes=args.resumes)
+
+
+def exit_code(verb: Callable[[], int], *, resumes: bool) -> int:
+    """Runs `verb`; what it raises becomes a message and an exit code, save a fault, which keeps its traceback."""
+    try:
+        check_rooms()
+    except ValueError as error:
+        return _refuse(str(error), WRONG_INPUT)
+    from pipeline.errors import RunStopped
+
+    try:
+        return verb()
+    except RunStopped as error:
+        return _refuse(f"the run stopped itself: {error}", STOPPED)
+    except ValueError as error:
+        return _refuse(str(error), WRONG_INPUT)
+    except KeyboardInterrupt:
+        return _refuse("interrupted" + ("; the same command resumes the run" if resumes else ""), INTERRUPTED)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; an override may also stand after an option, where argparse alone would not take it."""
+    parser = build_parser()
+    args, strays = parser.parse_known_args(argv)
+    for stray in strays:
+        if stray.startswith("-") or "=" not in stray or "overrides" not in args:
+            parser.error(f"unrecognized argument: {stray}")
+    if strays:
+        args.overrides += strays
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs."""
+    parser = argparse.ArgumentParser(
+        prog="alignyard",
+        description="From a base language model to an aligned one: SFT, GRPO, and evaluation between.",
+        epilog=f"alignyard VERB --help explains a verb.\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_run_and_config(verbs)
+    _add_stages(verbs)
+    _add_eval(verbs)
+    _add_bench(verbs)
+    _add_import_gguf(verbs)
+    _add_verb(verbs, "doctor", _doctor, "what this machine has, and what is missing for what", DOCTOR)
+    return parser
+
+
+def _add_run_and_config(verbs: Verbs) -> None:
+    run = _add_verb(verbs, "run", _run, "run a recipe, every stage in order", RUN, resumes=True)
+    config = _add_verb(verbs, "config", _config, "show what would run, and where each value comes from", CONFIG)
+    run.add_argument("file", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    config.add_argument("file", metavar="FILE", help="a recipe or the configuration of one stage")
+    _add_overrides(run)
+    _add_overrides(config)
+
+
+def _add_stages(verbs: Verbs) -> None:
+    for stage, summary in (("sft", "supervised fine-tuning on conversations"), ("grpo", "reinforcement by GRPO")):
+        parser = _add_verb(verbs, stage, _train, summary, STAGE.format(stage=stage), resumes=True)
+        parser.set_defaults(stage=stage)
+        parser.add_argument("file", metavar="CONFIG", help=f"a YAML file with `type: {stage}` and its keys at the root")
+        _add_overrides(parser)
+        parser.add_argument(
+            "--output", metavar="DIR", type=Path, help="folder of the run (default: runs/<CONFIG's name>)"
+        )
+
+
+def _add_eval(verbs: Verbs) -> None:
+    parser = _add_verb(verbs, "eval", _eval, "evaluate a checkpoint on suites", EVAL)
+    parser.add_argument("target", metavar="CONFIG|CHECKPOINT", help="a YAML file, or with --suite a checkpoint")
+    _add_overrides(parser)
+    parser.add_argument("--suite", metavar="FILE", help="the YAML file to evaluate CHECKPOINT by")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder of the run (default: below runs/)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
+
+
+def _add_bench(verbs: Verbs) -> None:
+    parser = _add_verb(verbs, "bench", _bench, "measure this machine", BENCH)
+    parser.add_argument(
+        "what", choices=["grpo-step", "sync"], help="a whole GRPO step, or a weight sync with its proof"
+    )
+    parser.add_argument("--steps", type=int, default=3, help="how many to measure (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
+
+
+def _add_import_gguf(verbs: Verbs) -> None:
+    parser = _add_verb(verbs, "import-gguf", _import_gguf, "make a transformers checkpoint of a GGUF file", GGUF)
+    parser.add_argument("file", metavar="FILE", type=Path, help="the GGUF file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    explanation = "sets any key of the configuration, dotted, to a value in YAML: stages.reason.steps=3"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=explanation)
+
+
+def _add_verb(
+    verbs: Verbs,
+    name: str,
+    verb: Callable[[argparse.Namespace], int],
+    summary: str,
+    text: str,
+    *,
+    resumes: bool = False,
+) -> argparse.ArgumentParser:
+    """A verb's parser; `resumes` says whether the same command goes on after an interruption."""
+    parser = verbs.add_parser(
+        name, help=summary, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(verb=verb, resumes=resumes)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from configs.load import load
+    from configs.stages import Recipe
+
+    recipe = load(args.file, args.overrides, Recipe).config
+    from pipeline.recipe import run_recipe  # after load: a wrong key is told at once, before torch is imported
+
+    run_recipe(recipe)
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from configs.load import load
+    from configs.stages import STAGES
+
+    config = load(args.file, args.overrides, STAGES[args.stage]).config
+    from pipeline.recipe import run_stage
+
+    run_stage(config, args.output or Path("runs") / Path(args.file).stem)
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from configs.load import load
+    from configs.stages import EvalConfig
+
+    file, overrides, name = args.target, args.overrides, Path(args.target).stem
+    if args.suite:
+        # Every checkpoint ends in the same few folder names: three of them tell it from others.
+        checkpoint = "-".join(Path(args.target).resolve().parts[1:][-3:])
+        file, name = args.suite, f"{Path(args.suite).stem}-{checkpoint}"
+        overrides = [f"model.path={json.dumps(args.target)}", *overrides]
+    elif Path(args.target).is_dir():
+        raise ValueError(f"{args.target} is a folder: say by --suite FILE what to evaluate it on")
+    config = load(file, overrides, EvalConfig).config
+    from pipeline.recipe import run_stage
+
+    figures = run_stage(config, args.output or Path("runs") / name)
+    table = Table("figure", "value", box=None, header_style="bold")
+    for key, value in figures.items():
+        table.add_row(key, f"{value:.4g}")
+    OUT.print(table)
+    write_figures(figures, args.json)
+    return 0
+
+
+def _config(args: argparse.Namespace) -> int:
+    from configs.load import find, load, read
+    from configs.stages import STAGES, Recipe
+    from jobs.origins import annotated_yaml
+
+    model = STAGES.get(str(read(find(args.file)).get("type")), Recipe)
+    for line in annotated_yaml(load(args.file, args.overrides, model)):
+        OUT.print(line, soft_wrap=True)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from jobs.bench import grpo_step, sync
+
+    if args.steps < 1:
+        raise ValueError(f"--steps {args.steps}: measure at least one")
+    bench = {"grpo-step": grpo_step, "sync": sync}[args.what]
+    write_figures(bench(args.steps), args.json)
+    return 0
+
+
+def _import_gguf(args: argparse.Namespace) -> int:
+    from pipeline.models.gguf import import_gguf
+
+    import_gguf(args.file, args.out)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from jobs.doctor import doctor
+
+    return doctor(OUT)
+
+
+def write_figures(figures: Mapping[str, float], file: Path | None) -> None:
+    """Writes the figures as JSON, whole or not at all."""
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def _refuse(message: str, code: int) -> int:
+    ERR.print(f"alignyard: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Conversations for supervised training: tokenised once, memory-mapped, taken in an order that needs no state."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from transformers import PreTrainedTokenizerFast
+
+from configs.data import ConversationData
+from pipeline.data.chat import ChatFormat
+from pipeline.data.order import batch_indices
+from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, source_files
+from pipeline.folder import new_folder
+
+FEATURES = Features({"token_ids": List(Value("int32")), "loss_mask": List(Value("int8")), "where": Value("string")})
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation: `loss_mask` [T] is 1 on the tokens of `token_ids` [T] that are learned; `where` is its row."""
+
+    token_ids: list[int]
+    loss_mask: list[int]
+    where: str
+
+
+class Conversations:
+    """The good rows of a source, tokenised, and the account of the bad ones."""
+
+    def __init__(self, examples: Dataset, bad_rows: BadRows, seed: int):
+        self._examples = examples
+        self.bad_rows = bad_rows
+        self._seed = seed
+
+    @classmethod
+    def load(
+        cls, config: ConversationData, tokenizer: PreTrainedTokenizerFast, cache: Path | None = None, seed: int = 0
+    ) -> "Conversations":
+        """Reads and tokenises `config.source`; `seed` decides the order of `take`.
+
+        Below the folder `cache` the tokens lie in an Arrow file that is mapped, not loaded, and found there again by
+        the same settings, tokenizer and source files; None keeps them in memory. Raises ValueError when the source
+        can't be read, more than `config.max_bad_share` of its rows are bad, or the chat template can't be used.
+        """
+        bad_rows = BadRows()
+        if cache is None:
+            examples = [asdict(example) for example in _tokenised(config, tokenizer, bad_rows)]
+            bad_rows.check(config.max_bad_share)
+            return cls(Dataset.from_list(examples, features=FEATURES), bad_rows, seed)
+        folder = cache / f"conversations-{_fingerprint(config, tokenizer)}"
+        if not folder.is_dir():
+            with new_folder(folder) as partial:
+                with ArrowWriter(features=FEATURES, path=str(partial / "examples.arrow")) as writer:
+                    for example in _tokenised(config, tokenizer, bad_rows):
+                        writer.write(asdict(example))
+                    writer.finalize()
+                bad_rows.check(config.max_bad_share)
+                (partial / "bad_rows.json").write_text(json.dumps(bad_rows.state()), encoding="utf-8")
+        bad_rows = BadRows.from_state(json.loads((folder / "bad_rows.json").read_text(encoding="utf-8")))
+        return cls(Dataset.from_file(str(folder / "examples.arrow")), bad_rows, seed)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(**self._examples[index])
+
+    def take(self, step: int, batch_size: int) -> list[Example]:
+        """The examples of a step, which counts from 1: the same whenever it is asked for."""
+        return [self[index] for index in batch_indices(step, batch_size, len(self), self._seed)]
+
+
+def _tokenised(config: ConversationData, tokenizer: PreTrainedTokenizerFast, bad_rows: BadRows) -> Iterator[Example]:
+    chat = ChatFormat(tokenizer)
+    for row in read_rows(config.source, bad_rows):
+        try:
+            token_ids, loss_mask = chat.training_ids(chat.check(_messages(config, row), last_role="assistant"))
+            if len(token_ids) > config.max_length:
+                raise BadRowError("longer than max_length", f"{len(token_ids)} tokens > {config.max_length}")
+        except BadRowError as error:
+            bad_rows.add(row.where, error)
+        else:
+            yield Example(token_ids, loss_mask, row.where)
+
+
+def _messages(config: ConversationData, row: Row) -> Any:
+    if config.prompt is None or config.answer is None:
+        return row.column(config.messages)
+    return [
+        {"role": "user", "content": row.column(config.prompt)},
+        {"role": "assistant", "content": row.column(config.answer)},
+    ]
+
+
+def _fingerprint(config: ConversationData, tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of all that the tokens depend on; of files, their name, size and time of change."""
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source_files(config.source)]
+    origin = [config.model_dump(), files, tokenizer.backend_tokenizer.to_str(), tokenizer.get_chat_template()]
+    return hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]

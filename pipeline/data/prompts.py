@@ -1,0 +1,84 @@
+"""Prompts with what is needed to judge an answer, tokenised, taken in an order that needs no state."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from configs.data import GymSource, PromptData
+from pipeline.data.chat import ChatFormat
+from pipeline.data.order import batch_indices
+from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
+from rewards.types import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids up to where the assistant begins to speak, and the task they pose."""
+
+    token_ids: list[int]
+    task: Task
+
+
+class Prompts:
+    """The good rows of a source, and the account of the bad ones."""
+
+    def __init__(self, prompts: list[Prompt], bad_rows: BadRows, seed: int):
+        self._prompts = prompts
+        self.bad_rows = bad_rows
+        self._seed = seed
+
+    @classmethod
+    def load(cls, config: PromptData, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> "Prompts":
+        """Reads and tokenises `config.source`; `seed` decides the order of `take`.
+
+        Raises ValueError when the source can't be read, more than `config.max_bad_share` of its rows are bad, or the
+        tokenizer has no chat template.
+        """
+        chat, bad_rows, prompts = ChatFormat(tokenizer), BadRows(), []
+        for row in read_rows(config.source, bad_rows):
+            try:
+                prompts.append(_prompt(config, chat, row))
+            except BadRowError as error:
+                bad_rows.add(row.where, error)
+        bad_rows.check(config.max_bad_share)
+        return cls(prompts, bad_rows, seed)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self._prompts[index]
+
+    def take(self, step: int, num_prompts: int) -> list[Prompt]:
+        """The prompts of a step, which counts from 1: the same whenever it is asked for."""
+        return [self[index] for index in batch_indices(step, num_prompts, len(self), self._seed)]
+
+
+def _prompt(config: PromptData, chat: ChatFormat, row: Row) -> Prompt:
+    messages = row.column(config.prompt)
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if config.system is not None and isinstance(messages, list):
+        messages = [{"role": "system", "content": config.system}, *messages]
+    messages = chat.check(messages, last_role="user")
+    token_ids = chat.prompt_ids(messages)
+    if len(token_ids) > config.max_prompt_length:
+        raise BadRowError("longer than max_prompt_length", f"{len(token_ids)} tokens > {config.max_prompt_length}")
+    task = Task(
+        prompt=messages[-1]["content"],
+        truth=_truth(config, row),
+        kind=config.reward or "",
+        row=row.where,
+        metadata=row.values["metadata"] if isinstance(config.source, GymSource) else {},
+    )
+    return Prompt(token_ids, task)
+
+
+def _truth(config: PromptData, row: Row) -> Any:
+    if isinstance(config.source, GymSource):  # judged by its verifier, and some tasks have no single answer
+        return row.values["truth"]
+    truth = row.column(config.truth)
+    if truth in ("", []):
+        raise BadRowError("empty truth")
+    return truth

@@ -1,0 +1,64 @@
+"""Sums with a written-out carry: the demo's teaching set.
+
+A model of two million parameters learns them from nothing in two minutes, but only with the carry in writing.
+"""
+
+import hashlib
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from configs.data import SumsSource
+
+
+def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
+    """Rows with columns prompt `58+13=`, answer `8+3=11;5+1+1=7;71`, truth `71`, and messages with both turns.
+
+    The same source gives the same rows. Training rows are drawn with replacement; held-out ones are all different.
+    Raises ValueError when fewer than `size` problems are held out.
+    """
+    smallest = 10 ** (source.digits - 1) if source.digits > 1 else 0
+    summands = range(smallest, 10**source.digits)
+    num_pairs = len(summands) ** 2
+    generator = random.Random(source.seed)
+    if source.split == "train":
+        indices = (generator.randrange(num_pairs) for _ in itertools.count())
+    else:  # one in ten fits, so twenty times as many are enough, or all there are
+        indices = iter(generator.sample(range(num_pairs), min(num_pairs, 20 * source.size + 200)))
+    drawn = 0
+    for index in indices:
+        first, second = summands[index // len(summands)], summands[index % len(summands)]
+        if is_held_out(first, second) == (source.split == "held_out"):
+            yield _row(first, second)
+            drawn += 1
+            if drawn == source.size:
+                return
+    raise ValueError(f"source.size={source.size}: only {drawn} sums of {source.digits} digits are held out; lower it")
+
+
+def is_held_out(first: int, second: int) -> bool:
+    """Whether a problem belongs to the held-out tenth, for good: by a hash of its text, the same on every machine."""
+    digest = hashlib.sha256(f"{first}+{second}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 10 == 0
+
+
+def worked_answer(first: int, second: int) -> str:
+    """Column by column from the right, each with its carry if there is one, then the sum: `8+3=11;5+1+1=7;71`."""
+    columns: list[str] = []
+    carry = 0
+    for a, b in zip(reversed(str(first)), reversed(str(second)), strict=True):
+        total = int(a) + int(b) + carry
+        columns.append(f"{a}+{b}{'+1' if carry else ''}={total}")
+        carry = total // 10
+    return ";".join([*columns, str(first + second)])
+
+
+def _row(first: int, second: int) -> dict[str, Any]:
+    prompt, answer = f"{first}+{second}=", worked_answer(first, second)
+    return {
+        "prompt": prompt,
+        "answer": answer,
+        "truth": str(first + second),
+        "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
+    }

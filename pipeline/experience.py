@@ -1,0 +1,166 @@
+"""One step's rollouts, judged: from prompts to trees that can be trained on.
+
+Groups are handed to the rewards as they finish, while others are still being sampled. Where dynamic sampling is on,
+groups whose rewards are all equal are replaced by groups of other prompts, as many rounds as the budget allows.
+
+Legend: P prompts, G completions of a prompt.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.stages import GRPOConfig
+from pipeline.batch import Branch, Tree
+from pipeline.data.prompts import Prompt, Prompts
+from pipeline.fleet import Fleet
+from pipeline.objectives.advantage import group_advantage, has_spread
+from pipeline.objectives.aggregate import batch_denominator, token_weight
+from pipeline.report import Sample
+from rewards.mix import mix, shape_overlong
+from rewards.types import Verdict
+from rollout.types import Completion, Group
+
+
+@dataclass(frozen=True)
+class Experience:
+    """P judged groups; rewards_PG is NaN where a completion could not be judged."""
+
+    prompts: list[Prompt]
+    groups: list[Group]
+    verdicts: list[list[dict[str, Verdict]]]
+    rewards_PG: NDArray[np.float64]
+
+    def select(self, rows: NDArray[np.int64]) -> "Experience":
+        """The groups at `rows`, in that order."""
+        pick = rows.tolist()
+        return Experience(
+            [self.prompts[i] for i in pick],
+            [self.groups[i] for i in pick],
+            [self.verdicts[i] for i in pick],
+            self.rewards_PG[rows],
+        )
+
+    def join(self, other: "Experience") -> "Experience":
+        """These groups, then the other's."""
+        return Experience(
+            self.prompts + other.prompts,
+            self.groups + other.groups,
+            self.verdicts + other.verdicts,
+            np.concatenate([self.rewards_PG, other.rewards_PG]),
+        )
+
+    def samples(self) -> list[Sample]:
+        """What a person reads: one sample a completion."""
+        return [
+            Sample(prompt.task.prompt, completion.text, completion.finish_reason, float(reward), verdicts)
+            for prompt, group, judged, rewards_G in zip(
+                self.prompts, self.groups, self.verdicts, self.rewards_PG, strict=True
+            )
+            for completion, verdicts, reward in zip(group.completions, judged, rewards_G, strict=True)
+        ]
+
+
+def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> tuple[Experience, dict[str, float]]:
+    """Sample and judge until P groups have spread or the rounds are used up; always exactly P groups.
+
+    The round decides which prompts are drawn and the seed they are sampled with, so a resumed run draws the same.
+    """
+    num_prompts, max_rounds = config.prompts_per_step, config.dynamic_sampling.max_rounds
+    kept: Experience | None = None
+    for round_ in range(max_rounds):
+        draw = (step - 1) * max_rounds + round_ + 1
+        fresh = _sample(config, prompts.take(draw, num_prompts), fleet, seed=config.seed * 1_000_003 + draw)
+        kept = fresh if kept is None else kept.join(fresh)
+        spread_P = has_spread(kept.rewards_PG)
+        if spread_P.sum() >= num_prompts:
+            break
+    assert kept is not None
+    useful_first = np.argsort(~spread_P, kind="stable")[:num_prompts]
+    experience = kept.select(useful_first)
+    metrics = _statistics(experience, config) | {
+        "rollout/sampled_groups": float(len(kept.groups)),
+        "rollout/mixed_groups_rate": float(spread_P.mean()),
+    }
+    return experience, metrics | fleet.rewards.metrics()
+
+
+def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: int) -> Experience:
+    groups: dict[int, Group] = {}
+    ids = [prompt.token_ids for prompt in prompts]
+    for group in fleet.rollout.generate(ids, config.sampling, config.group_size, seed):
+        groups[group.index] = group
+        task = prompts[group.index].task
+        fleet.rewards.submit(group.index, task, [completion.text for completion in group.completions])
+    judged = fleet.rewards.gather()
+    verdicts = [judged[i] for i in range(len(prompts))]
+    rewards_PG = mix(verdicts, {spec.name: spec.weight for spec in config.rewards})
+    in_order = [groups[i] for i in range(len(prompts))]
+    lengths_PG = [[len(completion.token_ids) for completion in group.completions] for group in in_order]
+    rewards_PG = rewards_PG + shape_overlong(
+        lengths_PG, max_tokens=config.sampling.max_tokens, shaping_tokens=config.overlong.shaping_tokens
+    )
+    return Experience(prompts, in_order, verdicts, rewards_PG)
+
+
+def _statistics(experience: Experience, config: GRPOConfig) -> dict[str, float]:
+    completions = [completion for group in experience.groups for completion in group.completions]
+    judged = experience.rewards_PG[~np.isnan(experience.rewards_PG)]
+    return {
+        "reward/total/mean": float(judged.mean()) if judged.size else float("nan"),
+        "reward/total/std": float(judged.std()) if judged.size else float("nan"),
+        "reward/total/left_out_rate": 1 - judged.size / experience.rewards_PG.size,
+        "rollout/length/mean": float(np.mean([len(completion.token_ids) for completion in completions])),
+        "rollout/truncated_rate": float(np.mean([completion.finish_reason == "length" for completion in completions])),
+    }
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Trees to train on in one update, and what their loss is divided by."""
+
+    trees: list[Tree]
+    denominator: float
+
+
+def training_batches(experience: Experience, config: GRPOConfig) -> list[TrainingBatch]:
+    """The experience as `updates_per_batch` batches of whole groups.
+
+    Left out with weight 0, divergence included: completions without a judged reward and, under overlong.mask, those
+    that did not end; these don't count in the denominator. A group without spread has weight 0 too, so its gradient is
+    exactly zero, but it counts: leaving it out would make the step larger the fewer groups can teach.
+    """
+    advantages_PG = group_advantage(experience.rewards_PG, normalize_std=config.objective.normalize_std)
+    spread_P = has_spread(experience.rewards_PG)
+    per_update = len(experience.groups) // config.updates_per_batch
+    batches = []
+    for first in range(0, len(experience.groups), per_update):
+        trees, counted = [], []
+        for row in range(first, first + per_update):
+            group = experience.groups[row]
+            counts_G = [
+                not np.isnan(reward) and not (config.overlong.mask and completion.finish_reason == "length")
+                for completion, reward in zip(group.completions, experience.rewards_PG[row], strict=True)
+            ]
+            counted += [len(c.token_ids) for c, counts in zip(group.completions, counts_G, strict=True) if counts]
+            branches = [
+                _branch(completion, float(advantage), counts and bool(spread_P[row]), config)
+                for completion, advantage, counts in zip(group.completions, advantages_PG[row], counts_G, strict=True)
+            ]
+            trees.append(Tree(group.prompt_ids, branches))
+        batches.append(TrainingBatch(trees, batch_denominator(config.objective.aggregation, counted)))
+    return batches
+
+
+def _branch(completion: Completion, advantage: float, trains: bool, config: GRPOConfig) -> Branch:
+    length = len(completion.token_ids)
+    weight = token_weight(config.objective.aggregation, length=length, max_tokens=config.sampling.max_tokens)
+    return Branch(
+        completion.token_ids,
+        {
+            "rollout_logprobs": completion.logprobs,
+            "advantages": [advantage] * length,
+            "weights": [weight if trains else 0.0] * length,
+        },
+    )

@@ -1,0 +1,49 @@
+"""Files and folders that appear whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(file: Path, text: str) -> None:
+    """Writes UTF-8 `text` to a hidden sibling of `file`, then renames it, so that no reader sees half of it."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def write_json_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, as `write_atomic` does; what JSON has no type for is written as its text.
+
+    Raises ValueError for a float that is not finite.
+    """
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) for record in records]
+    text = "".join(f"{line}\n" for line in lines)
+    # Half a surrogate pair has no UTF-8; the backslash form that stands in for it is its JSON escape.
+    write_atomic(file, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden sibling of `folder` to write into, renamed to `folder` when the block ends and removed when it raises.
+
+    An existing `folder` is replaced; it stays as it is until the new one is complete. One writer at a time: what a
+    killed writer left behind is cleared by the next.
+    """
+    partial, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
+    for leftover in (partial, replaced):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+    finally:
+        for leftover in (partial, replaced):
+            if leftover.exists():
+                shutil.rmtree(leftover)

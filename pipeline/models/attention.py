@@ -1,0 +1,132 @@
+"""Attention over packed rows in which segments may share a prompt.
+
+A packed row is one long line of tokens cut into segments. A segment sees its own past and, when it has a parent, all
+of the parent's tokens: so a prompt is computed once for its G completions, and no token is padding.
+
+    row        [ p0 p1 p2 | a0 a1 | b0 b1 b2 | q0 q1 ]
+    lengths    [    3     |   2   |    3     |   2   ]
+    parents    [   -1     |   0   |    0     |  -1   ]
+    positions  [ 0  1  2  | 3  4  | 3  4  5  | 0  1  ]
+
+Segments of one shape (own length, parent's length) are computed as one batch. The function is registered with
+`transformers` under the name PACKED, so every model that takes an attention implementation by name can use it.
+
+Legend: T tokens of the row, H heads, n segments of one shape, L own length, S parent's length + L, D head dimension.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+PACKED = "alignyard_packed"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Segments of one packed row: `lengths[s]` tokens each, `parents[s]` the segment whose tokens it also sees, or -1.
+
+    A parent comes before its children and has no parent itself. Raises ValueError otherwise.
+    """
+
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for segment, parent in enumerate(self.parents):
+            if parent != -1 and not (0 <= parent < segment and self.parents[parent] == -1):
+                raise ValueError(
+                    f"segment {segment} names parent {parent}, which is not an earlier segment without a parent"
+                )
+
+    @cached_property
+    def position_ids_T(self) -> Tensor:
+        """int64 [T]: a segment's positions continue its parent's."""
+        firsts = [0 if parent == -1 else self.lengths[parent] for parent in self.parents]
+        return torch.cat([torch.arange(first, first + n) for first, n in zip(firsts, self.lengths, strict=True)])
+
+    @cached_property
+    def classes(self) -> list[tuple[list[int], int, int]]:
+        """Segments by shape: (their numbers, own length, parent's length), in order of first appearance."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for segment, (length, parent) in enumerate(zip(self.lengths, self.parents, strict=True)):
+            if length:
+                found.setdefault((length, 0 if parent == -1 else self.lengths[parent]), []).append(segment)
+        return [(members, own, parent) for (own, parent), members in found.items()]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """First token of each segment."""
+        starts = [0]
+        for length in self.lengths[:-1]:
+            starts.append(starts[-1] + length)
+        return starts
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    layout: Layout,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one packed row, in the form `transformers` calls it.
+
+    query [1, H, T, D], key and value [1, H_kv, T, D or D_v]; returns ([1, T, H, D_v], None). `layout` travels through
+    the model's keyword arguments. `attention_mask` is always None: the layout says who sees whom.
+    """
+    assert attention_mask is None
+    queries, keys, values = (x[0].split(layout.lengths, dim=1) for x in (query, key, value))
+    outputs: list[Tensor] = [query.new_empty(0)] * len(layout.lengths)
+    for members, own, parent in layout.classes:
+        q_nHLD = torch.stack([queries[s] for s in members])
+        k_nHSD, v_nHSD = (_with_parent(x, members, layout.parents, parent) for x in (keys, values))
+        out_nHLD = _attend(q_nHLD, k_nHSD, v_nHSD, own=own, parent=parent, scaling=scaling, dropout=dropout)
+        for segment, out_HLD in zip(members, out_nHLD.unbind(0), strict=True):
+            outputs[segment] = out_HLD
+    return torch.cat([out for out in outputs if out.numel()], dim=1).transpose(0, 1).unsqueeze(0), None
+
+
+def _with_parent(pieces: Sequence[Tensor], members: list[int], parents: tuple[int, ...], parent: int) -> Tensor:
+    own = torch.stack([pieces[s] for s in members])
+    return torch.cat([torch.stack([pieces[parents[s]] for s in members]), own], dim=2) if parent else own
+
+
+def _attend(
+    q_nHLD: Tensor, k_nHSD: Tensor, v_nHSD: Tensor, *, own: int, parent: int, scaling: float, dropout: float
+) -> Tensor:
+    # MLA's value is narrower than its key; the fused kernels want one width, and zeros cost less than the slow path.
+    missing = k_nHSD.shape[-1] - v_nHSD.shape[-1]
+    mask = None
+    if parent:  # the own tokens are the last of S: causal from the lower right corner
+        mask = torch.ones(own, parent + own, dtype=torch.bool, device=q_nHLD.device).tril(parent)
+    out = scaled_dot_product_attention(
+        q_nHLD,
+        k_nHSD,
+        pad(v_nHSD, (0, missing)) if missing else v_nHSD,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=q_nHLD.shape[1] != k_nHSD.shape[1],
+    )
+    return out[..., : v_nHSD.shape[-1]]
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, _no_mask)

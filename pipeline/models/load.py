@@ -1,0 +1,101 @@
+"""Checkpoints: found, loaded whole, saved whole."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from configs.model import ModelConfig
+from pipeline.folder import new_folder
+from pipeline.models.fresh import architecture_file, create_model
+
+STAGE_PREFIX = "stage:"
+HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
+
+
+def load_model(folder: str | Path, dtype: Literal["float32", "bfloat16"]) -> PreTrainedModel:
+    """The causal language model of a checkpoint, in evaluation mode on the CPU.
+
+    Raises ValueError when a weight is missing, left over or of another shape: `transformers` would fill it with random
+    numbers and go on.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    model, loading = loaded
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading[fault]:
+            names = sorted(str(name) for name in loading[fault])
+            raise ValueError(
+                f"checkpoint '{folder}' does not fit its config.json: {fault} {names[:5]} ({len(names)} in all); "
+                "repair or export the checkpoint again"
+            )
+    return model
+
+
+def save_hf(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    """Writes a checkpoint that `transformers` and vLLM load, replacing `folder` as a whole, and returns `folder`.
+
+    `state_dict` takes the place of the model's own weights, under the names of the model or of its checkpoint; `model`
+    then only gives the architecture and may lie on the meta device.
+    """
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial, state_dict=state_dict)
+        tokenizer.save_pretrained(partial)
+    return folder
+
+
+def resolve_model(config: ModelConfig, *, run_folder: Path | None, workdir: Path) -> Path:
+    """The folder of the checkpoint that `config` names.
+
+    `stage:NAME` is NAME's `hf` folder below `run_folder`; a fresh model is made below `workdir` once and found there
+    again; a name that is no folder is fetched from the hub. Raises ValueError when there is none.
+    """
+    if config.init_config is not None:
+        content = architecture_file(config.init_config).read_bytes()
+        made_from = hashlib.sha256(content + str(config.init_seed).encode()).hexdigest()[:12]
+        folder = workdir / f"init-{made_from}"
+        return folder if folder.is_dir() else create_model(config.init_config, config.init_seed, folder)
+    assert config.path is not None, "ModelConfig has exactly one origin"
+    if config.path.startswith(STAGE_PREFIX):
+        return _stage_result(config.path, run_folder)
+    folder = Path(config.path).expanduser()
+    if folder.is_file():
+        raise ValueError(f"model.path='{folder}' is a file; give a checkpoint's folder (a GGUF file is imported first)")
+    if folder.is_dir():
+        return _checked(folder, f"model.path='{config.path}'")
+    return _from_hub(config.path)
+
+
+def _stage_result(path: str, run_folder: Path | None) -> Path:
+    stage = path.removeprefix(STAGE_PREFIX)
+    if run_folder is None:
+        raise ValueError(
+            f"model.path='{path}' names a stage of a recipe, but this stage runs alone; give the checkpoint's folder"
+        )
+    return _checked(run_folder / stage / "hf", f"model.path='{path}' (run stage '{stage}' first)")
+
+
+def _checked(folder: Path, setting: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{setting}: no checkpoint in '{folder}' (config.json is missing)")
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(
+            f"model.path='{name}' is neither a folder nor a model that the hub gives; check the spelling, the network "
+            f"and the access token ({error})"
+        ) from error

@@ -1,0 +1,136 @@
+"""From a recipe to runs on disk: stages in order, each finished one reused, each killed one resumed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from configs.stages import EvalConfig, GRPOConfig, Recipe, SFTConfig, StageConfig, TaskSuite
+from pipeline.checkpoints import Checkpoints
+from pipeline.data.conversations import Conversations
+from pipeline.data.prompts import Prompts
+from pipeline.data.rows import BadRows
+from pipeline.evaluation.suites import results_table
+from pipeline.fleet import Fleet, cluster, start_all, start_policy, start_rewards, start_rollout
+from pipeline.folder import write_atomic
+from pipeline.lineage import check_lineage, write_lineage
+from pipeline.models.load import resolve_model
+from pipeline.models.tokenizer import load_tokenizer
+from pipeline.report import Report, write_html
+from pipeline.stages import evaluate, grpo, sft
+from pipeline.train.engine import TrainSpec
+
+FIGURES = "figures.json"
+"""Written when a stage is done: an evaluation's results, or a training's last metrics."""
+
+
+def run_recipe(recipe: Recipe) -> None:
+    """Run the stages in order on one cluster. A finished stage is skipped, an unfinished one continues.
+
+    Raises ValueError for bad input, RunStopped where a stage stopped itself.
+    """
+    folder = Path(recipe.runs_dir) / recipe.name
+    with cluster():
+        for name, stage in recipe.stages.items():
+            _run(name, stage, folder / name)
+
+
+def run_stage(config: StageConfig, folder: Path) -> dict[str, float]:
+    """Run one stage into `folder` and return its figures; see run_recipe."""
+    with cluster():
+        return _run(folder.name, config, folder)
+
+
+def _run(name: str, config: StageConfig, folder: Path) -> dict[str, float]:
+    """One stage, or its figures where it is done already. Raises ValueError where `folder` holds another one's run."""
+    console = Console()
+    model = resolve_model(config.model, run_folder=folder.parent, workdir=folder)
+    check_lineage(folder, config, model)
+    if (folder / FIGURES).is_file():
+        console.print(f"[dim]{name}: done before, reused ({folder})")
+        return json.loads((folder / FIGURES).read_text())
+    console.rule(f"[bold]{name}[/] ({config.type})")
+    write_lineage(folder, name, config, model)
+    if isinstance(config, SFTConfig):
+        figures = _sft(config, model, folder)
+    elif isinstance(config, GRPOConfig):
+        figures = _grpo(config, model, folder)
+    else:
+        figures = _evaluate(config, model, folder)
+    write_atomic(folder / FIGURES, json.dumps(figures, indent=1, sort_keys=True))
+    return figures
+
+
+def _sft(config: SFTConfig, model: Path, folder: Path) -> dict[str, float]:
+    tokenizer = load_tokenizer(model, config.model.chat_template)
+    data = Conversations.load(config.data, tokenizer, folder / "data", config.seed)
+    held_out = None
+    if config.eval_data is not None:
+        held_out = Conversations.load(config.eval_data, tokenizer, folder / "data", config.seed)
+    steps = config.steps or -(-len(data) * (config.epochs or 1) // config.conversations_per_step)
+    spec = _train_spec(config, model, steps)
+    with start_all(lambda: start_policy(spec)) as (policy,), Report(folder, total_steps=steps, label="sft") as report:
+        checkpoints = Checkpoints(folder, config.checkpoint, policy)
+        report.resume(checkpoints.restore())
+        _tell(data.bad_rows, folder, report.note)
+        sft.run(config, steps, data, held_out, policy, checkpoints, report)
+    write_html(folder)
+    return report.last_metrics
+
+
+def _train_spec(config: SFTConfig | GRPOConfig, model: Path, total_steps: int) -> TrainSpec:
+    objective = config.objective if isinstance(config, GRPOConfig) else None
+    return TrainSpec(
+        model,
+        config.model.dtype,
+        config.trainer,
+        config.optimizer,
+        total_steps,
+        chat_template=config.model.chat_template,
+        objective=objective,
+        with_reference=objective is not None and objective.kl_coef > 0,
+    )
+
+
+def _tell(bad_rows: BadRows, folder: Path, say: Callable[[str], None]) -> None:
+    """Bad rows are said and kept, never just dropped."""
+    if bad_rows.counts:
+        say(bad_rows.summary())
+        bad_rows.write(folder / "bad_rows.jsonl")
+
+
+def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
+    tokenizer = load_tokenizer(model, config.model.chat_template)
+    prompts = Prompts.load(config.prompts, tokenizer, config.seed)
+    spec = _train_spec(config, model, config.steps * config.updates_per_batch)
+    starts = (
+        lambda: start_rollout(model, config.rollout, dtype=config.model.dtype, seed=config.seed),
+        lambda: start_policy(spec),
+        lambda: start_rewards(config.rewards, config.reward_pool),
+    )
+    with (
+        start_all(*starts) as (rollout, policy, rewards),
+        Report(folder, total_steps=config.steps, label="grpo") as report,
+    ):
+        checkpoints = Checkpoints(folder, config.checkpoint, policy)
+        report.resume(checkpoints.restore())
+        _tell(prompts.bad_rows, folder, report.note)
+        grpo.run(config, prompts, Fleet(policy, rollout, rewards, checkpoints, config, len(tokenizer)), report)
+    write_html(folder)
+    return report.last_metrics
+
+
+def _evaluate(config: EvalConfig, model: Path, folder: Path) -> dict[str, float]:
+    tokenizer = load_tokenizer(model, config.model.chat_template)
+    tasks = {name: suite for name, suite in config.suites.items() if isinstance(suite, TaskSuite)}
+    prompts = {name: Prompts.load(suite.prompts, tokenizer, config.seed) for name, suite in tasks.items()}
+    console = Console()
+    for name, loaded in prompts.items():
+        _tell(loaded.bad_rows, folder / name, console.print)
+    with start_all(lambda: start_rollout(model, config.rollout, dtype=config.model.dtype, seed=config.seed)) as (
+        rollout,
+    ):
+        results = evaluate.run(config, prompts, tokenizer, rollout, folder)
+    console.print(results_table(results))
+    return {f"{suite}/{figure}": value for suite, result in results.items() for figure, value in result.figures.items()}

@@ -1,0 +1,36 @@
+"""Group relative policy optimization (DeepSeekMath section 4, DeepSeek-V2 section 4.2): no critic, the baseline of a
+completion is the mean reward of its group."""
+
+from configs.stages import GRPOConfig
+from pipeline.data.prompts import Prompts
+from pipeline.experience import collect, training_batches
+from pipeline.fleet import Fleet
+from pipeline.report import Report
+from pipeline.stopwatch import Stopwatch
+
+
+def run(config: GRPOConfig, prompts: Prompts, fleet: Fleet, report: Report) -> None:
+    """Sample G answers a prompt, judge them, centre within the group, update, sync; `steps` times.
+
+    Starts after the step the policy was restored at, and sends that policy to the engines first.
+    """
+    watch = Stopwatch()
+    fleet.sync_weights(fleet.checkpoints.step)
+    for step in range(fleet.checkpoints.step + 1, config.steps + 1):
+        with watch("generate"), fleet.rollout.awake():
+            experience, metrics = collect(config, prompts, fleet, step)
+        batches = training_batches(experience, config)
+        with fleet.policy.awake():
+            sharded = [fleet.policy.shard(batch.trees) for batch in batches]
+            with watch("reference"):
+                if config.objective.kl_coef > 0:
+                    sharded = [fleet.policy.with_logprobs(rows, reference=True) for rows in sharded]
+                if config.updates_per_batch > 1:  # else the ratio's denominator is the forward pass of the update
+                    sharded = [fleet.policy.with_logprobs(rows, reference=False) for rows in sharded]
+            with watch("train"):
+                for rows, batch in zip(sharded, batches, strict=True):
+                    metrics |= fleet.policy.update(rows, batch.denominator)
+        with watch("sync"):
+            metrics |= fleet.sync_weights(step)
+        report.step(step, metrics | watch.lap(), experience.samples())
+        fleet.checkpoints.done(step, last=step == config.steps)

@@ -1,0 +1,285 @@
+"""The training engine: DeepSpeed behind two verbs, `forward_backward` and `optim_step`.
+
+The only file that imports deepspeed. One instance is one rank; it knows micro-batches and a loss, no algorithm.
+Gradients are sums over micro-batches and ranks of terms that already carry the batch's global denominator, so the
+split of a batch can't change them: DeepSpeed's mean over ranks is undone by the number of ranks.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from configs.stages import ObjectiveConfig
+from configs.train import OptimizerConfig, TrainerConfig
+from pipeline.batch import Floats, MicroBatch
+from pipeline.models.attention import Layout
+from pipeline.models.load import load_model, save_hf
+from pipeline.models.logprobs import LogprobModel
+from pipeline.models.tokenizer import load_tokenizer
+from pipeline.objectives.policy import LossOutput, grpo_loss
+from pipeline.objectives.supervised import sft_loss
+from pipeline.train.buckets import layer_buckets
+from pipeline.train.schedule import learning_rate
+from rollout.weights import Bucket
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """All a rank needs to build its engine; crosses to the rank by value.
+
+    `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's, or None for supervised training. `with_reference` keeps a frozen copy of `model` beside the
+    policy, sharded over ranks under ZeRO-3. Seeds nothing: training draws no random numbers.
+    """
+
+    model: Path
+    dtype: str
+    trainer: TrainerConfig
+    optimizer: OptimizerConfig
+    total_steps: int
+    chat_template: str | None = None
+    objective: ObjectiveConfig | None = None
+    with_reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSums:
+    """What a rank's forward passes add up to: sums and maxima over its trained tokens (see LossOutput)."""
+
+    num_tokens: int
+    sums: dict[str, float]
+    maxima: dict[str, float]
+
+
+class TrainEngine:
+    """One rank's model, optimizer state and gradients.
+
+    The process group is read from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+    """
+
+    def __init__(self, spec: TrainSpec) -> None:
+        self.spec = spec
+        self.device = (
+            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+        )
+        # Exact resume needs it: without, the CPU's scatter-add sums in whatever order threads arrive (it costs 1 %).
+        torch.use_deterministic_algorithms(True)
+        if self.device.type == "cpu":
+            # Gloo serves; the shared-memory op would compile for two minutes at the first start of every machine.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
+        self.world_size = torch.distributed.get_world_size()
+        model = self._logprob_model()
+        if spec.trainer.gradient_checkpointing:
+            model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, spec.optimizer.weight_decay),
+            lr=spec.optimizer.learning_rate,
+            betas=(spec.optimizer.betas[0], spec.optimizer.betas[1]),
+            eps=spec.optimizer.eps,
+            fused=True,
+        )
+        self.engine, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=_config(spec))
+        self.engine.enable_backward_allreduce = spec.trainer.zero_stage > 0  # see _clip_unsharded
+        self.reference = self._reference() if spec.with_reference else None
+        self.step = 0
+
+    def _logprob_model(self) -> LogprobModel:
+        return LogprobModel(load_model(self.spec.model, self.spec.dtype), self.spec.trainer.logprob_chunk_tokens)
+
+    def _reference(self) -> nn.Module:
+        model = self._logprob_model().eval().requires_grad_(False)
+        if self.spec.trainer.zero_stage < 3:
+            return model.to(self.device)
+        engine, *_ = deepspeed.initialize(model=model, config=_config(self.spec))
+        return engine.eval()
+
+    # -- the two verbs ------------------------------------------------------------------------------------------------
+
+    def forward_backward(self, batch: list[MicroBatch], denominator: float) -> TokenSums:
+        """Add the gradient of the loss over `batch` to what has accumulated since the last optim_step.
+
+        denominator: what the loss is divided by, counted over all micro-batches and ranks.
+        """
+        self.engine.train()
+        sums: dict[str, Tensor] = {}
+        maxima: dict[str, Tensor] = {}
+        for row in batch:
+            loss, row_sums, row_maxima = self._loss(row, self._forward(self.engine, row), denominator)
+            self.engine.backward(loss * self.world_size)
+            for name, value in row_sums.items():
+                sums[name] = sums.get(name, 0.0) + value
+            for name, value in row_maxima.items():
+                maxima[name] = torch.maximum(maxima[name], value) if name in maxima else value
+        num_tokens = sum(len(row.target_N) for row in batch)
+        as_floats = ({name: value.item() for name, value in of.items()} for of in (sums, maxima))
+        return TokenSums(num_tokens, *as_floats)
+
+    def optim_step(self) -> dict[str, float]:
+        """Clip, update, forget the gradients. Returns the learning rate used and the gradient's global norm before
+        clipping."""
+        self.step += 1
+        config = self.spec.optimizer
+        rate = learning_rate(
+            config.schedule, peak=config.learning_rate, step=self.step, total_steps=self.spec.total_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = self._clip_unsharded() if self.spec.trainer.zero_stage == 0 else None
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm() if norm is None else norm
+        return {"train/learning_rate": rate, "train/grad_norm": float(norm)}
+
+    def logprobs(self, batch: list[MicroBatch], *, reference: bool) -> list[Floats]:
+        """Log-probability of every trained token under the policy or the reference, float32 [N] a micro-batch."""
+        model = self.reference if reference else self.engine
+        assert model is not None, "no reference was loaded"
+        with torch.no_grad():
+            return [self._forward(model, row).cpu().numpy() for row in batch]
+
+    def evaluate(self, batch: list[MicroBatch]) -> TokenSums:
+        """Summed negative log-likelihood of the trained tokens, no gradient."""
+        nll = -sum(float(values_N.sum(dtype=np.float64)) for values_N in self.logprobs(batch, reference=False))
+        return TokenSums(sum(len(row.target_N) for row in batch), {"eval/nll_mean": nll}, {})
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def layer_weights(self) -> Iterator[dict[str, Tensor]]:
+        """Weights by checkpoint name, a layer at a time; under ZeRO-3 only one layer is whole at a time, on every rank.
+
+        A layer's tensors are valid until the next is asked for.
+        """
+        model = self.engine.module.causal_lm
+        tied = set(model.all_tied_weights_keys)
+        for layer in _layers(model):
+            with self._gathered(list(layer.values())):
+                held = {name: tensor.detach() for name, tensor in layer.items() if name not in tied}
+                yield revert_weight_conversion(model, held)
+
+    def weight_buckets(self, max_bytes: int, *, send: bool) -> Iterator[Bucket]:
+        """The layers as buckets of at most about max_bytes. Every rank takes part in gathering; a rank that does not
+        `send` yields nothing."""
+        for layer in self.layer_weights():
+            if send:
+                yield from layer_buckets(layer, max_bytes)
+
+    def save_hf(self, folder: Path) -> None:
+        """Write a plain `transformers` checkpoint; every rank takes part, rank 0 writes."""
+        state = {name: tensor.to("cpu", copy=True) for layer in self.layer_weights() for name, tensor in layer.items()}
+        if torch.distributed.get_rank() == 0:
+            model = self.engine.module.causal_lm
+            save_hf(model, load_tokenizer(self.spec.model, self.spec.chat_template), folder, state_dict=state)
+        torch.distributed.barrier()
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the whole training state into `folder`."""
+        self.engine.save_checkpoint(str(folder), tag="state", client_state={"step": self.step}, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote, in the same layout.
+
+        Raises ValueError when the folder holds no state that this layout can read.
+        """
+        path, client_state = self.engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise ValueError(f"{folder}: no DeepSpeed state of {self.world_size} rank(s); remove it to start anew")
+        self.step = client_state["step"]
+
+    def sleep(self) -> None:
+        """Give the device's memory to whoever speaks next: optimizer state, weights and gradients go to the host.
+
+        On the CPU the memory is the same, and nothing moves.
+        """
+        if self.device.type == "cuda":
+            self.engine.offload_states()
+
+    def wake(self) -> None:
+        """Take back what `sleep` gave away."""
+        if self.device.type == "cuda":
+            self.engine.reload_states()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _forward(self, model: Callable[..., Tensor], row: MicroBatch) -> Tensor:
+        token_ids_T, source_N, target_N = (
+            torch.from_numpy(x.copy()).to(self.device) for x in (row.token_ids_T, row.source_N, row.target_N)
+        )
+        return model(token_ids_T, Layout(row.lengths, row.parents), source_N, target_N)
+
+    def _loss(self, row: MicroBatch, logprobs_N: Tensor, denominator: float) -> LossOutput:
+        if logprobs_N.numel() == 0:  # a rank that only takes part: its gradient is zero, not absent
+            return LossOutput(logprobs_N.sum(), {}, {})
+        objective = self.spec.objective
+        if objective is None:
+            return sft_loss(logprobs_N=logprobs_N, denominator=denominator)
+        columns = {name: torch.from_numpy(values.copy()).to(self.device) for name, values in row.columns.items()}
+        return grpo_loss(
+            logprobs_N=logprobs_N,
+            policy_logprobs_N=columns.get("policy_logprobs", logprobs_N.detach()),
+            rollout_logprobs_N=columns["rollout_logprobs"],
+            ref_logprobs_N=columns.get("ref_logprobs"),
+            advantages_N=columns["advantages"],
+            weights_N=columns["weights"],
+            sequence_N=torch.from_numpy(row.sequence_N.copy()).to(self.device),
+            num_sequences=row.num_sequences,
+            denominator=denominator,
+            clip_low=objective.clip_low,
+            clip_high=objective.clip_high,
+            ratio=objective.ratio,
+            surrogate=objective.surrogate,
+            kl_coef=objective.kl_coef,
+            importance_cap=objective.importance_cap,
+        )
+
+    def _clip_unsharded(self) -> Tensor:
+        """Without ZeRO, DeepSpeed clips and does not tell the norm; so reduce and clip here, once."""
+        self.engine.buffered_allreduce_fallback()
+        return nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.spec.optimizer.max_grad_norm)
+
+    def _gathered(self, tensors: list[Tensor]) -> AbstractContextManager[Any]:
+        if self.spec.trainer.zero_stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters([t for t in tensors if isinstance(t, nn.Parameter)])
+
+
+def _layers(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """The state dict's tensors in groups of one decoder layer, and what is in none as a group of its own."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    persistent = model.state_dict(keep_vars=True)
+    for name, tensor in persistent.items():
+        layer = next(
+            (".".join(name.split(".")[: i + 1]) for i, part in enumerate(name.split(".")) if part.isdigit()), ""
+        )
+        groups.setdefault(layer, {})[name] = tensor
+    yield from groups.values()
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay on matrices only: norms and biases keep their scale."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _config(spec: TrainSpec) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": spec.trainer.zero_stage}
+    if spec.trainer.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,  # backward only accumulates; step reduces and updates
+        "gradient_clipping": spec.optimizer.max_grad_norm if spec.trainer.zero_stage else 0.0,
+        "bf16": {"enabled": spec.dtype == "bfloat16"},
+        "zero_optimization": zero,
+    }

@@ -1,0 +1,165 @@
+"""Training ranks as Ray actors, and the handle that drives them as one.
+
+The actor has no ideas of its own: every method is the engine's. The handle deals a batch over the ranks, adds up what
+they report, and turns a rank that died or does not answer into RunStopped.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from pipeline.batch import Floats, MicroBatch, Tree, micro_batch, shard
+from pipeline.errors import RunStopped
+from pipeline.folder import new_folder
+from pipeline.train.engine import TokenSums, TrainEngine, TrainSpec
+
+START_TIMEOUT_SECONDS = 300.0
+
+# glibc returns freed blocks to the system and faults them in again at every step; keeping them is 10-20 % of a step.
+# Idle threads must not spin: the engines that speak in turn with the ranks need the same cores.
+THREAD_AND_MALLOC = {
+    "OMP_WAIT_POLICY": "passive",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
+
+class TrainActor:
+    """One rank: tells where it lives, builds the engine, lends its methods out."""
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a free port, for the ranks to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def build(self, spec: TrainSpec, environment: dict[str, str]) -> None:
+        """Join the process group that `environment` describes and build the engine."""
+        os.environ.update(environment)
+        self.engine = TrainEngine(spec)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """One method of the engine, by name."""
+        return getattr(self.engine, method)(*args, **kwargs)
+
+    def put_weights(self, max_bytes: int, send: bool) -> list[Any]:
+        """The weights as buckets in the object store; ranks that do not send only help to gather."""
+        return [ray.put(bucket) for bucket in self.engine.weight_buckets(max_bytes, send=send)]
+
+
+class Policy:
+    """The policy in training, all ranks as one. Every method raises RunStopped when a rank dies or does not answer."""
+
+    def __init__(self, spec: TrainSpec, *, resources: dict[str, Any]) -> None:
+        self._spec = spec
+        num_ranks = spec.trainer.num_ranks
+        threads = spec.trainer.threads or max((os.cpu_count() or 1) // num_ranks, 1)
+        environment = THREAD_AND_MALLOC | {"OMP_NUM_THREADS": str(threads)}
+        actor = ray.remote(TrainActor).options(runtime_env={"env_vars": environment}, **resources)
+        self._ranks = [actor.remote() for _ in range(num_ranks)]
+        host, port = self._get([self._ranks[0].address.remote()], "address", START_TIMEOUT_SECONDS)[0]
+        group = {"WORLD_SIZE": str(num_ranks), "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        started = [rank.build.remote(spec, group | {"RANK": str(i)}) for i, rank in enumerate(self._ranks)]
+        self._get(started, "build", START_TIMEOUT_SECONDS)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """While the block runs the ranks' state is on the device (on the CPU it always is)."""
+        self._all("wake")
+        try:
+            yield
+        finally:
+            self._all("sleep")
+
+    def shard(self, trees: list[Tree]) -> list[list[MicroBatch]]:
+        """Trees as micro-batches of each rank, [num_ranks][m]."""
+        trainer = self._spec.trainer
+        return shard(trees, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
+
+    def update(self, batch: list[list[MicroBatch]], denominator: float) -> dict[str, float]:
+        """One optimizer step on a sharded batch whose loss is divided by `denominator`. Returns its metrics."""
+        metrics = _mean(self._each("forward_backward", [(rows, denominator) for rows in batch]))
+        return metrics | self._all("optim_step")[0]
+
+    def with_logprobs(self, batch: list[list[MicroBatch]], *, reference: bool) -> list[list[MicroBatch]]:
+        """The batch with a column more: `ref_logprobs` of the frozen reference, or `policy_logprobs` as of now."""
+        name = "ref_logprobs" if reference else "policy_logprobs"
+        columns = self._each("logprobs", [(rows,) for rows in batch], reference=reference)
+        return [
+            [row.with_column(name, values_N) for row, values_N in zip(*pair, strict=True)]
+            for pair in zip(batch, columns, strict=True)
+        ]
+
+    def evaluate(self, batch: list[list[MicroBatch]]) -> dict[str, float]:
+        """Mean negative log-likelihood of the trained tokens, `eval/nll_mean`."""
+        return _mean(self._each("evaluate", [(rows,) for rows in batch]))
+
+    def sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
+        """Log-probabilities of the trained tokens of each tree, in the order of `trees`; every rank computes all."""
+        row = micro_batch(trees)
+        values_N = self._each("logprobs", [([row],)] * len(self._ranks), reference=False)[0][0]
+        return [values_N[row.sequence_N == sequence] for sequence in range(row.num_sequences)]
+
+    def put_weights(self, max_bytes: int) -> list[Any]:
+        """References to the weights' buckets in the object store, rank 0's."""
+        sent = [actor.put_weights.remote(max_bytes, rank == 0) for rank, actor in enumerate(self._ranks)]
+        return self._get(sent, "put_weights", self._spec.trainer.timeout_seconds)[0]
+
+    def save(self, folder: Path) -> None:
+        """Write the whole training state of all ranks; `folder` appears whole or not at all."""
+        with new_folder(folder) as partial:
+            self._all("save", partial)
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote. Raises ValueError where this layout can't read it."""
+        self._all("load", folder)
+
+    def save_hf(self, folder: Path) -> None:
+        """Write a plain `transformers` checkpoint; `folder` appears whole or not at all."""
+        self._all("save_hf", folder)
+
+    def close(self) -> None:
+        """End the ranks."""
+        for actor in self._ranks:
+            ray.kill(actor)
+
+    def _all(self, method: str, *args: Any) -> list[Any]:
+        return self._each(method, [args] * len(self._ranks))
+
+    def _each(self, method: str, arguments: list[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
+        calls = [actor.call.remote(method, *args, **kwargs) for actor, args in zip(self._ranks, arguments, strict=True)]
+        return self._get(calls, method, self._spec.trainer.timeout_seconds)
+
+    def _get(self, calls: list[Any], method: str, timeout: float) -> list[Any]:
+        try:
+            return ray.get(calls, timeout=timeout)
+        except GetTimeoutError as error:
+            raise RunStopped(
+                f"training ranks did not finish '{method}' within {timeout:.0f} s; raise trainer.timeout_seconds, or "
+                "look for a rank that hangs or was never placed"
+            ) from error
+        except RayTaskError as error:
+            if isinstance(error, ValueError):  # Ray makes the error one of the cause's own class too
+                raise
+            raise RunStopped(f"a training rank failed in '{method}': {error}") from error
+        except RayError as error:
+            raise RunStopped(f"a training rank died in '{method}': {error}") from error
+
+
+def _mean(of_ranks: list[TokenSums]) -> dict[str, float]:
+    """Sums over ranks divided by the tokens they are over, and maxima."""
+    num_tokens = max(sum(part.num_tokens for part in of_ranks), 1)
+    names = {name for part in of_ranks for name in part.sums}
+    metrics = {name: sum(part.sums.get(name, 0.0) for part in of_ranks) / num_tokens for name in sorted(names)}
+    tops = {name for part in of_ranks for name in part.maxima}
+    return metrics | {
+        name: float(np.max([p.maxima[name] for p in of_ranks if name in p.maxima])) for name in sorted(tops)
+    }

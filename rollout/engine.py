@@ -1,0 +1,281 @@
+"""One vLLM engine in this process: groups of completions out, new weights in. The only door to vLLM.
+
+vLLM is set up so that a sync can be proven and a run can be resumed to the bit: no child process, no asynchronous
+scheduling, one seeded generator per call, no cached prefix from an earlier call, float32 kernels on the CPU.
+
+On the CPU vLLM 0.32.0 is silently wrong in two places. Both are mended here, and the version is guarded:
+
+* its rotary kernel takes the queries of DeepSeek's attention, [tokens, heads, rope], for one head;
+* a reload leaves the experts in the checkpoint's layout, where the kernel reads its packed one.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from configs.sampling import RolloutConfig, SamplingConfig
+from rollout.types import Completion, Group
+from rollout.weights import Bucket, TensorRecord, checkpoint_shapes, open_buckets
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+# vLLM reads these while it is imported.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+import vllm
+from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt
+from vllm.logprobs import FlatLogprobs
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+
+EXAMINED_VLLM = "0.32.0"
+"""The version whose kernels, reload path and seeding were read and measured."""
+
+
+class Engine:
+    """A policy that speaks.
+
+    It keeps to this process and its default random generator, which every `generate` seeds anew: whoever draws from
+    it between two groups of a stream changes what follows.
+    """
+
+    def __init__(self, model: Path, config: RolloutConfig, dtype: str, seed: int) -> None:
+        """Loads the checkpoint folder `model` in `dtype` ("float32", "bfloat16").
+
+        Raises ValueError for a folder without safetensors or a setting this machine cannot serve, RuntimeError for
+        a vLLM other than the one examined.
+        """
+        self._expected = checkpoint_shapes(model)
+        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+        self._max_model_len = config.max_model_len
+        # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
+        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        self._llm = LLM(**_engine_arguments(model, config, dtype, seed))
+        self._policy_version = 0
+        self._awake = True
+        self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
+
+    @property
+    def policy_version(self) -> int:
+        """Number of the sync whose weights the engine speaks with; 0 before the first."""
+        return self._policy_version
+
+    def generate(
+        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
+    ) -> Iterator[Group]:
+        """Samples `num_completions` answers to each prompt and yields each group as soon as all of its are finished.
+
+        The same weights, request and seed give the same ids and log-probabilities to the bit, whatever the engine did
+        before. Log-probabilities are the policy's own, before temperature, top_p and top_k. Leaving the iterator
+        early ends the request.
+
+        Raises ValueError when a prompt is empty or leaves no room for `max_tokens` in `max_model_len`.
+        """
+        self._check_ready()
+        longest = self._max_model_len - sampling.max_tokens
+        for index, prompt_ids in enumerate(prompts):
+            if not 1 <= len(prompt_ids) <= longest:
+                raise ValueError(
+                    f"prompt {index} has {len(prompt_ids)} tokens, allowed are 1 to {longest} (rollout.max_model_len="
+                    f"{self._max_model_len} less sampling.max_tokens={sampling.max_tokens}): raise max_model_len or "
+                    "shorten the prompt"
+                )
+        stop_token_ids = [] if sampling.ignore_eos else [self._tokenizer.eos_token_id]
+        params = SamplingParams(
+            n=num_completions,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            ignore_eos=sampling.ignore_eos,
+            stop_token_ids=stop_token_ids,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return self._groups(prompts, params, seed)
+
+    def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
+        """Log-probability in nats of each prompt token after the first, from a forward pass with the present weights.
+
+        The pass is the one that reads prompts (prefill); nothing is taken from a cache.
+        """
+        self._check_ready()
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        outputs = sorted(self._outputs(prompts, params), key=lambda output: int(output.request_id))
+        return [cast(FlatLogprobs, output.prompt_logprobs).logprobs for output in outputs]
+
+    def load_weights(self, buckets: Iterable[Bucket], version: int) -> list[TensorRecord]:
+        """Takes a whole set of weights, under checkpoint names, and returns the manifest of what was loaded.
+
+        All or nothing: every payload is checked against its record, and the names against the checkpoint the engine
+        started from, before the first is loaded. The payloads are not copied on the way.
+
+        Raises SyncError naming the tensor that is damaged, missing, unknown or of another shape.
+        """
+        self._check_ready()
+        started = time.perf_counter()
+        records, tensors = open_buckets(buckets, self._expected)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        self._forget_prefixes()
+        self._policy_version = version
+        self._sync_seconds += time.perf_counter() - started
+        return records
+
+    def sleep(self) -> None:
+        """Leaves the accelerator's memory to the trainer, the weights kept on the host. On the CPU nothing moves."""
+        if self._awake and not current_platform.is_cpu():
+            self._llm.sleep(level=1)
+        self._awake = False
+
+    def wake(self) -> None:
+        """Takes the memory back. Needed before anything else is asked of a sleeping engine."""
+        if not self._awake and not current_platform.is_cpu():
+            self._llm.wake_up()
+        self._awake = True
+
+    def metrics(self) -> dict[str, float]:
+        """What was spent since the last call: `rollout/tokens_per_second` (sampled tokens), `.../generate_seconds`
+        and `rollout/sync_seconds`. Seconds in which the reader of a stream kept the engine waiting are not counted."""
+        seconds = self._generate_seconds
+        measured = {
+            "rollout/tokens_per_second": self._tokens / seconds if seconds else 0.0,
+            "rollout/generate_seconds": seconds,
+            "rollout/sync_seconds": self._sync_seconds,
+        }
+        self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
+        return measured
+
+    def _groups(self, prompts: list[list[int]], params: SamplingParams, seed: int) -> Iterator[Group]:
+        self._forget_prefixes()
+        self._llm.collective_rpc(_seed_worker, args=(seed,))
+        for output in self._outputs(prompts, params):
+            group = self._group(output)
+            self._tokens += sum(len(completion.token_ids) for completion in group.completions)
+            yield group
+
+    def _outputs(self, prompts: list[list[int]], params: SamplingParams) -> Iterator[RequestOutput]:
+        """The engine's own loop: each request as it finishes, named by its place in `prompts`."""
+        engine = self._llm.llm_engine
+        assert not engine.has_unfinished_requests(), "two requests at once: finish or close the first stream"
+        names = [str(index) for index in range(len(prompts))]
+        for name, prompt_ids in zip(names, prompts, strict=True):
+            engine.add_request(name, TokensPrompt(prompt_token_ids=prompt_ids), params)
+        try:
+            while engine.has_unfinished_requests():
+                started = time.perf_counter()
+                finished = engine.step()
+                self._generate_seconds += time.perf_counter() - started
+                yield from cast(list[RequestOutput], finished)
+        finally:
+            engine.abort_request(names)
+
+    def _group(self, output: RequestOutput) -> Group:
+        texts = self._tokenizer.batch_decode([sample.token_ids for sample in output.outputs], skip_special_tokens=True)
+        completions: list[Completion] = []
+        for sample, text in zip(output.outputs, texts, strict=True):
+            if sample.finish_reason not in ("stop", "length"):
+                raise RuntimeError(f"vLLM ended a completion of prompt {output.request_id} by '{sample.finish_reason}'")
+            completions.append(
+                Completion(
+                    token_ids=list(sample.token_ids),
+                    logprobs=cast(FlatLogprobs, sample.logprobs).logprobs,
+                    text=text,
+                    finish_reason=cast(Literal["stop", "length"], sample.finish_reason),
+                    policy_version=self._policy_version,
+                )
+            )
+        return Group(int(output.request_id), list(cast(list[int], output.prompt_token_ids)), completions)
+
+    def _forget_prefixes(self) -> None:
+        forgotten = self._llm.reset_prefix_cache()
+        assert forgotten, "prefixes are in use: finish or close the stream first"
+
+    def _check_ready(self) -> None:
+        if not self._awake:
+            raise RuntimeError("the engine sleeps; wake it before anything is asked of it")
+
+
+def _engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) -> dict[str, Any]:
+    """Arguments of vLLM's LLM. Raises as Engine does."""
+    if vllm.__version__ != EXAMINED_VLLM:
+        raise RuntimeError(
+            f"vLLM {vllm.__version__} is installed, but rollout/engine.py was made for {EXAMINED_VLLM}: install that, "
+            "or look again at its mends (the tests in tests/rollout show whether they are still needed)"
+        )
+    arguments = {
+        "model": str(model),
+        "dtype": dtype,
+        "seed": seed,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "enforce_eager": config.enforce_eager,
+        "distributed_executor_backend": "uni" if config.tensor_parallel_size == 1 else "mp",
+        "async_scheduling": False,
+        "skip_tokenizer_init": True,
+        "use_tqdm_on_load": False,
+    }
+    if not current_platform.is_cpu():
+        return arguments | {"enable_sleep_mode": True}
+    if config.tensor_parallel_size > 1:
+        raise ValueError(
+            f"rollout.tensor_parallel_size={config.tensor_parallel_size} needs accelerators; set it to 1 on the CPU"
+        )
+    _mend_rotary_kernel()
+    _mend_expert_reload()
+    # DeepSeek's attention runs with its keys and values expanded: a quarter faster here than over the latent cache,
+    # whose CPU kernel can neither share a prompt within its group nor take a latent size other than 576.
+    os.environ.setdefault("VLLM_MLA_DISABLE", "1")
+    # A small block, so that even short prompts are shared. Where the latent cache is asked for all the same, the
+    # backend named is the only one that computes in float32; others ignore it.
+    return arguments | {"block_size": 32, "attention_backend": "CPU_MLA"}
+
+
+def _seed_worker(worker: object, seed: int) -> None:
+    torch.manual_seed(seed)
+
+
+def _mend_rotary_kernel() -> None:
+    """Hands the kernel its queries flat, [tokens, heads * rope]: in that form it rotates every head."""
+    kernel = RotaryEmbedding.forward_cpu
+
+    def forward_cpu(
+        self: RotaryEmbedding, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        flat_query, flat_key = kernel(self, positions, query.flatten(1), None if key is None else key.flatten(1))
+        return flat_query.view(query.shape), None if key is None or flat_key is None else flat_key.view(key.shape)
+
+    if kernel.__module__ != __name__:
+        RotaryEmbedding.forward_cpu = forward_cpu
+
+
+def _mend_expert_reload() -> None:
+    """Packs the experts on every load: vLLM does so on the first only, when it makes the kernel."""
+    setup = UnquantizedFusedMoEMethod._setup_kernel
+
+    def setup_kernel(self: UnquantizedFusedMoEMethod, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:
+        reloads = self.moe_kernel is not None
+        setup(self, layer, w13, w2)
+        if reloads:
+            assert self.moe_kernel is not None
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    if setup.__module__ != __name__:
+        UnquantizedFusedMoEMethod._setup_kernel = setup_kernel

@@ -1,0 +1,175 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from configs.load import find, leaves, load
+from configs.stages import EvalConfig, GRPOConfig, Recipe, SFTConfig
+
+RECIPE = str(Path(__file__).parent / "recipe.yaml")
+
+
+def stage_file(folder: Path, stage: str) -> Path:
+    """A configuration of one stage, cut out of the fixture."""
+    data: Any = OmegaConf.to_container(OmegaConf.load(RECIPE), resolve=True)
+    file = folder / f"{stage}.yaml"
+    OmegaConf.save(OmegaConf.create(data["stages"][stage]), file)
+    return file
+
+
+def refusal(*overrides: str, path: str = RECIPE, model: Any = Recipe) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(path, overrides, model)
+    return str(caught.value)
+
+
+def test_values_reach_the_model_with_their_types() -> None:
+    recipe = load(
+        RECIPE, ["stages.warm.optimizer.learning_rate=1e-5", "stages.reason.rewards.0.weight=2"], Recipe
+    ).config
+    warm, reason, judge = recipe.stages.values()
+    assert isinstance(warm, SFTConfig) and isinstance(reason, GRPOConfig) and isinstance(judge, EvalConfig)
+    assert warm.optimizer.learning_rate == 1e-5
+    assert reason.optimizer.learning_rate == 3e-4
+    assert reason.rewards[0].weight == 2.0
+    assert judge.sampling == reason.sampling
+    assert list(recipe.stages) == ["warm", "reason", "judge"]
+
+
+def test_an_exponent_without_a_point_is_a_number(tmp_path: Path) -> None:
+    file = stage_file(tmp_path, "warm")
+    file.write_text(file.read_text().replace("learning_rate: 0.002", "learning_rate: 1e-5"))
+    assert load(str(file), [], SFTConfig).config.optimizer.learning_rate == 1e-5
+
+
+def test_every_leaf_has_its_origin() -> None:
+    loaded = load(RECIPE, ["stages.reason.steps=3", "stages.warm.optimizer.betas=[0.8, 0.9]"], Recipe)
+    assert set(loaded.origins) == {key for key, _ in leaves(loaded.config.model_dump())}
+    assert loaded.origins["stages.reason.steps"] == "override"
+    assert loaded.origins["stages.warm.optimizer.betas"] == "override"
+    assert loaded.origins["stages.warm.optimizer.learning_rate"] == "recipe.yaml"
+    assert loaded.origins["stages.reason.rewards.0.name"] == "recipe.yaml"
+    assert loaded.origins["stages.judge.sampling.max_tokens"] == "recipe.yaml"
+    assert loaded.origins["stages.reason.rewards.0.weight"] == "default"
+    assert loaded.origins["stages.warm.trainer.num_ranks"] == "default"
+
+
+def test_an_override_replaces_a_whole_block() -> None:
+    loaded = load(RECIPE, ["stages.reason.optimizer.schedule={type: constant, warmup_steps: 5}"], Recipe)
+    assert loaded.config.stages["reason"].model_dump()["optimizer"]["schedule"] == {
+        "type": "constant",
+        "warmup_steps": 5,
+    }
+    assert loaded.origins["stages.reason.optimizer.schedule.warmup_steps"] == "override"
+
+
+def test_later_overrides_win_and_see_earlier_ones() -> None:
+    overrides = [
+        "stages.reason.optimizer.schedule.type=constant",
+        "stages.reason.steps=3",
+        "stages.reason.steps=${stages.warm.steps}",
+    ]
+    reason = load(RECIPE, overrides, Recipe).config.stages["reason"]
+    assert isinstance(reason, GRPOConfig)
+    assert (reason.steps, reason.optimizer.schedule.type) == (20, "constant")
+
+
+def test_brackets_and_dots_name_the_same_entry() -> None:
+    one, other = (load(RECIPE, [f"stages.reason.{key}=gym"], Recipe) for key in ("rewards[0].name", "rewards.0.name"))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("stages.reason.stepz=3", "override 'stages.reason.stepz=3': unknown key 'stepz': did you mean 'steps'?"),
+        ("stages.reson.steps=3", "override 'stages.reson.steps=3': unknown key 'reson': did you mean 'reason'?"),
+        ("stages.reason.rewards.1.weight=3", "unknown key '1': known: 0"),
+        ("stages.judge.suites.heldout.pass_score=0", "unknown key 'heldout': did you mean 'held_out'?"),
+        ("stages.judge.sampling.max_tokens=3", "stands below the value '${stages.reason.sampling}'"),
+        ("stages.reason.steps", "write key=value"),
+        ("stages..steps=3", "write key=value"),
+        ("stages.reason.rewards=[1", "not valid YAML"),
+        ("stages.reason.steps=fast", "stages.reason.steps: Input should be a valid integer"),
+        ("stages.reason.steps=2.0", "(given: 2.0) [override stages.reason.steps=2.0]"),
+        (
+            "stages.reason.optimizer.learning_rate=true",
+            "stages.reason.optimizer.learning_rate: Input should be a valid",
+        ),
+        (
+            "stages.warm.epochs=1",
+            "stages.warm: set exactly one of 'steps' and 'epochs' [override stages.warm.epochs=1]",
+        ),
+        ("stages.reason.model.path=stage:judge", "no earlier stage 'judge'; earlier stages: ['warm']"),
+        ("stages.reason.type=grop", "stages.reason: unknown type 'grop': did you mean 'grpo'?"),
+        (
+            "stages.reason.optimizer.schedule={type: cosine, final: 1}",
+            "schedule: unknown key 'final': did you mean 'final_",
+        ),
+        (
+            "stages.reason.optimizer.schedule={warmup_steps: 1}",
+            "stages.reason.optimizer.schedule: its 'type' is missing",
+        ),
+        (
+            "stages.reason.steps=${stages.warm.stps}",
+            "stages.reason.steps: Interpolation key 'stages.warm.stps' not found",
+        ),
+        ("stages.reason.steps=???", "stages.reason.steps: Missing mandatory value"),
+        ("name=a/b", "name: String should match pattern"),
+    ],
+)
+def test_a_wrong_override_is_refused_readably(override: str, complaint: str) -> None:
+    assert complaint in refusal(override)
+
+
+def test_all_problems_are_told_at_once_and_by_the_keys_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    text = Path(RECIPE).read_text().replace("learning_rate: 2e-3", "learning_rat: 2e-3\n      epz: 1")
+    file.write_text(text.replace("warmup_steps: 2", "warmup_steps: -2").replace("    group_size: 8\n", ""))
+    lines = refusal(path=str(file)).splitlines()
+    assert lines[0] == f"{file}: not a valid configuration"
+    assert sorted(lines[1:]) == [
+        "  stages.reason.group_size: missing, and it has no default",
+        "  stages.reason.optimizer.schedule.warmup_steps: Input should be greater than or equal to 0 (given: -2)",
+        "  stages.warm.optimizer: unknown key 'learning_rat': did you mean 'learning_rate'?; "
+        "unknown key 'epz': did you mean 'eps'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"- 1\n", "holds a list"),
+        (b"a: [1\n", "not valid YAML"),
+        (b"name: a\nname: b\n", "found duplicate key name"),
+        (b"name: \xff\n", "not UTF-8"),
+        (b"name: ${\n", "name: "),
+        (b"", "name: missing, and it has no default"),
+        (b"just words\n", "unknown key 'just words'"),
+    ],
+)
+def test_a_broken_file_is_refused_by_name(tmp_path: Path, text: bytes, complaint: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(text)
+    message = refusal(path=str(file))
+    assert message.startswith(str(file)) and complaint in message
+
+
+def test_a_missing_file_names_what_is_shipped() -> None:
+    assert "neither a file nor a shipped recipe; shipped recipes: " in refusal(path="no_such_recipe")
+
+
+def test_a_single_stage_must_be_of_the_asked_type(tmp_path: Path) -> None:
+    file = stage_file(tmp_path, "warm")
+    assert load(str(file), ["seed=3"], SFTConfig).config.seed == 3
+    wrong = refusal(path=str(file), model=GRPOConfig)
+    assert wrong == f"{file}: a stage of type 'sft' where a stage of type 'grpo' is wanted"
+    assert refusal(path=str(file)) == f"{file}: a stage of type 'sft' where a recipe, without 'type', is wanted"
+    assert "a recipe, without 'type', where a stage of type 'sft' is wanted" in refusal(model=SFTConfig)
+
+
+def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").write_text("name: mine\n")
+    assert find("demo") == Path("demo")

@@ -1,0 +1,120 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from configs.load import load
+from configs.stages import STAGES, Recipe
+from jobs.cli import exit_code, main, parse, write_figures
+from pipeline.errors import RunStopped
+
+RECIPE = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
+VERBS = ("run", "config", "sft", "grpo", "eval", "bench", "import-gguf", "doctor")
+
+
+def raising(error: BaseException):
+    def verb() -> int:
+        raise error
+
+    return verb
+
+
+def test_help_does_not_wait_for_heavy_imports() -> None:
+    seconds: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "jobs.cli", "--help"], check=True, capture_output=True, timeout=60)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert done.value.code == 0
+    assert f"alignyard {verb}" in text.split("example")[1] and "exit codes:" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("steps=0: set it to 1 or more"), 2, "alignyard: steps=0: set it to 1 or more\n"),
+        (RunStopped("rewards failed [math]"), 3, "alignyard: the run stopped itself: rewards failed [math]\n"),
+        (KeyboardInterrupt(), 130, "alignyard: interrupted; the same command resumes the run\n"),
+    ],
+)
+def test_what_a_verb_raises_becomes_a_code(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(raising(error), resumes=True) == code
+    assert capsys.readouterr().err == message
+
+
+def test_only_what_resumes_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(raising(KeyboardInterrupt()), resumes=False) == 130
+    assert capsys.readouterr().err == "alignyard: interrupted\n"
+
+
+def test_a_fault_keeps_its_traceback() -> None:
+    with pytest.raises(KeyError):
+        exit_code(raising(KeyError("bug")), resumes=True)
+
+
+def test_overrides_stand_before_and_after_options() -> None:
+    args = parse(["eval", "model", "seed=1", "--suite", "suite.yaml", "suites.a.k=[1, 2]", "--json", "out.json"])
+    assert (args.target, args.suite, args.json) == ("model", "suite.yaml", Path("out.json"))
+    assert args.overrides == ["seed=1", "suites.a.k=[1, 2]"]
+
+
+@pytest.mark.parametrize("line", [["run", "demo", "--fast=1"], ["doctor", "a=1"], ["rum"], []])
+def test_what_is_not_understood_is_refused(line: list[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(line)
+    assert done.value.code == 2
+
+
+def test_config_prints_a_recipe_that_runs_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [
+        "stages.reason.steps=3",
+        "stages.reason.prompts.system='two\n lines, \\${kept} and # all'",
+        "stages.reason.rewards=[{name: math, args: {levels: [1, 2]}}, {name: reasoning_gym, weight: 0.5}]",
+    ]
+    assert main(["config", RECIPE, *overrides]) == 0
+    printed = capsys.readouterr().out
+    again = tmp_path / "again.yaml"
+    again.write_text(printed)
+    assert load(str(again), [], Recipe).config == load(RECIPE, overrides, Recipe).config
+    lines = {line.split("#")[0].strip(): line.split("# ")[-1] for line in printed.splitlines()}
+    assert (lines["steps: 3"], lines["steps: 20"], lines["runs_dir: runs"]) == ("override", "recipe.yaml", "default")
+
+
+def test_config_shows_a_single_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "stage.yaml"
+    OmegaConf.save(OmegaConf.load(RECIPE).stages.warm, file)
+    assert main(["config", str(file), "seed=7"]) == 0
+    again = tmp_path / "again.yaml"
+    again.write_text(capsys.readouterr().out)
+    assert load(str(again), [], STAGES["sft"]).config == load(str(file), ["seed=7"], STAGES["sft"]).config
+
+
+def test_a_wrong_configuration_is_a_message_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", RECIPE, "stages.reason.stepz=3"]) == 2
+    assert "did you mean 'steps'?" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_a_suite_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(tmp_path)]) == 2
+    assert "--suite FILE" in capsys.readouterr().err
+
+
+def test_figures_are_written_whole(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "figures.json"
+    write_figures({"eval/sums/accuracy": 0.5}, file)
+    assert json.loads(file.read_text()) == {"eval/sums/accuracy": 0.5}
+    assert list(file.parent.iterdir()) == [file]

@@ -1,0 +1,38 @@
+"""Trees to micro-batches: what is trained, what predicts it, and that nothing is lost over ranks."""
+
+import numpy as np
+import pytest
+
+from pipeline.batch import Branch, Tree, micro_batch, shard
+
+
+def tree(prompt: list[int], *answers: list[int]) -> Tree:
+    return Tree(prompt, [Branch(answer, {"weights": [float(x) for x in answer]}) for answer in answers])
+
+
+def test_a_group_by_hand() -> None:
+    row = micro_batch([tree([10, 11], [1, 2], [3]), tree([20], [4])])
+    assert row.token_ids_T.tolist() == [10, 11, 1, 2, 3, 20, 4]
+    assert row.lengths == (2, 2, 1, 1, 1) and row.parents == (-1, 0, 0, -1, 3)
+    assert row.target_N.tolist() == [1, 2, 3, 4]
+    assert row.source_N.tolist() == [1, 2, 1, 5]  # a branch's first token is predicted by the prompt's last row
+    assert row.sequence_N.tolist() == [0, 0, 1, 2]
+    assert row.columns["weights"].tolist() == [1, 2, 3, 4]
+
+
+def test_a_conversation_by_hand() -> None:
+    row = micro_batch([Tree([5, 6, 7, 8], root_mask=[0, 0, 1, 1])])
+    assert row.target_N.tolist() == [7, 8] and row.source_N.tolist() == [1, 2] and row.num_sequences == 1
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("capacity", [8, 64, 1024])
+def test_every_tree_is_in_exactly_one_micro_batch_and_ranks_meet_equally_often(num_ranks: int, capacity: int) -> None:
+    rng = np.random.default_rng(0)
+    trees = [tree([i], *[[100 * i + j] * int(rng.integers(1, 9)) for j in range(3)]) for i in range(1, 12)]
+    ranks = shard(trees, num_ranks=num_ranks, micro_batch_tokens=capacity)
+    assert len({len(rows) for rows in ranks}) == 1
+    targets = sorted(int(token) for rows in ranks for row in rows for token in row.target_N)
+    assert targets == sorted(token for t in trees for branch in t.branches for token in branch.token_ids)
+    largest = max(t.num_tokens for t in trees)
+    assert all(len(row.token_ids_T) <= max(capacity, largest) for rows in ranks for row in rows)

@@ -1,0 +1,153 @@
+"""Conversations and prompts: loaded, checked, cached, and taken in the same order after a resume."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.data import ConversationData, PromptData
+from pipeline.data.conversations import Conversations
+from pipeline.data.prompts import Prompts
+from pipeline.models.tokenizer import byte_tokenizer
+from rewards.types import Task
+
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_train.jsonl"
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"type": "file", "paths": [str(file)]}
+
+
+def conversations(source: dict[str, Any], cache: Path | None = None, seed: int = 0, **settings: Any) -> Conversations:
+    config = ConversationData.model_validate({"source": source, **settings})
+    return Conversations.load(config, byte_tokenizer(), cache, seed)
+
+
+def prompts(source: dict[str, Any], seed: int = 0, **settings: Any) -> Prompts:
+    return Prompts.load(PromptData.model_validate({"source": source, **settings}), byte_tokenizer(), seed)
+
+
+def chat(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def test_bad_conversations_are_left_out_and_reported(tmp_path: Path) -> None:
+    rows = [chat("q", "a"), {"text": "x"}, {"messages": None}, chat("q", ""), chat("q" * 99, "a"), chat("q", "b")]
+    loaded = conversations(write(tmp_path / "c.jsonl", rows), max_bad_share=0.7, max_length=20)
+    assert [example.where for example in loaded] == [f"{tmp_path}/c.jsonl:1", f"{tmp_path}/c.jsonl:6"]
+    assert loaded.bad_rows.counts == {"missing field": 2, "empty assistant message": 1, "longer than max_length": 1}
+    assert loaded.bad_rows.examples[-1].detail == "104 tokens > 20"
+    assert loaded[0].token_ids == [1, 3, 8 + ord("q"), 4, 8 + ord("a"), 2]
+    assert loaded[0].loss_mask == [0, 0, 0, 0, 1, 1]
+    with pytest.raises(ValueError, match=r"4 of 6 rows are bad: 2 missing field.*\n.*c.jsonl:2: missing field"):
+        conversations(write(tmp_path / "c.jsonl", rows), max_bad_share=0.5, max_length=20)
+
+
+def test_prompt_and_answer_columns_make_a_conversation(tmp_path: Path) -> None:
+    source = write(tmp_path / "c.jsonl", [{"question": "q", "reply": "a"}])
+    loaded = conversations(source, prompt="question", answer="reply")
+    assert loaded[0].token_ids == conversations(write(tmp_path / "m.jsonl", [chat("q", "a")]))[0].token_ids
+
+
+def test_cached_tokens_are_found_again_and_never_stale(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    source = write(tmp_path / "c.jsonl", [chat("q", "a"), {"text": "x"}, chat("q", "c")])
+    fresh = conversations(source, cache, max_bad_share=0.5)
+    in_memory = conversations(source, max_bad_share=0.5)
+    (folder,) = cache.iterdir()
+    written = (folder / "examples.arrow").stat().st_mtime_ns
+    again = conversations(source, cache, max_bad_share=0.5)
+    assert (folder / "examples.arrow").stat().st_mtime_ns == written
+    assert list(again) == list(fresh) == list(in_memory)
+    assert again.bad_rows == fresh.bad_rows == in_memory.bad_rows
+    changed = conversations(write(tmp_path / "c.jsonl", [chat("q", "other")]), cache, max_bad_share=0.5)
+    assert len(changed) == 1
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_cached_tokens_are_mapped_not_loaded(tmp_path: Path) -> None:
+    loaded = conversations({"type": "sums", "size": 100}, tmp_path)
+    assert [Path(file["filename"]).name for file in loaded._examples.cache_files] == ["examples.arrow"]
+
+
+def test_too_many_bad_rows_leave_no_cache(tmp_path: Path) -> None:
+    source = write(tmp_path / "c.jsonl", [{"text": "x"}])
+    with pytest.raises(ValueError, match="1 of 1 rows are bad"):
+        conversations(source, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_resumed_run_takes_the_same_examples() -> None:
+    source = {"type": "sums", "size": 23}
+    whole = [conversations(source, seed=4).take(step, 7) for step in range(1, 11)]
+    resumed = conversations(source, seed=4)
+    assert [resumed.take(step, 7) for step in range(6, 11)] == whole[5:]
+    first_epoch = [example.where for batch in whole for example in batch][:23]
+    assert sorted(first_epoch) == sorted(f"sums/train:{number}" for number in range(1, 24))
+    assert [example.where for example in conversations(source, seed=5).take(1, 7)] != first_epoch[:7]
+
+
+def test_prompt_of_a_sum() -> None:
+    loaded = prompts({"type": "sums", "size": 3, "split": "held_out"}, reward="sum")
+    prompt = loaded[0]
+    text = prompt.task.prompt
+    assert prompt.token_ids == [1, 3, *(8 + byte for byte in text.encode()), 4]
+    first, second = text.removesuffix("=").split("+")
+    assert prompt.task == Task(text, truth=str(int(first) + int(second)), kind="sum", row="sums/held_out:1")
+    assert [p.task.row for p in loaded.take(2, 2)] == [p.task.row for p in loaded.take(2, 2)]
+
+
+def test_prompt_forms_and_system_message(tmp_path: Path) -> None:
+    user = {"role": "user", "content": "q"}
+    turns = [user, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
+    source = write(tmp_path / "p.jsonl", [{"prompt": "q", "truth": 1}, {"prompt": turns, "truth": "2"}])
+    text, dialogue = prompts(source, system="S")
+    assert text.token_ids == [1, 5, 8 + ord("S"), 3, 8 + ord("q"), 4]
+    assert dialogue.token_ids[-3:] == [3, 8 + ord("r"), 4]
+    assert (text.task.prompt, dialogue.task.prompt, text.task.kind) == ("q", "r", "")
+    assert (text.task.truth, dialogue.task.truth) == (1, "2")
+
+
+def test_bad_prompts_are_left_out_and_reported(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "q", "truth": 0},
+        {"prompt": "q"},
+        {"prompt": "q", "truth": ""},
+        {"prompt": " ", "truth": "1"},
+        {"prompt": 5, "truth": "1"},
+        {"prompt": "long" * 9, "truth": "1"},
+        {"prompt": [{"role": "system", "content": "T"}, {"role": "user", "content": "q"}], "truth": "1"},
+        {"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "truth": "1"},
+    ]
+    loaded = prompts(write(tmp_path / "p.jsonl", rows), system="S", max_bad_share=0.9, max_prompt_length=20)
+    assert [prompt.task.truth for prompt in loaded] == [0]
+    assert loaded.bad_rows.counts == {
+        "missing field": 1,
+        "empty truth": 1,
+        "empty user message": 1,
+        "not a list of {role, content}": 1,
+        "longer than max_prompt_length": 1,
+        "roles don't alternate": 1,
+        "does not end with the user": 1,
+    }
+    with pytest.raises(ValueError, match="7 of 8 rows are bad"):
+        prompts(write(tmp_path / "p.jsonl", rows), system="S", max_prompt_length=20)
+
+
+def test_gym_tasks_carry_their_entry_even_without_one_answer() -> None:
+    (sums,) = prompts({"type": "reasoning_gym", "task": "chain_sum", "size": 1})
+    assert sums.task.metadata["task"] == "chain_sum"
+    assert sums.task.truth == sums.task.metadata["entry"]["answer"]
+    (coloring,) = prompts({"type": "reasoning_gym", "task": "graph_color", "size": 1}, max_prompt_length=4096)
+    assert coloring.task.truth is None
+    assert coloring.task.prompt == coloring.task.metadata["entry"]["question"]
+
+
+@pytest.mark.skipif(not GSM8K.is_file(), reason="shared/data/gsm8k_train.jsonl is not there")
+def test_real_rows() -> None:
+    source = {"type": "file", "paths": [str(GSM8K)]}
+    loaded = prompts(source, prompt="question", truth="answer", max_prompt_length=2048)
+    assert len(loaded) > 7000
+    assert not loaded.bad_rows.counts

@@ -1,0 +1,172 @@
+"""Rows out of files, gym tasks and sums: every kind of bad row is counted with its place, none is fatal alone."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from configs.data import FileSource, GymSource, SumsSource
+from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
+from pipeline.data.sums import draw_sums, is_held_out, worked_answer
+
+
+def read(*paths: Path | str) -> tuple[list[Row], BadRows]:
+    bad_rows = BadRows()
+    rows = list(read_rows(FileSource(type="file", paths=[str(path) for path in paths]), bad_rows))
+    return rows, bad_rows
+
+
+def test_bad_lines_are_counted_by_reason_with_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines = [b'{"a": 1}', b"", b'{"a": "\xff"}', b'{"a": ', b"[1]", b'{"a": "\xc3\xa9"}', b"{'a': 1}", b"[" * 100_000]
+    file.write_bytes(b"\n".join(lines))
+    rows, bad_rows = read(file)
+    assert [(row.where, row.values) for row in rows] == [(f"{file}:1", {"a": 1}), (f"{file}:6", {"a": "\u00e9"})]
+    assert bad_rows.seen == 7, "a blank line is no row"
+    assert bad_rows.counts == {"not UTF-8": 1, "not JSON": 3, "not an object": 1}
+    places = {row.where.rpartition(":")[2]: row.reason for row in bad_rows.examples}
+    assert places == {"3": "not UTF-8", "4": "not JSON", "5": "not an object", "7": "not JSON", "8": "not JSON"}
+
+
+def test_formats_and_patterns(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"n": 2}\n')
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as file:
+        file.write('{"n": 3}\n')
+    Dataset.from_list([{"n": 0, "m": [{"role": "user"}]}, {"n": 1, "m": []}]).to_parquet(tmp_path / "a.parquet")
+    rows, bad_rows = read(tmp_path / "*.jsonl*", tmp_path / "b.jsonl", tmp_path / "a.parquet")
+    assert [row.values["n"] for row in rows] == [0, 1, 2, 3], "sorted by name, each file once"
+    assert [Path(row.where).name for row in rows] == ["a.parquet:1", "a.parquet:2", "b.jsonl:1", "c.jsonl.gz:1"]
+    assert rows[0].values["m"] == [{"role": "user"}]
+    assert (bad_rows.seen, bad_rows.counts) == (4, {})
+
+
+def test_unreadable_sources(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no file fits '.*nothing\*\.jsonl'"):
+        read(tmp_path / "nothing*.jsonl")
+    (tmp_path / "rows.csv").write_text("a,b")
+    with pytest.raises(ValueError, match=r"rows.csv' is not a .jsonl"):
+        read(tmp_path / "rows.csv")
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-20])
+    with pytest.raises(ValueError, match="broken gzip archive"):
+        read(tmp_path / "rows.jsonl.gz")
+    (tmp_path / "rows.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(ValueError, match="not a readable Parquet file"):
+        read(tmp_path / "rows.parquet")
+
+
+def test_missing_and_null_columns_are_bad() -> None:
+    row = Row("f:1", {"a": None, "b": 0})
+    assert row.column("b") == 0
+    for name in ("a", "c"):
+        with pytest.raises(BadRowError, match="missing field"):
+            row.column(name)
+
+
+def bad_account(bad: int, seen: int) -> BadRows:
+    bad_rows = BadRows(seen=seen)
+    for number in range(bad):
+        bad_rows.add(f"f.jsonl:{number}", BadRowError("not JSON", "here"))
+    return bad_rows
+
+
+def test_share_of_bad_rows_that_stops_a_run() -> None:
+    bad_account(bad=1, seen=100).check(0.01)
+    with pytest.raises(ValueError, match=r"2 of 100 rows are bad: 2 not JSON\n  f.jsonl:0: not JSON \(here\)"):
+        bad_account(bad=2, seen=100).check(0.01)
+    with pytest.raises(ValueError, match="3 of 3 rows are bad"):
+        bad_account(bad=3, seen=3).check(1.0)
+    with pytest.raises(ValueError, match="no rows"):
+        BadRows().check(1.0)
+
+
+def test_report_keeps_the_first_of_each_reason(tmp_path: Path) -> None:
+    bad_rows = bad_account(bad=50, seen=100)
+    bad_rows.add("f.jsonl:99", BadRowError("too long"))
+    bad_rows.write(tmp_path / "bad_rows.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
+    assert [row["where"] for row in written] == [*(f"f.jsonl:{number}" for number in range(5)), "f.jsonl:99"]
+    assert BadRows.from_state(json.loads(json.dumps(bad_rows.state()))) == bad_rows
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bad_rows.jsonl"]
+
+
+def test_gym_rows_carry_what_their_verifier_needs() -> None:
+    import reasoning_gym
+
+    source = GymSource(type="reasoning_gym", task="chain_sum", size=5, seed=3, params={"min_terms": 2, "max_terms": 2})
+    bad_rows = BadRows()
+    rows = list(read_rows(source, bad_rows))
+    assert [row.where for row in rows] == [f"reasoning_gym/chain_sum:{number}" for number in range(1, 6)]
+    assert rows == list(read_rows(source, BadRows())), "the same rows for the same seed"
+    for row in rows:
+        assert row.values["truth"] == row.values["answer"]
+        metadata = row.values["metadata"]
+        assert metadata["task"] == "chain_sum"
+        assert reasoning_gym.get_score_answer_fn("chain_sum")(row.values["truth"], metadata["entry"]) == 1.0
+
+
+def test_unknown_gym_task_and_parameter() -> None:
+    with pytest.raises(ValueError, match=r"near: .*'chain_sum'"):
+        list(read_rows(GymSource(type="reasoning_gym", task="chain_sums", size=1), BadRows()))
+    with pytest.raises(ValueError, match="do not suit the task 'chain_sum'"):
+        list(read_rows(GymSource(type="reasoning_gym", task="chain_sum", size=1, params={"terms": 2}), BadRows()))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "answer"),
+    [
+        (58, 13, "8+3=11;5+1+1=7;71"),
+        (25, 38, "5+8=13;2+3+1=6;63"),
+        (12, 34, "2+4=6;1+3=4;46"),
+        (95, 38, "5+8=13;9+3+1=13;133"),
+        (50, 60, "0+0=0;5+6=11;110"),
+        (7, 5, "7+5=12;12"),
+        (999, 111, "9+1=10;9+1+1=11;9+1+1=11;1110"),
+        (109, 201, "9+1=10;0+0+1=1;1+2=3;310"),
+    ],
+)
+def test_worked_sums(first: int, second: int, answer: str) -> None:
+    assert worked_answer(first, second) == answer
+
+
+def sums(split: str, size: int, seed: int = 0, digits: int = 2) -> list[dict[str, object]]:
+    source = SumsSource.model_validate({"type": "sums", "size": size, "seed": seed, "digits": digits, "split": split})
+    return list(draw_sums(source))
+
+
+def test_sums_columns() -> None:
+    for row in sums("train", 20):
+        first, second = str(row["prompt"]).removesuffix("=").split("+")
+        assert row["truth"] == str(int(first) + int(second))
+        assert str(row["answer"]).endswith(f";{row['truth']}")
+        assert row["messages"] == [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["answer"]},
+        ]
+        assert len(first) == len(second) == 2
+
+
+def test_held_out_sums_are_a_tenth_and_never_trained_on() -> None:
+    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
+    held_out = {f"{a}+{b}=" for a, b in pairs if is_held_out(a, b)}
+    assert 0.09 < len(held_out) / len(pairs) < 0.11
+    assert not held_out & {row["prompt"] for row in sums("train", 5000)}
+    drawn = [row["prompt"] for row in sums("held_out", len(held_out))]
+    assert len(set(drawn)) == len(drawn)
+    assert set(drawn) == held_out
+    with pytest.raises(ValueError, match=f"only {len(held_out)} sums of 2 digits are held out"):
+        sums("held_out", len(held_out) + 1)
+
+
+def test_the_split_is_the_same_for_ever() -> None:
+    held_out = [(a, b) for a in range(10, 14) for b in range(10, 30) if is_held_out(a, b)]
+    assert held_out == [(10, 23), (10, 27), (11, 18), (11, 24), (12, 12), (12, 17), (12, 26)]
+
+
+def test_sums_depend_on_the_seed_alone() -> None:
+    assert sums("train", 50, seed=1) == sums("train", 50, seed=1)
+    assert sums("train", 50, seed=1) != sums("train", 50, seed=2)
+    assert sums("held_out", 50, seed=1) != sums("held_out", 50, seed=2)
+    assert sums("train", 20) == sums("train", 50)[:20], "more rows begin with the same rows"
+    assert all(len(str(row["prompt"])) == len("123456+123456=") for row in sums("held_out", 50, digits=6))

@@ -1,0 +1,170 @@
+"""Checkpoints: made by seed, saved whole, loaded whole, found where the configuration says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from configs.model import ModelConfig
+from pipeline.models.fresh import create_model
+from pipeline.models.load import load_model, resolve_model, save_hf
+from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return create_model("tiny", 0, tmp_path_factory.mktemp("models") / "tiny")
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(3, 40)[None]).logits
+
+
+def tied_llama() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=264, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config)
+
+
+def test_fresh_weights_depend_on_the_seed_alone(tiny: Path, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    again, other = create_model("tiny", 0, tmp_path / "again"), create_model("tiny", 1, tmp_path / "other")
+    assert torch.equal(torch.get_rng_state(), state), "making a model must not touch the caller's random numbers"
+    assert (again / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+    assert (other / "model.safetensors").read_bytes() != (tiny / "model.safetensors").read_bytes()
+
+
+def test_fresh_checkpoint_is_what_an_engine_reads(tiny: Path) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    for expert in range(8):
+        assert weights[f"model.layers.1.mlp.experts.{expert}.gate_proj.weight"].shape == (64, 128)
+    router = weights["model.layers.1.mlp.gate.weight"]
+    assert 0.015 < router.std() < 0.025
+    assert weights["model.layers.1.mlp.gate.e_score_correction_bias"].shape == (8,)
+    config = json.loads((tiny / "config.json").read_text())
+    assert config["topk_method"] == "noaux_tc"
+    assert config["architectures"] == ["DeepseekV3ForCausalLM"]
+    tokenizer = load_tokenizer(tiny)
+    assert config["vocab_size"] == len(tokenizer)
+    assert [config[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must be a JSON object with a 'model_type'"),
+        ('{"model_type": "deepseek_v4_tiny"}', "must be a JSON object with a 'model_type'"),
+        ('{"hidden_size": 8}', "must be a JSON object with a 'model_type'"),
+        ('{"model_type": "llama", "vocab_size": 100}', "vocab_size=100 is smaller than the byte tokenizer's 264"),
+    ],
+)
+def test_bad_architecture_file(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "model.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        create_model(str(file), 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_architecture_lists_the_shipped_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'moe_25m', 'tiny'"):
+        create_model("tinny", 0, tmp_path / "out")
+
+
+@pytest.mark.parametrize("naming", ["model's own", "in memory", "checkpoint"])
+def test_moe_survives_saving_under_either_naming(tiny: Path, tmp_path: Path, naming: str) -> None:
+    model = load_model(tiny, "float32")
+    state_dicts = {
+        "model's own": None,
+        "in memory": model.state_dict(),
+        "checkpoint": dict(revert_weight_conversion(model, model.state_dict())),
+    }
+    folder = save_hf(model, byte_tokenizer(), tmp_path / "hf", state_dicts[naming])
+    assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+    assert torch.equal(logits(load_model(folder, "float32")), logits(model))
+
+
+def test_tied_embeddings_survive(tmp_path: Path) -> None:
+    model = tied_llama()
+    again = load_model(save_hf(model, byte_tokenizer(), tmp_path / "hf"), "float32")
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_dtype_is_as_asked(tiny: Path) -> None:
+    assert load_model(tiny, "bfloat16").lm_head.weight.dtype == torch.bfloat16
+
+
+def test_saving_replaces_the_whole_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "stale.safetensors").write_text("old")
+    save_hf(tied_llama(), byte_tokenizer(), folder)
+    assert "stale.safetensors" not in {file.name for file in folder.iterdir()}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]
+
+
+def test_failed_save_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    folder = save_hf(tied_llama(), byte_tokenizer(), tmp_path / "hf")
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(AttributeError):
+        save_hf(tied_llama(), None, folder)  # type: ignore[arg-type]
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]
+
+
+def test_checkpoint_with_a_missing_weight_is_refused(tmp_path: Path) -> None:
+    folder = save_hf(tied_llama(), byte_tokenizer(), tmp_path / "hf")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing_keys \['model.layers.1.mlp.up_proj.weight'\]"):
+        load_model(folder, "float32")
+
+
+def test_checkpoint_with_an_unknown_weight_is_refused(tmp_path: Path) -> None:
+    folder = save_hf(tied_llama(), byte_tokenizer(), tmp_path / "hf")
+    weights = load_file(folder / "model.safetensors") | {"model.layers.9.mlp.up_proj.weight": torch.ones(2)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="unexpected_keys"):
+        load_model(folder, "float32")
+
+
+def test_resolve_makes_a_fresh_model_once(tmp_path: Path) -> None:
+    config = ModelConfig(init_config="tiny", init_seed=3)
+    folder = resolve_model(config, run_folder=None, workdir=tmp_path)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert resolve_model(config, run_folder=None, workdir=tmp_path) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    other_seed = ModelConfig(init_config="tiny", init_seed=4)
+    assert resolve_model(other_seed, run_folder=None, workdir=tmp_path) != folder
+
+
+def test_resolve_paths_and_stages(tiny: Path, tmp_path: Path) -> None:
+    def resolve(path: str, run_folder: Path | None = None) -> Path:
+        return resolve_model(ModelConfig(path=path), run_folder=run_folder, workdir=tmp_path)
+
+    assert resolve(str(tiny)) == tiny
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "hf").symlink_to(tiny)
+    assert resolve("stage:sft", run_folder=tmp_path) == tmp_path / "sft" / "hf"
+    with pytest.raises(ValueError, match="run stage 'grpo' first"):
+        resolve("stage:grpo", run_folder=tmp_path)
+    with pytest.raises(ValueError, match="this stage runs alone"):
+        resolve("stage:sft")
+    with pytest.raises(ValueError, match=r"config.json is missing"):
+        resolve(str(tmp_path / "sft"))
+    with pytest.raises(ValueError, match="is a file"):
+        resolve(str(tiny / "config.json"))
+    with pytest.raises(ValueError, match="neither a folder nor a model that the hub gives"):
+        resolve("/no/such/folder")

@@ -1,0 +1,215 @@
+"""The GRPO objective against numbers worked by hand, and the properties the equation has."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.objectives.advantage import group_advantage, has_spread
+from pipeline.objectives.aggregate import batch_denominator, token_weight
+from pipeline.objectives.policy import (
+    cispo_surrogate,
+    clipped_surrogate,
+    grpo_loss,
+    importance_ratio,
+    importance_weight,
+    k3_divergence,
+)
+from pipeline.objectives.supervised import sft_loss
+
+NAN = float("nan")
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# -- advantages -------------------------------------------------------------------------------------------------------
+
+
+def test_advantages_are_the_rewards_in_standard_deviations_from_the_mean() -> None:
+    # mean 0.25, population std sqrt(3)/4: (1 - 1/4) / (sqrt(3)/4) = sqrt(3), (0 - 1/4) / (sqrt(3)/4) = -1/sqrt(3)
+    advantages = group_advantage(np.array([[1.0, 0.0, 0.0, 0.0]]), normalize_std=True)
+    np.testing.assert_allclose(advantages, [[math.sqrt(3), *[-1 / math.sqrt(3)] * 3]], rtol=1e-14)
+
+
+def test_without_the_std_advantages_are_centred_rewards() -> None:
+    advantages = group_advantage(np.array([[1.0, 0.0, 0.0, 0.0]]), normalize_std=False)
+    np.testing.assert_array_equal(advantages, [[0.75, -0.25, -0.25, -0.25]])
+
+
+def test_an_unjudged_completion_is_in_neither_mean_nor_std_and_gets_nothing() -> None:
+    with_gap = group_advantage(np.array([[3.0, NAN, 1.0, 2.0]]), normalize_std=True)
+    without = group_advantage(np.array([[3.0, 1.0, 2.0]]), normalize_std=True)
+    np.testing.assert_array_equal(with_gap[0, [0, 2, 3]], without[0])
+    assert with_gap[0, 1] == 0
+
+
+@pytest.mark.parametrize("rewards", [[0.1, 0.1, 0.1], [0.3, NAN, NAN], [NAN, NAN, NAN], [0.1 + 0.2, 0.3, 0.3]])
+def test_a_group_without_spread_has_advantage_exactly_zero(rewards: list[float]) -> None:
+    rewards_PG = np.array([rewards])
+    if not has_spread(rewards_PG)[0]:
+        np.testing.assert_array_equal(group_advantage(rewards_PG, normalize_std=True), np.zeros((1, 3)))
+    else:  # 0.1 + 0.2 differs from 0.3 in the last bit, and is the one spread here
+        assert rewards[0] != rewards[1]
+
+
+@pytest.mark.parametrize("normalize_std", [True, False])
+def test_advantages_ignore_a_shift_and_follow_a_permutation(normalize_std: bool) -> None:
+    rewards_PG = np.random.default_rng(0).integers(0, 5, (6, 8)).astype(float)
+    advantages = group_advantage(rewards_PG, normalize_std=normalize_std)
+    np.testing.assert_allclose(group_advantage(rewards_PG + 7, normalize_std=normalize_std), advantages, atol=1e-12)
+    order = np.random.default_rng(1).permutation(8)
+    np.testing.assert_allclose(group_advantage(rewards_PG[:, order], normalize_std=normalize_std), advantages[:, order])
+
+
+# -- the factors ------------------------------------------------------------------------------------------------------
+
+
+def test_token_ratio_is_the_quotient_of_probabilities() -> None:
+    ratio = importance_ratio(
+        logprobs_N=tensor(math.log(0.6), math.log(0.1)),
+        policy_logprobs_N=tensor(math.log(0.3), math.log(0.2)),
+        sequence_N=torch.tensor([0, 0]),
+        num_sequences=1,
+        level="token",
+    )
+    torch.testing.assert_close(ratio, tensor(2.0, 0.5))
+
+
+def test_sequence_ratio_is_the_geometric_mean_of_its_own_tokens() -> None:
+    ratio = importance_ratio(
+        logprobs_N=tensor(math.log(4), math.log(1), math.log(3)),
+        policy_logprobs_N=tensor(0.0, 0.0, 0.0),
+        sequence_N=torch.tensor([0, 0, 1]),
+        num_sequences=2,
+        level="sequence",
+    )
+    torch.testing.assert_close(ratio, tensor(2.0, 2.0, 3.0))  # sqrt(4 * 1), 3
+
+
+def test_the_clip_bounds_gain_but_never_loss() -> None:
+    surrogate = clipped_surrogate(
+        ratio_N=tensor(1.5, 1.5, 0.5, 0.5), advantages_N=tensor(2, -2, 2, -2), clip_low=0.2, clip_high=0.3
+    )
+    torch.testing.assert_close(surrogate, tensor(2.6, -3.0, 1.0, -1.6))  # 1.3*2, 1.5*-2, 0.5*2, 0.8*-2
+
+
+def test_cispo_keeps_the_gradient_of_a_clipped_token() -> None:
+    logprobs = tensor(math.log(0.5)).requires_grad_()
+    ratio = (logprobs - tensor(math.log(0.1))).exp()  # 5, far above the clip
+    cispo_surrogate(
+        ratio_N=ratio, advantages_N=tensor(2.0), logprobs_N=logprobs, clip_low=0.2, clip_high=0.3
+    ).backward()
+    torch.testing.assert_close(logprobs.grad, tensor(2.6))  # clip(5) * A
+    logprobs.grad = None
+    clipped_surrogate(
+        ratio_N=(logprobs - tensor(math.log(0.1))).exp(), advantages_N=tensor(2.0), clip_low=0.2, clip_high=0.3
+    ).sum().backward()
+    torch.testing.assert_close(logprobs.grad, tensor(0.0))
+
+
+def test_k3_by_hand_and_unbiased() -> None:
+    # pi_ref / pi = 2: 2 - ln 2 - 1
+    value = k3_divergence(logprobs_N=tensor(math.log(0.2)), ref_logprobs_N=tensor(math.log(0.4)))
+    torch.testing.assert_close(value, tensor(1 - math.log(2)))
+    policy, reference = tensor(0.5, 0.3, 0.2), tensor(0.2, 0.2, 0.6)
+    expected = (policy * k3_divergence(logprobs_N=policy.log(), ref_logprobs_N=reference.log())).sum()
+    torch.testing.assert_close(expected, (policy * (policy / reference).log()).sum())  # E[k3] is the KL itself
+
+
+def test_importance_weight_is_capped_above_only() -> None:
+    weight = importance_weight(
+        policy_logprobs_N=tensor(math.log(3), math.log(0.1)), rollout_logprobs_N=tensor(0.0, 0.0), cap=2.0
+    )
+    torch.testing.assert_close(weight, tensor(2.0, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "weights", "denominator"),
+    [("sequence", [1 / 2, 1 / 4], 2.0), ("token", [1.0, 1.0], 6.0), ("fixed", [1 / 8, 1 / 8], 2.0)],
+)
+def test_aggregations_by_hand(aggregation, weights: list[float], denominator: float) -> None:
+    assert [token_weight(aggregation, length=length, max_tokens=8) for length in (2, 4)] == weights
+    assert batch_denominator(aggregation, [2, 4]) == denominator
+
+
+# -- the whole loss ---------------------------------------------------------------------------------------------------
+
+DEFAULTS = {
+    "num_sequences": 2,
+    "denominator": 2.0,
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "ratio": "token",
+    "surrogate": "clip",
+    "kl_coef": 0.0,
+    "importance_cap": None,
+}
+
+
+def columns(**changed) -> dict:
+    """Two completions: one of one token, one of two."""
+    return DEFAULTS | {
+        "logprobs_N": tensor(math.log(0.6), math.log(0.3), math.log(0.5)),
+        "policy_logprobs_N": tensor(math.log(0.4), math.log(0.3), math.log(0.5)),
+        "rollout_logprobs_N": tensor(math.log(0.4), math.log(0.3), math.log(0.5)),
+        "ref_logprobs_N": None,
+        "advantages_N": tensor(1.0, -1.0, -1.0),
+        "weights_N": tensor(1.0, 0.5, 0.5),
+        "sequence_N": torch.tensor([0, 1, 1]),
+        **changed,
+    }
+
+
+def test_the_loss_by_hand() -> None:
+    # completion 0: min(1.5 * 1, 1.2 * 1) = 1.2; completion 1: mean(-1, -1) = -1; -(1.2 - 1) / 2
+    assert grpo_loss(**columns()).loss.item() == pytest.approx(-0.1, abs=1e-12)
+
+
+def test_the_loss_with_divergence_by_hand() -> None:
+    reference = tensor(math.log(0.3), math.log(0.3), math.log(0.25))
+    output = grpo_loss(**columns(ref_logprobs_N=reference, kl_coef=0.1))
+    kl = [0.5 - math.log(0.5) - 1, 0.0, 0.5 - math.log(0.5) - 1]  # pi_ref / pi = 1/2, 1, 1/2
+    expected = -((1.2 - 0.1 * kl[0]) + 0.5 * (-1 - 0.1 * kl[1]) + 0.5 * (-1 - 0.1 * kl[2])) / 2
+    assert output.loss.item() == pytest.approx(expected, abs=1e-12)
+    assert output.sums["loss/kl_mean"].item() == pytest.approx(sum(kl), abs=1e-12)
+
+
+def test_mismatch_is_measured_on_every_token_whatever_its_weight() -> None:
+    rollout = tensor(math.log(0.4) + 0.5, math.log(0.3), math.log(0.5) - 0.25)
+    output = grpo_loss(**columns(rollout_logprobs_N=rollout, weights_N=tensor(0.0, 0.5, 0.5), importance_cap=2.0))
+    assert output.sums["mismatch/abs_mean"].item() == pytest.approx(0.75)
+    assert output.maxima["mismatch/abs_max"].item() == pytest.approx(0.5)
+
+
+def test_weight_zero_gives_a_gradient_of_exactly_zero_even_with_divergence() -> None:
+    logprobs = columns()["logprobs_N"].requires_grad_()
+    reference = tensor(-3.0, -3.0, -3.0)
+    grpo_loss(
+        **columns(logprobs_N=logprobs, ref_logprobs_N=reference, kl_coef=0.1, weights_N=tensor(0.0, 0.5, 0.5))
+    ).loss.backward()
+    assert logprobs.grad is not None and logprobs.grad[0].item() == 0.0
+    assert (logprobs.grad[1:] != 0).all()
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_a_batch_in_two_parts_has_the_gradient_of_the_whole(ratio: str) -> None:
+    whole = columns()["logprobs_N"].requires_grad_()
+    grpo_loss(**columns(logprobs_N=whole, ratio=ratio)).loss.backward()
+    parts = columns()["logprobs_N"].requires_grad_()
+    for chosen, count in ((slice(0, 1), 1), (slice(1, 3), 1)):
+        part = {name: value[chosen] for name, value in columns().items() if isinstance(value, torch.Tensor)}
+        part |= {
+            "logprobs_N": parts[chosen],
+            "sequence_N": torch.zeros_like(part["sequence_N"]),
+            "num_sequences": count,
+        }
+        grpo_loss(**columns(**part, ratio=ratio)).loss.backward()
+    torch.testing.assert_close(parts.grad, whole.grad, rtol=0, atol=0)
+
+
+def test_sft_loss_by_hand() -> None:
+    output = sft_loss(logprobs_N=tensor(math.log(0.5), math.log(0.25)), denominator=4.0)
+    assert output.loss.item() == pytest.approx(3 * math.log(2) / 4)

@@ -1,0 +1,65 @@
+"""The training engine in real processes: how a batch is split, over rows, ranks or ZeRO stages, can't be seen in it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.models.fresh import create_model
+
+pytestmark = pytest.mark.ranks
+
+PROGRAM = Path(__file__).with_name("train_ranks.py")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return create_model("tiny", 0, tmp_path_factory.mktemp("model") / "tiny")
+
+
+def train(model: Path, out: Path, *, ranks: int = 1, zero: int = 1, tokens: int = 4096, loss: str = "grpo") -> dict:
+    """Three updates in `ranks` processes; returns the trace that rank 0 wrote."""
+    port = str(20000 + os.getpid() % 20000 + zero)
+    environment = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment |= {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, str(PROGRAM), str(model), str(out), str(zero), str(tokens), loss]
+    processes = [subprocess.Popen(arguments, env=environment | {"RANK": str(rank)}) for rank in range(ranks)]
+    try:
+        assert [process.wait(timeout=200) for process in processes] == [0] * ranks
+    finally:
+        for process in processes:
+            process.kill()
+    return dict(np.load(out))
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return train(model, tmp_path_factory.mktemp("plain") / "trace.npz")
+
+
+def assert_same(trace: dict, other: dict) -> None:
+    np.testing.assert_allclose(trace["losses"], other["losses"], rtol=2e-5)
+    np.testing.assert_allclose(trace["grad_norms"], other["grad_norms"], rtol=2e-4)
+    np.testing.assert_allclose(trace["weights"], other["weights"], atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [16, 90])
+def test_many_small_rows_are_one_large_row(model: Path, plain: dict, tmp_path: Path, tokens: int) -> None:
+    trace = train(model, tmp_path / "trace.npz", tokens=tokens)
+    assert trace["rows"] > plain["rows"]
+    assert_same(trace, plain)
+
+
+@pytest.mark.parametrize(("ranks", "zero"), [(2, 1), (2, 3), (1, 0), (2, 0), (1, 2), (1, 3)])
+def test_ranks_and_zero_stages_agree(model: Path, plain: dict, tmp_path: Path, ranks: int, zero: int) -> None:
+    assert_same(train(model, tmp_path / "trace.npz", ranks=ranks, zero=zero), plain)
+
+
+def test_the_trace_can_tell(model: Path, plain: dict, tmp_path: Path) -> None:
+    """The comparison above would fail if the loss differed: supervised training gives another trace."""
+    other = train(model, tmp_path / "trace.npz", loss="sft")
+    with pytest.raises(AssertionError):
+        assert_same(other, plain)

@@ -1,0 +1,72 @@
+"""One rank of a test: three updates on a fixed batch, a save and a load between the second and the third.
+
+Run by test_train_engine.py: train_ranks.py MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS grpo|sft, with the process group in
+the environment. Rank 0 writes losses, gradient norms, some weights, and whether a reload repeats the third update.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs.stages import ObjectiveConfig
+from configs.train import OptimizerConfig, TrainerConfig
+from pipeline.batch import Branch, Tree, shard
+from pipeline.train.engine import TrainEngine, TrainSpec
+
+
+def groups() -> list[Tree]:
+    """Six groups of three completions of different lengths, with columns that depend on the token alone."""
+    rng = np.random.default_rng(0)
+    trees = []
+    for _ in range(6):
+        branches = []
+        for _ in range(3):
+            length = int(rng.integers(1, 12))
+            columns = {
+                "advantages": [float(rng.normal())] * length,
+                "weights": [1 / length] * length,
+                "rollout_logprobs": (-rng.random(length)).tolist(),
+            }
+            branches.append(Branch(rng.integers(3, 200, length).tolist(), columns))
+        trees.append(Tree(rng.integers(3, 200, int(rng.integers(2, 9))).tolist(), branches))
+    return trees
+
+
+def conversations() -> list[Tree]:
+    return [Tree(tree.root_ids, root_mask=[0] + [1] * (len(tree.root_ids) - 1)) for tree in groups()]
+
+
+def main(model: str, out: str, zero: str, tokens: str, loss: str) -> None:
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    objective = ObjectiveConfig(kl_coef=0.0) if loss == "grpo" else None
+    trainer = TrainerConfig(num_ranks=world, zero_stage=int(zero), logprob_chunk_tokens=16)  # type: ignore[arg-type]
+    optimizer = OptimizerConfig(learning_rate=1e-3, max_grad_norm=0.5, weight_decay=0.01)
+    engine = TrainEngine(TrainSpec(Path(model), "float32", trainer, optimizer, 3, objective))
+    trees = groups() if loss == "grpo" else conversations()
+    rows = shard(trees, num_ranks=world, micro_batch_tokens=int(tokens))[rank]
+
+    def update() -> tuple[float, float]:
+        sums = engine.forward_backward(rows, float(3 * len(trees)))
+        totals = torch.tensor(sum(sums.sums.values()), dtype=torch.float64)
+        torch.distributed.all_reduce(totals)
+        total = totals.item()
+        return total, engine.optim_step()["train/grad_norm"]
+
+    steps = [update(), update()]
+    checkpoint = Path(out).parent / f"state-{world}-{zero}"
+    engine.save(checkpoint)
+    steps.append(update())
+    engine.load(checkpoint)
+    assert update() == steps[-1], "a reloaded state did not repeat the update to the bit"
+    weights = {name: tensor.clone() for layer in engine.layer_weights() for name, tensor in layer.items()}
+    if rank == 0:
+        losses, grad_norms = zip(*steps, strict=True)
+        flat = np.concatenate([weights[name].flatten().numpy()[:50] for name in sorted(weights)])
+        np.savez(out, losses=losses, grad_norms=grad_norms, weights=flat, rows=len(rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,78 @@
+"""The house's rules that a machine can hold: sizes, names, doors."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).parents[1]
+ROOMS = ("configs", "rewards", "rollout", "pipeline", "jobs")
+FILES = [file for folder in (*ROOMS, "tests") for file in sorted((HOME / folder).rglob("*.py"))]
+NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "shared"}
+# Seen from inside a room, these would hide the package of the same name from whoever puts the room on the path.
+TAKEN = {"ray", "vllm", "deepspeed", "torch", "transformers"}
+# A stage's driver, `run`, is a function like any other here: it reads as the paper only while it fits a screen.
+LIMITS = {ast.FunctionDef: 60, ast.AsyncFunctionDef: 60, ast.ClassDef: 200}
+FILE_LIMIT = 400
+
+
+def place(file: Path) -> str:
+    return str(file.relative_to(HOME))
+
+
+def too_long(file: Path) -> Iterator[str]:
+    """Every function and class of `file` past its limit, decorators counted."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        limit = LIMITS.get(type(node))
+        if limit is None:
+            continue
+        assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.end_lineno
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        lines = node.end_lineno - first + 1
+        if lines > limit:
+            yield f"{place(file)}: {node.name} has {lines} lines, {limit} allowed"
+
+
+def test_the_rooms_were_found() -> None:
+    assert {file.relative_to(HOME).parts[0] for file in FILES} == {*ROOMS, "tests"}
+
+
+def test_files_stay_short() -> None:
+    long = {place(file): lines for file in FILES if (lines := len(file.read_text().splitlines())) > FILE_LIMIT}
+    assert not long
+
+
+def test_functions_and_classes_stay_short() -> None:
+    assert not [complaint for file in FILES for complaint in too_long(file)]
+
+
+def test_a_long_function_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "HOME", tmp_path)
+    file = tmp_path / "long.py"
+    file.write_text("@cache\ndef f():\n" + "    x = 1\n" * 59)
+    assert list(too_long(file)) == ["long.py: f has 61 lines, 60 allowed"]
+
+
+def test_every_file_is_named_for_what_it_holds() -> None:
+    names = {place(file) for file in FILES if {file.stem, *file.relative_to(HOME).parts[:-1]} & (NAMELESS | TAKEN)}
+    assert not names
+
+
+def test_nothing_below_jobs_prints() -> None:
+    calls = {
+        f"{place(file)}:{node.lineno}"
+        for file in FILES
+        if file.relative_to(HOME).parts[0] not in ("jobs", "tests")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert not calls
+
+
+def test_the_arrow_and_the_doors_hold() -> None:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
