@@ -49,14 +49,12 @@ class Fleet:
     rewards: RewardPool
     checkpoints: Checkpoints
     config: GRPOConfig
-    vocab_size: int
+    probe: list[list[int]]
 
     def sync_weights(self, version: int) -> dict[str, float]:
         """Send the policy to the engines as `version` and prove that it arrived (pipeline.sync)."""
         with self.rollout.awake():
-            return sync_weights(
-                self.policy, self.rollout, self.config.sync, vocab_size=self.vocab_size, version=version
-            )
+            return sync_weights(self.policy, self.rollout, self.config.sync, probe=self.probe, version=version)
 
 
 def start_policy(spec: TrainSpec) -> Policy:

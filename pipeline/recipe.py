@@ -11,16 +11,22 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.data.conversations import Conversations
 from pipeline.data.prompts import Prompts
 from pipeline.data.rows import BadRows
+from pipeline.errors import RunStopped
 from pipeline.evaluation.suites import results_table
 from pipeline.fleet import Fleet, cluster, start_all, start_policy, start_rewards, start_rollout
 from pipeline.folder import write_atomic
 from pipeline.lineage import check_lineage, write_lineage
 from pipeline.models.load import resolve_model
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.report import Report, write_html
+from pipeline.report import Report
+from pipeline.report_html import write_html
 from pipeline.stages import evaluate, grpo, sft
+from pipeline.sync import probe_sequences
 from pipeline.train.engine import TrainSpec
+from rewards.types import RewardsUnavailable
+from rollout.pool import RolloutError
 
+PROBE_LENGTH = 64
 FIGURES = "figures.json"
 """Written when a stage is done: an evaluation's results, or a training's last metrics."""
 
@@ -52,14 +58,20 @@ def _run(name: str, config: StageConfig, folder: Path) -> dict[str, float]:
         return json.loads((folder / FIGURES).read_text())
     console.rule(f"[bold]{name}[/] ({config.type})")
     write_lineage(folder, name, config, model)
-    if isinstance(config, SFTConfig):
-        figures = _sft(config, model, folder)
-    elif isinstance(config, GRPOConfig):
-        figures = _grpo(config, model, folder)
-    else:
-        figures = _evaluate(config, model, folder)
+    try:
+        figures = _start(config, model, folder)
+    except (RolloutError, RewardsUnavailable) as error:
+        raise RunStopped(f"{name} stopped itself: {error}") from error
     write_atomic(folder / FIGURES, json.dumps(figures, indent=1, sort_keys=True))
     return figures
+
+
+def _start(config: StageConfig, model: Path, folder: Path) -> dict[str, float]:
+    if isinstance(config, SFTConfig):
+        return _sft(config, model, folder)
+    if isinstance(config, GRPOConfig):
+        return _grpo(config, model, folder)
+    return _evaluate(config, model, folder)
 
 
 def _sft(config: SFTConfig, model: Path, folder: Path) -> dict[str, float]:
@@ -116,7 +128,9 @@ def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
         checkpoints = Checkpoints(folder, config.checkpoint, policy)
         report.resume(checkpoints.restore())
         _tell(prompts.bad_rows, folder, report.note)
-        grpo.run(config, prompts, Fleet(policy, rollout, rewards, checkpoints, config, len(tokenizer)), report)
+        probe_length = min(PROBE_LENGTH, config.rollout.max_model_len - 1)
+        probe = probe_sequences(len(tokenizer), config.sync.probe_prompts, probe_length)
+        grpo.run(config, prompts, Fleet(policy, rollout, rewards, checkpoints, config, probe), report)
     write_html(folder)
     return report.last_metrics
 

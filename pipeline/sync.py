@@ -16,17 +16,15 @@ from pipeline.train.worker import Policy
 from rollout.pool import RolloutPool
 from rollout.weights import SyncError
 
-PROBE_LENGTH = 64
 
-
-def probe_sequences(vocab_size: int, count: int) -> list[list[int]]:
+def probe_sequences(vocab_size: int, count: int, length: int) -> list[list[int]]:
     """Fixed random token sequences. Random rather than real, so that the router sends them to every expert."""
-    stream = np.random.Philox(key=0).random_raw(count * PROBE_LENGTH) % vocab_size
-    return stream.astype(np.int64).reshape(count, PROBE_LENGTH).tolist()
+    stream = np.random.Philox(key=0).random_raw(count * length) % vocab_size
+    return stream.astype(np.int64).reshape(count, length).tolist()
 
 
 def sync_weights(
-    policy: Policy, rollout: RolloutPool, config: SyncConfig, *, vocab_size: int, version: int
+    policy: Policy, rollout: RolloutPool, config: SyncConfig, *, probe: list[list[int]], version: int
 ) -> dict[str, float]:
     """Send the policy to every engine as `version`, prove it, and return `sync/...` metrics.
 
@@ -39,21 +37,26 @@ def sync_weights(
     except SyncError as error:
         raise RunStopped(f"weights of version {version} did not reach an engine: {error}") from error
     sent = time.monotonic()
-    probe = probe_sequences(vocab_size, config.probe_prompts)
+    metrics = prove(policy, rollout, config, probe=probe, version=version)
+    return metrics | {
+        "sync/transfer_seconds": sent - started,
+        "sync/proof_seconds": time.monotonic() - sent,
+    }
+
+
+def prove(
+    policy: Policy, rollout: RolloutPool, config: SyncConfig, *, probe: list[list[int]], version: int
+) -> dict[str, float]:
+    """Raise RunStopped unless every engine speaks as the policy does, within the configured gaps."""
     mean_gap, max_gap = probe_gap(policy, rollout, probe)
-    if not (mean_gap <= config.max_mean_gap and max_gap <= config.max_gap):
+    if not (mean_gap <= config.max_mean_gap and max_gap <= config.max_gap):  # a NaN is not within anything
         raise RunStopped(
             f"sync of version {version} is not proven: trainer and engine differ on the probe by {mean_gap:.2e} in the "
             f"mean (bound sync.max_mean_gap={config.max_mean_gap:.0e}) and {max_gap:.2e} at most (bound "
             f"sync.max_gap={config.max_gap:.0e}) nats a token. The engine does not hold the weights that were trained; "
             "the run can be resumed once the cause is found"
         )
-    return {
-        "sync/gap_mean": mean_gap,
-        "sync/gap_max": max_gap,
-        "sync/transfer_seconds": sent - started,
-        "sync/proof_seconds": time.monotonic() - sent,
-    }
+    return {"sync/gap_mean": mean_gap, "sync/gap_max": max_gap}
 
 
 def probe_gap(policy: Policy, rollout: RolloutPool, probe: list[list[int]]) -> tuple[float, float]:

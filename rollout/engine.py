@@ -3,10 +3,11 @@
 vLLM is set up so that a sync can be proven and a run can be resumed to the bit: no child process, no asynchronous
 scheduling, one seeded generator per call, no cached prefix from an earlier call, float32 kernels on the CPU.
 
-On the CPU vLLM 0.32.0 is silently wrong in two places. Both are mended here, and the version is guarded:
+On the CPU vLLM 0.32.0 is silently wrong in three places. All are mended here, and the version is guarded:
 
 * its rotary kernel takes the queries of DeepSeek's attention, [tokens, heads, rope], for one head;
-* a reload leaves the experts in the checkpoint's layout, where the kernel reads its packed one.
+* a reload leaves the experts in the checkpoint's layout, where the kernel reads its packed one;
+* a reload leaves an output head that is tied to the embedding with the packed copy of the weights before.
 """
 
 import os
@@ -32,6 +33,7 @@ from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt
 from vllm.logprobs import FlatLogprobs
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
@@ -40,7 +42,7 @@ EXAMINED_VLLM = "0.32.0"
 
 
 class Engine:
-    """A policy that speaks.
+    """A policy that speaks. A process holds one at a time, since vLLM keeps global state.
 
     It keeps to this process and its default random generator, which every `generate` seeds anew: whoever draws from
     it between two groups of a stream changes what follows.
@@ -76,9 +78,15 @@ class Engine:
         before. Log-probabilities are the policy's own, before temperature, top_p and top_k. Leaving the iterator
         early ends the request.
 
-        Raises ValueError when a prompt is empty or leaves no room for `max_tokens` in `max_model_len`.
+        Raises ValueError when a prompt is empty or leaves no room for `max_tokens` in `max_model_len`, and when more
+        than one completion is asked of temperature 0, which has only one.
         """
         self._check_ready()
+        if sampling.temperature == 0 and num_completions > 1:
+            raise ValueError(
+                f"num_completions={num_completions} at sampling.temperature=0 would say the same thing again; "
+                "ask for 1, or raise the temperature"
+            )
         longest = self._max_model_len - sampling.max_tokens
         for index, prompt_ids in enumerate(prompts):
             if not 1 <= len(prompt_ids) <= longest:
@@ -132,6 +140,8 @@ class Engine:
         started = time.perf_counter()
         records, tensors = open_buckets(buckets, self._expected)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        if current_platform.is_cpu():
+            self._llm.collective_rpc(_mend_tied_head)
         self._forget_prefixes()
         self._policy_version = version
         self._sync_seconds += time.perf_counter() - started
@@ -279,3 +289,10 @@ def _mend_expert_reload() -> None:
 
     if setup.__module__ != __name__:
         UnquantizedFusedMoEMethod._setup_kernel = setup_kernel
+
+
+def _mend_tied_head(worker: Any) -> None:
+    """Packs the output head after a load: of a tied one vLLM thinks that nothing was loaded."""
+    for module in worker.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

@@ -65,7 +65,7 @@ class RolloutPool:
         environment = {"env_vars": _process_environment(config.threads or os.cpu_count() or 1)}
         actor: Any = ray.remote(EngineActor).options(**options, runtime_env=environment)
         self._engines: list[Any] = [actor.remote(model, config, dtype, seed) for _ in range(config.num_engines)]
-        self._ask_all("metrics")
+        self._gather([engine.call.remote("metrics") for engine in self._engines], "its start")
 
     def generate(
         self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
@@ -89,7 +89,7 @@ class RolloutPool:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 late = ", ".join(map(str, sorted(streams.values())))
-                raise RolloutError(f"rollout engine {late}: no group for {self._timeout_seconds:.0f} s{_REMEDY}")
+                raise RolloutError(f"rollout engine {late}: no group for {self._timeout_seconds:g} s{_REMEDY}")
             number = streams[ready[0]]
             try:
                 group = self._get(next(ready[0]), number, "a generation")
@@ -145,7 +145,7 @@ class RolloutPool:
             return ray.get(ref, timeout=self._timeout_seconds)
         except GetTimeoutError as error:
             raise RolloutError(
-                f"rollout engine {number}: no end of {call} for {self._timeout_seconds:.0f} s{_REMEDY}"
+                f"rollout engine {number}: no end of {call} for {self._timeout_seconds:g} s{_REMEDY}"
             ) from error
         except RayActorError as error:
             raise RolloutError(f"rollout engine {number} died in {call}: {error}") from error
@@ -165,4 +165,7 @@ def _process_environment(threads: int) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
         "MALLOC_TOP_PAD_": str(2**26),
+        # What vLLM and torch say of themselves while they are imported; errors are still shown.
+        "PYTHONWARNINGS": "ignore::FutureWarning:vllm.triton_utils.dispatcher",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }

@@ -72,6 +72,7 @@ class TrainEngine:
         )
         # Exact resume needs it: without, the CPU's scatter-add sums in whatever order threads arrive (it costs 1 %).
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # filling ZeRO's buffers took two thirds of a step
         if self.device.type == "cpu":
             # Gloo serves; the shared-memory op would compile for two minutes at the first start of every machine.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

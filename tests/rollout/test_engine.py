@@ -1,0 +1,201 @@
+"""One real engine on a tiny DeepSeek-V3, against transformers: what it says, what it is taught, what it refuses."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.sampling import SamplingConfig
+from rollout.engine import Engine
+from rollout.types import Completion, Group
+from rollout.weights import SyncError
+from tests.rollout import tiny
+from tests.rollout.tiny import CONFIG, PROMPTS, ROOT
+
+pytestmark = pytest.mark.engine
+
+SAMPLING = SamplingConfig(max_tokens=24)
+GREEDY = SamplingConfig(max_tokens=8, temperature=0)
+EXPERT = "model.layers.2.mlp.experts.5.down_proj.weight"
+
+MODELS = {"first": tiny.moe(0), "second": tiny.moe(1)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: tiny.save(model, root / name) for name, model in MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def module_engine(folders: dict[str, Path]) -> Engine:
+    return Engine(folders["first"], CONFIG, "float32", seed=0)
+
+
+@pytest.fixture
+def engine(module_engine: Engine, folders: dict[str, Path]) -> Iterator[Engine]:
+    """The module's engine; a test that teaches it other weights finds the first ones again afterwards."""
+    yield module_engine
+    module_engine.wake()
+    if module_engine.policy_version != 0:
+        module_engine.load_weights(tiny.buckets(tiny.weights(folders["first"])), version=0)
+
+
+def say(engine: Engine, seed: int, sampling: SamplingConfig = SAMPLING, num_completions: int = 4) -> list[Group]:
+    groups = list(engine.generate(PROMPTS, sampling, num_completions, seed))
+    return sorted(groups, key=lambda group: group.index)
+
+
+def completions(groups: list[Group]) -> list[Completion]:
+    return [completion for group in groups for completion in group.completions]
+
+
+def test_agrees_with_transformers_fresh(engine: Engine) -> None:
+    assert tiny.within_bounds(tiny.rollout_gap(MODELS["first"], say(engine, 1)))
+    assert tiny.within_bounds(tiny.prompt_gap(MODELS["first"], engine.prompt_logprobs(PROMPTS)))
+
+
+def test_agrees_with_transformers_after_a_sync(engine: Engine, folders: dict[str, Path]) -> None:
+    before = say(engine, 1)
+    sent = tiny.buckets(tiny.weights(folders["second"]))
+    manifest = engine.load_weights(sent, version=3)
+    assert manifest == [record for bucket in sent for record in bucket.records]
+    after = say(engine, 1)
+    assert {completion.policy_version for completion in completions(after)} == {3}
+    assert tiny.within_bounds(tiny.rollout_gap(MODELS["second"], after))
+    assert tiny.within_bounds(tiny.prompt_gap(MODELS["second"], engine.prompt_logprobs(PROMPTS)))
+    assert tiny.rollout_gap(MODELS["first"], after)[0] > 0.1, "the two models must differ for this to prove anything"
+    engine.load_weights(tiny.buckets(tiny.weights(folders["first"])), version=0)
+    assert say(engine, 1) == before
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_one_stale_expert_shows(engine: Engine, folders: dict[str, Path], layer: int) -> None:
+    """Of the experts that the probe's tokens reach: what no token reaches, no log-probability can show."""
+    tokens = tiny.tokens_per_expert(MODELS["second"], layer)
+    rarest = min(tokens, key=tokens.__getitem__)
+    name = f"model.layers.{layer}.mlp.experts.{rarest}.down_proj.weight"
+    first, second = tiny.weights(folders["first"]), tiny.weights(folders["second"])
+    engine.load_weights(tiny.buckets(second | {name: first[name]}), version=1)
+    mean, largest = tiny.prompt_gap(MODELS["second"], engine.prompt_logprobs(PROMPTS))
+    assert mean > 10 * tiny.MEAN_BOUND
+    assert largest > 10 * tiny.MAX_BOUND
+
+
+def test_a_bad_sync_names_the_tensor_and_leaves_the_engine_alone(engine: Engine, folders: dict[str, Path]) -> None:
+    before = engine.prompt_logprobs(PROMPTS)
+    second = tiny.weights(folders["second"])
+    without = {name: tensor for name, tensor in second.items() if name != EXPERT}
+    with pytest.raises(SyncError, match=f"1 of {len(second)} tensors did not arrive, the first is '{EXPERT}'"):
+        engine.load_weights(tiny.buckets(without), version=1)
+    damaged = tiny.buckets({name: tensor.clone() for name, tensor in second.items()})
+    damaged[-1].payloads[-1][0] ^= 1
+    with pytest.raises(SyncError, match=f"'{damaged[-1].records[-1].name}': checksum"):
+        engine.load_weights(damaged, version=1)
+    assert engine.policy_version == 0
+    assert engine.prompt_logprobs(PROMPTS) == before
+
+
+def test_the_same_seed_says_the_same_to_the_bit(engine: Engine) -> None:
+    first = say(engine, 7)
+    other = say(engine, 8, SamplingConfig(max_tokens=40, top_p=0.9, temperature=0.7), num_completions=3)
+    engine.prompt_logprobs(PROMPTS[:1])
+    torch.manual_seed(123)
+    assert say(engine, 7) == first
+    assert say(engine, 9) != first
+    assert other != first
+
+
+def test_a_fresh_process_says_what_an_engine_with_a_past_says(engine: Engine, folders: dict[str, Path]) -> None:
+    script = f"""
+import dataclasses, json
+from pathlib import Path
+from rollout.engine import Engine
+from tests.rollout import test_engine
+engine = Engine(Path({str(folders["first"])!r}), test_engine.CONFIG, "float32", seed=99)
+print(json.dumps([dataclasses.asdict(group) for group in test_engine.say(engine, 7)]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == [dataclasses.asdict(group) for group in say(engine, 7)]
+
+
+def test_answers_of_a_group_differ_unless_greedy(engine: Engine) -> None:
+    for group in say(engine, 2):
+        assert len({tuple(completion.token_ids) for completion in group.completions}) == 4
+    with pytest.raises(ValueError, match=r"num_completions=4 at sampling\.temperature=0"):
+        say(engine, 2, GREEDY)
+    for group in say(engine, 2, GREEDY, num_completions=1):
+        ids_1T = torch.tensor([group.prompt_ids])
+        with torch.no_grad():
+            likeliest = MODELS["first"](ids_1T).logits[0, -1].argmax().item()
+        assert group.completions[0].token_ids[0] == likeliest
+
+
+def test_a_completion_ends_with_its_end_token_or_its_length(engine: Engine) -> None:
+    said = completions(say(engine, 3, SamplingConfig(max_tokens=100), num_completions=8))
+    assert {completion.finish_reason for completion in said} == {"stop", "length"}
+    for completion in said:
+        assert len(completion.logprobs) == len(completion.token_ids)
+        ends = [place for place, token in enumerate(completion.token_ids) if token == 2]
+        if completion.finish_reason == "stop":
+            assert ends == [len(completion.token_ids) - 1]
+        else:
+            assert not ends
+            assert len(completion.token_ids) == 100
+        assert "<eos>" not in completion.text
+
+
+def test_ignoring_the_end_token_gives_exactly_max_tokens(engine: Engine) -> None:
+    said = completions(say(engine, 3, SamplingConfig(max_tokens=100, ignore_eos=True), num_completions=8))
+    assert {len(completion.token_ids) for completion in said} == {100}
+    assert {completion.finish_reason for completion in said} == {"length"}
+    assert any(2 in completion.token_ids for completion in said)
+    measured = engine.metrics()
+    assert measured["rollout/tokens_per_second"] > 0
+    assert engine.metrics()["rollout/tokens_per_second"] == 0
+
+
+def test_a_group_is_yielded_before_the_last_is_finished(engine: Engine) -> None:
+    whole = say(engine, 4)
+    stream = engine.generate(PROMPTS, SAMPLING, 4, 4)  # 16 completions, 8 at once
+    first = next(stream)
+    with pytest.raises(AssertionError, match="two requests at once"):
+        engine.prompt_logprobs(PROMPTS)
+    rest = list(stream)
+    assert sorted([first, *rest], key=lambda group: group.index) == whole
+
+
+def test_leaving_a_stream_early_ends_the_request(engine: Engine) -> None:
+    whole = say(engine, 4)
+    stream = engine.generate(PROMPTS, SAMPLING, 4, 4)
+    next(stream)
+    stream.close()
+    assert say(engine, 4) == whole
+
+
+def test_a_prompt_without_room_is_named(engine: Engine) -> None:
+    fits = [1] * (CONFIG.max_model_len - SAMPLING.max_tokens)
+    assert len(list(engine.generate([fits], SAMPLING, 1, 0))) == 1
+    with pytest.raises(ValueError, match=r"prompt 1 has 137 tokens, allowed are 1 to 136"):
+        engine.generate([fits, [*fits, 1]], SAMPLING, 1, 0)
+    with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
+        engine.generate([[]], SAMPLING, 1, 0)
+
+
+def test_a_sleeping_engine_refuses_until_woken(engine: Engine) -> None:
+    before = say(engine, 5)
+    engine.sleep()
+    with pytest.raises(RuntimeError, match="sleeps"):
+        engine.generate(PROMPTS, SAMPLING, 1, 0)
+    with pytest.raises(RuntimeError, match="sleeps"):
+        engine.load_weights([], version=1)
+    engine.wake()
+    assert say(engine, 5) == before

@@ -1,0 +1,79 @@
+"""The pool on a real Ray, with real engines: the same answers as an engine here, and failures that name the engine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from configs.sampling import SamplingConfig
+from rollout.pool import RolloutError, RolloutPool
+from rollout.weights import SyncError
+from tests.rollout import tiny
+from tests.rollout.tiny import CONFIG, PROMPTS
+
+pytestmark = pytest.mark.engine
+
+SAMPLING = SamplingConfig(max_tokens=24)
+FIRST, SECOND = tiny.moe(0), tiny.moe(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(FIRST, tmp_path_factory.mktemp("models") / "first")
+
+
+@pytest.fixture(scope="module")
+def pool(folder: Path) -> Iterator[RolloutPool]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    pool = RolloutPool(folder, CONFIG.model_copy(update={"num_engines": 2}), "float32", seed=0)
+    yield pool
+    pool.close()
+    ray.shutdown()
+
+
+def test_two_engines_speak_as_one(pool: RolloutPool) -> None:
+    with pool.awake():
+        groups = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
+        again = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
+    assert sorted(groups) == [0, 1, 2, 3]
+    assert [groups[index].prompt_ids for index in range(4)] == PROMPTS
+    assert groups == again
+    assert tiny.within_bounds(tiny.rollout_gap(FIRST, list(groups.values())))
+    assert pool.metrics()["rollout/tokens_per_second"] > 0
+
+
+def test_a_sync_reaches_every_engine(pool: RolloutPool, tmp_path: Path) -> None:
+    buckets = tiny.buckets(tiny.weights(tiny.save(SECOND, tmp_path / "second")))
+    with pool.awake():
+        manifest = pool.load_weights([ray.put(bucket) for bucket in buckets], version=5)
+        per_engine = pool.prompt_logprobs(PROMPTS)
+        [group] = pool.generate(PROMPTS[:1], SAMPLING, 2, seed=0)
+    assert manifest == [record for bucket in buckets for record in bucket.records]
+    assert len(per_engine) == 2
+    assert all(tiny.within_bounds(tiny.prompt_gap(SECOND, answers)) for answers in per_engine)
+    assert {completion.policy_version for completion in group.completions} == {5}
+
+
+def test_what_an_engine_raises_comes_through(pool: RolloutPool) -> None:
+    with pool.awake():
+        with pytest.raises(ValueError, match="prompt 0 has 137 tokens"):
+            list(pool.generate([[1] * 137], SAMPLING, 1, seed=0))
+        with pytest.raises(SyncError, match="did not arrive"):
+            pool.load_weights([], version=6)
+    with pytest.raises(RuntimeError, match="sleeps"):
+        pool.prompt_logprobs(PROMPTS)
+
+
+def test_a_lost_engine_is_named(pool: RolloutPool) -> None:
+    """And nothing is asked of it afterwards, so that the reason is the one that is raised."""
+    sampling = SamplingConfig(max_tokens=100, ignore_eos=True)
+    with pytest.raises(RolloutError, match="engine 1 died in a generation"), pool.awake():
+        stream = pool.generate(PROMPTS, sampling, 8, seed=0)
+        ray.kill(pool._engines[1])
+        list(stream)
+
+
+def test_a_late_engine_is_named(pool: RolloutPool, folder: Path) -> None:
+    with pytest.raises(RolloutError, match=r"engine 0: no end of its start for 0\.5 s; raise rollout\.timeout_seconds"):
+        RolloutPool(folder, CONFIG.model_copy(update={"timeout_seconds": 0.5}), "float32", seed=0)

@@ -1,0 +1,109 @@
+"""Tiny models of random weights large enough that a wrong one shows, and what `transformers` says of them."""
+
+import json
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from configs.sampling import RolloutConfig
+from pipeline.models.tokenizer import byte_tokenizer
+from rollout.types import Group
+from rollout.weights import Bucket, to_buckets
+
+ROOT = Path(__file__).parents[2]
+CONFIG = RolloutConfig(max_model_len=160, max_num_seqs=8, kv_cache_gib=0.125, threads=1)
+PROMPTS = [[1, 3, *range(20 + 7 * i, 40 + 9 * i)] for i in range(4)]
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+MEAN_BOUND, MAX_BOUND = 1e-5, 1e-4
+
+
+def moe(seed: int) -> DeepseekV3ForCausalLM:
+    settings = json.loads((ROOT / "configs" / "models" / "tiny.json").read_text()) | {
+        "vocab_size": 264,
+        "pad_token_id": 0,
+    }
+    return _noisy(DeepseekV3ForCausalLM(DeepseekV3Config(**settings, bos_token_id=1, eos_token_id=2)), seed)
+
+
+def llama(seed: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=264, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return _noisy(LlamaForCausalLM(config), seed)
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def buckets(tensors: dict[str, torch.Tensor]) -> list[Bucket]:
+    return list(to_buckets(tensors.items(), 1))
+
+
+def logprobs(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
+    """[T - 1] log-probabilities of each token after the first."""
+    ids_1T = torch.tensor([token_ids])
+    with torch.no_grad():
+        return model(ids_1T).logits[0, :-1].log_softmax(-1).gather(1, ids_1T[0, 1:, None])[:, 0]
+
+
+def tokens_per_expert(model: DeepseekV3ForCausalLM, layer: int) -> Counter[int]:
+    """How many tokens of PROMPTS each expert of a layer sees, for the experts that see any."""
+    seen: Counter[int] = Counter()
+    experts = model.model.layers[layer].mlp.experts
+    handle = experts.register_forward_hook(
+        lambda _module, arguments, _output: seen.update(arguments[1].view(-1).tolist())
+    )
+    for prompt in PROMPTS:
+        model(torch.tensor([prompt]))
+    handle.remove()
+    return seen
+
+
+def rollout_gap(model: PreTrainedModel, groups: list[Group]) -> tuple[float, float]:
+    """Mean and maximum of |transformers - engine| over the sampled tokens."""
+    gaps = [
+        logprobs(model, group.prompt_ids + completion.token_ids)[-len(completion.token_ids) :]
+        - torch.tensor(completion.logprobs)
+        for group in groups
+        for completion in group.completions
+    ]
+    return _gap(gaps)
+
+
+def prompt_gap(model: PreTrainedModel, answers: list[list[float]]) -> tuple[float, float]:
+    """Mean and maximum of |transformers - engine| over the tokens of PROMPTS."""
+    gaps = [logprobs(model, prompt) - torch.tensor(own) for prompt, own in zip(PROMPTS, answers, strict=True)]
+    return _gap(gaps)
+
+
+def within_bounds(gap: tuple[float, float]) -> bool:
+    return gap[0] <= MEAN_BOUND and gap[1] <= MAX_BOUND
+
+
+def _gap(gaps: list[torch.Tensor]) -> tuple[float, float]:
+    every = torch.cat(gaps).abs()
+    return every.mean().item(), every.max().item()
+
+
+def _noisy(model: Model, seed: int) -> Model:
+    """Weights and buffers (the router's correction bias is one) drawn by `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    correction = (buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias"))
+    with torch.no_grad():
+        for tensor in chain(model.parameters(), correction):
+            tensor.copy_(tensor.mean() + torch.randn(tensor.shape, generator=generator) * 0.04)
+    return model.eval()
