@@ -237,6 +237,8 @@ class Recipe(Settings):
     """Name of the run: its folder below `runs_dir`."""
     runs_dir: str = "runs"
     """Folder the run's folder is made in."""
+    seed: int | None = None
+    """A number that stages may refer to as `${seed}`, so that one override reseeds the whole recipe."""
     stages: dict[str, StageConfig] = Field(min_length=1)
     """The stages by name, in order."""
 

@@ -32,25 +32,6 @@ class Experience:
     verdicts: list[list[dict[str, Verdict]]]
     rewards_PG: NDArray[np.float64]
 
-    def select(self, rows: NDArray[np.int64]) -> "Experience":
-        """The groups at `rows`, in that order."""
-        pick = rows.tolist()
-        return Experience(
-            [self.prompts[i] for i in pick],
-            [self.groups[i] for i in pick],
-            [self.verdicts[i] for i in pick],
-            self.rewards_PG[rows],
-        )
-
-    def join(self, other: "Experience") -> "Experience":
-        """These groups, then the other's."""
-        return Experience(
-            self.prompts + other.prompts,
-            self.groups + other.groups,
-            self.verdicts + other.verdicts,
-            np.concatenate([self.rewards_PG, other.rewards_PG]),
-        )
-
     def samples(self) -> list[Sample]:
         """What a person reads: one sample a completion."""
         return [
@@ -68,22 +49,28 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> tu
     The round decides which prompts are drawn and the seed they are sampled with, so a resumed run draws the same.
     """
     num_prompts, max_rounds = config.prompts_per_step, config.dynamic_sampling.max_rounds
-    kept: Experience | None = None
-    for round_ in range(max_rounds):
-        draw = (step - 1) * max_rounds + round_ + 1
-        fresh = _sample(config, prompts.take(draw, num_prompts), fleet, seed=config.seed * 1_000_003 + draw)
-        kept = fresh if kept is None else kept.join(fresh)
-        spread_P = has_spread(kept.rewards_PG)
-        if spread_P.sum() >= num_prompts:
-            break
-    assert kept is not None
+    drawn: list[Experience] = []
+    spread_P = np.empty(0, bool)
+    while len(drawn) < max_rounds and spread_P.sum() < num_prompts:
+        draw = (step - 1) * max_rounds + len(drawn) + 1
+        drawn.append(_sample(config, prompts.take(draw, num_prompts), fleet, seed=config.seed * 1_000_003 + draw))
+        spread_P = np.concatenate([spread_P, has_spread(drawn[-1].rewards_PG)])
     useful_first = np.argsort(~spread_P, kind="stable")[:num_prompts]
-    experience = kept.select(useful_first)
+    experience = _select(drawn, useful_first)
     metrics = _statistics(experience, config) | {
-        "rollout/sampled_groups": float(len(kept.groups)),
+        "rollout/sampled_groups": float(len(spread_P)),
         "rollout/mixed_groups_rate": float(spread_P.mean()),
     }
     return experience, metrics | fleet.rewards.metrics()
+
+
+def _select(drawn: list[Experience], rows: NDArray[np.int64]) -> Experience:
+    """The groups at `rows` of all that were drawn, in that order."""
+    every = [
+        row for part in drawn for row in zip(part.prompts, part.groups, part.verdicts, part.rewards_PG, strict=True)
+    ]
+    prompts, groups, verdicts, rewards = zip(*(every[row] for row in rows), strict=True)
+    return Experience(list(prompts), list(groups), list(verdicts), np.stack(rewards))
 
 
 def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: int) -> Experience:

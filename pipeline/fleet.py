@@ -4,6 +4,7 @@ Where they live is decided here and nowhere else: a stage's driver holds handles
 share the same devices and take turns.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ def cluster() -> Iterator[None]:
     """
     environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
     local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
-    ray.init(runtime_env={"env_vars": environment}, log_to_driver=False, logging_level="ERROR", **local)
+    ray.init(runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         yield
     finally:
@@ -80,13 +81,10 @@ def start_all(*starts: Callable[[], Any]) -> Iterator[list[Any]]:
     with ExitStack() as stack:
         with ThreadPoolExecutor(len(starts)) as threads:
             futures = [threads.submit(start) for start in starts]
-        failed = [future.exception() for future in futures if future.exception() is not None]
-        handles = [future.result() for future in futures if future.exception() is None]
-        for handle in handles:
-            stack.callback(handle.close)
-        if failed:
-            raise failed[0]
-        yield handles
+        for future in futures:
+            if future.exception() is None:
+                stack.callback(future.result().close)
+        yield [future.result() for future in futures]  # raises what the first failed start raised
 
 
 def _devices(count: int, share: float) -> dict[str, Any]:

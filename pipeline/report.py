@@ -155,6 +155,7 @@ class Report:
 
     def note(self, text: str) -> None:
         """Print `text` as it is, above the bar."""
+        text = "\n".join(map(_printable, text.splitlines()))
         self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _close_files(self) -> None:
@@ -233,7 +234,8 @@ def sample_lines(sample: Sample) -> list[Text]:
         f"{name} {verdict.status}" + ("" if verdict.score is None else f" {verdict.score:g}")
         for name, verdict in sample.verdicts.items()
     )
-    outcome = f"  reward {sample.reward:g} ({judged}), finish_reason {sample.finish_reason}"
+    reward = "left out" if math.isnan(sample.reward) else f"reward {sample.reward:g}"
+    outcome = f"  {reward} ({judged}), finish_reason {sample.finish_reason}"
     lines = [Text(said, style="dim"), Text(outcome, style="dim")]
     for line in lines:
         line.truncate(WIDTH, overflow="ellipsis")
@@ -274,9 +276,14 @@ def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _elide(text: str, width: int) -> str:
-    """`text` on one line, its middle left out where it is too long; what would steer a terminal is escaped."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """`text` on one line, its middle left out where it is too long."""
+    shown = _printable(text)
     if len(shown) <= width:
         return shown
     head = (width - 5) // 2
     return f"{shown[:head]} ... {shown[head + 5 - width :]}"
+
+
+def _printable(text: str) -> str:
+    """`text` with what would steer a terminal, or turn the direction of writing, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

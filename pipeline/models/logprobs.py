@@ -24,7 +24,7 @@ class LogprobModel(nn.Module):
     def __init__(self, causal_lm: PreTrainedModel, chunk_tokens: int) -> None:
         super().__init__()
         causal_lm.set_attn_implementation(PACKED)
-        self.causal_lm = causal_lm
+        self.causal_lm: PreTrainedModel = causal_lm
         self.chunk_tokens = chunk_tokens
 
     def forward(self, token_ids_T: Tensor, layout: Layout, source_N: Tensor, target_N: Tensor) -> Tensor:
@@ -48,5 +48,7 @@ class LogprobModel(nn.Module):
         return torch.cat(logprobs)
 
     def _logprobs(self, hidden_CD: Tensor, target_C: Tensor) -> Tensor:
-        logits_CV = self.causal_lm.get_output_embeddings()(hidden_CD).float()
+        head = self.causal_lm.get_output_embeddings()
+        assert head is not None
+        logits_CV = head(hidden_CD).float()
         return logits_CV.gather(1, target_C.unsqueeze(1)).squeeze(1) - logits_CV.logsumexp(1)

@@ -24,7 +24,7 @@ def layer_buckets(layer: dict[str, Tensor], max_bytes: int) -> Iterator[Bucket]:
             yield Bucket(records, payloads)
             records, payloads, size = [], [], 0
         dtype = str(tensor.dtype).removeprefix("torch.")
-        records.append(TensorRecord(name, tuple(tensor.shape), dtype, zlib.crc32(payload)))
+        records.append(TensorRecord(name, tuple(tensor.shape), dtype, zlib.crc32(payload.data)))
         payloads.append(payload)
         size += payload.nbytes
     if payloads:

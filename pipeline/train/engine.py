@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import numpy as np
@@ -36,12 +36,13 @@ from rollout.weights import Bucket
 class TrainSpec:
     """All a rank needs to build its engine; crosses to the rank by value.
 
-    `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's, or None for supervised training. `with_reference` keeps a frozen copy of `model` beside the
-    policy, sharded over ranks under ZeRO-3. Seeds nothing: training draws no random numbers.
+    `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's, or None for
+    supervised training. `with_reference` keeps a frozen copy of `model` beside the policy, sharded over ranks under
+    ZeRO-3. There is no seed: training draws no random numbers.
     """
 
     model: Path
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     trainer: TrainerConfig
     optimizer: OptimizerConfig
     total_steps: int
@@ -72,13 +73,15 @@ class TrainEngine:
         )
         # Exact resume needs it: without, the CPU's scatter-add sums in whatever order threads arrive (it costs 1 %).
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # filling ZeRO's buffers took two thirds of a step
+        # Else every empty buffer, ZeRO's above all, is filled with NaN first: two thirds of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         if self.device.type == "cpu":
             # Gloo serves; the shared-memory op would compile for two minutes at the first start of every machine.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
         self.world_size = torch.distributed.get_world_size()
         model = self._logprob_model()
+        self._causal_lm = model.causal_lm
         if spec.trainer.gradient_checkpointing:
             model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
@@ -88,7 +91,8 @@ class TrainEngine:
             eps=spec.optimizer.eps,
             fused=True,
         )
-        self.engine, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=_config(spec))
+        wrapped: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=_config(spec))
+        self.engine, self.optimizer = wrapped[0], wrapped[1]
         self.engine.enable_backward_allreduce = spec.trainer.zero_stage > 0  # see _clip_unsharded
         self.reference = self._reference() if spec.with_reference else None
         self.step = 0
@@ -100,8 +104,8 @@ class TrainEngine:
         model = self._logprob_model().eval().requires_grad_(False)
         if self.spec.trainer.zero_stage < 3:
             return model.to(self.device)
-        engine, *_ = deepspeed.initialize(model=model, config=_config(self.spec))
-        return engine.eval()
+        wrapped: Any = deepspeed.initialize(model=model, config=_config(self.spec))
+        return wrapped[0].eval()
 
     # -- the two verbs ------------------------------------------------------------------------------------------------
 
@@ -158,7 +162,7 @@ class TrainEngine:
 
         A layer's tensors are valid until the next is asked for.
         """
-        model = self.engine.module.causal_lm
+        model = self._causal_lm
         tied = set(model.all_tied_weights_keys)
         for layer in _layers(model):
             with self._gathered(list(layer.values())):
@@ -176,7 +180,7 @@ class TrainEngine:
         """Write a plain `transformers` checkpoint; every rank takes part, rank 0 writes."""
         state = {name: tensor.to("cpu", copy=True) for layer in self.layer_weights() for name, tensor in layer.items()}
         if torch.distributed.get_rank() == 0:
-            model = self.engine.module.causal_lm
+            model = self._causal_lm
             save_hf(model, load_tokenizer(self.spec.model, self.spec.chat_template), folder, state_dict=state)
         torch.distributed.barrier()
 
@@ -243,7 +247,7 @@ class TrainEngine:
     def _clip_unsharded(self) -> Tensor:
         """Without ZeRO, DeepSpeed clips and does not tell the norm; so reduce and clip here, once."""
         self.engine.buffered_allreduce_fallback()
-        return nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.spec.optimizer.max_grad_norm)
+        return nn.utils.clip_grad_norm_(self._causal_lm.parameters(), self.spec.optimizer.max_grad_norm)
 
     def _gathered(self, tensors: list[Tensor]) -> AbstractContextManager[Any]:
         if self.spec.trainer.zero_stage < 3:

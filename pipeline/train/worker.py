@@ -63,8 +63,8 @@ class Policy:
         num_ranks = spec.trainer.num_ranks
         threads = spec.trainer.threads or max((os.cpu_count() or 1) // num_ranks, 1)
         environment = THREAD_AND_MALLOC | {"OMP_NUM_THREADS": str(threads)}
-        actor = ray.remote(TrainActor).options(runtime_env={"env_vars": environment}, **resources)
-        self._ranks = [actor.remote() for _ in range(num_ranks)]
+        actor: Any = ray.remote(TrainActor).options(runtime_env={"env_vars": environment}, **resources)
+        self._ranks: list[Any] = [actor.remote() for _ in range(num_ranks)]
         host, port = self._get([self._ranks[0].address.remote()], "address", START_TIMEOUT_SECONDS)[0]
         group = {"WORLD_SIZE": str(num_ranks), "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}
         started = [rank.build.remote(spec, group | {"RANK": str(i)}) for i, rank in enumerate(self._ranks)]

@@ -119,11 +119,12 @@ def test_console_lines_fit_and_stay_plain(tmp_path: Path, capsys: pytest.Capture
         "not/shown": 1.0,
     }
     with Report(tmp_path, total_steps=100, label="grpo") as report:
-        report.note("3 of 9 rows are bad: [bold]not JSON[/] :smile:")
+        report.note("3 of 9 rows are bad: [bold]not JSON[/] :smile:\n  \x1b[2J")
         report.step(1, figures, [sample("p" * 200, "\x1b[2J\u202e" + "c" * 200)])
         report.step(2, figures)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 of 9 rows are bad: [bold]not JSON[/] :smile:"
+    assert lines.pop(1) == "  \\x1b[2J"
     heading, first = (" ".join(line.split()) for line in lines[1:3])
     assert heading == "step reward math length kl mismatch grad gen ref train sync s/step tok/s left"
     assert first.startswith("1/100 0.333 38% 118 1.0e-03 1.8e-05 1.00 123.4 123.4 123.4 123.4 123.4 2950 ")
@@ -146,6 +147,8 @@ def test_a_sample_in_two_lines() -> None:
     asked, judged = sample_lines(Sample("58+13=", "8+3=11;\n71", "stop", 0.5, RIGHT | {"late": LATE["math"]}))
     assert asked.plain == "  58+13=  ->  8+3=11;\\n71"
     assert judged.plain == "  reward 0.5 (math ok 1, late timeout), finish_reason stop"
+    _, judged = sample_lines(Sample("58+13=", "", "length", math.nan, LATE))
+    assert judged.plain == "  left out (math timeout), finish_reason length"
 
 
 @pytest.mark.parametrize(
