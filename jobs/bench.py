@@ -75,7 +75,9 @@ def sync(steps: int) -> dict[str, float]:
                 sync_weights(policy, rollout, config.sync, probe=probe, version=version) for version in range(steps + 1)
             ][1:]
             sent = sum(
-                payload.nbytes for bucket in ray.get(policy.put_weights(2**26), timeout=60) for payload in bucket.payloads
+                payload.nbytes
+                for bucket in ray.get(policy.put_weights(2**26), timeout=60)
+                for payload in bucket.payloads
             )
     figures = {name: _median(rows, f"sync/{name}") for name in ("transfer_seconds", "proof_seconds", "gap_max")}
     figures["mib"] = sent / 2**20
@@ -92,7 +94,7 @@ def _grpo_config(folder: Path, steps: int) -> GRPOConfig:
     ]
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load(GRPO_STEP, [f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"], GRPOConfig).config
+    return load(str(GRPO_STEP), [f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"], GRPOConfig).config
 
 
 def _median(rows: list[dict[str, float]], name: str) -> float:

@@ -61,7 +61,7 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> tu
         "rollout/sampled_groups": float(len(spread_P)),
         "rollout/mixed_groups_rate": float(spread_P.mean()),
     }
-    return experience, metrics | fleet.rewards.metrics()
+    return experience, metrics | fleet.rewards.metrics() | fleet.rollout.metrics()
 
 
 def _select(drawn: list[Experience], rows: NDArray[np.int64]) -> Experience:

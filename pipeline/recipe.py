@@ -62,6 +62,7 @@ def _run(name: str, config: StageConfig, folder: Path) -> dict[str, float]:
         figures = _start(config, model, folder)
     except (RolloutError, RewardsUnavailable) as error:
         raise RunStopped(f"{name} stopped itself: {error}") from error
+    write_html(folder)
     write_atomic(folder / FIGURES, json.dumps(figures, indent=1, sort_keys=True))
     return figures
 
@@ -87,7 +88,6 @@ def _sft(config: SFTConfig, model: Path, folder: Path) -> dict[str, float]:
         report.resume(checkpoints.restore())
         _tell(data.bad_rows, folder, report.note)
         sft.run(config, steps, data, held_out, policy, checkpoints, report)
-    write_html(folder)
     return report.last_metrics
 
 
@@ -131,7 +131,6 @@ def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
         probe_length = min(PROBE_LENGTH, config.rollout.max_model_len - 1)
         probe = probe_sequences(len(tokenizer), config.sync.probe_prompts, probe_length)
         grpo.run(config, prompts, Fleet(policy, rollout, rewards, checkpoints, config, probe), report)
-    write_html(folder)
     return report.last_metrics
 
 

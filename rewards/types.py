@@ -68,5 +68,5 @@ class Reward(Protocol):
         ...
 
 
-class RewardsUnavailable(Exception):  # noqa: N818  what it says is a state, and it reads as one
+class RewardsUnavailable(Exception):
     """So many of a reward's verdicts failed that going on would train on what little is left."""

@@ -12,7 +12,8 @@ On the CPU vLLM 0.32.0 is silently wrong in three places. All are mended here, a
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -174,12 +175,16 @@ class Engine:
     def _groups(self, prompts: list[list[int]], params: SamplingParams, seed: int) -> Iterator[Group]:
         self._forget_prefixes()
         self._llm.collective_rpc(_seed_worker, args=(seed,))
-        for output in self._outputs(prompts, params):
-            group = self._group(output)
-            self._tokens += sum(len(completion.token_ids) for completion in group.completions)
-            yield group
+        started = time.perf_counter()
+        with closing(self._outputs(prompts, params)) as outputs:
+            for output in outputs:
+                group = self._group(output)
+                self._tokens += sum(len(completion.token_ids) for completion in group.completions)
+                self._generate_seconds += time.perf_counter() - started
+                yield group
+                started = time.perf_counter()
 
-    def _outputs(self, prompts: list[list[int]], params: SamplingParams) -> Iterator[RequestOutput]:
+    def _outputs(self, prompts: list[list[int]], params: SamplingParams) -> Generator[RequestOutput, None, None]:
         """The engine's own loop: each request as it finishes, named by its place in `prompts`."""
         engine = self._llm.llm_engine
         assert not engine.has_unfinished_requests(), "two requests at once: finish or close the first stream"
@@ -188,10 +193,7 @@ class Engine:
             engine.add_request(name, TokensPrompt(prompt_token_ids=prompt_ids), params)
         try:
             while engine.has_unfinished_requests():
-                started = time.perf_counter()
-                finished = engine.step()
-                self._generate_seconds += time.perf_counter() - started
-                yield from cast(list[RequestOutput], finished)
+                yield from cast(list[RequestOutput], engine.step())
         finally:
             engine.abort_request(names)
 

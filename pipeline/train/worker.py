@@ -6,6 +6,7 @@ they report, and turns a rank that died or does not answer into RunStopped.
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,8 +87,11 @@ class Policy:
 
     def update(self, batch: list[list[MicroBatch]], denominator: float) -> dict[str, float]:
         """One optimizer step on a sharded batch whose loss is divided by `denominator`. Returns its metrics."""
+        started = time.monotonic()
         metrics = _mean(self._each("forward_backward", [(rows, denominator) for rows in batch]))
-        return metrics | self._all("optim_step")[0]
+        metrics |= self._all("optim_step")[0]
+        num_tokens = sum(len(row.token_ids_T) for rows in batch for row in rows)
+        return metrics | {"train/tokens_per_second": num_tokens / (time.monotonic() - started)}
 
     def with_logprobs(self, batch: list[list[MicroBatch]], *, reference: bool) -> list[list[MicroBatch]]:
         """The batch with a column more: `ref_logprobs` of the frozen reference, or `policy_logprobs` as of now."""

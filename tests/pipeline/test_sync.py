@@ -1,7 +1,6 @@
 """A sync that went wrong stops the run: one stale expert in one layer is enough."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from configs.sampling import SamplingConfig
+from rollout import engine as door
 from rollout.engine import Engine
 from rollout.types import Completion, Group
 from rollout.weights import SyncError
@@ -188,6 +189,18 @@ def test_a_prompt_without_room_is_named(engine: Engine) -> None:
         engine.generate([fits, [*fits, 1]], SAMPLING, 1, 0)
     with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
         engine.generate([[]], SAMPLING, 1, 0)
+
+
+def test_a_setting_or_a_vllm_that_cannot_be_served_is_named(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"rollout\.tensor_parallel_size=2 needs accelerators"):
+        Engine(folders["first"], CONFIG.model_copy(update={"tensor_parallel_size": 2}), "float32", seed=0)
+    with pytest.raises(ValueError, match=r"no \*\.safetensors in"):
+        Engine(folders["first"].parent, CONFIG, "float32", seed=0)
+    monkeypatch.setattr(door.vllm, "__version__", "0.33.0")
+    with pytest.raises(RuntimeError, match=r"vLLM 0\.33\.0 is installed.*made for 0\.32\.0"):
+        Engine(folders["first"], CONFIG, "float32", seed=0)
 
 
 def test_a_sleeping_engine_refuses_until_woken(engine: Engine) -> None:
