@@ -52,9 +52,11 @@ class SyncConfig(Settings):
 
     bucket_mib: int = Field(default=64, ge=1)
     """Weights travel in buckets of about this many MiB."""
-    probe_prompts: int = Field(default=2, ge=1)
-    """Fixed prompts whose log-probabilities trainer and engine must agree on after every sync."""
+    probe_prompts: int = Field(default=8, ge=1)
+    """Fixed random sequences of 64 tokens whose log-probabilities trainer and engine must agree on after every sync. The
+    more experts a layer has, the more tokens it takes to visit them all."""
     max_mean_gap: float = Field(default=1e-5, gt=0)
-    """Largest mean |trainer - engine| log-probability over the probe's tokens, in nats. Raise it for BF16 or FP8."""
+    """Largest mean |trainer - engine| log-probability in nats, over the probe's tokens after a sync and over a step's
+    sampled tokens. Raise it for BF16 or FP8."""
     max_gap: float = Field(default=1e-4, gt=0)
     """Largest |trainer - engine| log-probability on any token of the probe, in nats."""

@@ -33,28 +33,29 @@ PHASES = ("generate", "reference", "train", "sync")
 
 def grpo_step(steps: int) -> dict[str, float]:
     """A GRPO step of 8 prompts x 8 completions x 128 tokens on a 25M-parameter DeepSeek-V3 with a frozen reference,
-    beside what vLLM alone takes to generate as many tokens. Medians over `steps` steps after one that warms up."""
+    beside what vLLM alone takes to generate as many tokens, with its own attention and with ours (see
+    rollout.pool.vllm_alone_seconds). Medians over `steps` steps after one that warms up."""
     with tempfile.TemporaryDirectory(prefix="alignyard-bench-") as made:
         folder = Path(made)
         config = _grpo_config(folder, steps)
         run_stage(config, folder / "grpo")
         rows = read_metrics(folder / "grpo")[1:]
         with cluster():
-            alone = vllm_alone_seconds(
-                resolve_model(config.model, run_folder=None, workdir=folder / "grpo"),
-                config.rollout,
-                [[3 + (7 * i + j) % 256 for j in range(length)] for i, length in enumerate(PROMPT_LENGTHS)],
-                config.sampling,
-                config.group_size,
-                repeats=steps,
+            model = resolve_model(config.model, run_folder=None, workdir=folder / "grpo")
+            prompts = [[3 + (7 * i + j) % 256 for j in range(length)] for i, length in enumerate(PROMPT_LENGTHS)]
+            request = (model, config.rollout, prompts, config.sampling, config.group_size)
+            alone, expanded = (
+                statistics.median(vllm_alone_seconds(*request, repeats=steps, latent=latent))
+                for latent in (True, False)
             )
     figures = {f"{phase}_seconds": _median(rows, f"time/{phase}_seconds") for phase in PHASES}
     step = _median(rows, "time/step_seconds")
     figures["step_seconds"] = step
     figures["other_seconds"] = step - sum(figures[f"{phase}_seconds"] for phase in ("generate", "reference", "train"))
-    figures["vllm_alone_seconds"] = statistics.median(alone)
-    figures["step_over_vllm_alone"] = step / figures["vllm_alone_seconds"]
-    figures["generate_over_vllm_alone"] = figures["generate_seconds"] / figures["vllm_alone_seconds"]
+    figures["vllm_alone_seconds"], figures["vllm_alone_expanded_seconds"] = alone, expanded
+    figures["step_over_vllm_alone"] = step / alone
+    figures["generate_over_vllm_alone"] = figures["generate_seconds"] / alone
+    figures["generate_over_vllm_alone_expanded"] = figures["generate_seconds"] / expanded
     figures["sync_share"] = figures["sync_seconds"] / step
     figures["other_share"] = figures["other_seconds"] / step
     _print("grpo-step", figures)

@@ -1,11 +1,12 @@
 """Weights from trainer to engines, and the proof that what speaks is what was trained.
 
-Three nets, each catching what the one before can't: a checksum per tensor (the way), the engine's own account of which
-of its parameters were written (the loading), and log-probabilities of fixed sequences under both (the meaning: a stale
-expert, a wrong layout, a matrix absorbed before the update).
+Four nets, each catching what the one before can't: a checksum per tensor (the way), the engine's own account of which
+of its parameters were written (the loading), log-probabilities of fixed sequences under both (the meaning: a stale
+expert, a wrong layout, a matrix absorbed before the update), and the same of every token that is then sampled.
 """
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -57,6 +58,21 @@ def prove(
             "the run can be resumed once the cause is found"
         )
     return {"sync/gap_mean": mean_gap, "sync/gap_max": max_gap}
+
+
+def check_spoken(metrics: Mapping[str, float], config: SyncConfig, *, step: int) -> None:
+    """Raise RunStopped when the tokens that were sampled in `step` mean something else to the trainer.
+
+    The probe can't reach what only real text reaches; this can, since it is over every sampled token. Only the mean is
+    bounded: a router's tie may fall either way, and then one token differs by more.
+    """
+    gap = metrics["mismatch/abs_mean"]
+    if not gap <= config.max_mean_gap:
+        raise RunStopped(
+            f"step {step}: engine and trainer differ on the sampled tokens by {gap:.2e} nats in the mean (bound "
+            f"sync.max_mean_gap={config.max_mean_gap:.0e}), though the last sync's probe agreed. A part of the policy "
+            "that only these tokens use differs; the run can be resumed once the cause is found"
+        )
 
 
 def probe_gap(policy: Policy, rollout: RolloutPool, probe: list[list[int]]) -> tuple[float, float]:

@@ -223,6 +223,41 @@ class Engine:
             raise RuntimeError("the engine sleeps; wake it before anything is asked of it")
 
 
+def vllm_alone(
+    model: Path,
+    config: RolloutConfig,
+    prompts: list[list[int]],
+    sampling: SamplingConfig,
+    num_completions: int,
+    repeats: int,
+) -> list[float]:
+    """Seconds of `LLM.generate` with vLLM's own defaults, in this process, float32; the first, slower run left out."""
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    llm = LLM(
+        model=str(model),
+        dtype="float32",
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
+        enforce_eager=config.enforce_eager,
+        distributed_executor_backend="uni",
+        attention_backend="CPU_MLA" if current_platform.is_cpu() else None,  # another fails in float32 on some CPUs
+    )
+    params = SamplingParams(
+        n=num_completions,
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        ignore_eos=sampling.ignore_eos,
+    )
+    seconds: list[float] = []
+    for _ in range(repeats + 1):
+        llm.reset_prefix_cache()
+        started = time.perf_counter()
+        llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], params, use_tqdm=False)
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
+
+
 def _engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) -> dict[str, Any]:
     """Arguments of vLLM's LLM. Raises as Engine does."""
     if vllm.__version__ != EXAMINED_VLLM:

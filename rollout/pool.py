@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from configs.sampling import RolloutConfig, SamplingConfig
+from rollout.process import compute_environment
 from rollout.types import Group
 from rollout.weights import TensorRecord
 
@@ -62,7 +63,7 @@ class RolloutPool:
         options = {"num_cpus": 0.1} if resources is None else resources
         self._timeout_seconds = config.timeout_seconds
         # Ray imposes a single OpenMP thread on an actor with less than one CPU, unless it is told otherwise.
-        environment = {"env_vars": _process_environment(config.threads or os.cpu_count() or 1)}
+        environment = {"env_vars": _engine_environment(config.threads or os.cpu_count() or 1)}
         actor: Any = ray.remote(EngineActor).options(**options, runtime_env=environment)
         self._engines: list[Any] = [actor.remote(model, config, dtype, seed) for _ in range(config.num_engines)]
         self._gather([engine.call.remote("metrics") for engine in self._engines], "its start")
@@ -154,18 +155,39 @@ class RolloutPool:
 _REMEDY = "; raise rollout.timeout_seconds if it needs longer"
 
 
-def _process_environment(threads: int) -> dict[str, str]:
-    """What has to be in an engine's environment before its process starts."""
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        # Threads that wait for work sleep at once. Spinning would gain little on quiet cores, and costs a factor of
-        # ten as soon as a judge or a trainer wants them.
-        "GOMP_SPINCOUNT": "0",
-        # Freed memory stays in the process instead of being faulted in again at every layer.
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**32),
-        "MALLOC_TOP_PAD_": str(2**26),
+def _engine_environment(threads: int) -> dict[str, str]:
+    return compute_environment(threads) | {
         # What vLLM and torch say of themselves while they are imported; errors are still shown.
         "PYTHONWARNINGS": "ignore::FutureWarning:vllm.triton_utils.dispatcher",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+
+
+def vllm_alone_seconds(
+    model: Path,
+    config: RolloutConfig,
+    prompts: list[list[int]],
+    sampling: SamplingConfig,
+    num_completions: int,
+    *,
+    repeats: int,
+    latent: bool,
+) -> list[float]:
+    """Seconds of vLLM's own `LLM.generate` in a process of its own: the yardstick of the benchmarks.
+
+    latent: with DeepSeek's attention over the latent cache, as vLLM comes; else expanded, as our engine runs it on the
+    CPU. Needs a running Ray.
+    """
+    environment = {
+        "OMP_NUM_THREADS": str(config.threads or os.cpu_count() or 1),
+        "VLLM_MLA_DISABLE": str(int(not latent)),
+    }
+    measure: Any = ray.remote(_measure_vllm).options(num_cpus=0.1, runtime_env={"env_vars": environment})
+    request = (model, config, prompts, sampling, num_completions, repeats)
+    return ray.get(measure.remote(*request), timeout=config.timeout_seconds)
+
+
+def _measure_vllm(*request: Any) -> list[float]:
+    from rollout.engine import vllm_alone  # vLLM belongs in this process only
+
+    return vllm_alone(*request)

@@ -7,6 +7,7 @@ from pipeline.experience import collect, training_batches
 from pipeline.fleet import Fleet
 from pipeline.report import Report
 from pipeline.stopwatch import Stopwatch
+from pipeline.sync import check_spoken
 
 
 def run(config: GRPOConfig, prompts: Prompts, fleet: Fleet, report: Report) -> None:
@@ -30,6 +31,7 @@ def run(config: GRPOConfig, prompts: Prompts, fleet: Fleet, report: Report) -> N
             with watch("train"):
                 for rows, batch in zip(sharded, batches, strict=True):
                     metrics |= fleet.policy.update(rows, batch.denominator)
+        check_spoken(metrics, config.sync, step=step)
         with watch("sync"):
             metrics |= fleet.sync_weights(step)
         report.step(step, metrics | watch.lap(), experience.samples())

@@ -20,17 +20,9 @@ from pipeline.batch import Floats, MicroBatch, Tree, micro_batch, shard
 from pipeline.errors import RunStopped
 from pipeline.folder import new_folder
 from pipeline.train.engine import TokenSums, TrainEngine, TrainSpec
+from rollout.process import compute_environment
 
 START_TIMEOUT_SECONDS = 300.0
-
-# glibc returns freed blocks to the system and faults them in again at every step; keeping them is 10-20 % of a step.
-# Idle threads must not spin: the engines that speak in turn with the ranks need the same cores.
-THREAD_AND_MALLOC = {
-    "OMP_WAIT_POLICY": "passive",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
 
 
 class TrainActor:
@@ -63,8 +55,8 @@ class Policy:
         self._spec = spec
         num_ranks = spec.trainer.num_ranks
         threads = spec.trainer.threads or max((os.cpu_count() or 1) // num_ranks, 1)
-        environment = THREAD_AND_MALLOC | {"OMP_NUM_THREADS": str(threads)}
-        actor: Any = ray.remote(TrainActor).options(runtime_env={"env_vars": environment}, **resources)
+        environment = {"env_vars": compute_environment(threads)}
+        actor: Any = ray.remote(TrainActor).options(runtime_env=environment, **resources)
         self._ranks: list[Any] = [actor.remote() for _ in range(num_ranks)]
         host, port = self._get([self._ranks[0].address.remote()], "address", START_TIMEOUT_SECONDS)[0]
         group = {"WORLD_SIZE": str(num_ranks), "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}

@@ -12,15 +12,15 @@ from pipeline.batch import Tree
 from pipeline.errors import RunStopped
 from pipeline.fleet import cluster, start_all, start_policy, start_rollout
 from pipeline.models.fresh import create_model
-from pipeline.sync import probe_gap, probe_sequences, prove, sync_weights
+from pipeline.sync import check_spoken, probe_gap, probe_sequences, prove, sync_weights
 from pipeline.train.engine import TrainSpec
 from pipeline.train.worker import Policy
 from rollout.pool import RolloutPool
 
 pytestmark = [pytest.mark.engine, pytest.mark.ranks]
 
-PROBE = probe_sequences(264, 2, 63)
 BOUNDS = SyncConfig()
+PROBE = probe_sequences(264, BOUNDS.probe_prompts, 63)
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,10 @@ def test_a_tensor_damaged_on_the_way_stops_the_run(pair: tuple[Policy, RolloutPo
     with pytest.raises(RunStopped, match=bucket.records[0].name.replace(".", r"\.")):
         sync_weights(Damaging(), rollout, BOUNDS, probe=PROBE, version=4)  # type: ignore[arg-type]
     sync(pair, 5)
+
+
+def test_a_gap_on_sampled_tokens_stops_the_run() -> None:
+    check_spoken({"mismatch/abs_mean": 9e-6}, BOUNDS, step=3)
+    for gap in (2e-5, float("nan")):
+        with pytest.raises(RunStopped, match=r"step 3.*sampled tokens"):
+            check_spoken({"mismatch/abs_mean": gap}, BOUNDS, step=3)
