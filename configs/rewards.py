@@ -11,7 +11,7 @@ class RewardSpec(Settings):
     """One reward by name; what crosses to a worker is this, never the function."""
 
     name: str
-    """Name of the reward: `math`, `reasoning_gym`, ... (`alignyard reward list`)."""
+    """Name of the reward: `math` or `reasoning_gym`."""
     weight: float = 1.0
     """Its coefficient c in r = sum of c_k r_k."""
     args: dict[str, Any] = Field(default_factory=dict)

@@ -53,8 +53,8 @@ class SyncConfig(Settings):
     bucket_mib: int = Field(default=64, ge=1)
     """Weights travel in buckets of about this many MiB."""
     probe_prompts: int = Field(default=8, ge=1)
-    """Fixed random sequences of 64 tokens whose log-probabilities trainer and engine must agree on after every sync. The
-    more experts a layer has, the more tokens it takes to visit them all."""
+    """Fixed random sequences of 64 tokens whose log-probabilities trainer and engine must agree on after every sync.
+    The more experts a layer has, the more tokens it takes to visit them all."""
     max_mean_gap: float = Field(default=1e-5, gt=0)
     """Largest mean |trainer - engine| log-probability in nats, over the probe's tokens after a sync and over a step's
     sampled tokens. Raise it for BF16 or FP8."""

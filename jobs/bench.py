@@ -77,7 +77,7 @@ def sync(steps: int) -> dict[str, float]:
             ][1:]
             sent = sum(
                 payload.nbytes
-                for bucket in ray.get(policy.put_weights(2**26), timeout=60)
+                for bucket in ray.get(policy.put_weights(config.sync.bucket_mib), timeout=60)
                 for payload in bucket.payloads
             )
     figures = {name: _median(rows, f"sync/{name}") for name in ("transfer_seconds", "proof_seconds", "gap_max")}

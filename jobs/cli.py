@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rich.console import Console
-from rich.table import Table
 
 from jobs.rooms import check_rooms
 
@@ -257,12 +256,7 @@ def _eval(args: argparse.Namespace) -> int:
     config = load(file, overrides, EvalConfig).config
     from pipeline.recipe import run_stage
 
-    figures = run_stage(config, args.output or Path("runs") / name)
-    table = Table("figure", "value", box=None, header_style="bold")
-    for key, value in figures.items():
-        table.add_row(key, f"{value:.4g}")
-    OUT.print(table)
-    write_figures(figures, args.json)
+    write_figures(run_stage(config, args.output or Path("runs") / name), args.json)
     return 0
 
 

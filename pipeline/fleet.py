@@ -59,7 +59,12 @@ class Fleet:
 
 
 def start_policy(spec: TrainSpec) -> Policy:
-    """Training ranks with `spec`'s model. A rank takes a whole device, or half of one beside an engine."""
+    """Training ranks with `spec`'s model; on GPUs a rank takes half of one, so that an engine fits beside it.
+
+    Raises ValueError for a setting that has no effect on this cluster's devices.
+    """
+    if spec.trainer.offload_optimizer and not ray.cluster_resources().get("GPU"):
+        raise ValueError("trainer.offload_optimizer has no effect without a GPU; remove it")
     return Policy(spec, resources=_devices(spec.trainer.num_ranks, 0.5))
 
 

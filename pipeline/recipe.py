@@ -23,6 +23,7 @@ from pipeline.report_html import write_html
 from pipeline.stages import evaluate, grpo, sft
 from pipeline.sync import probe_sequences
 from pipeline.train.engine import TrainSpec
+from rewards import registry
 from rewards.types import RewardsUnavailable
 from rollout.pool import RolloutError
 
@@ -113,6 +114,8 @@ def _tell(bad_rows: BadRows, folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
+    for reward in config.rewards:
+        registry.build(reward)  # a wrong name or argument is told before anything starts
     tokenizer = load_tokenizer(model, config.model.chat_template)
     prompts = Prompts.load(config.prompts, tokenizer, config.seed)
     spec = _train_spec(config, model, config.steps * config.updates_per_batch)
@@ -137,6 +140,8 @@ def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
 def _evaluate(config: EvalConfig, model: Path, folder: Path) -> dict[str, float]:
     tokenizer = load_tokenizer(model, config.model.chat_template)
     tasks = {name: suite for name, suite in config.suites.items() if isinstance(suite, TaskSuite)}
+    for suite in tasks.values():
+        registry.build(suite.reward)
     prompts = {name: Prompts.load(suite.prompts, tokenizer, config.seed) for name, suite in tasks.items()}
     console = Console()
     for name, loaded in prompts.items():

@@ -34,7 +34,7 @@ def sync_weights(
     """
     started = time.monotonic()
     try:
-        rollout.load_weights(policy.put_weights(config.bucket_mib * 2**20), version=version)
+        rollout.load_weights(policy.put_weights(config.bucket_mib), version=version)
     except SyncError as error:
         raise RunStopped(f"weights of version {version} did not reach an engine: {error}") from error
     sent = time.monotonic()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.process import compute_environment
@@ -148,6 +148,8 @@ class RolloutPool:
             raise RolloutError(
                 f"rollout engine {number}: no end of {call} for {self._timeout_seconds:g} s{_REMEDY}"
             ) from error
+        except RayTaskError as error:
+            raise error.cause from error  # the engine's own words, without Ray's around them
         except RayActorError as error:
             raise RolloutError(f"rollout engine {number} died in {call}: {error}") from error
 

@@ -27,9 +27,8 @@ from pipeline.models.logprobs import LogprobModel
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.objectives.policy import LossOutput, grpo_loss
 from pipeline.objectives.supervised import sft_loss
-from pipeline.train.buckets import layer_buckets
 from pipeline.train.schedule import learning_rate
-from rollout.weights import Bucket
+from rollout.weights import Bucket, to_buckets
 
 
 @dataclass(frozen=True)
@@ -169,12 +168,12 @@ class TrainEngine:
                 held = {name: tensor.detach() for name, tensor in layer.items() if name not in tied}
                 yield revert_weight_conversion(model, held)
 
-    def weight_buckets(self, max_bytes: int, *, send: bool) -> Iterator[Bucket]:
-        """The layers as buckets of at most about max_bytes. Every rank takes part in gathering; a rank that does not
-        `send` yields nothing."""
+    def weight_buckets(self, bucket_mib: int, *, send: bool) -> Iterator[Bucket]:
+        """The layers as buckets of about bucket_mib MiB, each valid until the next is asked for. Every rank takes part
+        in gathering; a rank that does not `send` yields nothing."""
         for layer in self.layer_weights():
             if send:
-                yield from layer_buckets(layer, max_bytes)
+                yield from to_buckets(((name, tensor.cpu()) for name, tensor in layer.items()), bucket_mib)
 
     def save_hf(self, folder: Path) -> None:
         """Write a plain `transformers` checkpoint; every rank takes part, rank 0 writes."""

@@ -43,9 +43,9 @@ class TrainActor:
         """One method of the engine, by name."""
         return getattr(self.engine, method)(*args, **kwargs)
 
-    def put_weights(self, max_bytes: int, send: bool) -> list[Any]:
+    def put_weights(self, bucket_mib: int, send: bool) -> list[Any]:
         """The weights as buckets in the object store; ranks that do not send only help to gather."""
-        return [ray.put(bucket) for bucket in self.engine.weight_buckets(max_bytes, send=send)]
+        return [ray.put(bucket) for bucket in self.engine.weight_buckets(bucket_mib, send=send)]
 
 
 class Policy:
@@ -104,9 +104,9 @@ class Policy:
         values_N = self._each("logprobs", [([row],)] * len(self._ranks), reference=False)[0][0]
         return [values_N[row.sequence_N == sequence] for sequence in range(row.num_sequences)]
 
-    def put_weights(self, max_bytes: int) -> list[Any]:
+    def put_weights(self, bucket_mib: int) -> list[Any]:
         """References to the weights' buckets in the object store, rank 0's."""
-        sent = [actor.put_weights.remote(max_bytes, rank == 0) for rank, actor in enumerate(self._ranks)]
+        sent = [actor.put_weights.remote(bucket_mib, rank == 0) for rank, actor in enumerate(self._ranks)]
         return self._get(sent, "put_weights", self._spec.trainer.timeout_seconds)[0]
 
     def save(self, folder: Path) -> None:
@@ -143,8 +143,8 @@ class Policy:
                 "look for a rank that hangs or was never placed"
             ) from error
         except RayTaskError as error:
-            if isinstance(error, ValueError):  # Ray makes the error one of the cause's own class too
-                raise
+            if isinstance(error.cause, ValueError):  # bad input, in the engine's own words
+                raise error.cause from error
             raise RunStopped(f"a training rank failed in '{method}': {error}") from error
         except RayError as error:
             raise RunStopped(f"a training rank died in '{method}': {error}") from error

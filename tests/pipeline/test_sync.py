@@ -23,10 +23,16 @@ BOUNDS = SyncConfig()
 PROBE = probe_sequences(264, BOUNDS.probe_prompts, 63)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Policy, RolloutPool]]:
+@pytest.fixture(
+    scope="module",
+    params=[TrainerConfig(), TrainerConfig(num_ranks=2, zero_stage=3)],
+    ids=["one rank", "two ranks, sharded weights"],
+)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Policy, RolloutPool]]:
     model = create_model("tiny", 0, tmp_path_factory.mktemp("model") / "tiny")
-    spec = TrainSpec(model, "float32", TrainerConfig(), OptimizerConfig(learning_rate=1e-2), 100)
+    spec = TrainSpec(model, "float32", request.param, OptimizerConfig(learning_rate=1e-2), 100)
     config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2)
     with (
         cluster(),
@@ -39,8 +45,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Policy, Rol
 
 
 def train(policy: Policy, seed: int) -> None:
-    ids = [1 + (seed + 7 * t) % 263 for t in range(40)]
-    policy.update(policy.shard([Tree(ids, root_mask=[0] + [1] * 39)]), 39.0)
+    trees = [
+        Tree([1 + (seed + step * t) % 263 for t in range(40)], root_mask=[0] + [1] * 39) for step in (7, 11)
+    ]
+    policy.update(policy.shard(trees), 78.0)
 
 
 def on_engine(rollout: RolloutPool, change: Any) -> None:
@@ -92,7 +100,7 @@ def test_one_stale_expert_of_one_layer_stops_the_run(pair: tuple[Policy, Rollout
 
 def test_a_tensor_damaged_on_the_way_stops_the_run(pair: tuple[Policy, RolloutPool]) -> None:
     policy, rollout = pair
-    refs = policy.put_weights(2**20)
+    refs = policy.put_weights(1)
     bucket = ray.get(refs[1])
     damaged = [payload.copy() for payload in bucket.payloads]
     damaged[0][0] ^= 1

@@ -20,12 +20,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return create_model("tiny", 0, tmp_path_factory.mktemp("model") / "tiny")
 
 
-def train(model: Path, out: Path, *, ranks: int = 1, zero: int = 1, tokens: int = 4096, loss: str = "grpo") -> dict:
+def train(
+    model: Path,
+    out: Path,
+    *,
+    ranks: int = 1,
+    zero: int = 1,
+    tokens: int = 4096,
+    loss: str = "grpo",
+    checkpointing: bool = False,
+) -> dict:
     """Three updates in `ranks` processes; returns the trace that rank 0 wrote."""
     port = str(20000 + os.getpid() % 20000 + zero)
     environment = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment |= {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, str(PROGRAM), str(model), str(out), str(zero), str(tokens), loss]
+    arguments = [
+        sys.executable,
+        str(PROGRAM),
+        str(model),
+        str(out),
+        str(zero),
+        str(tokens),
+        loss,
+        str(int(checkpointing)),
+    ]
     processes = [subprocess.Popen(arguments, env=environment | {"RANK": str(rank)}) for rank in range(ranks)]
     try:
         assert [process.wait(timeout=200) for process in processes] == [0] * ranks
@@ -46,14 +64,16 @@ def assert_same(trace: dict, other: dict) -> None:
     np.testing.assert_allclose(trace["weights"], other["weights"], atol=2e-5)
 
 
-@pytest.mark.parametrize("tokens", [16, 90])
-def test_many_small_rows_are_one_large_row(model: Path, plain: dict, tmp_path: Path, tokens: int) -> None:
-    trace = train(model, tmp_path / "trace.npz", tokens=tokens)
+@pytest.mark.parametrize(("tokens", "checkpointing"), [(16, False), (90, True)])
+def test_many_small_rows_are_one_large_row(
+    model: Path, plain: dict, tmp_path: Path, tokens: int, checkpointing: bool
+) -> None:
+    trace = train(model, tmp_path / "trace.npz", tokens=tokens, checkpointing=checkpointing)
     assert trace["rows"] > plain["rows"]
     assert_same(trace, plain)
 
 
-@pytest.mark.parametrize(("ranks", "zero"), [(2, 1), (2, 3), (1, 0), (2, 0), (1, 2), (1, 3)])
+@pytest.mark.parametrize(("ranks", "zero"), [(2, 1), (2, 3), (2, 0), (1, 2)])
 def test_ranks_and_zero_stages_agree(model: Path, plain: dict, tmp_path: Path, ranks: int, zero: int) -> None:
     assert_same(train(model, tmp_path / "trace.npz", ranks=ranks, zero=zero), plain)
 

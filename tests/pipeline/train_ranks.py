@@ -1,6 +1,7 @@
 """One rank of a test: three updates on a fixed batch, a save and a load between the second and the third.
 
-Run by test_train_engine.py: train_ranks.py MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS grpo|sft, with the process group in
+Run by test_train_engine.py: train_ranks.py MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS grpo|sft 0|1 (gradient
+checkpointing), with the process group in
 the environment. Rank 0 writes losses, gradient norms, some weights, and whether a reload repeats the third update.
 """
 
@@ -39,14 +40,27 @@ def conversations() -> list[Tree]:
     return [Tree(tree.root_ids, root_mask=[0] + [1] * (len(tree.root_ids) - 1)) for tree in groups()]
 
 
-def main(model: str, out: str, zero: str, tokens: str, loss: str) -> None:
+def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing: str) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    objective = ObjectiveConfig(kl_coef=0.0) if loss == "grpo" else None
-    trainer = TrainerConfig(num_ranks=world, zero_stage=int(zero), logprob_chunk_tokens=16)  # type: ignore[arg-type]
+    objective = ObjectiveConfig() if loss == "grpo" else None
+    trainer = TrainerConfig(
+        num_ranks=world,
+        zero_stage=int(zero),  # type: ignore[arg-type]
+        logprob_chunk_tokens=16,
+        gradient_checkpointing=checkpointing == "1",
+    )
     optimizer = OptimizerConfig(learning_rate=1e-3, max_grad_norm=0.5, weight_decay=0.01)
-    engine = TrainEngine(TrainSpec(Path(model), "float32", trainer, optimizer, 3, objective))
+    spec = TrainSpec(
+        Path(model), "float32", trainer, optimizer, 3, objective=objective, with_reference=objective is not None
+    )
+    engine = TrainEngine(spec)
     trees = groups() if loss == "grpo" else conversations()
     rows = shard(trees, num_ranks=world, micro_batch_tokens=int(tokens))[rank]
+    if objective is not None:
+        reference = engine.logprobs(rows, reference=True)
+        for values_N, own_N in zip(reference, engine.logprobs(rows, reference=False), strict=True):
+            np.testing.assert_allclose(values_N, own_N, atol=1e-5)  # before the first update they are one model
+        rows = [row.with_column("ref_logprobs", values_N) for row, values_N in zip(rows, reference, strict=True)]
 
     def update() -> tuple[float, float]:
         sums = engine.forward_backward(rows, float(3 * len(trees)))
