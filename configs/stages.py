@@ -37,7 +37,7 @@ class SFTConfig(Settings):
     """The DeepSpeed ranks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """How often the stage can be resumed from."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of the data order."""
 
     @model_validator(mode="after")
@@ -46,6 +46,11 @@ class SFTConfig(Settings):
             raise ValueError("set exactly one of 'steps' and 'epochs'")
         if self.eval_data is None and self.eval_every_steps:
             raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")
+        if self.steps is not None and self.optimizer.schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.schedule.warmup_steps={self.optimizer.schedule.warmup_steps} never ends within "
+                f"steps={self.steps}"
+            )
         if self.conversations_per_step % self.trainer.num_ranks:
             raise ValueError(
                 f"conversations_per_step={self.conversations_per_step} must be a multiple of "
@@ -131,7 +136,7 @@ class GRPOConfig(Settings):
     """Weights to the engines, and the proof."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """How often the stage can be resumed from."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of prompt order and sampling."""
 
     @model_validator(mode="after")
@@ -163,6 +168,31 @@ class GRPOConfig(Settings):
             raise ValueError("objective.surrogate=cispo weighs tokens by their own ratio; use ratio=token")
         if self.overlong.shaping_tokens >= self.sampling.max_tokens:
             raise ValueError("overlong.shaping_tokens must be smaller than sampling.max_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_judge(self) -> "GRPOConfig":
+        names = [spec.name for spec in self.rewards]
+        if len(set(names)) < len(names):
+            raise ValueError(f"rewards: every name may appear once, got {names}")
+        if not any(spec.weight for spec in self.rewards):
+            raise ValueError("rewards: every weight is 0, so nothing would be learned; give one a weight")
+        if self.prompts.reward is not None and self.prompts.reward not in names:
+            raise ValueError(f"prompts.reward='{self.prompts.reward}' is not among rewards: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> "GRPOConfig":
+        if self.model.dtype == "bfloat16" and self.sync.max_mean_gap < 1e-3:
+            raise ValueError(
+                f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; in bfloat16 trainer and engine differ by "
+                "more than 1e-3: raise sync.max_mean_gap and sync.max_gap"
+            )
+        if self.updates_per_batch == 1 and (self.objective.ratio, self.objective.surrogate) != ("token", "clip"):
+            raise ValueError(
+                "objective.ratio and objective.surrogate have no effect with updates_per_batch=1, where the ratio is "
+                "exactly 1; raise updates_per_batch or remove them"
+            )
         return self
 
 
@@ -218,8 +248,29 @@ class EvalConfig(Settings):
     """The vLLM engines."""
     reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
     """Where the rewards run."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of sampling."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "EvalConfig":
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature=0 repeats the greedy completion; raise it")
+        if self.sampling.max_tokens >= self.rollout.max_model_len:
+            raise ValueError(
+                f"sampling.max_tokens={self.sampling.max_tokens} leaves no room for a prompt in "
+                f"rollout.max_model_len={self.rollout.max_model_len}"
+            )
+        for name, suite in self.suites.items():
+            if isinstance(suite, TextSuite) and suite.window_tokens >= self.rollout.max_model_len:
+                raise ValueError(
+                    f"suites.{name}.window_tokens={suite.window_tokens} must be smaller than "
+                    f"rollout.max_model_len={self.rollout.max_model_len}"
+                )
+            if isinstance(suite, TaskSuite) and (suite.prompts.reward is not None or suite.reward.weight != 1):
+                raise ValueError(
+                    f"suites.{name}: prompts.reward and reward.weight have no effect in an evaluation; remove them"
+                )
+        return self
 
 
 StageConfig = Annotated[SFTConfig | GRPOConfig | EvalConfig, Field(discriminator="type")]

@@ -31,12 +31,12 @@ class Checkpoints:
     def done(self, step: int, *, last: bool) -> None:
         """`step` is done: write a checkpoint when one is due and, after the last step, the model as `hf/`."""
         self.step = step
+        if last:  # before the checkpoint: with the last one on disk, a resumed run has no step left to write it after
+            self._policy.save_hf(self._stage_folder / "hf")
         if last or step % self._config.every_steps == 0:
             self._policy.save(self._folder / f"step-{step}")
             for _, old in sorted(self._found().items())[: -self._config.keep]:
                 shutil.rmtree(old)
-        if last:
-            self._policy.save_hf(self._stage_folder / "hf")
 
     def _found(self) -> dict[int, Path]:
         if not self._folder.is_dir():

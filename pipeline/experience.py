@@ -57,7 +57,8 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> tu
         spread_P = np.concatenate([spread_P, has_spread(drawn[-1].rewards_PG)])
     useful_first = np.argsort(~spread_P, kind="stable")[:num_prompts]
     experience = _select(drawn, useful_first)
-    metrics = _statistics(experience, config) | {
+    everything = _select(drawn, np.arange(len(spread_P)))
+    metrics = _statistics(everything) | {
         "rollout/sampled_groups": float(len(spread_P)),
         "rollout/mixed_groups_rate": float(spread_P.mean()),
     }
@@ -91,7 +92,7 @@ def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: in
     return Experience(prompts, in_order, verdicts, rewards_PG)
 
 
-def _statistics(experience: Experience, config: GRPOConfig) -> dict[str, float]:
+def _statistics(experience: Experience) -> dict[str, float]:
     completions = [completion for group in experience.groups for completion in group.completions]
     judged = experience.rewards_PG[~np.isnan(experience.rewards_PG)]
     return {
@@ -100,6 +101,14 @@ def _statistics(experience: Experience, config: GRPOConfig) -> dict[str, float]:
         "reward/total/left_out_rate": 1 - judged.size / experience.rewards_PG.size,
         "rollout/length/mean": float(np.mean([len(completion.token_ids) for completion in completions])),
         "rollout/truncated_rate": float(np.mean([completion.finish_reason == "length" for completion in completions])),
+    }
+
+
+def over_updates(updates: list[dict[str, float]]) -> dict[str, float]:
+    """One step's metrics of its updates: the largest of what is named `_max`, the mean of the rest."""
+    return {
+        name: float((np.max if name.endswith("_max") else np.mean)([update[name] for update in updates]))
+        for name in updates[0]
     }
 
 

@@ -32,8 +32,9 @@ def cluster() -> Iterator[None]:
 
     Workers find this installation before any folder of the user's that has a room's name.
     """
-    environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
-    local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+    own = str(Path(__file__).parents[1])
+    environment = {"PYTHONPATH": os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     ray.init(runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         yield
@@ -54,7 +55,7 @@ class Fleet:
 
     def sync_weights(self, version: int) -> dict[str, float]:
         """Send the policy to the engines as `version` and prove that it arrived (pipeline.sync)."""
-        with self.rollout.awake():
+        with self.policy.awake(), self.rollout.awake():
             return sync_weights(self.policy, self.rollout, self.config.sync, probe=self.probe, version=version)
 
 

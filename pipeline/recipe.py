@@ -10,7 +10,7 @@ from configs.stages import EvalConfig, GRPOConfig, Recipe, SFTConfig, StageConfi
 from pipeline.checkpoints import Checkpoints
 from pipeline.data.conversations import Conversations
 from pipeline.data.prompts import Prompts
-from pipeline.data.rows import BadRows
+from pipeline.data.rows import BadRows, source_files
 from pipeline.errors import RunStopped
 from pipeline.evaluation.suites import results_table
 from pipeline.fleet import Fleet, cluster, start_all, start_policy, start_rewards, start_rollout
@@ -37,7 +37,9 @@ def run_recipe(recipe: Recipe) -> None:
 
     Raises ValueError for bad input, RunStopped where a stage stopped itself.
     """
-    folder = Path(recipe.runs_dir) / recipe.name
+    folder = (Path(recipe.runs_dir) / recipe.name).resolve()  # ranks have a working directory of their own
+    for stage in recipe.stages.values():
+        _check_inputs(stage)
     with cluster():
         for name, stage in recipe.stages.items():
             _run(name, stage, folder / name)
@@ -45,8 +47,29 @@ def run_recipe(recipe: Recipe) -> None:
 
 def run_stage(config: StageConfig, folder: Path) -> dict[str, float]:
     """Run one stage into `folder` and return its figures; see run_recipe."""
+    _check_inputs(config)
     with cluster():
-        return _run(folder.name, config, folder)
+        return _run(folder.name, config, folder.resolve())
+
+
+def _check_inputs(config: StageConfig) -> None:
+    """Raise ValueError for a source, reward or template that isn't there, before anything starts."""
+    if config.model.chat_template is not None and not Path(config.model.chat_template).is_file():
+        raise ValueError(f"model.chat_template='{config.model.chat_template}' is no file")
+    if isinstance(config, SFTConfig):
+        data, rewards = [config.data, *([config.eval_data] if config.eval_data else [])], []
+    elif isinstance(config, GRPOConfig):
+        data, rewards = [config.prompts], config.rewards
+    else:
+        suites = [suite for suite in config.suites.values() if isinstance(suite, TaskSuite)]
+        data, rewards = [suite.prompts for suite in suites], [suite.reward for suite in suites]
+        for name, suite in config.suites.items():
+            if not isinstance(suite, TaskSuite) and not Path(suite.path).is_file():
+                raise ValueError(f"suites.{name}.path='{suite.path}' is no file")
+    for part in data:
+        source_files(part.source)
+    for reward in rewards:
+        registry.build(reward)
 
 
 def _run(name: str, config: StageConfig, folder: Path) -> dict[str, float]:
@@ -82,12 +105,16 @@ def _sft(config: SFTConfig, model: Path, folder: Path) -> dict[str, float]:
     held_out = None
     if config.eval_data is not None:
         held_out = Conversations.load(config.eval_data, tokenizer, folder / "data", config.seed)
+        if len(held_out) < config.trainer.num_ranks:
+            raise ValueError(f"eval_data has {len(held_out)} rows for trainer.num_ranks={config.trainer.num_ranks}")
     steps = config.steps or -(-len(data) * (config.epochs or 1) // config.conversations_per_step)
     spec = _train_spec(config, model, steps)
     with start_all(lambda: start_policy(spec)) as (policy,), Report(folder, total_steps=steps, label="sft") as report:
         checkpoints = Checkpoints(folder, config.checkpoint, policy)
         report.resume(checkpoints.restore())
-        _tell(data.bad_rows, folder, report.note)
+        _tell(data.bad_rows, folder / "bad_rows.jsonl", report.note)
+        if held_out is not None:
+            _tell(held_out.bad_rows, folder / "eval_bad_rows.jsonl", report.note)
         sft.run(config, steps, data, held_out, policy, checkpoints, report)
     return report.last_metrics
 
@@ -106,16 +133,14 @@ def _train_spec(config: SFTConfig | GRPOConfig, model: Path, total_steps: int) -
     )
 
 
-def _tell(bad_rows: BadRows, folder: Path, say: Callable[[str], None]) -> None:
+def _tell(bad_rows: BadRows, file: Path, say: Callable[[str], None]) -> None:
     """Bad rows are said and kept, never just dropped."""
     if bad_rows.counts:
         say(bad_rows.summary())
-        bad_rows.write(folder / "bad_rows.jsonl")
+        bad_rows.write(file)
 
 
 def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
-    for reward in config.rewards:
-        registry.build(reward)  # a wrong name or argument is told before anything starts
     tokenizer = load_tokenizer(model, config.model.chat_template)
     prompts = Prompts.load(config.prompts, tokenizer, config.seed)
     spec = _train_spec(config, model, config.steps * config.updates_per_batch)
@@ -130,7 +155,7 @@ def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
     ):
         checkpoints = Checkpoints(folder, config.checkpoint, policy)
         report.resume(checkpoints.restore())
-        _tell(prompts.bad_rows, folder, report.note)
+        _tell(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
         probe_length = min(PROBE_LENGTH, config.rollout.max_model_len - 1)
         probe = probe_sequences(len(tokenizer), config.sync.probe_prompts, probe_length)
         grpo.run(config, prompts, Fleet(policy, rollout, rewards, checkpoints, config, probe), report)
@@ -140,12 +165,10 @@ def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
 def _evaluate(config: EvalConfig, model: Path, folder: Path) -> dict[str, float]:
     tokenizer = load_tokenizer(model, config.model.chat_template)
     tasks = {name: suite for name, suite in config.suites.items() if isinstance(suite, TaskSuite)}
-    for suite in tasks.values():
-        registry.build(suite.reward)
     prompts = {name: Prompts.load(suite.prompts, tokenizer, config.seed) for name, suite in tasks.items()}
     console = Console()
     for name, loaded in prompts.items():
-        _tell(loaded.bad_rows, folder / name, console.print)
+        _tell(loaded.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: console.print(text, markup=False))
     with start_all(lambda: start_rollout(model, config.rollout, dtype=config.model.dtype, seed=config.seed)) as (
         rollout,
     ):

@@ -69,7 +69,6 @@ COLUMNS = (
     Column("train/grad_norm", "grad", ".2f", 5),
     Column("train/learning_rate", "lr", ".1e", 7),
     Column("time/generate_seconds", "gen", ".1f", 5),
-    Column("time/judge_seconds", "judge", ".1f", 5),
     Column("time/reference_seconds", "ref", ".1f", 5),
     Column("time/train_seconds", "train", ".1f", 5),
     Column("time/sync_seconds", "sync", ".1f", 5),

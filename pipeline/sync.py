@@ -1,7 +1,7 @@
 """Weights from trainer to engines, and the proof that what speaks is what was trained.
 
-Four nets, each catching what the one before can't: a checksum per tensor (the way), the engine's own account of which
-of its parameters were written (the loading), log-probabilities of fixed sequences under both (the meaning: a stale
+Four nets, each catching what the one before can't: a checksum per tensor (the way), exactly the tensors the
+engine started from and each once (the set), log-probabilities of fixed sequences under both (the meaning: a stale
 expert, a wrong layout, a matrix absorbed before the update), and the same of every token that is then sampled.
 """
 
@@ -29,8 +29,8 @@ def sync_weights(
 ) -> dict[str, float]:
     """Send the policy to every engine as `version`, prove it, and return `sync/...` metrics.
 
-    Raises RunStopped when a tensor arrived damaged or not at all, when an engine kept an old parameter, or when
-    trainer and engine disagree on the probe by more than the configured gaps.
+    Raises RunStopped when a tensor arrived damaged or not at all, or when trainer and engine disagree on the probe by
+    more than the configured gaps.
     """
     started = time.monotonic()
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.process import compute_environment
@@ -63,7 +63,9 @@ class RolloutPool:
         options = {"num_cpus": 0.1} if resources is None else resources
         self._timeout_seconds = config.timeout_seconds
         # Ray imposes a single OpenMP thread on an actor with less than one CPU, unless it is told otherwise.
-        environment = {"env_vars": _engine_environment(config.threads or os.cpu_count() or 1)}
+        threads = config.threads or max(len(os.sched_getaffinity(0)) // config.num_engines, 1)
+        config = config.model_copy(update={"threads": threads})
+        environment = {"env_vars": _engine_environment(threads)}
         actor: Any = ray.remote(EngineActor).options(**options, runtime_env=environment)
         self._engines: list[Any] = [actor.remote(model, config, dtype, seed) for _ in range(config.num_engines)]
         self._gather([engine.call.remote("metrics") for engine in self._engines], "its start")
@@ -90,7 +92,7 @@ class RolloutPool:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 late = ", ".join(map(str, sorted(streams.values())))
-                raise RolloutError(f"rollout engine {late}: no group for {self._timeout_seconds:g} s{_REMEDY}")
+                raise RolloutError(f"rollout engine {late}: not finished within {self._timeout_seconds:g} s{_REMEDY}")
             number = streams[ready[0]]
             try:
                 group = self._get(next(ready[0]), number, "a generation")
@@ -150,8 +152,8 @@ class RolloutPool:
             ) from error
         except RayTaskError as error:
             raise error.cause from error  # the engine's own words, without Ray's around them
-        except RayActorError as error:
-            raise RolloutError(f"rollout engine {number} died in {call}: {error}") from error
+        except RayError as error:
+            raise RolloutError(f"rollout engine {number} was lost in {call}: {error}") from error
 
 
 _REMEDY = "; raise rollout.timeout_seconds if it needs longer"
@@ -181,7 +183,7 @@ def vllm_alone_seconds(
     CPU. Needs a running Ray.
     """
     environment = {
-        "OMP_NUM_THREADS": str(config.threads or os.cpu_count() or 1),
+        "OMP_NUM_THREADS": str(config.threads or len(os.sched_getaffinity(0))),
         "VLLM_MLA_DISABLE": str(int(not latent)),
     }
     measure: Any = ray.remote(_measure_vllm).options(num_cpus=0.1, runtime_env={"env_vars": environment})

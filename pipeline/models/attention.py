@@ -79,14 +79,21 @@ def packed_attention(
     scaling: float,
     layout: Layout,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one packed row, in the form `transformers` calls it.
 
     query [1, H, T, D], key and value [1, H_kv, T, D or D_v]; returns ([1, T, H, D_v], None). `layout` travels through
-    the model's keyword arguments. `attention_mask` is always None: the layout says who sees whom.
+    the model's keyword arguments. `attention_mask` is always None: the layout says who sees whom. Raises ValueError for
+    a sequence longer than the model's `sliding_window`, which is not supported.
     """
     assert attention_mask is None
+    longest = max(own + parent for _, own, parent in layout.classes)
+    if sliding_window is not None and longest > sliding_window:
+        raise ValueError(
+            f"a sequence of {longest} tokens is longer than the model's sliding window of {sliding_window}"
+        )
     queries, keys, values = (x[0].split(layout.lengths, dim=1) for x in (query, key, value))
     outputs: list[Tensor] = [query.new_empty(0)] * len(layout.lengths)
     for members, own, parent in layout.classes:

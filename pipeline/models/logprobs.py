@@ -52,3 +52,30 @@ class LogprobModel(nn.Module):
         assert head is not None
         logits_CV = head(hidden_CD).float()
         return logits_CV.gather(1, target_C.unsqueeze(1)).squeeze(1) - logits_CV.logsumexp(1)
+
+
+def refuse_randomness(causal_lm: PreTrainedModel) -> None:
+    """Raise ValueError for a model that draws random numbers in training: its resume would not be exact, and trainer
+    and engine would not agree."""
+    dropout = [name for name, module in causal_lm.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
+    settings = causal_lm.config.to_dict()
+    dropout += [name for name in ("attention_dropout", "router_jitter_noise") if settings.get(name)]
+    if dropout:
+        raise ValueError(f"the model drops out at random ({', '.join(dropout)}); set these to 0 in its config.json")
+
+
+def refuse_other_logits(causal_lm: PreTrainedModel) -> None:
+    """Raise ValueError for a model that makes its logits otherwise than head(base model), or attends otherwise than
+    packed attention does (soft caps, scaled logits, sinks): its log-probabilities here would be wrong."""
+    token_ids_T = torch.arange(1, 17) % causal_lm.config.get_text_config().vocab_size
+    with torch.no_grad():
+        own_TV = causal_lm(token_ids_T.unsqueeze(0), use_cache=False).logits[0].float().log_softmax(-1)
+        expected_N = own_TV[:-1].gather(1, token_ids_T[1:, None]).squeeze(1)
+        packed = LogprobModel(causal_lm, chunk_tokens=16)
+        values_N = packed(token_ids_T, Layout((16,), (-1,)), torch.arange(15), token_ids_T[1:])
+    gap = (values_N - expected_N).abs().max().item()
+    if gap > (1e-3 if causal_lm.dtype == torch.float32 else 0.3):
+        raise ValueError(
+            f"{type(causal_lm).__name__} computes its logits in a way that is not supported (log-probabilities differ "
+            f"by {gap:.1e} from the model's own): logits that are scaled or capped after the head, or attention sinks"
+        )

@@ -102,7 +102,7 @@ def grpo_loss(
     """-J of one micro-batch, a scalar, with its metrics.
 
     logprobs_N carries the gradient; policy_logprobs_N are the same tokens under the policy before this batch's first
-    update. weights_N and denominator are the aggregation (see `token_weights`): loss = sum(weights * per_token) /
+    update. weights_N and denominator are the aggregation (see objectives.aggregate): loss = sum(weights * per_token) /
     denominator. A weight of 0 takes a token out, divergence included.
     """
     ratio_N = importance_ratio(

@@ -3,7 +3,7 @@ completion is the mean reward of its group."""
 
 from configs.stages import GRPOConfig
 from pipeline.data.prompts import Prompts
-from pipeline.experience import collect, training_batches
+from pipeline.experience import collect, over_updates, training_batches
 from pipeline.fleet import Fleet
 from pipeline.report import Report
 from pipeline.stopwatch import Stopwatch
@@ -29,8 +29,10 @@ def run(config: GRPOConfig, prompts: Prompts, fleet: Fleet, report: Report) -> N
                 if config.updates_per_batch > 1:  # else the ratio's denominator is the forward pass of the update
                     sharded = [fleet.policy.with_logprobs(rows, reference=False) for rows in sharded]
             with watch("train"):
-                for rows, batch in zip(sharded, batches, strict=True):
-                    metrics |= fleet.policy.update(rows, batch.denominator)
+                updates = [
+                    fleet.policy.update(rows, batch.denominator) for rows, batch in zip(sharded, batches, strict=True)
+                ]
+        metrics |= over_updates(updates)
         check_spoken(metrics, config.sync, step=step)
         with watch("sync"):
             metrics |= fleet.sync_weights(step)

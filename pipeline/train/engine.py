@@ -23,7 +23,7 @@ from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.batch import Floats, MicroBatch
 from pipeline.models.attention import Layout
 from pipeline.models.load import load_model, save_hf
-from pipeline.models.logprobs import LogprobModel
+from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.objectives.policy import LossOutput, grpo_loss
 from pipeline.objectives.supervised import sft_loss
@@ -52,9 +52,11 @@ class TrainSpec:
 
 @dataclass(frozen=True, slots=True)
 class TokenSums:
-    """What a rank's forward passes add up to: sums and maxima over its trained tokens (see LossOutput)."""
+    """What a rank's forward passes add up to: its part of the loss, sums and maxima over its trained tokens (see
+    LossOutput)."""
 
     num_tokens: int
+    loss: float
     sums: dict[str, float]
     maxima: dict[str, float]
 
@@ -97,7 +99,10 @@ class TrainEngine:
         self.step = 0
 
     def _logprob_model(self) -> LogprobModel:
-        return LogprobModel(load_model(self.spec.model, self.spec.dtype), self.spec.trainer.logprob_chunk_tokens)
+        causal_lm = load_model(self.spec.model, self.spec.dtype)
+        refuse_randomness(causal_lm)
+        refuse_other_logits(causal_lm)
+        return LogprobModel(causal_lm, self.spec.trainer.logprob_chunk_tokens)
 
     def _reference(self) -> nn.Module:
         model = self._logprob_model().eval().requires_grad_(False)
@@ -106,26 +111,26 @@ class TrainEngine:
         wrapped: Any = deepspeed.initialize(model=model, config=_config(self.spec))
         return wrapped[0].eval()
 
-    # -- the two verbs ------------------------------------------------------------------------------------------------
-
     def forward_backward(self, batch: list[MicroBatch], denominator: float) -> TokenSums:
         """Add the gradient of the loss over `batch` to what has accumulated since the last optim_step.
 
         denominator: what the loss is divided by, counted over all micro-batches and ranks.
         """
         self.engine.train()
+        total = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
         maxima: dict[str, Tensor] = {}
         for row in batch:
             loss, row_sums, row_maxima = self._loss(row, self._forward(self.engine, row), denominator)
             self.engine.backward(loss * self.world_size)
+            total += loss.detach()
             for name, value in row_sums.items():
                 sums[name] = sums.get(name, 0.0) + value
             for name, value in row_maxima.items():
                 maxima[name] = torch.maximum(maxima[name], value) if name in maxima else value
         num_tokens = sum(len(row.target_N) for row in batch)
         as_floats = ({name: value.item() for name, value in of.items()} for of in (sums, maxima))
-        return TokenSums(num_tokens, *as_floats)
+        return TokenSums(num_tokens, total.item(), *as_floats)
 
     def optim_step(self) -> dict[str, float]:
         """Clip, update, forget the gradients. Returns the learning rate used and the gradient's global norm before
@@ -152,9 +157,7 @@ class TrainEngine:
     def evaluate(self, batch: list[MicroBatch]) -> TokenSums:
         """Summed negative log-likelihood of the trained tokens, no gradient."""
         nll = -sum(float(values_N.sum(dtype=np.float64)) for values_N in self.logprobs(batch, reference=False))
-        return TokenSums(sum(len(row.target_N) for row in batch), {"eval/nll_mean": nll}, {})
-
-    # -- state --------------------------------------------------------------------------------------------------------
+        return TokenSums(sum(len(row.target_N) for row in batch), nll, {"eval/nll_mean": nll}, {})
 
     def layer_weights(self) -> Iterator[dict[str, Tensor]]:
         """Weights by checkpoint name, a layer at a time; under ZeRO-3 only one layer is whole at a time, on every rank.
@@ -177,8 +180,11 @@ class TrainEngine:
 
     def save_hf(self, folder: Path) -> None:
         """Write a plain `transformers` checkpoint; every rank takes part, rank 0 writes."""
-        state = {name: tensor.to("cpu", copy=True) for layer in self.layer_weights() for name, tensor in layer.items()}
-        if torch.distributed.get_rank() == 0:
+        writes = torch.distributed.get_rank() == 0
+        state: dict[str, Tensor] = {}
+        for layer in self.layer_weights():
+            state |= {name: tensor.to("cpu", copy=True) for name, tensor in layer.items()} if writes else {}
+        if writes:
             model = self._causal_lm
             save_hf(model, load_tokenizer(self.spec.model, self.spec.chat_template), folder, state_dict=state)
         torch.distributed.barrier()
@@ -200,17 +206,15 @@ class TrainEngine:
     def sleep(self) -> None:
         """Give the device's memory to whoever speaks next: optimizer state, weights and gradients go to the host.
 
-        On the CPU the memory is the same, and nothing moves.
+        On the CPU the memory is the same, and nothing moves; without ZeRO DeepSpeed can't.
         """
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.spec.trainer.zero_stage:
             self.engine.offload_states()
 
     def wake(self) -> None:
         """Take back what `sleep` gave away."""
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.spec.trainer.zero_stage:
             self.engine.reload_states()
-
-    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _forward(self, model: Callable[..., Tensor], row: MicroBatch) -> Tensor:
         token_ids_T, source_N, target_N = (
@@ -286,4 +290,5 @@ def _config(spec: TrainSpec) -> dict[str, Any]:
         "gradient_clipping": spec.optimizer.max_grad_norm if spec.trainer.zero_stage else 0.0,
         "bf16": {"enabled": spec.dtype == "bfloat16"},
         "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # an offloaded optimizer stays the AdamW built here
     }

@@ -4,6 +4,7 @@ The actor has no ideas of its own: every method is the engine's. The handle deal
 they report, and turns a rank that died or does not answer into RunStopped.
 """
 
+import math
 import os
 import socket
 import time
@@ -54,7 +55,7 @@ class Policy:
     def __init__(self, spec: TrainSpec, *, resources: dict[str, Any]) -> None:
         self._spec = spec
         num_ranks = spec.trainer.num_ranks
-        threads = spec.trainer.threads or max((os.cpu_count() or 1) // num_ranks, 1)
+        threads = spec.trainer.threads or max(len(os.sched_getaffinity(0)) // num_ranks, 1)
         environment = {"env_vars": compute_environment(threads)}
         actor: Any = ray.remote(TrainActor).options(runtime_env=environment, **resources)
         self._ranks: list[Any] = [actor.remote() for _ in range(num_ranks)]
@@ -67,10 +68,9 @@ class Policy:
     def awake(self) -> Iterator[None]:
         """While the block runs the ranks' state is on the device (on the CPU it always is)."""
         self._all("wake")
-        try:
-            yield
-        finally:
-            self._all("sleep")
+        yield
+        # Not after an error: a rank may be what failed, and waiting for it again would hide the reason.
+        self._all("sleep")
 
     def shard(self, trees: list[Tree]) -> list[list[MicroBatch]]:
         """Trees as micro-batches of each rank, [num_ranks][m]."""
@@ -78,10 +78,15 @@ class Policy:
         return shard(trees, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
 
     def update(self, batch: list[list[MicroBatch]], denominator: float) -> dict[str, float]:
-        """One optimizer step on a sharded batch whose loss is divided by `denominator`. Returns its metrics."""
+        """One optimizer step on a sharded batch whose loss is divided by `denominator`. Returns its metrics.
+
+        Raises RunStopped when the gradient is not finite: the weights are lost then, but not the last checkpoint.
+        """
         started = time.monotonic()
         metrics = _mean(self._each("forward_backward", [(rows, denominator) for rows in batch]))
         metrics |= self._all("optim_step")[0]
+        if not math.isfinite(metrics["train/grad_norm"]):
+            raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")
         num_tokens = sum(len(row.token_ids_T) for rows in batch for row in rows)
         return metrics | {"train/tokens_per_second": num_tokens / (time.monotonic() - started)}
 
@@ -96,7 +101,8 @@ class Policy:
 
     def evaluate(self, batch: list[list[MicroBatch]]) -> dict[str, float]:
         """Mean negative log-likelihood of the trained tokens, `eval/nll_mean`."""
-        return _mean(self._each("evaluate", [(rows,) for rows in batch]))
+        means = _mean(self._each("evaluate", [(rows,) for rows in batch]))
+        return {"eval/nll_mean": means["eval/nll_mean"]}
 
     def sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
         """Log-probabilities of the trained tokens of each tree, in the order of `trees`; every rank computes all."""
@@ -143,7 +149,7 @@ class Policy:
                 "look for a rank that hangs or was never placed"
             ) from error
         except RayTaskError as error:
-            if isinstance(error.cause, ValueError):  # bad input, in the engine's own words
+            if isinstance(error.cause, ValueError) and method in ("build", "load"):  # bad input, in its own words
                 raise error.cause from error
             raise RunStopped(f"a training rank failed in '{method}': {error}") from error
         except RayError as error:
@@ -155,6 +161,7 @@ def _mean(of_ranks: list[TokenSums]) -> dict[str, float]:
     num_tokens = max(sum(part.num_tokens for part in of_ranks), 1)
     names = {name for part in of_ranks for name in part.sums}
     metrics = {name: sum(part.sums.get(name, 0.0) for part in of_ranks) / num_tokens for name in sorted(names)}
+    metrics["loss/total"] = sum(part.loss for part in of_ranks)
     tops = {name for part in of_ranks for name in part.maxima}
     return metrics | {
         name: float(np.max([p.maxima[name] for p in of_ranks if name in p.maxima])) for name in sorted(tops)

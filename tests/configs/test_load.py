@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from pydantic import ValidationError
 
 from configs.load import find, leaves, load
-from configs.stages import EvalConfig, GRPOConfig, Recipe, SFTConfig
+from configs.stages import STAGES, EvalConfig, GRPOConfig, Recipe, SFTConfig
 
 RECIPE = str(Path(__file__).parent / "recipe.yaml")
 
@@ -173,3 +174,57 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     Path("demo").write_text("name: mine\n")
     assert find("demo") == Path("demo")
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "said"),
+    [
+        ("grpo", {"group_size": 1}, "group_size"),
+        ("grpo", {"sampling": {"max_tokens": 8, "temperature": 0}}, "temperature=0"),
+        ("grpo", {"sampling": {"max_tokens": 8, "top_p": 0.9}}, "samples from the policy itself"),
+        ("grpo", {"prompts_per_step": 3, "updates_per_batch": 2}, "multiple of updates_per_batch"),
+        ("grpo", {"trainer": {"num_ranks": 3}}, "multiple of trainer.num_ranks"),
+        ("grpo", {"sampling": {"max_tokens": 60}}, "exceeds rollout.max_model_len"),
+        ("grpo", {"rewards": [{"name": "math"}, {"name": "math"}]}, "may appear once"),
+        ("grpo", {"rewards": [{"name": "math", "weight": 0.0}]}, "nothing would be learned"),
+        ("grpo", {"objective": {"surrogate": "cispo"}}, "no effect with updates_per_batch=1"),
+        ("grpo", {"model": {"path": "x", "dtype": "bfloat16"}}, "is for float32"),
+        ("grpo", {"overlong": {"shaping_tokens": 8}}, "smaller than sampling.max_tokens"),
+        ("grpo", {"seed": -1}, "greater than or equal to 0"),
+        ("eval", {"sampling": {"max_tokens": 8, "temperature": 0}}, "repeats the greedy"),
+        ("eval", {"sampling": {"max_tokens": 64}}, "no room for a prompt"),
+        ("eval", {"suites": {"t": {"type": "text", "path": "t.txt"}}}, "must be smaller than"),
+        ("sft", {"steps": 5, "epochs": 1}, "exactly one"),
+        ("sft", {"eval_every_steps": 2}, "no effect without eval_data"),
+        ("sft", {"conversations_per_step": 3, "trainer": {"num_ranks": 2}}, "multiple of"),
+        (
+            "sft",
+            {"optimizer": {"learning_rate": 1.0, "schedule": {"type": "constant", "warmup_steps": 9}}},
+            "never ends",
+        ),
+    ],
+)
+def test_an_impossible_combination_is_refused_with_its_reason(stage: str, changes: dict, said: str) -> None:
+    source = {"source": {"type": "sums", "size": 8}}
+    stages: dict = {
+        "sft": {"data": source, "conversations_per_step": 4, "steps": 5, "optimizer": {"learning_rate": 1e-3}},
+        "grpo": {
+            "prompts": source | {"max_prompt_length": 16},
+            "rewards": [{"name": "math"}],
+            "steps": 2,
+            "prompts_per_step": 4,
+            "group_size": 2,
+            "sampling": {"max_tokens": 8},
+            "optimizer": {"learning_rate": 1e-3},
+            "rollout": {"max_model_len": 64},
+        },
+        "eval": {
+            "suites": {"s": {"type": "task", "prompts": source, "reward": {"name": "math"}}},
+            "sampling": {"max_tokens": 8},
+            "rollout": {"max_model_len": 64},
+        },
+    }
+    config = {"type": stage, "model": {"path": "x"}} | stages[stage]
+    STAGES[stage].model_validate(config)
+    with pytest.raises(ValidationError, match=said):
+        STAGES[stage].model_validate(config | changes)

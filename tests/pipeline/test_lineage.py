@@ -185,7 +185,7 @@ def test_an_evaluation_names_its_texts_and_rewards(tmp_path: Path, model: Path) 
     text.write_text("abc")
     suites = {
         "sums": {"type": "task", "prompts": {"source": SUMS}, "reward": {"name": "math"}},
-        "text": {"type": "text", "path": str(text)},
+        "text": {"type": "text", "path": str(text), "window_tokens": 32},
     }
     config = EvalConfig.model_validate(
         {

@@ -45,9 +45,7 @@ def pair(
 
 
 def train(policy: Policy, seed: int) -> None:
-    trees = [
-        Tree([1 + (seed + step * t) % 263 for t in range(40)], root_mask=[0] + [1] * 39) for step in (7, 11)
-    ]
+    trees = [Tree([1 + (seed + step * t) % 263 for t in range(40)], root_mask=[0] + [1] * 39) for step in (7, 11)]
     policy.update(policy.shard(trees), 78.0)
 
 
