@@ -109,7 +109,8 @@ class TrainEngine:
         if self.spec.trainer.zero_stage < 3:
             return model.to(self.device)
         wrapped: Any = deepspeed.initialize(model=model, config=_config(self.spec))
-        return wrapped[0].eval()
+        wrapped[0].eval()
+        return wrapped[0]
 
     def forward_backward(self, batch: list[MicroBatch], denominator: float) -> TokenSums:
         """Add the gradient of the loss over `batch` to what has accumulated since the last optim_step.

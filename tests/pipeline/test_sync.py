@@ -1,8 +1,10 @@
 """A sync that went wrong stops the run: one stale expert in one layer is enough."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
@@ -32,7 +34,7 @@ def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Policy, RolloutPool]]:
     model = create_model("tiny", 0, tmp_path_factory.mktemp("model") / "tiny")
-    spec = TrainSpec(model, "float32", request.param, OptimizerConfig(learning_rate=1e-2), 100)
+    spec = TrainSpec(model, "float32", request.param, OptimizerConfig(learning_rate=1e-3), 100)
     config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2)
     with (
         cluster(),
@@ -45,8 +47,9 @@ def pair(
 
 
 def train(policy: Policy, seed: int) -> None:
-    trees = [Tree([1 + (seed + step * t) % 263 for t in range(40)], root_mask=[0] + [1] * 39) for step in (7, 11)]
-    policy.update(policy.shard(trees), 78.0)
+    """One large step on random tokens, so that every expert of every layer changes."""
+    ids = np.random.default_rng(seed).integers(0, 264, (8, 64)).tolist()
+    policy.update(policy.shard([Tree(row, root_mask=[0] + [1] * 63) for row in ids]), 504.0)
 
 
 def on_engine(rollout: RolloutPool, change: Any) -> None:
@@ -67,33 +70,24 @@ def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[Policy, Ro
         assert 0 < metrics["sync/gap_mean"] <= 1e-5 and metrics["sync/gap_max"] <= 1e-4
         train(pair[0], version)
     # without the sync they no longer do, so the agreement above was not for want of change
-    assert probe_gap(*pair, PROBE)[0] > 1e-2
+    assert probe_gap(*pair, PROBE)[0] > 1e-3
     with pytest.raises(RunStopped, match="not proven"):
         prove(*pair, BOUNDS, probe=PROBE, version=3)
 
 
-@pytest.mark.parametrize(("layer", "expert"), [(1, 0), (2, 5), (3, 7)])
-def test_one_stale_expert_of_one_layer_stops_the_run(pair: tuple[Policy, RolloutPool], layer: int, expert: int) -> None:
-    """What a loader that skips one expert leaves behind: the rest is new, this one is from before the update."""
+def test_an_expert_that_is_another_speaks_differently(pair: tuple[Policy, RolloutPool]) -> None:
+    """The probe alone: weights that are there and finite, but not the trainer's."""
     sync(pair, 1)
+    on_engine(pair[1], partial(negate_expert, layer=2))
+    with pytest.raises(RunStopped, match=r"version 1 is not proven.*max_mean_gap"):
+        prove(*pair, BOUNDS, probe=PROBE, version=1)
+    assert sync(pair, 2)["sync/gap_mean"] <= 1e-5  # a whole sync mends it
 
-    def keep(model: Any) -> None:
-        experts = model.model.layers[layer].mlp.experts
-        weight = next(p for name, p in experts.named_parameters() if name.endswith("w2_weight"))
-        model.stale = weight[expert].clone()
 
-    def put_back(model: Any) -> None:
-        experts = model.model.layers[layer].mlp.experts
-        weight = next(p for name, p in experts.named_parameters() if name.endswith("w2_weight"))
-        weight.data[expert] = model.stale
-
-    on_engine(pair[1], keep)
-    train(pair[0], 11 * layer)
-    sync(pair, 2)
-    on_engine(pair[1], put_back)
-    with pytest.raises(RunStopped, match=r"version 2 is not proven.*max_mean_gap"):
-        prove(*pair, BOUNDS, probe=PROBE, version=2)
-    assert sync(pair, 3)["sync/gap_mean"] <= 1e-5  # and a whole sync mends it
+def negate_expert(model: Any, *, layer: int) -> None:
+    """Flip the sign of the first expert's down projection, inside the engine."""
+    experts = model.model.layers[layer].mlp.experts
+    next(p for name, p in experts.named_parameters() if name.endswith("w2_weight")).data[0].neg_()
 
 
 def test_a_tensor_damaged_on_the_way_stops_the_run(pair: tuple[Policy, RolloutPool]) -> None:
@@ -118,3 +112,18 @@ def test_a_gap_on_sampled_tokens_stops_the_run() -> None:
     for gap in (2e-5, float("nan")):
         with pytest.raises(RunStopped, match=r"step 3.*sampled tokens"):
             check_spoken({"mismatch/abs_mean": gap}, BOUNDS, step=3)
+
+
+def test_one_stale_expert_of_one_layer_stops_the_run(pair: tuple[Policy, RolloutPool]) -> None:
+    """A loader that skips one expert of one layer, as vendors' loaders have done. Last: vLLM is broken after it."""
+    sync(pair, 6)
+    on_engine(pair[1], partial(skip_in_loading, name="model.layers.2.mlp.experts.5.down_proj.weight"))
+    train(pair[0], 2)
+    with pytest.raises(RunStopped, match=r"version 7 is not proven.*max_mean_gap"):
+        sync(pair, 7)
+
+
+def skip_in_loading(model: Any, *, name: str) -> None:
+    """Break the model's loader, inside the engine."""
+    whole = type(model).load_weights
+    model.load_weights = lambda weights: whole(model, ((n, weight) for n, weight in weights if n != name))
