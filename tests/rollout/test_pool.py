@@ -68,7 +68,7 @@ def test_what_an_engine_raises_comes_through(pool: RolloutPool) -> None:
 def test_a_lost_engine_is_named(pool: RolloutPool) -> None:
     """And nothing is asked of it afterwards, so that the reason is the one that is raised."""
     sampling = SamplingConfig(max_tokens=100, ignore_eos=True)
-    with pytest.raises(RolloutError, match="engine 1 died in a generation"), pool.awake():
+    with pytest.raises(RolloutError, match="engine 1 was lost in a generation"), pool.awake():
         stream = pool.generate(PROMPTS, sampling, 8, seed=0)
         ray.kill(pool._engines[1])
         list(stream)
