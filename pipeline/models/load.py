@@ -8,10 +8,13 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from configs.model import ModelConfig
 from pipeline.folder import new_folder
 from pipeline.models.fresh import architecture_file, create_model
+
+disable_progress_bar()  # a bar of its own for files that take a second, above ours
 
 STAGE_PREFIX = "stage:"
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]

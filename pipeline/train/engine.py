@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import deepspeed
 import numpy as np
 import torch
+
+if not torch.cuda.is_available():  # deepspeed, unless told, warns at import that it found no accelerator
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
