@@ -68,7 +68,7 @@ def sync(steps: int) -> dict[str, float]:
         config = _grpo_config(Path(made), steps)
         model = resolve_model(config.model, run_folder=None, workdir=Path(made))
         spec = TrainSpec(model, "float32", config.trainer, config.optimizer, 1)
-        probe = probe_sequences(264, config.sync.probe_prompts, 64)
+        probe = probe_sequences(264, config.sync.probe_prompts, max_model_len=config.rollout.max_model_len)
         with start_all(
             lambda: start_policy(spec), lambda: start_rollout(model, config.rollout, dtype="float32", seed=0)
         ) as (policy, rollout):

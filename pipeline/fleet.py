@@ -66,14 +66,12 @@ def start_policy(spec: TrainSpec) -> Policy:
     """
     if spec.trainer.offload_optimizer and not ray.cluster_resources().get("GPU"):
         raise ValueError("trainer.offload_optimizer has no effect without a GPU; remove it")
-    return Policy(spec, resources=_devices(spec.trainer.num_ranks, 0.5))
+    return Policy(spec, resources=_devices(spec.trainer.num_ranks))
 
 
 def start_rollout(model: Path, config: RolloutConfig, *, dtype: str, seed: int) -> RolloutPool:
     """Engines that speak with the weights in `model`."""
-    return RolloutPool(
-        model, config, dtype, seed, resources=_devices(config.num_engines * config.tensor_parallel_size, 0.5)
-    )
+    return RolloutPool(model, config, dtype, seed, resources=_devices(config.num_engines * config.tensor_parallel_size))
 
 
 def start_rewards(specs: list[RewardSpec], config: RewardPoolConfig) -> RewardPool:
@@ -93,8 +91,9 @@ def start_all(*starts: Callable[[], Any]) -> Iterator[list[Any]]:
         yield [future.result() for future in futures]  # raises what the first failed start raised
 
 
-def _devices(count: int, share: float) -> dict[str, Any]:
-    """What each of `count` actors asks Ray for. On a machine without GPUs almost nothing: they take turns on all cores.
+def _devices(count: int) -> dict[str, Any]:
+    """What each of `count` actors asks Ray for: half a GPU, since ranks and engines share them in pairs. On a machine
+    without GPUs almost nothing: they take turns on all cores.
 
     Raises ValueError when the cluster has fewer GPUs than actors, which Ray would wait for without a word.
     """
@@ -103,4 +102,4 @@ def _devices(count: int, share: float) -> dict[str, Any]:
         return {"num_cpus": 0.1}
     if count > gpus:
         raise ValueError(f"{count} GPUs asked for, the cluster has {gpus}; lower num_ranks or num_engines")
-    return {"num_cpus": 1, "num_gpus": share}
+    return {"num_cpus": 1, "num_gpus": 0.5}

@@ -27,7 +27,6 @@ from rewards import registry
 from rewards.types import RewardsUnavailable
 from rollout.pool import RolloutError
 
-PROBE_LENGTH = 64
 FIGURES = "figures.json"
 """Written when a stage is done: an evaluation's results, or a training's last metrics."""
 
@@ -156,8 +155,7 @@ def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
         checkpoints = Checkpoints(folder, config.checkpoint, policy)
         report.resume(checkpoints.restore())
         _tell(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
-        probe_length = min(PROBE_LENGTH, config.rollout.max_model_len - 1)
-        probe = probe_sequences(len(tokenizer), config.sync.probe_prompts, probe_length)
+        probe = probe_sequences(len(tokenizer), config.sync.probe_prompts, max_model_len=config.rollout.max_model_len)
         grpo.run(config, prompts, Fleet(policy, rollout, rewards, checkpoints, config, probe), report)
     return report.last_metrics
 

@@ -17,9 +17,13 @@ from pipeline.train.worker import Policy
 from rollout.pool import RolloutPool
 from rollout.weights import SyncError
 
+PROBE_LENGTH = 64
 
-def probe_sequences(vocab_size: int, count: int, length: int) -> list[list[int]]:
-    """Fixed random token sequences. Random rather than real, so that the router sends them to every expert."""
+
+def probe_sequences(vocab_size: int, count: int, *, max_model_len: int) -> list[list[int]]:
+    """Fixed random sequences of 64 tokens, or as many as leave the engine room for one more. Random rather than real,
+    so that the router sends them to more of its experts."""
+    length = min(PROBE_LENGTH, max_model_len - 1)
     stream = np.random.Philox(key=0).random_raw(count * length) % vocab_size
     return stream.astype(np.int64).reshape(count, length).tolist()
 

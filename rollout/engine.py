@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import RolloutConfig, SamplingConfig
+from rollout.process import num_threads
 from rollout.types import Completion, Group
 from rollout.weights import Bucket, TensorRecord, checkpoint_shapes, open_buckets
 
@@ -59,7 +60,7 @@ class Engine:
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
         self._max_model_len = config.max_model_len
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
-        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(num_threads(config.threads))
         self._llm = LLM(**_engine_arguments(model, config, dtype, seed))
         self._policy_version = 0
         self._awake = True
@@ -232,7 +233,7 @@ def vllm_alone(
     repeats: int,
 ) -> list[float]:
     """Seconds of `LLM.generate` with vLLM's own defaults, in this process, float32; the first, slower run left out."""
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(num_threads(config.threads))
     llm = LLM(
         model=str(model),
         dtype="float32",

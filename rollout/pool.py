@@ -4,7 +4,6 @@ Prompts are dealt over the engines in turn, and groups come back in the order th
 with the writing of the others. No call waits longer than its timeout, and none that fails leaves the engine unnamed.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig, SamplingConfig
-from rollout.process import compute_environment
+from rollout.process import compute_environment, num_threads
 from rollout.types import Group
 from rollout.weights import TensorRecord
 
@@ -63,7 +62,7 @@ class RolloutPool:
         options = {"num_cpus": 0.1} if resources is None else resources
         self._timeout_seconds = config.timeout_seconds
         # Ray imposes a single OpenMP thread on an actor with less than one CPU, unless it is told otherwise.
-        threads = config.threads or max(len(os.sched_getaffinity(0)) // config.num_engines, 1)
+        threads = num_threads(config.threads, sharers=config.num_engines)
         config = config.model_copy(update={"threads": threads})
         environment = {"env_vars": _engine_environment(threads)}
         actor: Any = ray.remote(EngineActor).options(**options, runtime_env=environment)
@@ -183,7 +182,7 @@ def vllm_alone_seconds(
     CPU. Needs a running Ray.
     """
     environment = {
-        "OMP_NUM_THREADS": str(config.threads or len(os.sched_getaffinity(0))),
+        "OMP_NUM_THREADS": str(num_threads(config.threads)),
         "VLLM_MLA_DISABLE": str(int(not latent)),
     }
     measure: Any = ray.remote(_measure_vllm).options(num_cpus=0.1, runtime_env={"env_vars": environment})

@@ -1,5 +1,13 @@
 """What must be in the environment of a process that computes, before it starts."""
 
+import os
+
+
+def num_threads(configured: int, *, sharers: int = 1) -> int:
+    """CPU threads of one of `sharers` processes on a machine: as configured, or where that is 0 its part of the cores
+    this process may use, at least 1."""
+    return configured or max(len(os.sched_getaffinity(0)) // sharers, 1)
+
 
 def compute_environment(threads: int) -> dict[str, str]:
     """Variables for an engine or a training rank with so many CPU threads.

@@ -60,14 +60,6 @@ class Layout:
                 found.setdefault((length, 0 if parent == -1 else self.lengths[parent]), []).append(segment)
         return [(members, own, parent) for (own, parent), members in found.items()]
 
-    @cached_property
-    def starts(self) -> list[int]:
-        """First token of each segment."""
-        starts = [0]
-        for length in self.lengths[:-1]:
-            starts.append(starts[-1] + length)
-        return starts
-
 
 def packed_attention(
     module: nn.Module,

@@ -85,10 +85,12 @@ class TrainEngine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
         self.world_size = torch.distributed.get_world_size()
-        model = self._logprob_model()
-        self._causal_lm = model.causal_lm
+        self._causal_lm = load_model(spec.model, spec.dtype)
+        refuse_randomness(self._causal_lm)
+        refuse_other_logits(self._causal_lm)
+        model = LogprobModel(self._causal_lm, spec.trainer.logprob_chunk_tokens)
         if spec.trainer.gradient_checkpointing:
-            model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+            self._causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, spec.optimizer.weight_decay),
             lr=spec.optimizer.learning_rate,
@@ -102,14 +104,9 @@ class TrainEngine:
         self.reference = self._reference() if spec.with_reference else None
         self.step = 0
 
-    def _logprob_model(self) -> LogprobModel:
-        causal_lm = load_model(self.spec.model, self.spec.dtype)
-        refuse_randomness(causal_lm)
-        refuse_other_logits(causal_lm)
-        return LogprobModel(causal_lm, self.spec.trainer.logprob_chunk_tokens)
-
     def _reference(self) -> nn.Module:
-        model = self._logprob_model().eval().requires_grad_(False)
+        causal_lm = load_model(self.spec.model, self.spec.dtype)
+        model = LogprobModel(causal_lm, self.spec.trainer.logprob_chunk_tokens).eval().requires_grad_(False)
         if self.spec.trainer.zero_stage < 3:
             return model.to(self.device)
         wrapped: Any = deepspeed.initialize(model=model, config=_config(self.spec))

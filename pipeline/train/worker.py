@@ -21,7 +21,7 @@ from pipeline.batch import Floats, MicroBatch, Tree, micro_batch, shard
 from pipeline.errors import RunStopped
 from pipeline.folder import new_folder
 from pipeline.train.engine import TokenSums, TrainEngine, TrainSpec
-from rollout.process import compute_environment
+from rollout.process import compute_environment, num_threads
 
 START_TIMEOUT_SECONDS = 300.0
 
@@ -55,8 +55,7 @@ class Policy:
     def __init__(self, spec: TrainSpec, *, resources: dict[str, Any]) -> None:
         self._spec = spec
         num_ranks = spec.trainer.num_ranks
-        threads = spec.trainer.threads or max(len(os.sched_getaffinity(0)) // num_ranks, 1)
-        environment = {"env_vars": compute_environment(threads)}
+        environment = {"env_vars": compute_environment(num_threads(spec.trainer.threads, sharers=num_ranks))}
         actor: Any = ray.remote(TrainActor).options(runtime_env=environment, **resources)
         self._ranks: list[Any] = [actor.remote() for _ in range(num_ranks)]
         host, port = self._get([self._ranks[0].address.remote()], "address", START_TIMEOUT_SECONDS)[0]
@@ -83,8 +82,8 @@ class Policy:
         Raises RunStopped when the gradient is not finite: the weights are lost then, but not the last checkpoint.
         """
         started = time.monotonic()
-        metrics = _mean(self._each("forward_backward", [(rows, denominator) for rows in batch]))
-        metrics |= self._all("optim_step")[0]
+        of_ranks: list[TokenSums] = self._each("forward_backward", [(rows, denominator) for rows in batch])
+        metrics = _mean(of_ranks) | {"loss/total": sum(part.loss for part in of_ranks)} | self._all("optim_step")[0]
         if not math.isfinite(metrics["train/grad_norm"]):
             raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")
         num_tokens = sum(len(row.token_ids_T) for rows in batch for row in rows)
@@ -101,8 +100,7 @@ class Policy:
 
     def evaluate(self, batch: list[list[MicroBatch]]) -> dict[str, float]:
         """Mean negative log-likelihood of the trained tokens, `eval/nll_mean`."""
-        means = _mean(self._each("evaluate", [(rows,) for rows in batch]))
-        return {"eval/nll_mean": means["eval/nll_mean"]}
+        return _mean(self._each("evaluate", [(rows,) for rows in batch]))
 
     def sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
         """Log-probabilities of the trained tokens of each tree, in the order of `trees`; every rank computes all."""
@@ -161,7 +159,6 @@ def _mean(of_ranks: list[TokenSums]) -> dict[str, float]:
     num_tokens = max(sum(part.num_tokens for part in of_ranks), 1)
     names = {name for part in of_ranks for name in part.sums}
     metrics = {name: sum(part.sums.get(name, 0.0) for part in of_ranks) / num_tokens for name in sorted(names)}
-    metrics["loss/total"] = sum(part.loss for part in of_ranks)
     tops = {name for part in of_ranks for name in part.maxima}
     return metrics | {
         name: float(np.max([p.maxima[name] for p in of_ranks if name in p.maxima])) for name in sorted(tops)

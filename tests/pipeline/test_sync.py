@@ -22,7 +22,7 @@ from rollout.pool import RolloutPool
 pytestmark = [pytest.mark.engine, pytest.mark.ranks]
 
 BOUNDS = SyncConfig()
-PROBE = probe_sequences(264, BOUNDS.probe_prompts, 63)
+PROBE = probe_sequences(264, BOUNDS.probe_prompts, max_model_len=64)
 
 
 @pytest.fixture(
