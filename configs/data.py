@@ -46,8 +46,15 @@ class GymSource(Settings):
     """Further arguments of the task."""
 
 
+COLUMN = "column:"
+"""What stands before the name of a column, where a setting takes either a value for all rows or a column of them."""
+
+
 class SumsSource(Settings):
-    """Sums of two numbers with a written-out carry: the material of the demo, learnable from nothing in two minutes."""
+    """Sums of two numbers, worked out or programmed: the material of the demo, learnable from nothing in minutes.
+
+    Rows have the columns `prompt`, `answer`, `messages`, `truth`, and `reward`: `math` or `code`, what judges them.
+    """
 
     type: Literal["sums"]
     """Selects this source."""
@@ -55,6 +62,8 @@ class SumsSource(Settings):
     """How many rows to draw."""
     digits: int = Field(default=2, ge=1, le=6)
     """Digits of each summand."""
+    programs: float = Field(default=0.0, ge=0, le=1)
+    """Share of rows that ask for a Python program that prints the sum; the others ask for the sum and its carries."""
     seed: int = 0
     """Seed of the draw."""
     split: Literal["train", "held_out"] = "train"
@@ -97,7 +106,8 @@ class PromptData(Settings):
     truth: str = "truth"
     """Column with what the reward compares against."""
     reward: str | None = None
-    """Name of the reward that judges these rows. None lets every configured reward judge them."""
+    """Label of the reward that judges these rows, or `column:NAME`, a column that holds it. None lets every configured
+    reward judge them."""
     system: str | None = None
     """System message put before every prompt. None adds none."""
     max_prompt_length: int = Field(default=512, ge=1)

@@ -1,30 +1,43 @@
-"""Which rewards judge a completion, and the pool they run in."""
+"""Which rewards judge a completion, and the pools they run in."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from configs.base import Settings
+
+PoolName = Literal["rule", "sandbox", "model"]
+"""Where a reward runs: `rule` computes in its own process, `sandbox` starts programs, `model` asks a model."""
 
 
 class RewardSpec(Settings):
     """One reward by name; what crosses to a worker is this, never the function."""
 
     name: str
-    """Name of the reward: `math` or `reasoning_gym`."""
+    """A built-in (`alignyard reward list`), `path/to/file.py:name`, `package.module:name`, or an entry point of the
+    group alignyard.rewards; behind `trl:`, `verl:` or `openrlhf:`, a function written for one of these."""
     weight: float = 1.0
     """Its coefficient c in r = sum of c_k r_k."""
+    gate: float | None = None
+    """Where its score is below this, no other reward of the completion adds to the sum. None gates nothing."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the reward's factory."""
+    """Arguments of the reward."""
+
+    @property
+    def label(self) -> str:
+        """What the reward is called in metrics, verdicts and `prompts.reward`: a plug-in's is what stands behind the
+        last colon."""
+        return self.name.rpartition(":")[2]
 
 
 class RewardPoolConfig(Settings):
     """The Ray actors that judge, and when to stop trusting them."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Judging processes."""
+    workers: dict[PoolName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Judging processes of each pool, `rule`, `sandbox` and `model`; a pool that is not named has one."""
     timeout_seconds: float = Field(default=5.0, gt=0)
-    """Longest one verdict may take; the process is killed past it and the verdict is `timeout`."""
+    """Longest one verdict may take; the process is killed past it and the verdict is `timeout`. A reward that runs
+    programs takes its tasks' own limits instead."""
     max_failure_rate: float = Field(default=0.2, gt=0, le=1)
     """Share of verdicts with status timeout or infra_error past which the circuit breaker stops the run."""
     breaker_window: int = Field(default=100, ge=10)

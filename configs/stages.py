@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.base import Settings
-from configs.data import ConversationData, PromptData
+from configs.data import COLUMN, ConversationData, PromptData
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig
@@ -108,6 +108,10 @@ class GRPOConfig(Settings):
     """What is asked, and the truth to judge by."""
     rewards: list[RewardSpec] = Field(min_length=1)
     """The rewards and their coefficients."""
+    mixing: Literal["none", "batch", "group"] = "none"
+    """What is done to each reward's scores before they are summed. `none`: nothing. `batch`: centred and divided by the
+    standard deviation of the step. `group`: of the completion's own group; the sums, normalised over the step, are the
+    advantages (GDPO)."""
     reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
     """Where the rewards run."""
     steps: int = Field(ge=1)
@@ -166,19 +170,32 @@ class GRPOConfig(Settings):
             )
         if self.objective.surrogate == "cispo" and self.objective.ratio == "sequence":
             raise ValueError("objective.surrogate=cispo weighs tokens by their own ratio; use ratio=token")
+        if self.overlong.shaping_tokens and self.mixing == "group":
+            raise ValueError(
+                "overlong.shaping_tokens would be added to rewards that mixing=group has made advantages already; "
+                "remove it, or give the reward `length` a weight instead"
+            )
         if self.overlong.shaping_tokens >= self.sampling.max_tokens:
             raise ValueError("overlong.shaping_tokens must be smaller than sampling.max_tokens")
         return self
 
     @model_validator(mode="after")
     def _rewards_judge(self) -> "GRPOConfig":
-        names = [spec.name for spec in self.rewards]
-        if len(set(names)) < len(names):
-            raise ValueError(f"rewards: every name may appear once, got {names}")
+        labels = [spec.label for spec in self.rewards]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"rewards: every name may appear once (a plug-in's: what follows the colon), got {labels}")
         if not any(spec.weight for spec in self.rewards):
             raise ValueError("rewards: every weight is 0, so nothing would be learned; give one a weight")
-        if self.prompts.reward is not None and self.prompts.reward not in names:
-            raise ValueError(f"prompts.reward='{self.prompts.reward}' is not among rewards: {names}")
+        only = self.prompts.reward
+        if only is not None and not only.startswith(COLUMN) and only not in labels:
+            raise ValueError(f"prompts.reward='{only}' is not among rewards: {labels}")
+        if len(labels) == 1 and (self.rewards[0].gate is not None or self.mixing != "none"):
+            raise ValueError("rewards.0.gate and mixing have no effect on a single reward; remove them")
+        if self.mixing == "group" and not self.objective.normalize_std:
+            raise ValueError(
+                "objective.normalize_std has no effect with mixing=group, which normalises every reward in its group; "
+                "remove one of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -266,9 +283,12 @@ class EvalConfig(Settings):
                     f"suites.{name}.window_tokens={suite.window_tokens} must be smaller than "
                     f"rollout.max_model_len={self.rollout.max_model_len}"
                 )
-            if isinstance(suite, TaskSuite) and (suite.prompts.reward is not None or suite.reward.weight != 1):
+            if isinstance(suite, TaskSuite) and (
+                suite.prompts.reward is not None or suite.reward.weight != 1 or suite.reward.gate is not None
+            ):
                 raise ValueError(
-                    f"suites.{name}: prompts.reward and reward.weight have no effect in an evaluation; remove them"
+                    f"suites.{name}: prompts.reward, reward.weight and reward.gate have no effect in an evaluation; "
+                    "remove them"
                 )
         return self
 

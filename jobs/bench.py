@@ -8,11 +8,8 @@ import random
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import ray
-from rich.console import Console
-from rich.table import Table
 
 from configs.load import load
 from configs.stages import GRPOConfig
@@ -58,7 +55,6 @@ def grpo_step(steps: int) -> dict[str, float]:
     figures["generate_over_vllm_alone_expanded"] = figures["generate_seconds"] / expanded
     figures["sync_share"] = figures["sync_seconds"] / step
     figures["other_share"] = figures["other_seconds"] / step
-    _print("grpo-step", figures)
     return figures
 
 
@@ -83,7 +79,6 @@ def sync(steps: int) -> dict[str, float]:
     figures = {name: _median(rows, f"sync/{name}") for name in ("transfer_seconds", "proof_seconds", "gap_max")}
     figures["mib"] = sent / 2**20
     figures["mib_per_second"] = figures["mib"] / figures["transfer_seconds"]
-    _print("sync", figures)
     return figures
 
 
@@ -100,12 +95,3 @@ def _grpo_config(folder: Path, steps: int) -> GRPOConfig:
 
 def _median(rows: list[dict[str, float]], name: str) -> float:
     return statistics.median(row[name] for row in rows)
-
-
-def _print(title: str, figures: dict[str, Any]) -> None:
-    table = Table(title=title)
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.4g}")
-    Console().print(table)

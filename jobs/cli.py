@@ -10,10 +10,13 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TypeAlias
 
 from rich.console import Console
+from rich.table import Table
 
+from jobs.reward import add_reward
 from jobs.rooms import check_rooms
 
 OUT, ERR = Console(), Console(stderr=True)
@@ -30,7 +33,7 @@ QUIET = {
 EXIT_CODES = """\
 exit codes:
   0    done
-  1    a fault: the traceback says where (doctor: something required is missing)
+  1    a fault: the traceback says where (doctor: something required is missing; reward check: a promise is broken)
   2    a wrong configuration or input: the message says what to change
   3    the run stopped itself: rewards kept failing, or a weight sync could not be proven
   130  interrupted
@@ -70,11 +73,14 @@ examples:
 """
 BENCH = """\
 Measures this machine: a whole GRPO step (generate, judge, reference, update, sync) or a weight sync with its proof, on
-a random mixture-of-experts model of 25 million parameters.
+a random mixture-of-experts model of 25 million parameters; math answers judged beside math-verify alone; programs run
+in the sandbox beside the bare ones.
 
 examples:
   alignyard bench grpo-step
   alignyard bench sync --steps 10 --json sync.json
+  alignyard bench rewards
+  alignyard bench sandbox
 """
 GGUF = """\
 Dequantises a Llama GGUF file into a folder that transformers and vLLM load, tokenizer and chat template included. Needs
@@ -90,6 +96,14 @@ stands with what cannot be done without it. Ends with 1 if something required is
 example:
   alignyard doctor
 """
+
+BENCHES = {
+    "grpo-step": "jobs.bench:grpo_step",
+    "sync": "jobs.bench:sync",
+    "rewards": "jobs.bench_rewards:rewards",
+    "sandbox": "jobs.bench_sandbox:sandbox",
+}
+"""Where each benchmark is, so that only the one that runs is imported: what is loaded moves what is measured."""
 
 WRONG_INPUT, STOPPED, INTERRUPTED = 2, 3, 130
 
@@ -149,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(verbs)
     _add_bench(verbs)
     _add_import_gguf(verbs)
+    add_reward(verbs, EXIT_CODES)
     _add_verb(verbs, "doctor", _doctor, "what this machine has, and what is missing for what", DOCTOR)
     return parser
 
@@ -184,10 +199,8 @@ def _add_eval(verbs: Verbs) -> None:
 
 def _add_bench(verbs: Verbs) -> None:
     parser = _add_verb(verbs, "bench", _bench, "measure this machine", BENCH)
-    parser.add_argument(
-        "what", choices=["grpo-step", "sync"], help="a whole GRPO step, or a weight sync with its proof"
-    )
-    parser.add_argument("--steps", type=int, default=3, help="how many to measure (default: %(default)s)")
+    parser.add_argument("what", choices=list(BENCHES), help="a GRPO step, a weight sync, or what judges")
+    parser.add_argument("--steps", type=int, default=3, help="how often to measure (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
 
 
@@ -272,12 +285,14 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from jobs.bench import grpo_step, sync
-
     if args.steps < 1:
         raise ValueError(f"--steps {args.steps}: measure at least one")
-    bench = {"grpo-step": grpo_step, "sync": sync}[args.what]
-    write_figures(bench(args.steps), args.json)
+    figures: dict[str, float] = resolve_name(BENCHES[args.what])(args.steps)
+    table = Table("figure", "value", title=args.what)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}")
+    OUT.print(table)
+    write_figures(figures, args.json)
     return 0
 
 

@@ -12,6 +12,9 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 
+from rewards.sandbox.box import Sandbox
+from rewards.sandbox.toolchains import LANGUAGES
+
 GIB = 2**30
 PURPOSES = {
     "": "everything",
@@ -21,15 +24,6 @@ PURPOSES = {
     "dev": "make test",
 }
 REQUIRED_EXTRAS = ("", "cpu", "gpu")
-TOOLS = {
-    "g++": "DeepSpeed, which compiles an operator at its first start",
-    "gcc": "judging answers in C",
-    "rustc": "judging answers in Rust",
-    "node": "judging answers in JavaScript",
-    "javac": "judging answers in Java",
-    "bwrap": "keeping judged programs in a sandbox (Debian: bubblewrap)",
-}
-REQUIRED_TOOLS = ("g++",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +42,7 @@ class Finding:
 
 def doctor(console: Console) -> int:
     """Prints the findings; 1 if something required is missing, else 0."""
-    findings = [*machine(), *packages(), *tools()]
+    findings = [*machine(), *packages(), *compiler(), *sandbox()]
     table = Table("", "found", "missing for", box=None, header_style="bold")
     for finding in findings:
         colour = "" if not finding.missing else "red" if finding.required else "yellow"
@@ -102,11 +96,25 @@ def packages() -> Iterator[Finding]:
         yield Finding("torchvision", torchvision, remedy, missing=True, required=True)
 
 
-def tools() -> Iterator[Finding]:
-    """The programs that are called, not imported."""
-    for tool, purpose in TOOLS.items():
-        where = shutil.which(tool)
-        yield Finding(tool, where or "not found", purpose, missing=where is None, required=tool in REQUIRED_TOOLS)
+def compiler() -> Iterator[Finding]:
+    """What DeepSpeed compiles with."""
+    where = shutil.which("g++")
+    purpose = "DeepSpeed, which compiles an operator at its first start"
+    yield Finding("g++", where or "not found", purpose, missing=where is None, required=True)
+
+
+def sandbox() -> Iterator[Finding]:
+    """Whether judged programs can be kept in a sandbox, and in which languages they can be."""
+    try:
+        Sandbox()
+        yield Finding("sandbox", "bubblewrap works")
+    except ValueError as error:
+        yield Finding("sandbox", "does not work", f"judging programs: {error}", missing=True)
+    for name, language in LANGUAGES.items():
+        toolchain = language.look()
+        purpose = f"judging programs in it (Debian: {language.package})"
+        found = str(toolchain.executable) if toolchain else "not found"
+        yield Finding(f"language {name}", found, purpose, missing=toolchain is None)
 
 
 def _installed(name: str) -> str | None:

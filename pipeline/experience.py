@@ -15,31 +15,41 @@ from configs.stages import GRPOConfig
 from pipeline.batch import Branch, Tree
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.fleet import Fleet
-from pipeline.objectives.advantage import group_advantage, has_spread
+from pipeline.objectives.advantage import batch_advantage, group_advantage, has_spread
 from pipeline.objectives.aggregate import batch_denominator, token_weight
 from pipeline.report import Sample
-from rewards.mix import mix, shape_overlong
+from rewards.mix import mix, shape_overlong, statistics
 from rewards.types import Verdict
 from rollout.types import Completion, Group
+
+
+@dataclass(frozen=True)
+class JudgedGroup:
+    """G completions of a prompt, each with its verdicts by reward."""
+
+    prompt: Prompt
+    group: Group
+    verdicts: list[dict[str, Verdict]]
+
+    @property
+    def lengths_G(self) -> list[int]:
+        """Tokens of each completion."""
+        return [len(completion.token_ids) for completion in self.group.completions]
 
 
 @dataclass(frozen=True)
 class Experience:
     """P judged groups; rewards_PG is NaN where a completion could not be judged."""
 
-    prompts: list[Prompt]
-    groups: list[Group]
-    verdicts: list[list[dict[str, Verdict]]]
+    judged: list[JudgedGroup]
     rewards_PG: NDArray[np.float64]
 
     def samples(self) -> list[Sample]:
         """What a person reads: one sample a completion."""
         return [
-            Sample(prompt.task.prompt, completion.text, completion.finish_reason, float(reward), verdicts)
-            for prompt, group, judged, rewards_G in zip(
-                self.prompts, self.groups, self.verdicts, self.rewards_PG, strict=True
-            )
-            for completion, verdicts, reward in zip(group.completions, judged, rewards_G, strict=True)
+            Sample(judged.prompt.task.prompt, completion.text, completion.finish_reason, float(reward), verdicts)
+            for judged, rewards_G in zip(self.judged, self.rewards_PG, strict=True)
+            for completion, verdicts, reward in zip(judged.group.completions, judged.verdicts, rewards_G, strict=True)
         ]
 
 
@@ -47,58 +57,55 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> tu
     """Sample and judge until P groups have spread or the rounds are used up; always exactly P groups.
 
     The round decides which prompts are drawn and the seed they are sampled with, so a resumed run draws the same.
+    Rewards are mixed, and figures taken, over everything that was sampled.
     """
     num_prompts, max_rounds = config.prompts_per_step, config.dynamic_sampling.max_rounds
-    drawn: list[Experience] = []
-    spread_P = np.empty(0, bool)
-    while len(drawn) < max_rounds and spread_P.sum() < num_prompts:
-        draw = (step - 1) * max_rounds + len(drawn) + 1
-        drawn.append(_sample(config, prompts.take(draw, num_prompts), fleet, seed=config.seed * 1_000_003 + draw))
-        spread_P = np.concatenate([spread_P, has_spread(drawn[-1].rewards_PG)])
+    drawn: list[JudgedGroup] = []
+    metrics: dict[str, float] = {}
+    rewards_PG, spread_P = np.empty((0, config.group_size)), np.empty(0, bool)
+    for draw in range((step - 1) * max_rounds + 1, step * max_rounds + 1):
+        drawn += _sample(config, prompts.take(draw, num_prompts), fleet, seed=config.seed * 1_000_003 + draw)
+        rewards_PG, metrics = _mix(config, drawn)
+        spread_P = has_spread(rewards_PG)
+        if spread_P.sum() >= num_prompts:
+            break
     useful_first = np.argsort(~spread_P, kind="stable")[:num_prompts]
-    experience = _select(drawn, useful_first)
-    everything = _select(drawn, np.arange(len(spread_P)))
-    metrics = _statistics(everything) | {
+    metrics |= _statistics(drawn, rewards_PG) | {
         "rollout/sampled_groups": float(len(spread_P)),
         "rollout/mixed_groups_rate": float(spread_P.mean()),
     }
+    experience = Experience([drawn[row] for row in useful_first], rewards_PG[useful_first])
     return experience, metrics | fleet.rewards.metrics() | fleet.rollout.metrics()
 
 
-def _select(drawn: list[Experience], rows: NDArray[np.int64]) -> Experience:
-    """The groups at `rows` of all that were drawn, in that order."""
-    every = [
-        row for part in drawn for row in zip(part.prompts, part.groups, part.verdicts, part.rewards_PG, strict=True)
-    ]
-    prompts, groups, verdicts, rewards = zip(*(every[row] for row in rows), strict=True)
-    return Experience(list(prompts), list(groups), list(verdicts), np.stack(rewards))
-
-
-def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: int) -> Experience:
+def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: int) -> list[JudgedGroup]:
     groups: dict[int, Group] = {}
     ids = [prompt.token_ids for prompt in prompts]
     for group in fleet.rollout.generate(ids, config.sampling, config.group_size, seed):
         groups[group.index] = group
         task = prompts[group.index].task
         fleet.rewards.submit(group.index, task, [completion.text for completion in group.completions])
-    judged = fleet.rewards.gather()
-    verdicts = [judged[i] for i in range(len(prompts))]
-    rewards_PG = mix(verdicts, {spec.name: spec.weight for spec in config.rewards})
-    in_order = [groups[i] for i in range(len(prompts))]
-    lengths_PG = [[len(completion.token_ids) for completion in group.completions] for group in in_order]
-    rewards_PG = rewards_PG + shape_overlong(
+    verdicts = fleet.rewards.gather()
+    return [JudgedGroup(prompt, groups[i], verdicts[i]) for i, prompt in enumerate(prompts)]
+
+
+def _mix(config: GRPOConfig, drawn: list[JudgedGroup]) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """rewards_PG with the punishment for overlong completions, and what the mix looks like in numbers."""
+    verdicts, lengths_PG = [judged.verdicts for judged in drawn], np.array([judged.lengths_G for judged in drawn])
+    mixed = mix(verdicts, config.rewards, normalize=config.mixing)
+    punishment_PG = shape_overlong(
         lengths_PG, max_tokens=config.sampling.max_tokens, shaping_tokens=config.overlong.shaping_tokens
     )
-    return Experience(prompts, in_order, verdicts, rewards_PG)
+    return mixed.rewards_PG + punishment_PG, statistics(mixed, lengths_PG)
 
 
-def _statistics(experience: Experience) -> dict[str, float]:
-    completions = [completion for group in experience.groups for completion in group.completions]
-    judged = experience.rewards_PG[~np.isnan(experience.rewards_PG)]
+def _statistics(drawn: list[JudgedGroup], rewards_PG: NDArray[np.float64]) -> dict[str, float]:
+    completions = [completion for judged in drawn for completion in judged.group.completions]
+    judged = rewards_PG[~np.isnan(rewards_PG)]
     return {
         "reward/total/mean": float(judged.mean()) if judged.size else float("nan"),
         "reward/total/std": float(judged.std()) if judged.size else float("nan"),
-        "reward/total/left_out_rate": 1 - judged.size / experience.rewards_PG.size,
+        "reward/total/left_out_rate": 1 - judged.size / rewards_PG.size,
         "rollout/length/mean": float(np.mean([len(completion.token_ids) for completion in completions])),
         "rollout/truncated_rate": float(np.mean([completion.finish_reason == "length" for completion in completions])),
     }
@@ -127,14 +134,17 @@ def training_batches(experience: Experience, config: GRPOConfig) -> list[Trainin
     that did not end; these don't count in the denominator. A group without spread has weight 0 too, so its gradient is
     exactly zero, but it counts: leaving it out would make the step larger the fewer groups can teach.
     """
-    advantages_PG = group_advantage(experience.rewards_PG, normalize_std=config.objective.normalize_std)
+    if config.mixing == "group":  # the rewards are centred and scaled within their groups already
+        advantages_PG = batch_advantage(experience.rewards_PG)
+    else:
+        advantages_PG = group_advantage(experience.rewards_PG, normalize_std=config.objective.normalize_std)
     spread_P = has_spread(experience.rewards_PG)
-    per_update = len(experience.groups) // config.updates_per_batch
+    per_update = len(experience.judged) // config.updates_per_batch
     batches = []
-    for first in range(0, len(experience.groups), per_update):
+    for first in range(0, len(experience.judged), per_update):
         trees, counted = [], []
         for row in range(first, first + per_update):
-            group = experience.groups[row]
+            group = experience.judged[row].group
             counts_G = [
                 not np.isnan(reward) and not (config.overlong.mask and completion.finish_reason == "length")
                 for completion, reward in zip(group.completions, experience.rewards_PG[row], strict=True)

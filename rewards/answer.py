@@ -1,61 +1,125 @@
-"""The final answer inside a completion.
+r"""The final answer inside a completion.
 
-What the writer marked as the answer wins, in this order: `\\boxed{...}`, `<answer>...</answer>`, a line `#### ...`, a
-sentence "the answer is ..." or a last line "A: ..."; of several the last. Without a mark it is the last number. Every
-search is linear in the text, since a policy under training writes anything.
+Only what follows the thinking counts. Of several candidates the strongest mark wins, wherever it stands, and of several
+marks of one kind the last:
+
+1. "the final answer is .... I hope it is correct.", the form of the Minerva prompt;
+2. `\boxed{...}` or `\fbox{...}`;
+3. `<answer>...</answer>`;
+4. a line `#### ...` (GSM8K);
+5. a sentence: "the answer is ...", "Answer: ...", "答案是...",
+   "答案为...", "答案: ...", "故选..."; or a last line "A: ...";
+6. no mark: a completion of one line without prose is an answer as a whole. In prose the last expression is: a formula
+   between `$`, `\(` or `\[`, or a number outside of formulas. Words like "therefore" and "所以" aren't marks: what they
+   lead to is the last expression. One line of prose with no expression ("Paris") is its own answer.
+
+Boxes, formulas or numbers that are listed ("\boxed{1} and \boxed{2}", "5, 6 or 7") are one answer of several parts, so
+naming every candidate doesn't pay. Every search is linear in the text, since a policy under training writes anything.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 
 MAX_ANSWER_CHARS = 1000
 """A longer text is not a final answer. Checkers take time exponential in the size of what they parse."""
 
-_UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_BARE_CHARS = 200  # a longer line without prose is a scribble
+
+# A comma before one or two last digits is a decimal comma; three digits after it are thousands.
+_UNSIGNED = r"(?:\d+,\d{1,2}(?![\d,.])|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 # A minus right after a digit, letter or closing bracket subtracts ("3-4"); elsewhere it is a sign ("= -4").
-_QUANTITY = re.compile(rf"(?:(?<![\w)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?")
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_ANSWER_IS = re.compile(r"\banswer(?:\s+is\b|\s*:)\s*:?|^a:(?=.*\s*\Z)", re.IGNORECASE | re.MULTILINE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
-_INLINE_MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
-_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")
+_QUANTITY = re.compile(
+    rf"(?:(?<![A-Za-z\d_)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?"
+)
+_BRACES = re.compile(r"\\+(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_THINKING = re.compile(r"<(/?)think(?:ing)?>")
+_ANSWER_IS = re.compile(
+    r"\banswer(?:\s+is\b|\s*:)\s*:?|^a:(?=.*\s*\Z)|答案\s*(?:应该|应当|应)?(?:是|为|[:\uff1a])\s*[:\uff1a]?"
+    r"|[故应]选择?\s*[:\uff1a]?|(?:所以|因此)选择?\s*[:\uff1a]?",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n|[。\uff01\uff1f]")
+_THE_X_IS = re.compile(r"\Athe\b[^.\n]{0,200}?\b(?:is|are|equals)\b:?\s*", re.IGNORECASE)  # "Answer: the sum is 5"
+_CHOICE = re.compile(r"\(?[A-J][).:]")
+_DELIMITER = re.compile(r"\\\\|\\\$|\$\$|\$|\\[()\[\]]")
+_CLOSING = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
+_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}|[\u4e00-\u9fff]")
+_SHORT_WORD = re.compile(r"[A-Za-z][a-z]+|[\u4e00-\u9fff]")
+_COMMANDS_WITH_WORDS = re.compile(r"\\(?:text|mathrm|mbox|operatorname|begin|end)[a-z]*\s*\{[^{}]*\}|\\[A-Za-z]+")
+_SPACES = re.compile(r"\\q?quad|\\text")
+_NO_PROSE = re.compile(
+    r"(?<![A-Za-z])(?:a?(?:sin|cos|tan)h?|sqrt|cot|sec|csc|log|exp|inf(?:inity)?|ln|pi|oo|or|and"
+    r"|[cdkm]?m|k?g|m?[lL]|ft|oz|lb)(?![a-z])"
+)
+_LISTING = re.compile(r"(?:[,、\uff0c]|\b(?:and|or)\b|[和或及与])\W*(?:\w{1,5}\s*=\s*)?\Z")
+_ADJACENT = re.compile(r"[\s$+.\\]*")
+
+Part = tuple[int, int, str]
+"""Where a piece of the answer starts and ends in the text, and its content."""
 
 
 def final_answer(completion: str) -> str | None:
-    """The marked answer, else the last number, or None where there is neither."""
+    """The marked answer, else the last expression, or None where there is neither; see the module for the order."""
     marked = marked_answer(completion)
-    return last_number(completion) if marked is None else marked
+    if marked is not None:
+        return marked
+    text = after_thinking(completion).strip()
+    is_line = len(text) <= _BARE_CHARS and not re.search(r"\n|\\f?box", text)
+    if is_line and ";" not in text and not _words(text):
+        return text or None
+    found = _last_run(text, _expressions(text))
+    if found is None and is_line:
+        return text
+    return found if found and len(found) <= MAX_ANSWER_CHARS else None
 
 
 def after_thinking(completion: str) -> str:
-    """What follows the last `</think>`; the whole completion where there is none."""
-    return completion.rpartition("</think>")[2]
+    """What follows the last `</think>`, or precedes a `<think>` that is never closed; else the whole completion."""
+    *_, last = [None, *_THINKING.finditer(completion)]
+    if last is None:
+        return completion
+    return completion[last.end() :] if last[1] else completion[: last.start()]
 
 
 def marked_answer(completion: str) -> str | None:
-    """What the writer marked as the answer, stripped, or None. Only text after `</think>` counts."""
+    """What the writer marked as the answer, stripped, or None. Only text after the thinking counts."""
     text = after_thinking(completion)
-    for found in (_boxed(text), _tagged(text), _hashed(text), _answer_is(text)):
+    for found in (_minerva(text), _boxed(text), _tagged(text), _hashed(text), _stated(text)):
         if found is not None and found.strip():
             return found.strip() if len(found) <= MAX_ANSWER_CHARS else None
     return None
 
 
 def last_number(completion: str) -> str | None:
-    """The last integer, decimal, percentage or simple fraction after `</think>`, as written, or None."""
-    quantities = _QUANTITY.findall(after_thinking(completion))
-    return quantities[-1].strip() if quantities and len(quantities[-1]) <= MAX_ANSWER_CHARS else None
+    """The last integer, decimal, percentage or simple fraction after the thinking, as written, or None."""
+    *_, last = ["", *(content for _, _, content in _quantities(after_thinking(completion)))]
+    return last.strip() if last and len(last) <= MAX_ANSWER_CHARS else None
+
+
+def _minerva(text: str) -> str | None:
+    """The answer in the last sentence "The final answer is ... I hope it is correct"."""
+    end = text.rfind("I hope it is correct")
+    start = text.rfind("inal answer is", 0, max(end, 0))
+    if start < 0 or end - start > MAX_ANSWER_CHARS:
+        return None
+    said = text[start + 1 : end].strip().removesuffix(".")
+    return _boxed(said) or _stated(said)
 
 
 def _boxed(text: str) -> str | None:
-    """Content of the last complete box, nested braces and all."""
-    content, opened = None, []
+    """Content of the last complete box, nested braces and all, and of the boxes listed right before it."""
+    boxes: list[Part] = []
+    opened: list[tuple[bool, int, int]] = []
     for token in _BRACES.finditer(text):
         if token[0] == "}":
-            is_box, start = opened.pop() if opened else (False, 0)
-            content = text[start : token.start()] if is_box else content
+            is_box, start, inside = opened.pop() if opened else (False, 0, 0)
+            if is_box:
+                while boxes and boxes[-1][0] > start:  # a box in a box
+                    boxes.pop()
+                boxes.append((start, token.end(), text[inside : token.start()].strip()))
         elif token[0].endswith("{") and token[0] != r"\{":
-            opened.append((token[0] != "{", token.end()))
-    return content
+            opened.append((token[0] != "{", token.start(), token.end()))
+    return _last_run(text, boxes)
 
 
 def _tagged(text: str) -> str | None:
@@ -74,15 +138,87 @@ def _hashed(text: str) -> str | None:
     return None
 
 
-def _answer_is(text: str) -> str | None:
-    """The answer in the last sentence "the answer is ...": its formula, else its quantity, else its words."""
+def _stated(text: str) -> str | None:
+    """The answer in the last sentence "the answer is ...": its first formulas, else its numbers, else its words."""
     *_, rest = _ANSWER_IS.split(text)
     if len(rest) == len(text):
         return None
-    sentence = _SENTENCE_END.split(rest.lstrip(), maxsplit=1)[0].strip(" *:")
-    formula = _INLINE_MATH.search(sentence)
-    if formula:
-        return formula[1] or formula[2]
+    rest = rest[: 2 * MAX_ANSWER_CHARS].lstrip(" *:\n")
+    formula = next(_formulas(rest), None)
+    if formula and not rest[: formula[0]].strip(r" *:$\([") and "\n" in rest[: formula[1]]:
+        return formula[2]  # a display, which need not be on one line
+    sentence = _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" *:")
+    sentence = _THE_X_IS.sub("", sentence)
+    formulas = _first_run(sentence, _formulas(sentence))
+    if formulas:
+        return formulas
     result = sentence.rpartition("=")[2].strip() if _WORD.search(sentence) else sentence
-    quantity = _QUANTITY.search(result)
-    return quantity[0] if quantity and _WORD.search(result) else result
+    numbers = _first_run(result, _quantities(result))
+    return numbers if numbers and _WORD.search(result) and not _CHOICE.match(result) else result
+
+
+def _expressions(text: str) -> list[Part]:
+    """Formulas, and numbers outside of formulas, in order."""
+    formulas = [formula for formula in _formulas(text) if any(map(str.isalnum, formula[2]))]
+    edges = [0, *(edge for start, end, _ in formulas for edge in (start, end)), len(text)]
+    gaps = zip(edges[::2], edges[1::2], strict=True)
+    outside = [part for start, end in gaps for part in _quantities(text, start, end)]
+    return sorted([*formulas, *outside])
+
+
+def _quantities(text: str, start: int = 0, end: int | None = None) -> Iterator[Part]:
+    """Numbers in `text[start:end]`, but for those between letters ("K2A"), which belong to a name."""
+    for found in _QUANTITY.finditer(text, start, len(text) if end is None else end):
+        around = text[max(found.start() - 1, 0) : found.start()] + text[found.end() : found.end() + 1]
+        if not (len(around) == 2 and around.isascii() and around.isalpha()):
+            yield found.start(), found.end(), found[0]
+
+
+def _formulas(text: str) -> Iterator[Part]:
+    """What stands between math delimiters. A dollar sign may also be money: prose between two of them is no formula."""
+    opening = None
+    for token in _DELIMITER.finditer(text):
+        if opening is None or token[0] in (r"\(", r"\["):
+            opening = token if token[0] in _CLOSING else None
+        elif token[0] == _CLOSING[opening[0]]:
+            content = text[opening.end() : token.start()]
+            inline = token[0] in ("$", r"\)")
+            before_digit = token[0] == "$" and text[token.end() : token.end() + 1].isdigit()
+            if before_digit or (inline and ("\n" in content or len(_words(content)) > 1)):
+                opening = token if token[0] == "$" else None
+                continue
+            if content.strip():
+                yield opening.start(), token.end(), content.strip()
+            opening = None
+
+
+def _words(text: str) -> list[str]:
+    """Words in `text` that are neither LaTeX, nor functions, nor units."""
+    return _SHORT_WORD.findall(_NO_PROSE.sub(" ", _COMMANDS_WITH_WORDS.sub(" ", text)))
+
+
+def _last_run(text: str, parts: Iterable[Part]) -> str | None:
+    """The last of `parts` with those listed right before it, joined by commas."""
+    run: list[Part] = []
+    for part in parts:
+        if not run or not _are_listed(text, run[-1], part):
+            run = []
+        run.append(part)
+    return ", ".join(content for _, _, content in run) or None
+
+
+def _first_run(text: str, parts: Iterable[Part]) -> str | None:
+    """The first of `parts` with those listed right after it, joined by commas."""
+    run: list[Part] = []
+    for part in parts:
+        if run and not _are_listed(text, run[-1], part):
+            break
+        run.append(part)
+    return ", ".join(content for _, _, content in run) or None
+
+
+def _are_listed(text: str, left: Part, right: Part) -> bool:
+    """Whether nothing but a comma, "and" or "or" and a few words separates two different parts."""
+    gap = _SPACES.sub("", text[left[1] : min(right[0], left[1] + 100)])
+    touch = text[right[0]] in "\\$" and _ADJACENT.fullmatch(gap)
+    return len(gap) <= 70 and left[2] != right[2] and bool(touch or _LISTING.search(gap))

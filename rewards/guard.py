@@ -1,57 +1,152 @@
 """Judging in a process that can be killed.
 
 A checker is third-party code fed with whatever a policy under training writes: it may hang in C, eat all memory, exit
-or crash. So it runs in a process of its own, which is killed at the limit and replaced. Whatever goes wrong becomes a
-verdict that says so, and never a score.
+or crash. So it runs in a process of its own (`rewards.serve`), which is killed at the limit and replaced. Whatever goes
+wrong becomes a verdict that says so, and never a score.
 
 The process is started plainly, not through `multiprocessing`, which would import the parent's main module (in a Ray
 actor: Ray). It speaks over a socket of its own, so a checker may print.
 """
 
+import json
 import os
-import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Self
+from typing import Any, Self
 
-from configs.rewards import RewardSpec
+from configs.rewards import PoolName, RewardPoolConfig, RewardSpec
 from rewards import registry
-from rewards.types import Reward, Status, Task, Verdict
+from rewards.serve import END, OUT_OF_MEMORY, Build, Form, Request, Terms
+from rewards.types import Status, Task, Verdict
 
-START_SECONDS = 30.0
-"""Longest a judging process may take to import its checkers. 0.6 s for math and 2 s for reasoning_gym where idle."""
+START_SECONDS = 60.0
+"""Longest a judging process may take to make its rewards. 0.6 s for math and 2 s for reasoning_gym where idle."""
+
+RULE_MEMORY_GIB = 2.0
+"""Address space of a process that judges by rules. Others start programs, which have limits of their own."""
 
 _EXIT_SECONDS = 5.0
-_OUT_OF_MEMORY = 77  # exit code
-_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from rewards.guard import serve; serve({fd})"
+_STALL_SECONDS = 5
+"""Longest the process may leave a message half read or half written."""
+_GRACE_SECONDS = 1.0
+"""How long after their limit completions that are awaited together may still say that they reached it."""
+_ANSWER_BYTES = 1 << 20
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from rewards.serve import serve; serve({fd})"
 
-Build = Callable[[RewardSpec], Reward]
+
+class _Process:
+    """One judging process, from its start to its end. Raises what `Guard.start` says."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._memory_gib = terms.memory_gib
+        self._number = 0
+        ours, theirs = socket.socketpair()
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _STALL_SECONDS, 0))
+        self._channel = Connection(ours.detach())
+        with theirs:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-u", "-c", _BOOTSTRAP.format(path=sys.path, fd=theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # a checker's prints: for people, and out of the way of what this program writes
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # whatever a checker starts dies with it
+            )
+        try:
+            self._channel.send(terms)
+            [_, made] = self.hear(START_SECONDS)
+        except TimeoutError:
+            self.close()
+            raise RuntimeError(f"no judging process within {START_SECONDS:g} s") from None
+        except (EOFError, OSError) as error:
+            raise RuntimeError(f"the judging process did not start: {self._post_mortem()}; see its stderr") from error
+        if "problem" in made:
+            self.close()
+            raise ValueError(made["problem"])
+        self.pools: dict[str, PoolName] = {label: pool for label, (pool, _) in made["rewards"].items()}
+        self.forms: dict[str, Form] = {label: form for label, (_, form) in made["rewards"].items()}
+
+    def ask(self, label: str, tasks: list[Task], completions: list[str] | None = None) -> None:
+        """Send a request; its answers are heard one by one. Raises OSError where the process is gone or stopped."""
+        self._number += 1
+        self._channel.send(Request(self._number, label, tasks, completions))
+
+    def hear(self, patience: float) -> list[Any]:
+        """The next answer's index and content.
+
+        Raises TimeoutError where there is none in `patience` seconds, EOFError or OSError where the process is gone,
+        ValueError or TypeError where the answer is none.
+        """
+        if not self._channel.poll(patience):
+            raise TimeoutError
+        number, index, what = json.loads(self._channel.recv_bytes(_ANSWER_BYTES))
+        if number != self._number:
+            raise ValueError(f"an answer to question {number!r} where {self._number} was asked")
+        return [index, what]
+
+    def loss(self, error: Exception, patience: float) -> Verdict:
+        """What to say after an error of `ask` or `hear`; ends the process."""
+        if isinstance(error, TimeoutError):
+            self.close()
+            return Verdict(None, Status.TIMEOUT, f"no verdict within {patience:g} s")
+        if isinstance(error, EOFError | OSError):
+            return Verdict(None, Status.INFRA_ERROR, f"the judging process died: {self._post_mortem()}")
+        self.close()
+        return Verdict(None, Status.INFRA_ERROR, f"the judging process makes no sense: {error}")
+
+    def close(self) -> None:
+        """Kill the process and what it started."""
+        with suppress(ProcessLookupError):  # already gone and reaped
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.wait(_EXIT_SECONDS)
+        self._channel.close()
+
+    def _post_mortem(self) -> str:
+        """How the process ended, in words; clears it away."""
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(_EXIT_SECONDS)
+        code = self._popen.poll()
+        self.close()
+        if code == OUT_OF_MEMORY and self._memory_gib is not None:
+            return f"out of its {self._memory_gib:g} GiB of memory"
+        if code is None:
+            return "it neither answered nor ended"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 class Guard:
     """One judging process, and what replaces it.
 
-    specs: the rewards it judges with, by name. build: a function of a module, which makes them inside the process; it
-    crosses by name. timeout_seconds: wall-clock limit of one verdict. memory_gib: address space the process may take.
-    One verdict at a time: a guard belongs to one thread, which need not be the main one.
+    specs: the rewards it judges with, by label. build: a function of a module, which makes them inside the process; it
+    crosses by name. timeout_seconds: wall-clock limit of one verdict, where the reward sets none for the task.
+    memory_gib: address space the process may take, None for any.
+
+    One question at a time: a guard belongs to one thread, which need not be the main one, but must live as long as the
+    process is to (Linux ends it with the thread that started it).
+
+    `pools` says where each reward runs, once the process was started.
     """
 
     def __init__(
-        self, specs: list[RewardSpec], *, timeout_seconds: float, memory_gib: float = 2.0, build: Build = registry.build
+        self,
+        specs: Sequence[RewardSpec],
+        *,
+        timeout_seconds: float,
+        memory_gib: float | None = RULE_MEMORY_GIB,
+        build: Build = registry.build,
     ) -> None:
-        self._specs = specs
-        self._timeout_seconds = timeout_seconds
-        self._memory_gib = memory_gib
-        self._build = build
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: Connection | None = None
+        self._terms = Terms(list(specs), build, timeout_seconds, memory_gib)
+        self._process: _Process | None = None
+        self.pools: dict[str, PoolName] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -60,118 +155,163 @@ class Guard:
         self.close()
 
     def start(self) -> None:
-        """Start the process now instead of with the first verdict.
+        """Start the process now instead of with the first question.
 
-        Raises ValueError where a spec is wrong, with what `build` said, and RuntimeError where the process dies or
-        takes longer than START_SECONDS.
+        Raises ValueError where a spec is wrong or a reward can't be made, with what it said, and RuntimeError where the
+        process dies or takes longer than START_SECONDS.
         """
-        self._channel, theirs = Pipe()
-        command = [sys.executable, "-c", _BOOTSTRAP.format(path=sys.path, fd=theirs.fileno())]
-        with theirs:
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # a checker's prints: for people, and out of the way of what this program writes
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # whatever a checker starts dies with it
-            )
+        self._process = _Process(self._terms)
+        self.pools = self._process.pools
+
+    def judge(self, label: str, task: Task, completions: Sequence[str]) -> list[Verdict]:
+        """What the reward `label` says of each of the completions of `task`.
+
+        Equal completions are judged once. A completion whose checker failed is judged once more, alone, except where a
+        rule ran out of time on it: it computes, and would do so again. When a process is lost, so is no verdict that it
+        gave before. Takes per completion at most two limits and two starts. Raises what `start` raises.
+        """
+        verdicts: dict[str, Verdict] = {}
+        again: list[str] = []
+        waiting = list(dict.fromkeys(completions))
+        while waiting:
+            given, lost = self._attempt(label, task, waiting)
+            # Of several that were lost together, the others may be innocent.
+            again += [text for text, verdict in given.items() if self._may_differ(label, verdict)]
+            again += [text for text, verdict in lost.items() if len(lost) > 1 or self._may_differ(label, verdict)]
+            verdicts |= given | lost
+            waiting = [text for text in waiting if text not in verdicts]
+        for text in again:
+            given, lost = self._attempt(label, task, [text])
+            verdicts |= given | lost
+        return [verdicts[text] for text in completions]
+
+    def check(self, label: str, tasks: Sequence[Task]) -> list[str | None]:
+        """Per task why the reward `label` could never judge it, or None.
+
+        Raises ValueError where the reward fails to say, and what `start` raises.
+        """
+        process, patience = self._started(), self._terms.timeout_seconds
+        problems: list[str | None] = []
+        fault = None
         try:
-            self._channel.send((self._specs, self._build, self._timeout_seconds, self._memory_gib))
-            problem = self._channel.recv() if self._channel.poll(START_SECONDS) else None
-        except (EOFError, OSError) as error:
-            raise RuntimeError(f"the judging process did not start: {self._post_mortem()}; see its stderr") from error
-        if problem is None or problem:
-            self.close()
-            raise ValueError(problem) if problem else RuntimeError(f"no judging process within {START_SECONDS:g} s")
-
-    def judge(self, name: str, task: Task, completion: str) -> Verdict:
-        """What the reward `name` says of `completion`; a checker that failed is asked once more.
-
-        Takes at most twice the limit and two starts. Raises what `start` raises.
-        """
-        verdict = self._attempt(name, task, completion)
-        return self._attempt(name, task, completion) if verdict.failed else verdict
+            process.ask(label, list(tasks))
+            while len(problems) < len(tasks) and fault is None:
+                [_, (problem, fault)] = process.hear(patience)
+                problems.append(problem)
+        except (EOFError, OSError, TypeError, ValueError) as error:
+            fault = process.loss(error, patience).detail
+            problems.append(None)
+        if fault is not None:
+            self.close()  # with the answers that are still to come
+            raise ValueError(f"reward '{label}' cannot check task {tasks[len(problems) - 1].row!r}: {fault}")
+        return problems
 
     def close(self) -> None:
-        """Kill the process and what it started. The next verdict starts another."""
-        if self._process is not None and self._channel is not None:
-            with suppress(ProcessLookupError):  # already gone and reaped
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(_EXIT_SECONDS)
-            self._channel.close()
-        self._process = self._channel = None
+        """Kill the process and what it started. The next question starts another."""
+        if self._process is not None:
+            self._process.close()
+        self._process = None
 
-    def _attempt(self, name: str, task: Task, completion: str) -> Verdict:
-        if self._channel is None:
+    def _started(self) -> _Process:
+        if self._process is None:
             self.start()
-        assert self._channel is not None
-        began = time.perf_counter()
-        try:
-            self._channel.send((name, task, completion))
-            if self._channel.poll(self._timeout_seconds):
-                verdict = self._channel.recv()
-            else:
-                self.close()
-                verdict = Verdict(None, Status.TIMEOUT, f"no verdict within {self._timeout_seconds:g} s")
-        except (EOFError, OSError):
-            verdict = Verdict(None, Status.INFRA_ERROR, f"the judging process died: {self._post_mortem()}")
-        return replace(verdict, seconds=time.perf_counter() - began)
-
-    def _post_mortem(self) -> str:
-        """How the process ended, in words; clears it away."""
         assert self._process is not None
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_EXIT_SECONDS)
-        code = self._process.poll()
-        self.close()
-        if code == _OUT_OF_MEMORY:
-            return f"out of its {self._memory_gib:g} GiB of memory"
-        if code is None:
-            return "it closed its channel"
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return self._process
 
+    def _may_differ(self, label: str, verdict: Verdict) -> bool:
+        """Whether judging once more may give more than this."""
+        return verdict.status is Status.INFRA_ERROR or (
+            verdict.status is Status.TIMEOUT and self.pools[label] != "rule"
+        )
 
-def serve(fd: int) -> None:
-    """The judging process: make the rewards, say "" or what is wrong with a spec, judge until the guard hangs up."""
-    channel = Connection(fd)
-    specs, build, timeout_seconds, memory_gib = channel.recv()
-    limit = int(memory_gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    try:
-        rewards = {spec.name: build(spec) for spec in specs}
-    except ValueError as error:
-        channel.send(str(error) or repr(error))
-        return
-    channel.send("")
-    while True:
+    def _attempt(self, label: str, task: Task, texts: list[str]) -> tuple[dict[str, Verdict], dict[str, Verdict]]:
+        """Verdicts by text: those that were given, and those of the texts with which the process was lost."""
+        process, patience = self._started(), self._terms.timeout_seconds
+        form = process.forms[label]
+        given: dict[str, Verdict] = {}
+        heard = time.perf_counter()
         try:
-            name, task, completion = channel.recv()
-        except EOFError:
-            return
-        # Should the guard be gone by then, the kernel ends a checker that hangs, even inside C code.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, timeout_seconds + 1)
-        try:
-            verdict = _judge(rewards[name], task, completion)
-        except MemoryError:
-            os._exit(_OUT_OF_MEMORY)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        channel.send(verdict)
+            process.ask(label, [task], texts)
+            while (answer := process.hear(patience)) != END:
+                index, what = answer
+                heard = time.perf_counter()
+                if index is None:
+                    patience = _patience(form, float(what), len(texts))
+                    continue
+                expected = range(len(texts)) if form == "together" else [len(given)]
+                if index not in expected or texts[index] in given:
+                    raise ValueError(f"it judged completion {index!r} out of turn")
+                score, status, detail, seconds, outcome = what
+                given[texts[index]] = Verdict(score, Status(status), detail, seconds, outcome)
+            if len(given) < len(texts):
+                raise ValueError(f"it judged {len(given)} of {len(texts)} completions")
+        except (EOFError, OSError, TypeError, ValueError) as error:
+            loss = replace(process.loss(error, patience), seconds=time.perf_counter() - heard)
+            self._process = None
+            if isinstance(error, TypeError | ValueError):
+                given.clear()  # what makes no sense may have been about the wrong completions all along
+            left = [text for text in texts if text not in given]
+            # Asked one after the other, only the first of those left had its turn.
+            return given, dict.fromkeys(left[:1] if form == "single" else left, loss)
+        return given, {}
 
 
-def _judge(reward: Reward, task: Task, completion: str) -> Verdict:
-    """The reward's verdict, or `infra_error` with what is wrong with it. Lets only MemoryError through."""
-    try:
-        result = reward.score(task, completion)
-        return result if isinstance(result, Verdict) else Verdict(float(_number(result)))
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  whatever a checker raises is its failure, and is said in the verdict
-        return Verdict(None, Status.INFRA_ERROR, f"{type(error).__name__}: {error}"[:500])
+def _patience(form: Form, seconds: float, count: int) -> float:
+    """How long the next answer on `count` completions may take where a verdict may take `seconds`."""
+    match form:
+        case "single":
+            return seconds
+        case "together":
+            return seconds + _GRACE_SECONDS
+        case "batch":
+            return seconds * count
 
 
-def _number(result: object) -> float:
-    if not isinstance(result, int | float):
-        raise TypeError(f"score() returned {type(result).__name__}, not a number or a Verdict")
-    return result
+def applicable(task: Task, labels: Sequence[str]) -> list[str]:
+    """The rewards that judge `task`. Raises ValueError where there is none."""
+    chosen = [label for label in labels if task.kind in ("", label)]
+    if not chosen:
+        raise ValueError(f"task {task.row!r} is for reward '{task.kind}'; configured: {', '.join(labels)}")
+    return chosen
+
+
+def inspect(
+    specs: Sequence[RewardSpec], config: RewardPoolConfig, build: Build = registry.build
+) -> dict[str, PoolName]:
+    """Make the rewards once, before anything is launched; the pool of each.
+
+    Raises ValueError for a wrong spec, a label that appears twice, and a reward that can't be made.
+    """
+    labels = [spec.label for spec in specs]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"rewards: every name may appear once, got {', '.join(labels)}")
+    with Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build) as guard:
+        guard.start()
+        return guard.pools
+
+
+def unjudgeable(
+    specs: Sequence[RewardSpec], config: RewardPoolConfig, tasks: Sequence[Task], build: Build = registry.build
+) -> list[str | None]:
+    """Per task why it could never be judged, or None: no reward applies to it, or one that does refuses it.
+
+    Raises ValueError where a reward can't be made, or fails to say.
+    """
+    labels = [spec.label for spec in specs]
+    problems: list[str | None] = []
+    for task in tasks:
+        fits = task.kind in ("", *labels)
+        problems.append(None if fits else f"it is for reward '{task.kind}'; configured: {', '.join(labels)}")
+    with Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build) as guard:
+        for label in labels:
+            mine = [row for row, task in enumerate(tasks) if problems[row] is None and task.kind in ("", label)]
+            for row, problem in zip(mine, guard.check(label, [tasks[row] for row in mine]), strict=True):
+                problems[row] = None if problem is None else f"reward '{label}': {problem}"
+    return problems
+
+
+def refuse_idle(config: RewardPoolConfig, pools: Iterable[PoolName]) -> None:
+    """Raises ValueError where workers are set for a pool that isn't among `pools`, those of a stage's rewards."""
+    idle = sorted(set(config.workers) - set(pools))
+    if idle:
+        raise ValueError(f"reward_pool.workers.{idle[0]} has no effect: no reward runs in that pool; remove it")

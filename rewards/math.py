@@ -1,98 +1,53 @@
 """Mathematics: is the final answer equal to the gold one?
 
-Equal numbers written plainly are settled by exact arithmetic in microseconds; the rest goes through math-verify
-(sympy), at 3 to 90 ms. Its own timeouts need signals and a main thread, so they are off: the guard kills its process
-instead.
+What counts as the final answer is said in `rewards/answer.py`, what counts as equal in `rewards/equality.py`. The
+timeouts of math-verify need signals and a main thread, so they are off: the guard kills its process instead.
 """
 
-import logging
 import re
-from fractions import Fraction
 from functools import lru_cache
-from typing import Any
-
-from math_verify import LatexExtractionConfig, parse, verify
 
 from configs.base import Settings
 from rewards.answer import final_answer, marked_answer
+from rewards.equality import Refused, equal, is_readable
+from rewards.notation import canonical, words
 from rewards.types import Status, Task, Verdict
 
-# math-verify warns that its timeouts are off; that they are is this module's design.
-logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-_LATEX = [LatexExtractionConfig(boxed_match_priority=0)]
-_PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:(?:,|\{,\}|\\,|\\!,\\!)\d{3})+(?:\.\d+)?")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z]{2}")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")
-_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
-# A sum, difference or product of numbers; powers of ten are how numbers are written.
-_UNFINISHED = re.compile(r"\d\s*(?:[+*-]|\\times|\\cdot|\\div|\u00d7|\u00f7)\s*(?!10\s*\^)\(?-?\d")
 
 
 class MathReward(Settings):
     """1.0 when the final answer equals the gold one, else 0.0.
 
     `task.truth` is the gold answer: a number, "63", "\\\\frac{1}{2}", or a solution that marks it ("... #### 72",
-    "... \\\\boxed{72}"). A gold answer that cannot be read is `abstain`; a completion without a readable answer is
-    wrong. Where the gold answer is a plain number, arithmetic that is yet to be done ("7*9" for 63) is wrong, however
-    equal: otherwise restating the question would pay. Gold words ("Paris") are compared as words, without case, since
-    as algebra they would equal their anagrams.
+    "... \\\\boxed{72}"). Where it cannot be read, an answer that repeats it is right and every other is `abstain`. A
+    completion without an answer, or with one that cannot be read or that is refused for its length or size, is wrong,
+    and its verdict says which.
     """
 
-    def score(self, task: Task, completion: str) -> float | Verdict:
-        """1.0 or 0.0, or `abstain`; see the class."""
-        gold = _gold(task.truth)
-        if gold is None:
-            return Verdict(None, Status.ABSTAIN, f"cannot read the gold answer {str(task.truth)[-80:]!r}")
+    def score(self, task: Task, completion: str) -> Verdict:
+        """1.0, 0.0 or `abstain`; see the class."""
+        is_text = isinstance(task.truth, str | int | float) and not isinstance(task.truth, bool)
+        gold, unreadable = _read_gold(str(task.truth)) if is_text else ("", "it is no text or number")
         answer = final_answer(completion)
-        return float(answer is not None and _equal(gold, _clean(answer)))
+        if unreadable and (answer is None or canonical(answer) != canonical(gold)):
+            return Verdict(None, Status.ABSTAIN, f"cannot read the gold answer {str(task.truth)[-80:]!r}: {unreadable}")
+        if answer is None:
+            return Verdict(0.0, outcome="no answer", detail="no final answer")
+        try:
+            right = bool(unreadable) or equal(gold, answer)
+        except Refused as error:
+            return Verdict(0.0, outcome="refused", detail=str(error))
+        return Verdict(float(right), outcome="right" if right else "wrong", detail=f"the answer is {answer[-200:]!r}")
 
 
-def _gold(truth: Any) -> str | None:
-    """The gold answer without its dressing, or None when it can be neither compared exactly nor parsed."""
-    if isinstance(truth, bool) or not isinstance(truth, str | int | float):
-        return None
-    text = str(truth)
-    gold = _clean(marked_answer(text) or text)
-    if _number(gold) is not None or _WORDS.fullmatch(gold):
-        return gold
-    is_prose = len(_WORD.findall(gold)) > 2  # which math-verify would read as a product of letters
-    return gold if not is_prose and _parse(gold) else None
-
-
-def _equal(gold: str, answer: str) -> bool:
-    """Whether two cleaned answers mean the same. Not symmetric: math-verify simplifies equations by the gold's form."""
-    gold_number, number = _number(gold), _number(answer)
-    if gold == answer or (number is not None and number == gold_number):
-        return True
-    if gold_number is not None and number is not None and gold_number.denominator == number.denominator == 1:
-        return False
-    if _WORDS.fullmatch(gold):
-        return " ".join(gold.casefold().split()) == " ".join(answer.casefold().split())
-    if gold_number is not None and _UNFINISHED.search(answer.rpartition("=")[2]):
-        return False
-    # One reading of each: given several, math-verify is content when any pair agrees.
-    return verify(_parse(gold)[:1], _parse(answer)[:1], timeout_seconds=None)
-
-
-def _clean(text: str) -> str:
-    """`text` without math delimiters, \\text{}, currency signs, a final full stop and separators of thousands."""
-    text = text.strip().removesuffix(".").strip().replace("\u2212", "-")
-    for opening, closing in _DELIMITERS:
-        if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
-            text = text[len(opening) : -len(closing)].strip()
-    text = re.sub(r"^\\(?:text|mathrm|textbf)\{([^{}]*)\}$", r"\1", text).strip()
-    text = re.sub(r"^([-+]?)\\?[$\u20ac\u00a3]", r"\1", text)
-    return re.sub(r"[^\d.+-]", "", text) if _THOUSANDS.fullmatch(text) else text
-
-
-def _number(text: str) -> Fraction | None:
-    """The exact value of a plain integer or decimal, or None."""
-    return Fraction(text) if _PLAIN_NUMBER.fullmatch(text) else None
-
-
-@lru_cache(maxsize=512)
-def _parse(text: str) -> list[Any]:
-    """math-verify's readings of `text` taken as LaTeX, best first; empty when there is none."""
-    return parse(f"${text}$", _LATEX, fallback_mode="no_fallback", parsing_timeout=0)
+@lru_cache(maxsize=4096)
+def _read_gold(text: str) -> tuple[str, str]:
+    """The gold answer without the solution it stands in, and why it cannot be read, "" if it can."""
+    gold = marked_answer(text) or text
+    if len(_WORD.findall(gold)) > 2 and words(canonical(gold)) is None:
+        return gold, "it is prose"  # which LaTeX would read as a product of letters
+    try:
+        return gold, "" if is_readable(gold) else "math-verify cannot parse it"
+    except Refused as error:
+        return gold, str(error)

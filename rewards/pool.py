@@ -1,173 +1,253 @@
-"""The Ray actors that judge. Groups go in as they are finished and are judged while others are still being written."""
+"""The Ray actors that judge. Groups go in as they are finished and are judged while others are still being written.
+
+Each kind of reward (`configs.rewards.PoolName`) has a queue and workers of its own. A worker takes the next group when
+it is free, so a slow one holds nothing up but what it judges.
+"""
 
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from configs.rewards import RewardPoolConfig, RewardSpec
+from configs.rewards import PoolName, RewardPoolConfig, RewardSpec
 from rewards import registry
 from rewards.breaker import CircuitBreaker
-from rewards.guard import START_SECONDS, Build, Guard
-from rewards.metrics import summarize
+from rewards.guard import RULE_MEMORY_GIB, Guard, applicable, inspect
+from rewards.metrics import Passage, summarize, summarize_pool
+from rewards.serve import Build
 from rewards.types import Status, Task, Verdict
 
 WORKER_START_SECONDS = 120.0
-"""Longest a new actor may take to be placed and to run."""
+"""Longest a new actor may take to be placed and to make its rewards."""
 
+_HEARTBEAT_SECONDS = 10.0
+"""How long a worker may judge before it is asked whether it lives, and again after as long."""
+_ANSWER_SECONDS = 30.0
 _ATTEMPTS = 2
-_MARGIN_SECONDS = 5.0
 
 Judged = list[dict[str, Verdict]]
+"""Per completion the verdicts by reward."""
 
 
 class RewardWorker:
-    """Judges whole groups behind a guard. The pool runs it as a Ray actor."""
+    """Judges whole groups behind a guard. The pool runs it as a Ray actor with a second thread, to say that it lives.
 
-    def __init__(self, specs: list[RewardSpec], timeout_seconds: float, build: Build) -> None:
-        self._guard = Guard(specs, timeout_seconds=timeout_seconds, build=build)
+    Every wait of a guard ends, so while the actor lives its groups get judged, however long their limits are.
+    """
+
+    def __init__(self, specs: list[RewardSpec], timeout_seconds: float, memory_gib: float | None, build: Build) -> None:
+        self._guard = Guard(specs, timeout_seconds=timeout_seconds, memory_gib=memory_gib, build=build)
 
     def start(self) -> None:
         """Start the judging process. Raises ValueError for a wrong spec, RuntimeError where it can't be started."""
         self._guard.start()
 
-    def judge(self, task: Task, completions: list[str], names: list[str]) -> Judged:
-        """Per completion the verdict of each reward in `names`."""
-        return [{name: self._guard.judge(name, task, text) for name in names} for text in completions]
+    def judge(self, task: Task, completions: list[str], labels: list[str]) -> Judged:
+        """Per completion the verdict of each reward in `labels`."""
+        verdicts = [self._guard.judge(label, task, completions) for label in labels]
+        return [dict(zip(labels, row, strict=True)) for row in zip(*verdicts, strict=True)]
+
+    def alive(self) -> None:
+        """Answers, which a process that was stopped does not."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Job:
-    """One group on its way through a worker."""
+    """The part of one group that goes to one pool."""
 
     index: int
     task: Task
     completions: list[str]
-    names: list[str]
-    attempts: int = 0
-    ref: Any = None
+    labels: list[str]
+    submitted: float
 
 
-@dataclass
-class _Lane:
-    """A worker and its groups, judged in this order; `since` is when the first one's clock began."""
+@dataclass(frozen=True)
+class _Done:
+    """A job's verdicts, when it was judged, and how many workers it cost."""
 
-    worker: Any
-    jobs: deque[_Job]
-    since: float
+    job: _Job
+    judged: Judged
+    passage: Passage
+    replaced: int
+
+
+class _Crew:
+    """The workers of one pool and a thread for each, which takes jobs from their common queue.
+
+    A worker that dies or hangs is replaced and its job done again; a job that loses its worker twice gets `infra_error`
+    verdicts.
+    """
+
+    def __init__(self, specs: list[RewardSpec], pool: PoolName, config: RewardPoolConfig, build: Build) -> None:
+        self.size = config.workers.get(pool, 1)
+        self._arguments = (specs, config.timeout_seconds, RULE_MEMORY_GIB if pool == "rule" else None, build)
+        self._closing = Lock()
+        self._closed = False
+        self._workers: list[Any] = []
+        self._idle: SimpleQueue[Any] = SimpleQueue()  # None in the place of a worker that was lost
+        for _ in range(self.size):
+            self._idle.put(self._new_worker())
+        self._threads = ThreadPoolExecutor(self.size, thread_name_prefix=f"rewards-{pool}")
+
+    def start(self) -> list["ray.ObjectRef[None]"]:
+        """Have the workers start their processes; ready when they did."""
+        return [worker.start.remote() for worker in self._workers]
+
+    def submit(self, job: _Job) -> "Future[_Done]":
+        """Queue the job and return at once."""
+        return self._threads.submit(self._run, job)
+
+    def close(self) -> None:
+        """End the workers, and with them the jobs. Their judging processes end when the channel to them closes."""
+        with self._closing:
+            self._closed = True
+        for worker in list(self._workers):
+            ray.kill(worker)
+        self._threads.shutdown(cancel_futures=True)
+
+    def _new_worker(self) -> Any:
+        # No core of its own: it must fit beside engines and ranks that claim them all, and only waits for its process.
+        actor: Any = ray.remote(RewardWorker).options(num_cpus=0, max_concurrency=2, scheduling_strategy="SPREAD")
+        with self._closing:
+            if self._closed:
+                raise RuntimeError("the reward pool was closed")
+            self._workers.append(actor.remote(*self._arguments))
+            return self._workers[-1]
+
+    def _dismiss(self, worker: Any) -> None:
+        ray.kill(worker)
+        self._workers.remove(worker)
+        self._idle.put(None)
+
+    def _run(self, job: _Job) -> _Done:
+        started, reason = time.monotonic(), ""
+        for replaced in range(_ATTEMPTS):
+            worker = self._idle.get_nowait()
+            try:
+                if worker is None:
+                    worker = self._new_worker()
+                    ray.get(worker.start.remote(), timeout=WORKER_START_SECONDS)
+                judged = _ask(worker, job)
+            except RayError as error:
+                reason = str(error)
+                self._dismiss(worker)
+            else:
+                self._idle.put(worker)
+                return _Done(job, judged, Passage(job.submitted, started, time.monotonic()), replaced)
+        lost = Verdict(None, Status.INFRA_ERROR, f"lost {_ATTEMPTS} reward workers, the last because {reason}"[:500])
+        judged = [dict.fromkeys(job.labels, lost) for _ in job.completions]
+        return _Done(job, judged, Passage(job.submitted, started, time.monotonic()), _ATTEMPTS)
+
+
+def _ask(worker: Any, job: _Job) -> Judged:
+    """The worker's verdicts. Raises RayError when it dies or no longer says that it lives."""
+    ref = worker.judge.remote(job.task, job.completions, job.labels)
+    while True:
+        try:
+            return ray.get(ref, timeout=_HEARTBEAT_SECONDS)
+        except GetTimeoutError:
+            ray.get(worker.alive.remote(), timeout=_ANSWER_SECONDS)
 
 
 class RewardPool:
-    """Judges groups with every reward that applies to their task.
+    """Judges groups with every reward that applies to their task, each reward in its own kind of worker.
 
-    Needs a running Ray. A worker that dies or hangs is replaced and its groups are judged again; a group that loses its
-    worker twice gets `infra_error` verdicts. Raises ValueError at the start for wrong specs.
+    Needs a running Ray. A worker that dies or hangs is replaced and its group judged again; a group that loses its
+    worker twice gets `infra_error` verdicts. Raises ValueError at the start for wrong specs, as `rewards.guard.inspect`
+    does, and RuntimeError where the workers don't start. It belongs to one thread.
     """
 
     def __init__(self, specs: list[RewardSpec], config: RewardPoolConfig, build: Build = registry.build) -> None:
-        self._names = [spec.name for spec in specs]
-        if len(set(self._names)) < len(self._names):
-            raise ValueError(f"rewards: every name may appear once, got {', '.join(self._names)}")
-        self._specs, self._config, self._build = specs, config, build
+        self._pools = inspect(specs, config, build=build)
         self._breaker = CircuitBreaker(max_failure_rate=config.max_failure_rate, window=config.breaker_window)
-        self._judged: dict[int, Judged] = {}
+        self._groups: dict[int, int] = {}
+        self._jobs: list[Future[_Done]] = []
         self._verdicts: defaultdict[str, list[Verdict]] = defaultdict(list)
-        self._lanes = [_Lane(self._start_worker(), deque(), 0.0) for _ in range(config.num_workers)]
+        self._done: defaultdict[PoolName, list[_Done]] = defaultdict(list)
+        self._waited = 0.0
+        self._crews = {
+            pool: _Crew([spec for spec in specs if self._pools[spec.label] == pool], pool, config, build)
+            for pool in dict.fromkeys(self._pools.values())
+        }
         try:
-            ray.get([lane.worker.start.remote() for lane in self._lanes], timeout=WORKER_START_SECONDS)
+            ray.get([ref for crew in self._crews.values() for ref in crew.start()], timeout=WORKER_START_SECONDS)
         except RayError as error:
             self.close()
-            raise (error.cause if isinstance(error, RayTaskError) else error) from None
+            if isinstance(error, RayTaskError):
+                raise error.cause from None
+            raise RuntimeError(f"the reward workers did not start in {WORKER_START_SECONDS:g} s: {error}") from error
 
     def submit(self, index: int, task: Task, completions: list[str]) -> None:
-        """Hand one group to the least busy worker and return at once.
+        """Queue one group and return at once.
 
         index: the group's place, its key in what `gather` returns. Raises ValueError when no reward applies to
         `task.kind`, and when `index` was submitted since the last `gather`.
         """
-        names = [name for name in self._names if task.kind in ("", name)]
-        if not names:
-            raise ValueError(f"task {task.row!r} is for reward '{task.kind}'; configured: {', '.join(self._names)}")
-        if index in self._judged or any(job.index == index for lane in self._lanes for job in lane.jobs):
+        labels = applicable(task, list(self._pools))
+        if index in self._groups:
             raise ValueError(f"group {index} was submitted twice")
-        lane = min(self._lanes, key=lambda lane: len(lane.jobs))
-        if not lane.jobs:
-            lane.since = time.monotonic()
-        lane.jobs.append(_Job(index, task, completions, names))
-        self._send(lane, lane.jobs[-1])
+        self._groups[index] = len(completions)
+        for pool, crew in self._crews.items():
+            mine = [label for label in labels if self._pools[label] == pool]
+            if mine:
+                self._jobs.append(crew.submit(_Job(index, task, completions, mine, time.monotonic())))
 
     def gather(self) -> dict[int, Judged]:
         """Wait for everything submitted since the last call: per group and completion its verdicts by reward.
 
         Raises RewardsUnavailable when the circuit breaker trips.
         """
-        while busy := [lane for lane in self._lanes if lane.jobs]:
-            patience = max(0.0, min(self._deadline(lane) for lane in busy) - time.monotonic())
-            ray.wait([lane.jobs[0].ref for lane in busy], timeout=patience)
-            for lane in busy:
-                if ray.wait([lane.jobs[0].ref], timeout=0)[0]:
-                    self._collect(lane)
-                elif time.monotonic() > self._deadline(lane):
-                    self._replace(lane, "it did not answer in time")
-        judged, self._judged = self._judged, {}
+        began = time.monotonic()
+        jobs, self._jobs = self._jobs, []
+        groups, self._groups = self._groups, {}
+        parts: dict[int, Judged] = {index: [{} for _ in range(size)] for index, size in groups.items()}
+        for job in as_completed(jobs):  # ends because every job does
+            self._collect(job.result(), parts)
+        self._waited += time.monotonic() - began
+        # In the order of submission and of the rewards, so that sums don't depend on who was judged first.
+        judged = {
+            index: [{label: verdicts[label] for label in self._pools if label in verdicts} for verdicts in part]
+            for index, part in parts.items()
+        }
+        for part in judged.values():
+            for verdicts in part:
+                for label, verdict in verdicts.items():
+                    self._verdicts[label].append(verdict)
         return judged
 
     def metrics(self) -> dict[str, float]:
-        """`reward/<name>/<stat>` of everything gathered since the last call; see `summarize`."""
+        """Of everything gathered since the last call, `reward/<label>/<stat>` (rewards.metrics.summarize) and
+        `reward_pool/<pool>/<stat>` (summarize_pool), and `reward_pool/wait_seconds`, what `gather` took: the time that
+        judging adds to a step."""
         metrics = summarize(self._verdicts)
+        if metrics:
+            metrics["reward_pool/wait_seconds"] = self._waited
+        self._waited = 0.0
+        for pool, done in self._done.items():
+            passages = [one.passage for one in done]
+            replaced = sum(one.replaced for one in done)
+            metrics |= summarize_pool(pool, passages, workers=self._crews[pool].size, replaced=replaced)
         self._verdicts.clear()
+        self._done.clear()
         return metrics
 
     def close(self) -> None:
-        """End the workers. Their judging processes end when the channel to them closes."""
-        for lane in self._lanes:
-            ray.kill(lane.worker)
+        """End the workers, and with them whatever is not judged yet."""
+        for crew in self._crews.values():
+            crew.close()
 
-    def _start_worker(self) -> Any:
-        # No core of its own: it must fit beside engines and ranks that claim them all, and only waits for its process.
-        actor = ray.remote(num_cpus=0, max_restarts=0)(RewardWorker)
-        return actor.remote(self._specs, self._config.timeout_seconds, self._build)
-
-    def _send(self, lane: _Lane, job: _Job) -> None:
-        job.ref = lane.worker.judge.remote(job.task, job.completions, job.names)
-
-    def _deadline(self, lane: _Lane) -> float:
-        """When the lane's first group must be judged: by then a guard that only kills and restarts is done."""
-        job = lane.jobs[0]
-        verdicts = len(job.completions) * len(job.names)
-        return lane.since + _MARGIN_SECONDS + verdicts * 2 * (self._config.timeout_seconds + START_SECONDS)
-
-    def _collect(self, lane: _Lane) -> None:
-        try:
-            judged = ray.get(lane.jobs[0].ref, timeout=_MARGIN_SECONDS)
-        except RayError as error:
-            self._replace(lane, str(error))
-            return
-        lane.since = time.monotonic()
-        self._finish(lane.jobs.popleft(), judged)
-
-    def _replace(self, lane: _Lane, reason: str) -> None:
-        """Give the lane a new worker and send it the groups; the first, in whose time it happened, only once more."""
-        ray.kill(lane.worker)
-        lane.worker = self._start_worker()
-        lane.since = time.monotonic() + WORKER_START_SECONDS
-        lane.jobs[0].attempts += 1
-        if lane.jobs[0].attempts == _ATTEMPTS:
-            job = lane.jobs.popleft()
-            lost = Verdict(
-                None, Status.INFRA_ERROR, f"lost {_ATTEMPTS} reward workers, the last because {reason}"[:500]
-            )
-            self._finish(job, [dict.fromkeys(job.names, lost) for _ in job.completions])
-        for job in lane.jobs:
-            self._send(lane, job)
-
-    def _finish(self, job: _Job, judged: Judged) -> None:
-        assert len(judged) == len(job.completions)
-        self._judged[job.index] = judged
-        for verdicts in judged:
-            for name, verdict in verdicts.items():
-                self._verdicts[name].append(verdict)
-                self._breaker.observe(name, verdict, job.task.row or repr(job.task.prompt[:60]))
+    def _collect(self, done: _Done, parts: dict[int, Judged]) -> None:
+        job = done.job
+        self._done[self._pools[job.labels[0]]].append(done)
+        name = job.task.row or repr(job.task.prompt[:60])
+        for verdicts, given in zip(parts[job.index], done.judged, strict=True):
+            verdicts |= given
+            for label, verdict in given.items():
+                self._breaker.observe(label, verdict, name)

@@ -23,8 +23,9 @@ class Status(StrEnum):
 class Task:
     """One prompt with what is needed to judge an answer to it.
 
-    `kind` names the reward that judges it ("" lets every configured reward judge it); `truth` is whatever that reward
-    compares against; `row` identifies the task in its source, for reports.
+    `kind` is the label of the reward that judges it ("" lets every configured reward judge it); `truth` is whatever
+    that reward compares against; `row` identifies the task in its source, for reports; `metadata` holds the row's
+    columns as they stand in the source (for tasks of reasoning_gym what GymReward needs).
     """
 
     prompt: str
@@ -38,6 +39,9 @@ class Task:
 class Verdict:
     """One reward's judgement of one completion.
 
+    `outcome` is one of the reward's own few words for how it came out ("compile error"), for counting; `detail` says
+    more, for reading; `seconds` is the wall-clock time it took.
+
     Raises ValueError when a score comes without status `ok`, is missing with it, or is not finite.
     """
 
@@ -45,6 +49,7 @@ class Verdict:
     status: Status = Status.OK
     detail: str = ""
     seconds: float = 0.0
+    outcome: str = ""
 
     def __post_init__(self) -> None:
         if (self.score is None) == (self.status is Status.OK):
@@ -61,7 +66,18 @@ class Verdict:
 
 
 class Reward(Protocol):
-    """What judges one completion of one task."""
+    """What judges one completion of one task.
+
+    A reward may say more of itself, by these names:
+
+    * `pool`: where it runs, a `configs.rewards.PoolName`; "rule" if it doesn't say.
+    * `setup()`: called once in every judging process, before the first task.
+    * `check(task)`: raises ValueError where it could never judge `task`; called for every task before a run starts.
+    * `time_limit(task)`: seconds one verdict on `task` may take, where the pool's `timeout_seconds` doesn't fit.
+    * `score_batch(tasks, completions)`: the results of several completions, in order, instead of `score`.
+
+    `score` and `score_batch` may be coroutine functions: the completions of a group are then awaited together.
+    """
 
     def score(self, task: Task, completion: str) -> float | Verdict:
         """A finite number, or a `Verdict` where there is more to say. Whatever it raises becomes `infra_error`."""

@@ -1,11 +1,12 @@
 """Prompts with what is needed to judge an answer, tokenised, taken in an order that needs no state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from configs.data import GymSource, PromptData
+from configs.data import COLUMN, GymSource, PromptData
 from pipeline.data.chat import ChatFormat
 from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
@@ -44,6 +45,19 @@ class Prompts:
         bad_rows.check(config.max_bad_share)
         return cls(prompts, bad_rows, seed)
 
+    def without(self, problems: Sequence[str | None], max_bad_share: float) -> "Prompts":
+        """Those of the prompts that have no problem; the others are bad rows.
+
+        Raises ValueError as `load` does.
+        """
+        bad_rows = BadRows.from_state(self.bad_rows.state())
+        for prompt, problem in zip(self._prompts, problems, strict=True):
+            if problem is not None:
+                bad_rows.add(prompt.task.row, BadRowError("cannot be judged", problem))
+        bad_rows.check(max_bad_share)
+        good = [prompt for prompt, problem in zip(self._prompts, problems, strict=True) if problem is None]
+        return Prompts(good, bad_rows, self._seed)
+
     def __len__(self) -> int:
         return len(self._prompts)
 
@@ -68,11 +82,20 @@ def _prompt(config: PromptData, chat: ChatFormat, row: Row) -> Prompt:
     task = Task(
         prompt=messages[-1]["content"],
         truth=_truth(config, row),
-        kind=config.reward or "",
+        kind=_kind(config, row),
         row=row.where,
-        metadata=row.values["metadata"] if isinstance(config.source, GymSource) else {},
+        metadata=row.values["metadata"] if isinstance(config.source, GymSource) else row.values,
     )
     return Prompt(token_ids, task)
+
+
+def _kind(config: PromptData, row: Row) -> str:
+    if config.reward is None or not config.reward.startswith(COLUMN):
+        return config.reward or ""
+    label = row.column(config.reward.removeprefix(COLUMN))
+    if not isinstance(label, str):
+        raise BadRowError("no name of a reward", f"{label!r}"[:120])
+    return label
 
 
 def _truth(config: PromptData, row: Row) -> Any:

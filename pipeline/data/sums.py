@@ -1,6 +1,6 @@
-"""Sums with a written-out carry: the demo's teaching set.
+"""Sums to be worked out, with the carry in writing, or to be programmed: the demo's teaching set.
 
-A model of two million parameters learns them from nothing in two minutes, but only with the carry in writing.
+A model of two million parameters learns them from nothing in two minutes, but the sums only with the carry in writing.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ from configs.data import SumsSource
 
 
 def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
-    """Rows with columns prompt `58+13=`, answer `8+3=11;5+1+1=7;71`, truth `71`, and messages with both turns.
+    """Rows with columns prompt `58+13=`, answer `8+3=11;5+1+1=7;71`, truth `71`, reward `math`, and messages with both
+    turns; for a program prompt `py 58+13`, answer `print(58+13)`, truth as CodeReward takes it, reward `code`.
 
     The same source gives the same rows. Training rows are drawn with replacement; held-out ones are all different.
     Raises ValueError when fewer than `size` problems are held out.
@@ -30,7 +31,8 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
     for index in indices:
         first, second = summands[index // len(summands)], summands[index % len(summands)]
         if is_held_out(first, second) == (source.split == "held_out"):
-            yield _row(first, second)
+            is_program = source.programs > 0 and generator.random() < source.programs
+            yield _program(first, second) if is_program else _worked(first, second)
             drawn += 1
             if drawn == source.size:
                 return
@@ -54,11 +56,15 @@ def worked_answer(first: int, second: int) -> str:
     return ";".join([*columns, str(first + second)])
 
 
-def _row(first: int, second: int) -> dict[str, Any]:
-    prompt, answer = f"{first}+{second}=", worked_answer(first, second)
-    return {
-        "prompt": prompt,
-        "answer": answer,
-        "truth": str(first + second),
-        "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
-    }
+def _worked(first: int, second: int) -> dict[str, Any]:
+    return _row(f"{first}+{second}=", worked_answer(first, second), str(first + second), "math")
+
+
+def _program(first: int, second: int) -> dict[str, Any]:
+    truth = {"language": "python", "cases": [{"stdin": "", "stdout": f"{first + second}\n"}]}
+    return _row(f"py {first}+{second}", f"print({first}+{second})", truth, "code")
+
+
+def _row(prompt: str, answer: str, truth: Any, reward: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return {"prompt": prompt, "answer": answer, "truth": truth, "reward": reward, "messages": messages}

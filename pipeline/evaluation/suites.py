@@ -66,6 +66,7 @@ class Record:
     mode: Mode
     score: float | None
     status: Status
+    outcome: str
     detail: str
     num_tokens: int
     truncated: bool
@@ -204,11 +205,12 @@ def _speak(
 ) -> list[Record]:
     """Completions of every prompt, in the prompts' order; a group is judged while others are still being written."""
     groups: dict[int, Group] = {}
+    label = suite.reward.label
     asked = [prompts[i] for i in range(len(prompts))]
     stream = rollout.generate([prompt.token_ids for prompt in asked], sampling, num_completions, seed)
-    for group in _watched(stream, f"{suite.reward.name}, {mode}", len(asked)):
+    for group in _watched(stream, f"{label}, {mode}", len(asked)):
         groups[group.index] = group
-        task = replace(asked[group.index].task, kind=suite.reward.name)  # the suite says who judges, not the row
+        task = replace(asked[group.index].task, kind=label)  # the suite says who judges, not the row
         rewards.submit(group.index, task, [completion.text for completion in group.completions])
     judged = rewards.gather()
     return [
@@ -219,9 +221,10 @@ def _speak(
             truth=prompt.task.truth,
             completion=completion.text,
             mode=mode,
-            score=verdicts[suite.reward.name].score,
-            status=verdicts[suite.reward.name].status,
-            detail=verdicts[suite.reward.name].detail,
+            score=verdicts[label].score,
+            status=verdicts[label].status,
+            outcome=verdicts[label].outcome,
+            detail=verdicts[label].detail,
             num_tokens=len(completion.token_ids),
             truncated=completion.finish_reason == "length",
         )

@@ -6,6 +6,8 @@ Legend: P prompts, G completions of a prompt. A reward of NaN means "could not b
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.mix import standardize
+
 Rewards = NDArray[np.float64]
 
 
@@ -24,12 +26,18 @@ def group_advantage(rewards_PG: Rewards, *, normalize_std: bool) -> Rewards:
     std is the population's (over G, not G - 1). `normalize_std=False` leaves the division out (Dr. GRPO,
     arXiv:2503.20783). Unjudged completions and groups without spread get exactly 0.
     """
+    if normalize_std:
+        return standardize(rewards_PG, axis=1)
     judged_PG = ~np.isnan(rewards_PG)
     count_P1 = np.maximum(judged_PG.sum(axis=1, keepdims=True), 1)
     mean_P1 = np.where(judged_PG, rewards_PG, 0.0).sum(axis=1, keepdims=True) / count_P1
-    centred_PG = np.where(judged_PG, rewards_PG - mean_P1, 0.0)
-    spread_P1 = has_spread(rewards_PG)[:, None]
-    if normalize_std:
-        std_P1 = np.sqrt((centred_PG**2).sum(axis=1, keepdims=True) / count_P1)
-        centred_PG = centred_PG / np.where(spread_P1, std_P1, 1.0)
-    return np.where(spread_P1, centred_PG, 0.0)
+    return np.where(judged_PG & has_spread(rewards_PG)[:, None], rewards_PG - mean_P1, 0.0)
+
+
+def batch_advantage(rewards_PG: Rewards) -> Rewards:
+    """(r - mean) / std over all judged completions of a step, for rewards that are advantages within their groups
+    already (GDPO, arXiv:2601.05242: normalise each reward in its group, sum, normalise the sums); float64 [P, G].
+
+    std is the population's. Unjudged completions and groups without spread get exactly 0.
+    """
+    return np.where(has_spread(rewards_PG)[:, None], standardize(rewards_PG, axis=(0, 1)), 0.0)

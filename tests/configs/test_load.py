@@ -10,6 +10,8 @@ from configs.stages import STAGES, EvalConfig, GRPOConfig, Recipe, SFTConfig
 
 RECIPE = str(Path(__file__).parent / "recipe.yaml")
 
+TWO = [{"name": "math"}, {"name": "my.py:polite"}]
+
 
 def stage_file(folder: Path, stage: str) -> Path:
     """A configuration of one stage, cut out of the fixture."""
@@ -190,6 +192,13 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
         ("grpo", {"objective": {"surrogate": "cispo"}}, "no effect with updates_per_batch=1"),
         ("grpo", {"model": {"path": "x", "dtype": "bfloat16"}}, "is for float32"),
         ("grpo", {"overlong": {"shaping_tokens": 8}}, "smaller than sampling.max_tokens"),
+        ("grpo", {"rewards": [{"name": "a.py:f"}, {"name": "trl:b.py:f"}]}, r"got \['f', 'f'\]"),
+        ("grpo", {"rewards": [{"name": "math", "gate": 0.5}]}, "no effect on a single reward"),
+        ("grpo", {"mixing": "group"}, "no effect on a single reward"),
+        ("grpo", {"mixing": "group", "objective": {"normalize_std": False}, "rewards": TWO}, "no effect with mixing"),
+        ("grpo", {"mixing": "group", "overlong": {"shaping_tokens": 4}, "rewards": TWO}, "reward `length`"),
+        ("grpo", {"reward_pool": {"workers": {"rule": 0}}}, "greater than or equal to 1"),
+        ("grpo", {"reward_pool": {"workers": {"cpu": 2}}}, "'rule', 'sandbox' or 'model'"),
         ("grpo", {"seed": -1}, "greater than or equal to 0"),
         ("eval", {"sampling": {"max_tokens": 8, "temperature": 0}}, "repeats the greedy"),
         ("eval", {"sampling": {"max_tokens": 64}}, "no room for a prompt"),

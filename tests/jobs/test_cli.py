@@ -13,7 +13,7 @@ from jobs.cli import exit_code, main, parse, write_figures
 from pipeline.errors import RunStopped
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
-VERBS = ("run", "config", "sft", "grpo", "eval", "bench", "import-gguf", "doctor")
+VERBS = ("run", "config", "sft", "grpo", "eval", "bench", "import-gguf", "reward", "doctor")
 
 
 def raising(error: BaseException):

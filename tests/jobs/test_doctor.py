@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.doctor import doctor, packages, tools
+from jobs.doctor import compiler, doctor, packages, sandbox
+from rewards.sandbox.toolchains import LANGUAGES
 
 
 def test_the_packages_of_this_environment_are_as_pinned() -> None:
@@ -14,12 +15,18 @@ def test_the_packages_of_this_environment_are_as_pinned() -> None:
     assert findings["deepspeed"].required and not findings["ruff"].required
 
 
-def test_a_missing_compiler_is_required_and_a_missing_sandbox_is_not(
+def test_languages_are_those_that_tasks_may_name() -> None:
+    findings = {finding.subject: finding for finding in sandbox()}
+    assert set(findings) == {"sandbox", *(f"language {name}" for name in LANGUAGES)}
+    assert not findings["language python"].missing and not findings["sandbox"].missing
+
+
+def test_a_missing_compiler_is_required_and_a_missing_language_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    missing = {finding.subject: finding.required for finding in tools() if finding.missing}
-    assert missing["g++"] and not missing["bwrap"]
+    missing = {finding.subject: finding.required for finding in [*compiler(), *sandbox()] if finding.missing}
+    assert missing["g++"] and not missing["language c"]
     text = io.StringIO()
     assert doctor(Console(file=text, width=120)) == 1
     assert "missing: g++" in text.getvalue()

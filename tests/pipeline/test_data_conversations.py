@@ -95,8 +95,21 @@ def test_prompt_of_a_sum() -> None:
     text = prompt.task.prompt
     assert prompt.token_ids == [1, 3, *(8 + byte for byte in text.encode()), 4]
     first, second = text.removesuffix("=").split("+")
-    assert prompt.task == Task(text, truth=str(int(first) + int(second)), kind="sum", row="sums/held_out:1")
+    assert prompt.task.metadata["prompt"] == text
+    total = str(int(first) + int(second))
+    assert prompt.task == Task(text, total, kind="sum", row="sums/held_out:1", metadata=prompt.task.metadata)
     assert [p.task.row for p in loaded.take(2, 2)] == [p.task.row for p in loaded.take(2, 2)]
+
+
+def test_a_column_says_which_reward_judges() -> None:
+    source = {"type": "sums", "size": 40, "programs": 0.5}
+    loaded = prompts(source, reward="column:reward")
+    assert {prompt.task.kind for prompt in loaded} == {"math", "code"}
+    assert all((prompt.task.kind == "code") == prompt.task.prompt.startswith("py ") for prompt in loaded)
+    with pytest.raises(ValueError, match="40 of 40 rows are bad: 40 missing field"):
+        prompts(source, reward="column:judge")
+    with pytest.raises(ValueError, match=r"40 no name of a reward\n.*\n.*"):
+        prompts(source, reward="column:messages")
 
 
 def test_prompt_forms_and_system_message(tmp_path: Path) -> None:

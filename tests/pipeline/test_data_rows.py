@@ -130,9 +130,9 @@ def test_worked_sums(first: int, second: int, answer: str) -> None:
     assert worked_answer(first, second) == answer
 
 
-def sums(split: str, size: int, seed: int = 0, digits: int = 2) -> list[dict[str, object]]:
-    source = SumsSource.model_validate({"type": "sums", "size": size, "seed": seed, "digits": digits, "split": split})
-    return list(draw_sums(source))
+def sums(split: str, size: int, seed: int = 0, digits: int = 2, programs: float = 0.0) -> list[dict[str, object]]:
+    values = {"type": "sums", "size": size, "seed": seed, "digits": digits, "split": split, "programs": programs}
+    return list(draw_sums(SumsSource.model_validate(values)))
 
 
 def test_sums_columns() -> None:
@@ -145,6 +145,19 @@ def test_sums_columns() -> None:
             {"role": "assistant", "content": row["answer"]},
         ]
         assert len(first) == len(second) == 2
+
+
+def test_programs_among_sums() -> None:
+    rows = sums("train", 400, programs=0.25)
+    programs = [row for row in rows if row["reward"] == "code"]
+    assert 60 < len(programs) < 140
+    assert {row["reward"] for row in rows} == {"math", "code"}
+    for row in programs:
+        first, second = str(row["prompt"]).removeprefix("py ").split("+")
+        assert row["answer"] == f"print({first}+{second})"
+        stdout = f"{int(first) + int(second)}\n"
+        assert row["truth"] == {"language": "python", "cases": [{"stdin": "", "stdout": stdout}]}
+    assert all(row["reward"] == "code" for row in sums("held_out", 9, programs=1.0))
 
 
 def test_held_out_sums_are_a_tenth_and_never_trained_on() -> None:

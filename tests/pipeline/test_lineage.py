@@ -180,6 +180,19 @@ def test_a_tokenizer_stays_itself_when_saved_and_used(tmp_path: Path, model: Pat
     write_lineage(tmp_path / "run" / "reason", "reason", grpo(result), result)
 
 
+def test_a_reward_of_the_users_belongs_to_the_run(tmp_path: Path, model: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def polite(task, completion):\n    return 1.0\n")
+    config = grpo(model, rewards=[{"name": f"{file}:polite"}])
+    write_lineage(tmp_path / "run", "reason", config, model)
+    check_lineage(tmp_path / "run", config, model)
+    more_workers = grpo(model, rewards=[{"name": f"{file}:polite"}], reward_pool={"workers": {"rule": 4}})
+    check_lineage(tmp_path / "run", more_workers, model)
+    file.write_text("def polite(task, completion):\n    return 0.5\n")
+    with pytest.raises(ValueError, match=r"changed since: rewards .*mine.py:polite"):
+        check_lineage(tmp_path / "run", config, model)
+
+
 def test_an_evaluation_names_its_texts_and_rewards(tmp_path: Path, model: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abc")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.objectives.advantage import group_advantage, has_spread
+from pipeline.objectives.advantage import batch_advantage, group_advantage, has_spread
 from pipeline.objectives.aggregate import batch_denominator, token_weight
 from pipeline.objectives.policy import (
     cispo_surrogate,
@@ -62,6 +62,20 @@ def test_advantages_ignore_a_shift_and_follow_a_permutation(normalize_std: bool)
     np.testing.assert_allclose(group_advantage(rewards_PG + 7, normalize_std=normalize_std), advantages, atol=1e-12)
     order = np.random.default_rng(1).permutation(8)
     np.testing.assert_allclose(group_advantage(rewards_PG[:, order], normalize_std=normalize_std), advantages[:, order])
+
+
+def test_batch_advantages_are_the_rewards_in_standard_deviations_of_the_step() -> None:
+    # judged: 1, -1, 2, -2 of mean 0 and std sqrt(10 / 4)
+    advantages = batch_advantage(np.array([[1.0, -1.0, NAN], [2.0, -2.0, NAN]]))
+    std = math.sqrt(2.5)
+    np.testing.assert_allclose(advantages, [[1 / std, -1 / std, 0], [2 / std, -2 / std, 0]], rtol=1e-14)
+
+
+def test_batch_advantages_of_groups_without_spread_are_exactly_zero() -> None:
+    advantages = batch_advantage(np.array([[0.0, 0.0], [1.5, -1.5], [NAN, 3.0]]))
+    np.testing.assert_array_equal(advantages[[0, 2]], np.zeros((2, 2)))
+    assert advantages[1, 0] > 0 > advantages[1, 1]
+    np.testing.assert_array_equal(batch_advantage(np.array([[2.0, 2.0], [NAN, NAN]])), np.zeros((2, 2)))
 
 
 # -- the factors ------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_samples_of_the_first_groups(tmp_path: Path) -> None:
         "completion": "\ud800 half a pair",
         "finish_reason": "length",
         "reward": None,
-        "verdicts": {"math": {"score": None, "status": "timeout", "detail": "5 s are over"}},
+        "verdicts": {"math": {"score": None, "status": "timeout", "outcome": "", "detail": "5 s are over"}},
     }
 
 

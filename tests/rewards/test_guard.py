@@ -1,4 +1,4 @@
-"""The guard: whatever a checker does, a verdict comes back in time, and a failure is never a score."""
+"""The guard: whatever a reward does, a verdict comes back in time, and a failure is never a score."""
 
 import os
 import signal
@@ -7,21 +7,28 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from configs.rewards import RewardSpec
-from rewards.guard import Guard
+import rewards.guard
+from configs.rewards import RewardPoolConfig, RewardSpec
+from rewards.guard import Guard, inspect, refuse_idle, unjudgeable
 from rewards.types import Status, Task, Verdict
 from tests.rewards import hostile
 
 LIMIT = 0.5
 TASK = Task("", "63")
+INFRA = Status.INFRA_ERROR
 
 
-def judge(behaviour: str, task: Task = TASK) -> Verdict:
-    with Guard(hostile.specs(behaviour), timeout_seconds=LIMIT, build=hostile.build) as guard:
-        return guard.judge(behaviour, task, "")
+def judge(behaviour: str, completions: list[str], task: Task = TASK, **args: Any) -> list[Verdict]:
+    with Guard(hostile.specs(behaviour, **args), timeout_seconds=LIMIT, build=hostile.build) as guard:
+        return guard.judge(behaviour, task, completions)
+
+
+def scores(verdicts: list[Verdict]) -> list[float | None]:
+    return [verdict.score for verdict in verdicts]
 
 
 def alive(pid: int) -> bool:
@@ -31,71 +38,133 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("behaviour", ["hang", "hang_in_c"])
-def test_a_hang_is_a_timeout(behaviour: str) -> None:
-    verdict = judge(behaviour)
-    assert (verdict.score, verdict.status) == (None, Status.TIMEOUT)
-    assert LIMIT <= verdict.seconds < LIMIT + 1
+@pytest.mark.parametrize("form", hostile.FORMS)
+def test_whatever_one_judgement_does_is_no_score_and_costs_nobody_else(form: str) -> None:
+    hangs = {"hang", "hang_in_c"}
+    with Guard(hostile.specs(*hostile.BEHAVIOURS, form=form), timeout_seconds=LIMIT, build=hostile.build) as guard:
+        for behaviour in hostile.BEHAVIOURS:
+            verdicts = guard.judge(behaviour, TASK, ["a", "bad", "ccc"])
+            assert scores(verdicts) == [1.0, None, 3.0], behaviour
+            assert verdicts[1].status is (Status.TIMEOUT if behaviour in hangs else INFRA), behaviour
+            assert verdicts[1].detail, behaviour
+            assert behaviour not in hangs or LIMIT <= verdicts[1].seconds < LIMIT + 3
+
+
+@pytest.mark.parametrize("form", ["batch", "awaited_batch"])
+@pytest.mark.parametrize("behaviour", hostile.BATCHES)
+def test_a_batch_of_the_wrong_shape_is_judged_one_by_one(behaviour: str, form: str) -> None:
+    verdicts = judge(behaviour, ["a", "bad", "ccc"], form=form)
+    assert scores(verdicts) == [1.0, None, 3.0]
+    assert verdicts[1].status is INFRA and "score_batch()" in verdicts[1].detail
+
+
+@pytest.mark.parametrize("form", hostile.FORMS)
+def test_a_fork_that_goes_on_is_never_taken_for_another_completion(form: str) -> None:
+    with Guard(hostile.specs("fork", form=form), timeout_seconds=LIMIT, build=hostile.build) as guard:
+        for _ in range(2):
+            verdicts = guard.judge("fork", TASK, ["a", "bad", "ccc", "dddd"])
+            for verdict, expected in zip(verdicts, (1.0, 1.0, 3.0, 4.0), strict=True):
+                assert verdict.score == expected or verdict.status is INFRA
 
 
 @pytest.mark.parametrize(
     ("behaviour", "said"),
     [
-        ("raise", "ZeroDivisionError"),
+        ("raise", "ZeroDivisionError: integer division or modulo by zero (hostile.py, line "),
         ("raise_base", "SIGINT"),
         ("exit", "exit code 3"),
         ("kill_itself", "SIGKILL"),
         ("eat_memory", "out of its 2 GiB"),
         ("nan", "finite"),
-        ("inf", "finite"),
-        ("nan_verdict", "finite"),
         ("too_large", "OverflowError"),
         ("none", "NoneType"),
-        ("string", "str"),
-        ("two_scores", "list"),
+        ("garbage", "makes no sense"),
     ],
 )
-def test_a_broken_checker_is_an_infra_error(behaviour: str, said: str) -> None:
-    verdict = judge(behaviour)
-    assert (verdict.score, verdict.status) == (None, Status.INFRA_ERROR)
+def test_the_detail_says_what_happened(behaviour: str, said: str) -> None:
+    [verdict] = judge(behaviour, ["bad"])
     assert said in verdict.detail
 
 
-def test_prints_do_not_corrupt_the_channel() -> None:
-    assert judge("print").score == 0.5
+def test_verdicts_and_numbers_pass_through() -> None:
+    assert judge("abstain", ["bad"])[0].status is Status.ABSTAIN
+    assert scores(judge("true", ["bad"])) == [1.0]
+    [verdict] = judge("outcome", ["bad"])
+    assert (verdict.score, verdict.outcome, verdict.detail) == (0.5, "compile error", "line 3")
+    assert scores(judge("length", ["x" * n for n in (0, 3, 10**6)])) == [0.0, 3.0, 1e6]
+    assert judge("length", []) == []
 
 
-def test_abstention_and_numbers_pass_through() -> None:
-    assert judge("abstain").status is Status.ABSTAIN
-    with Guard(hostile.specs("length"), timeout_seconds=LIMIT, build=hostile.build) as guard:
-        assert [guard.judge("length", TASK, "x" * n).score for n in (0, 3, 10**6)] == [0.0, 3.0, 1e6]
+def test_prints_reach_standard_error_at_once_and_not_the_channel(capfd: pytest.CaptureFixture[str]) -> None:
+    with Guard(hostile.specs("print"), timeout_seconds=LIMIT, build=hostile.build) as guard:
+        assert scores(guard.judge("print", TASK, ["bad"])) == [0.5]
+    out, err = capfd.readouterr()  # killed by now, with whatever it still held back
+    assert out == "" and "a reward prints" in err
 
 
-def test_a_failure_is_tried_once_more_in_a_fresh_process(tmp_path: Path) -> None:
-    verdict = judge("once", Task("", str(tmp_path / "tried")))
-    assert (verdict.score, verdict.status) == (0.25, Status.OK)
+@pytest.mark.parametrize("form", hostile.FORMS)
+def test_equal_completions_are_judged_once(form: str, tmp_path: Path) -> None:
+    task = Task("", str(tmp_path / "count"))
+    assert scores(judge("count", ["bad 1", "bad 2", "bad 1", "bad 1"], task, form=form)) == [1.0, 2.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("form", hostile.FORMS)
+@pytest.mark.parametrize("behaviour", ["die_once", "raise_once"])
+def test_a_failure_is_tried_once_more(behaviour: str, form: str, tmp_path: Path) -> None:
+    assert scores(judge(behaviour, ["bad", "x"], Task("", str(tmp_path / "tried")), form=form)) == [0.25, 1.0]
+
+
+def test_a_timeout_is_tried_once_more_unless_a_rule_ran_out_of_time(tmp_path: Path) -> None:
+    for pool, expected in (("sandbox", 0.25), ("model", 0.25), ("rule", None)):
+        assert scores(judge("hang_once", ["bad"], Task("", str(tmp_path / pool)), pool=pool)) == [expected]
+
+
+def test_completions_awaited_together_share_their_time_but_not_their_limit() -> None:
+    began = time.monotonic()
+    verdicts = judge(
+        "await_its_seconds", ["bad 0.4"] + [f"bad 0.30{n}" for n in range(8)] + ["bad 60"], form="together"
+    )
+    assert scores(verdicts) == [0.4] + [float(f"0.30{n}") for n in range(8)] + [None]
+    assert verdicts[-1].status is Status.TIMEOUT
+    assert time.monotonic() - began < 2.8  # one after the other: 2.8 s and the limit
+
+
+@pytest.mark.parametrize("form", hostile.FORMS)
+def test_a_task_may_have_a_limit_of_its_own(form: str) -> None:
+    assert scores(judge("slow", ["bad", "a"], form=form)) == [None, 1.0]
+    assert scores(judge("slow", ["bad", "a"], form=form, task_limit=30.0)) == [0.75, 1.0]
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan"), "soon"])
+def test_a_limit_that_is_none_is_an_infra_error(limit: Any) -> None:
+    verdicts = judge("slow", ["bad", "a"], task_limit=limit)
+    assert {(verdict.score, verdict.status) for verdict in verdicts} == {(None, INFRA)}
 
 
 def test_a_killed_process_is_replaced() -> None:
     with Guard(hostile.specs("pid", "hang"), timeout_seconds=LIMIT, build=hostile.build) as guard:
-        first = guard.judge("pid", TASK, "").score
-        assert guard.judge("pid", TASK, "").score == first
+        [first] = scores(guard.judge("pid", TASK, ["bad"]))
+        assert scores(guard.judge("pid", TASK, ["bad"])) == [first]
         assert first is not None
         os.kill(int(first), signal.SIGKILL)
-        second = guard.judge("pid", TASK, "").score
+        [second] = scores(guard.judge("pid", TASK, ["bad"]))
         assert second is not None and second != first
-        assert guard.judge("hang", TASK, "").status is Status.TIMEOUT
+        assert guard.judge("hang", TASK, ["bad"])[0].status is Status.TIMEOUT
         assert not alive(int(second))
-        assert guard.judge("pid", TASK, "").status is Status.OK
+        assert guard.judge("pid", TASK, ["bad"])[0].status is Status.OK
 
 
-def test_a_stopped_process_is_a_timeout_and_then_replaced() -> None:
-    with Guard(hostile.specs("pid"), timeout_seconds=LIMIT, build=hostile.build) as guard:
-        first = guard.judge("pid", TASK, "").score
-        assert first is not None
-        os.kill(int(first), signal.SIGSTOP)
-        verdict = guard.judge("pid", TASK, "")
-        assert verdict.status is Status.OK and verdict.score != first
+def test_a_stopped_process_is_replaced_however_much_it_was_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards.guard, "_STALL_SECONDS", 1)
+    monkeypatch.setattr(rewards.guard, "_EXIT_SECONDS", 0.5)
+    for completion, status in (("bad", Status.TIMEOUT), ("bad" * 10**6, Status.OK)):
+        with Guard(hostile.specs("pid"), timeout_seconds=LIMIT, build=hostile.build) as guard:
+            [first] = scores(guard.judge("pid", TASK, ["bad"]))
+            assert first is not None
+            os.kill(int(first), signal.SIGSTOP)
+            assert guard.judge("pid", TASK, [completion])[0].status is status
+            [second] = scores(guard.judge("pid", TASK, ["bad"]))
+            assert second not in (None, first)
 
 
 def test_a_wrong_spec_is_a_value_error() -> None:
@@ -103,6 +172,67 @@ def test_a_wrong_spec_is_a_value_error() -> None:
         Guard(hostile.specs("politeness"), timeout_seconds=LIMIT, build=hostile.build).start()
     with pytest.raises(ValueError, match="did you mean 'math'"):
         Guard(hostile.specs("maths"), timeout_seconds=LIMIT).start()
+    with pytest.raises(ValueError, match="reward 'length': pool is 'gpu'; it can be rule, sandbox, model"):
+        Guard(hostile.specs("length", pool="gpu"), timeout_seconds=LIMIT, build=hostile.build).start()
+    with pytest.raises(ValueError, match=r"reward 'pid' cannot be set up: KeyError: 'a key' \(hostile.py, line"):
+        Guard(hostile.specs("pid", setup="raise"), timeout_seconds=LIMIT, build=hostile.build).start()
+
+
+def test_a_process_that_cannot_start_is_told_from_a_wrong_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards.guard, "START_SECONDS", 1.0)
+    with pytest.raises(RuntimeError, match="no judging process within 1 s"):
+        Guard(hostile.specs("pid", setup="hang"), timeout_seconds=LIMIT, build=hostile.build).start()
+    with pytest.raises(RuntimeError, match="exit code 5"):
+        Guard(hostile.specs("pid", setup="exit"), timeout_seconds=LIMIT, build=hostile.build).start()
+
+
+def test_a_reward_is_set_up_before_it_judges_and_again_in_the_next_process(tmp_path: Path) -> None:
+    made = tmp_path / "set_up"
+    specs = hostile.specs("kill_itself", setup=str(made))
+    with Guard(specs, timeout_seconds=LIMIT, build=hostile.build) as guard:
+        guard.start()
+        assert made.read_text() == "x"
+        guard.judge("kill_itself", TASK, ["bad"])
+        assert made.read_text() == "xx"  # the second attempt
+
+
+TASKS = [Task("", "1"), Task("", "what?", row="rows:2"), Task("", "3", kind="pid")]
+
+
+def test_tasks_are_checked_where_they_apply() -> None:
+    with Guard(hostile.specs("length", "pid"), timeout_seconds=LIMIT, build=hostile.build) as guard:
+        problems = guard.check("length", TASKS)
+    assert problems[0] is None and problems[2] is None and problems[1] and "'what?'" in problems[1]
+    specs, config = hostile.specs("length", pool="sandbox") + hostile.specs("pid"), RewardPoolConfig()
+    tasks = [*TASKS, Task("", "1", kind="lenght")]
+    assert unjudgeable(specs, config, tasks, hostile.build) == [
+        None,
+        f"reward 'length': {problems[1]}",
+        None,
+        "it is for reward 'lenght'; configured: length, pid",
+    ]
+
+
+def test_rewards_are_inspected_before_anything_is_launched() -> None:
+    specs, config = hostile.specs("length", pool="sandbox") + hostile.specs("pid"), RewardPoolConfig()
+    assert inspect(specs, config, hostile.build) == {"length": "sandbox", "pid": "rule"}
+    with pytest.raises(ValueError, match="once"):
+        inspect(hostile.specs("length", "length"), config, build=hostile.build)
+
+
+@pytest.mark.parametrize(("truth", "said"), [("raise", "KeyError"), ("hang", "0.5 s"), ("exit", "exit code 5")])
+def test_a_check_that_fails_is_the_fault_of_the_reward(truth: str, said: str) -> None:
+    with Guard(hostile.specs("pid"), timeout_seconds=LIMIT, build=hostile.build) as guard:
+        with pytest.raises(ValueError, match=f"reward 'pid' cannot check task 'rows:1': .*{said}"):
+            guard.check("pid", [TASK, Task("", truth, row="rows:1")])
+        assert guard.check("pid", [TASK]) == [None]
+
+
+def test_workers_of_a_pool_without_rewards_are_refused() -> None:
+    config = RewardPoolConfig(workers={"rule": 2, "model": 1})
+    refuse_idle(config, ["rule", "model"])
+    with pytest.raises(ValueError, match=r"reward_pool.workers.model has no effect.*remove it"):
+        refuse_idle(config, ["rule", "sandbox"])
 
 
 def test_off_the_main_thread() -> None:
@@ -110,12 +240,12 @@ def test_off_the_main_thread() -> None:
 
     def work() -> None:
         with Guard([RewardSpec(name="math")], timeout_seconds=10) as guard:
-            verdicts.append(guard.judge("math", TASK, r"\boxed{\frac{126}{2}}"))
+            verdicts.extend(guard.judge("math", TASK, [r"\boxed{\frac{126}{2}}"]))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(timeout=60)
-    assert [verdict.score for verdict in verdicts] == [1.0]
+    assert scores(verdicts) == [1.0]
 
 
 def test_the_process_outlives_neither_its_guard_nor_a_hang_after_the_guard_is_gone() -> None:
@@ -124,10 +254,10 @@ def test_the_process_outlives_neither_its_guard_nor_a_hang_after_the_guard_is_go
         "from rewards.guard import Guard\n"
         "from rewards.types import Task\n"
         "from tests.rewards import hostile\n"
-        "guard = Guard(hostile.specs('pid', 'hang_in_c'), timeout_seconds=2, build=hostile.build)\n"
-        "print(int(guard.judge('pid', Task('', ''), '').score), flush=True)\n"
+        "guard = Guard(hostile.specs('pid', 'hang_in_c'), timeout_seconds=600, build=hostile.build)\n"
+        "print(int(guard.judge('pid', Task('', ''), ['bad'])[0].score), flush=True)\n"
         "threading.Timer(0.5, lambda: os._exit(0)).start()\n"
-        "guard.judge(sys.argv[1], Task('', ''), '') if len(sys.argv) > 1 else time.sleep(60)\n"
+        "guard.judge(sys.argv[1], Task('', ''), ['bad']) if len(sys.argv) > 1 else time.sleep(60)\n"
     )
     for arguments in ([], ["hang_in_c"]):
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, timeout=60, check=True)
@@ -141,10 +271,8 @@ def test_hostile_latex_is_answered_in_time() -> None:
     nested = r"\frac{1}{" * 100 + "2" + "}" * 100
     answers = ["9^{9^{9^9}}", nested, "(" * 400 + "1" + ")" * 400, r"\left(" * 120]
     completions = ["\\boxed{" * 15_000, "{" * 100_000, *(f"\\boxed{{{answer}}}" for answer in answers)]
-    with Guard([RewardSpec(name="math")], timeout_seconds=0.7) as guard:
-        for completion in completions:
-            verdict = guard.judge("math", TASK, completion)
-            assert verdict.seconds < 1.7
+    with Guard([RewardSpec(name="math")], timeout_seconds=1) as guard:
+        for verdict, completion in zip(guard.judge("math", TASK, completions), completions, strict=True):
+            assert verdict.seconds < 3
             assert verdict.status is Status.TIMEOUT or verdict.score == 0.0, completion[:60]
-        assert guard.judge("math", TASK, completions[2]).status is Status.TIMEOUT
-        assert guard.judge("math", TASK, "63").score == 1.0
+        assert scores(guard.judge("math", TASK, ["63"])) == [1.0]

@@ -1,85 +1,80 @@
-"""The math reward: hand-picked pairs, traps, real labelled solutions, gold answers."""
+"""The math reward: forms of gold answers, whole completions, math-verify's own cases, real labelled solutions."""
 
 import json
 from pathlib import Path
 
+import math_verify
 import pytest
 
 from rewards.math import MathReward
 from rewards.types import Status, Task, Verdict
 
 DATA = Path(__file__).parents[2] / "../shared/data"
+CASES = json.loads((Path(__file__).parent / "math_cases.json").read_text())["cases"]
+
+DISAGREE = {
+    ("$10$", r"Answer \( (9+1) \)"),
+    ("$9$", "Answer $ \n 9 \n $"),
+    ("$9$", "Answer \\( \n 9 \n \\)"),
+    (r"$(\begin{pmatrix}\frac{1}{3}\\ \frac{1}{5} \end{pmatrix})$", r"$\begin{pmatrix}0.33\\0.2 \end{pmatrix}$"),
+    (r"$x \in [-2,7]$", r"$-2 \\le x \\le 7$"),
+    ("$f(x)$", "$f(y)$"),
+    (r"$1 - \frac{1}{\mathrm{e}}$", r"$1 + \frac{1}{\mathrm{e}}$"),
+}
+"""Where we differ from what math-verify's cases expect; docs/math_agreement.md says why."""
 
 
-def score(truth: object, completion: str) -> float | Verdict:
+def judge(truth: object, completion: str) -> Verdict:
     return MathReward().score(Task("", truth), completion)
 
 
-EQUAL = [
-    ("63", "63"),
-    ("63", "63.0"),
-    ("63", "x=63"),
-    ("63", "62+1=63"),
-    ("63", r"63 \text{ cm}"),
-    ("-3", "\u22123"),
-    ("1000", "1,000"),
-    ("1,000", "1000"),
-    ("1000", "1{,}000"),
-    ("72", r"\$72.00"),
-    ("5000", r"5 \times 10^3"),
-    ("0.5", r"\frac{1}{2}"),
-    ("0.5", r"50\%"),
-    (r"\frac{1}{2}", r"\frac12"),
-    (r"\frac{1}{2}", "0.5"),
-    ("1/3", "0.333333"),
-    (r"\sqrt{8}", r"2\sqrt2"),
-    ("x^2+1", "1+x^2"),
-    (r"\{1,2\}", r"\{2,1\}"),
-    ("(-1, 2]", "(-1,2]"),
-    (r"\frac{\pi}{4}", r"\pi/4"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
-    ("no solution", r"\text{No Solution}"),
-    ("B", r"\text{(B)}"),
-]
-
-DIFFERENT = [
-    ("63", "64"),
-    ("63", "-63"),
-    ("63", "62.9999999999"),
-    ("63", "{1,63,2}"),
-    ("63", r"62 \text{ or } 63"),
-    ("63", r"\mathbb{R}"),
-    ("63", r"(-\infty,\infty)"),
-    ("63", "60 < 63"),
-    ("63", "m=3, n=63"),
-    ("63", "x"),
-    ("x", "63"),
-    ("63", "7*9"),  # the question restated
-    ("63", r"7 \times 9"),
-    ("63", "60 + 3"),
-    ("63", r"\frac{1}"),
-    ("12", "1,2"),
-    ("1,2", "1,2,3"),
-    ("1,2", "1"),
-    ("(1,2)", "(2,1)"),
-    ("1/3", "0.33"),
-    ("Paris", r"\text{Pairs}"),  # equal as a product of letters
-]
+def score(truth: object, completion: str) -> float | None:
+    return judge(truth, completion).score
 
 
-@pytest.mark.parametrize(("truth", "answer"), EQUAL)
-def test_equal_answers(truth: str, answer: str) -> None:
-    assert score(truth, f"\\boxed{{{answer}}}") == 1.0
+@pytest.mark.parametrize(
+    ("truth", "completion"),
+    [
+        ("72", r"First 48, then 24, so $\boxed{72}$."),
+        ("72", "#### 72"),
+        ("72", "The answer is 72."),
+        ("72", "**Answer:** $72$ clips"),
+        ("72", "She sold 48+24 = 72 clips in all."),
+        ("72", "<think>maybe 71</think>It is 72"),
+        ("72", "\u7b54\u6848\u662f72\u4e2a\u3002"),
+        ("72", "\u6240\u4ee5\u4e00\u5171\u6709 72 \u4e2a\u82f9\u679c\u3002"),
+        ("-10", "\u6240\u4ee5\u662f-10\u3002"),
+        ("B", "\u56e0\u6b64\u6545\u9009\uff1aB\u3002"),
+        ("C", "The answer is (C) 12 apples"),
+        ("(1,2)", "So the point is $(1, 2)$."),
+        ("2, 3", "The solutions are 2 and 3."),
+        ("2, 3", r"\boxed{2} and \boxed{3}"),
+        (r"\frac{3}{4}", "the answer is:\n\\[ \\frac{3}{4} \\]"),
+        ("Paris", "Paris"),
+        ("x+1", "x+1"),
+    ],
+)
+def test_right_answers(truth: str, completion: str) -> None:
+    assert score(truth, completion) == 1.0
 
 
-@pytest.mark.parametrize(("truth", "answer"), DIFFERENT)
-def test_different_answers(truth: str, answer: str) -> None:
-    assert score(truth, f"\\boxed{{{answer}}}") == 0.0
-
-
-@pytest.mark.parametrize("truth", [truth for truth, _ in EQUAL + DIFFERENT])
-def test_gold_answers_score_one(truth: str) -> None:
-    assert score(truth, f"\\boxed{{{truth}}}") == 1.0
+@pytest.mark.parametrize(
+    ("truth", "completion"),
+    [
+        ("72", "72? No. The answer is 71."),
+        ("72", r"\boxed{70}, \boxed{71}, \boxed{72}"),
+        ("72", "The answer is 71, 72 or 73."),
+        ("71", "The answer is $71$, $72$ or $73$."),
+        ("100", "It is one of " + ", ".join(map(str, range(1, 101)))),
+        ("72", "<think>it is 72"),
+        ("72", "48+24"),
+        ("3", "7-4"),
+        ("B", "\u6545\u9009 A, B, C, D"),
+        ("72", "72\n#### 73"),
+    ],
+)
+def test_wrong_answers(truth: str, completion: str) -> None:
+    assert score(truth, completion) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -90,15 +85,34 @@ def test_every_form_of_truth(truth: object) -> None:
     assert score(truth, "#### 73") == 0.0
 
 
-@pytest.mark.parametrize("truth", ["", r"\frac{", "   ", None, ["63"], True, "a story without any mark, of 3 pigs."])
+@pytest.mark.parametrize(
+    "truth", ["", r"\frac{", "   ", None, ["63"], True, "a story without any mark, of 3 pigs.", "9^{9^{9^9}}"]
+)
 def test_unreadable_gold_abstains(truth: object) -> None:
-    verdict = score(truth, "63")
-    assert isinstance(verdict, Verdict) and verdict.status is Status.ABSTAIN
+    assert judge(truth, "63").status is Status.ABSTAIN
+
+
+def test_unreadable_gold_is_still_right_word_for_word() -> None:
+    assert score(r"\oint\frac{", r"\boxed{\oint\frac{}}") is None
+    assert score("9^{9^{9^9}}", r"\boxed{9^{9^{9^9}}}") == 1.0
 
 
 @pytest.mark.parametrize("completion", ["", "no idea", r"\boxed{}", r"\boxed{", "\\boxed{" + "{" * 3000])
 def test_no_answer_is_a_wrong_answer(completion: str) -> None:
     assert score("63", completion) == 0.0
+
+
+def test_verdicts_say_how_they_came_out() -> None:
+    completions = ["#### 63", "#### 64", "", r"\boxed{9^{9^{9^9}}}"]
+    assert [judge("63", completion).outcome for completion in completions] == ["right", "wrong", "no answer", "refused"]
+    assert "64" in judge("63", "#### 64").detail and "digits" in judge("63", completions[3]).detail
+
+
+def test_as_many_of_math_verifys_cases_as_math_verify() -> None:
+    missed = {(gold, answer) for gold, answer, expected in CASES if score(gold, answer) != expected}
+    theirs = sum(math_verify.verify(math_verify.parse(g), math_verify.parse(a)) == bool(e) for g, a, e in CASES)
+    assert len(CASES) - len(missed) >= theirs
+    assert missed == DISAGREE
 
 
 def test_agrees_with_labelled_solutions() -> None:

@@ -4,13 +4,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 import rewards.pool
-from configs.rewards import RewardPoolConfig
-from rewards.pool import RewardPool, RewardWorker
+from configs.rewards import RewardPoolConfig, RewardSpec
+from rewards.pool import Judged, RewardPool, RewardWorker
 from rewards.types import RewardsUnavailable, Status, Task
 from tests.rewards import hostile
 
@@ -22,42 +24,86 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def hostile_pool(*names: str, **config: float) -> RewardPool:
-    settings = RewardPoolConfig(**{"timeout_seconds": 1.0, "max_failure_rate": 1.0, **config})
-    return RewardPool(hostile.specs(*names), settings, build=hostile.build)
+@pytest.fixture
+def start() -> Iterator[Any]:
+    """Starts pools of hostile rewards, which end with the test."""
+    pools: list[RewardPool] = []
+
+    def start(specs: list[RewardSpec], **config: Any) -> RewardPool:
+        settings = RewardPoolConfig(**{"timeout_seconds": 1.0, "max_failure_rate": 1.0, **config})
+        pools.append(RewardPool(specs, settings, build=hostile.build))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.close()
 
 
-def scores(judged: list[dict[str, rewards.pool.Verdict]], name: str) -> list[float | None]:
-    return [verdicts[name].score for verdicts in judged]
+def scores(judged: Judged, label: str) -> list[float | None]:
+    return [verdicts[label].score for verdicts in judged]
 
 
 def test_worker_without_ray() -> None:
-    worker = RewardWorker(hostile.specs("length", "raise"), 1.0, hostile.build)
+    worker = RewardWorker(hostile.specs("length", "raise"), 1.0, None, hostile.build)
     worker.start()
-    [first, second] = worker.judge(Task("", ""), ["a", "bb"], ["length", "raise"])
-    assert (first["length"].score, second["length"].score) == (1.0, 2.0)
-    assert first["raise"].status is Status.INFRA_ERROR
+    first, second = worker.judge(Task("", ""), ["a", "bad"], ["length", "raise"])
+    assert (first["length"].score, second["length"].score) == (1.0, 3.0)
+    assert first["raise"].score == 1.0 and second["raise"].status is Status.INFRA_ERROR
+    assert worker.judge(Task("", ""), [], ["length"]) == []
 
 
-def test_groups_come_back_by_index_with_the_rewards_that_apply() -> None:
-    pool = hostile_pool("length", "abstain", num_workers=2)
+def test_groups_come_back_by_index_with_the_rewards_that_apply(start: Any) -> None:
+    pool = start(hostile.specs("length", "abstain"), workers={"rule": 2})
     pool.submit(7, Task("p", "", kind="length"), ["a", "bb", "ccc"])
-    pool.submit(3, Task("p", ""), ["dddd"])
+    pool.submit(3, Task("p", ""), ["bad!"])
     pool.submit(5, Task("p", "", kind="abstain"), [])
     judged = pool.gather()
     assert sorted(judged) == [3, 5, 7]
     assert scores(judged[7], "length") == [1.0, 2.0, 3.0]
     assert all(set(verdicts) == {"length"} for verdicts in judged[7])
-    assert set(judged[3][0]) == {"length", "abstain"}
+    assert list(judged[3][0]) == ["length", "abstain"]
     assert judged[5] == []
     metrics = pool.metrics()
     assert metrics["reward/length/mean"] == pytest.approx(2.5)
-    assert metrics["reward/length/pass_rate"] == 1.0
     assert metrics["reward/abstain/abstain_rate"] == 1.0
-    assert metrics["reward/length/failure_rate"] == 0.0
+    assert metrics["reward_pool/rule/replaced"] == 0.0
+    assert 0 < metrics["reward_pool/rule/latency_p50"] <= metrics["reward_pool/rule/latency_p99"]
+    assert 0 < metrics["reward_pool/rule/utilisation"] <= 1
     assert pool.metrics() == {}
     assert pool.gather() == {}
-    pool.close()
+
+
+def test_each_kind_of_reward_has_workers_of_its_own(start: Any) -> None:
+    specs = [
+        *hostile.specs("memory_limit"),
+        *hostile.specs("parent", pool="sandbox", form="batch"),
+        *hostile.specs("slow", pool="model", form="together", task_limit=30.0),
+    ]
+    pool = start(specs, workers={"rule": 2, "model": 1})
+    for index in range(3):
+        pool.submit(index, Task("p", ""), ["bad", "a"])
+    judged = pool.gather()
+    for part in judged.values():
+        assert [list(verdicts) for verdicts in part] == [["memory_limit", "parent", "slow"]] * 2
+        assert scores(part, "memory_limit") == [2.0**31, 1.0]
+        assert scores(part, "parent") == scores(judged[0], "parent")
+        assert scores(part, "slow") == [0.75, 1.0]  # by its task's limit, not by the pool's
+    metrics = pool.metrics()
+    assert metrics["reward_pool/wait_seconds"] > 0
+    pools = {key.split("/")[1] for key in metrics if key.startswith("reward_pool/") and key.count("/") == 2}
+    assert pools == {"rule", "sandbox", "model"}
+
+
+def test_a_free_worker_takes_what_waits(start: Any, tmp_path: Path) -> None:
+    pool = start(hostile.specs("hold", "count"), workers={"rule": 2}, timeout_seconds=60)
+    truth = str(tmp_path / "count")
+    pool.submit(0, Task("", truth, kind="hold"), ["bad"])  # until the other worker has judged all of these
+    for index in range(1, 7):
+        pool.submit(index, Task("", truth, kind="count"), ["bad"])
+    judged = pool.gather()
+    assert scores(judged[0], "hold") == [1.0]
+    assert [scores(judged[index], "count") for index in range(1, 7)] == [[float(n)] for n in range(1, 7)]
+    assert 1 <= pool.metrics()["reward_pool/rule/queue_depth_max"] <= 6
 
 
 def test_math_by_its_own_name() -> None:
@@ -67,81 +113,114 @@ def test_math_by_its_own_name() -> None:
     pool.close()
 
 
-def test_submit_does_not_wait() -> None:
-    pool = hostile_pool("hang", timeout_seconds=0.5)
+def test_submit_does_not_wait(start: Any) -> None:
+    pool = start(hostile.specs("hang"), timeout_seconds=5)
     began = time.monotonic()
-    pool.submit(0, Task("", ""), ["a"])
-    assert time.monotonic() - began < 0.5
+    pool.submit(0, Task("", ""), ["bad"])
+    assert time.monotonic() - began < 2.5
     [verdicts] = pool.gather()[0]
     assert verdicts["hang"].status is Status.TIMEOUT
-    pool.close()
 
 
-def test_wrong_input_is_refused() -> None:
+def test_wrong_input_is_refused(start: Any) -> None:
     with pytest.raises(ValueError, match="unknown behaviour 'politeness'"):
-        hostile_pool("politeness")
+        start(hostile.specs("politeness"))
     with pytest.raises(ValueError, match="once"):
-        hostile_pool("length", "length")
-    pool = hostile_pool("length")
+        start(hostile.specs("length", "length"))
+    pool = start(hostile.specs("length"))
     with pytest.raises(ValueError, match=r"'lenght'.*configured: length"):
         pool.submit(0, Task("", "", kind="lenght", row="row-1"), ["a"])
     pool.submit(0, Task("", ""), ["a"])
     with pytest.raises(ValueError, match="twice"):
         pool.submit(0, Task("", ""), ["a"])
-    pool.close()
 
 
-def test_the_breaker_stops_the_run() -> None:
-    pool = hostile_pool("raise", "length", max_failure_rate=0.2, breaker_window=10)
-    pool.submit(0, Task("", "", row="gsm8k:17"), ["a"] * 6)
+def test_the_breaker_stops_the_run(start: Any) -> None:
+    pool = start(hostile.specs("raise", "length"), max_failure_rate=0.2, breaker_window=10)
+    pool.submit(0, Task("", "", row="gsm8k:17"), ["bad"] * 6)
     with pytest.raises(RewardsUnavailable, match=r"(?s)'raise'.*gsm8k:17.*ZeroDivisionError"):
         pool.gather()
-    pool.close()
 
 
-def test_groups_of_a_killed_actor_are_judged_again() -> None:
-    pool = hostile_pool("length", "once", num_workers=2)
-    for index in range(4):
-        pool.submit(index, Task("", "", kind="length"), ["a", "bb"])
-    ray.kill(pool._lanes[0].worker)
-    for index in range(4, 8):
-        pool.submit(index, Task("", "", kind="length"), ["a", "bb"])
-    judged = pool.gather()
-    assert sorted(judged) == list(range(8))
-    assert all(scores(group, "length") == [1.0, 2.0] for group in judged.values())
-    ray.kill(pool._lanes[1].worker)  # idle this time
-    pool.submit(0, Task("", "", kind="length"), ["a"])
+def test_a_fault_of_the_pool_itself_is_raised(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = start(hostile.specs("length"))
+    monkeypatch.setattr(rewards.pool, "_ask", lambda *_: 1 // 0)
+    pool.submit(0, Task("", ""), ["a"])
+    with pytest.raises(ZeroDivisionError):
+        pool.gather()
+
+
+@pytest.mark.parametrize("form", hostile.FORMS)
+def test_no_failure_is_a_score(start: Any, form: str) -> None:
+    failures = ("raise", "nan", "string", "exit", "index_past_the_end", "hang")
+    pool = start(hostile.specs(*failures, form=form), timeout_seconds=0.5)
+    for index, behaviour in enumerate(failures):
+        pool.submit(index, Task("", "", kind=behaviour), ["a", "bad", "bad", "ccc"])
+    judged, metrics = pool.gather(), pool.metrics()
+    for index, behaviour in enumerate(failures):
+        assert scores(judged[index], behaviour) == [1.0, None, None, 3.0]
+        assert metrics[f"reward/{behaviour}/mean"] == 2.0
+        assert metrics[f"reward/{behaviour}/failure_rate"] == 0.5
+
+
+def test_groups_of_killed_workers_are_judged_again(start: Any) -> None:
+    pool = start(hostile.specs("length"), workers={"rule": 2})
+    for _ in range(2):
+        for worker in pool._crews["rule"]._workers:
+            ray.kill(worker)
+        for index in range(4):
+            pool.submit(index, Task("", ""), ["a", "bb"])
+        judged = pool.gather()
+        assert [scores(judged[index], "length") for index in range(4)] == [[1.0, 2.0]] * 4
+        assert 1 <= pool.metrics()["reward_pool/rule/replaced"] <= 2
+
+
+def test_a_reward_that_kills_its_worker_is_judged_again(start: Any, tmp_path: Path) -> None:
+    pool = start(hostile.specs("kill_the_worker_once", "length"))
+    pool.submit(0, Task("", str(tmp_path / "tried"), kind="kill_the_worker_once"), ["a", "bad"])
     pool.submit(1, Task("", "", kind="length"), ["a"])
-    assert scores(pool.gather()[1], "length") == [1.0]
-    pool.close()
+    judged = pool.gather()
+    assert scores(judged[0], "kill_the_worker_once") == [1.0, 0.25]
+    assert scores(judged[1], "length") == [1.0]
 
 
-def test_a_stopped_actor_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards.pool, "START_SECONDS", 0.5)
-    monkeypatch.setattr(rewards.pool, "_MARGIN_SECONDS", 1.0)
-    pool = hostile_pool("length", timeout_seconds=0.5)
-    pid = ray.get(pool._lanes[0].worker.__ray_call__.remote(lambda _: os.getpid()), timeout=30)
+def test_losing_two_workers_is_an_infra_error_and_never_a_score(start: Any) -> None:
+    pool = start(hostile.specs("kill_the_worker", "length"))
+    pool.submit(0, Task("", "", kind="kill_the_worker"), ["a", "bad"])
+    pool.submit(1, Task("", "", kind="length"), ["a"])
+    judged = pool.gather()
+    assert [verdicts["kill_the_worker"].status for verdicts in judged[0]] == [Status.INFRA_ERROR] * 2
+    assert "lost 2 reward workers" in judged[0][0]["kill_the_worker"].detail
+    assert scores(judged[1], "length") == [1.0]
+    assert pool.metrics()["reward_pool/rule/replaced"] == 2.0
+
+
+def test_a_stopped_worker_is_replaced(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = start(hostile.specs("length"))
+    [worker] = pool._crews["rule"]._workers
+    pid: Any = ray.get(worker.__ray_call__.remote(lambda _: os.getpid()), timeout=30)
     os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(rewards.pool, "_HEARTBEAT_SECONDS", 1.0)
+    monkeypatch.setattr(rewards.pool, "_ANSWER_SECONDS", 3.0)
     pool.submit(0, Task("", ""), ["abc"])
     assert scores(pool.gather()[0], "length") == [3.0]
-    pool.close()
 
 
-def test_losing_two_actors_is_an_infra_error_and_never_a_score() -> None:
-    pool = hostile_pool("hang", "length", timeout_seconds=60)
-    pool.submit(0, Task("", "", kind="hang"), ["a", "b"])
-    pool.submit(1, Task("", "", kind="length"), ["a"])
-    replace = pool._replace
-
-    def replace_and_kill_again(lane: rewards.pool._Lane, reason: str) -> None:
-        replace(lane, reason)
-        if lane.jobs and lane.jobs[0].index == 0:
-            ray.kill(lane.worker)
-
-    pool._replace = replace_and_kill_again
-    ray.kill(pool._lanes[0].worker)
+def test_a_worker_that_judges_for_long_lives(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards.pool, "_HEARTBEAT_SECONDS", 0.2)
+    pool = start(hostile.specs("slow", "pid"), timeout_seconds=60)
+    pool.submit(0, Task("", ""), ["bad"])
+    pool.submit(1, Task("", "", kind="pid"), ["bad"])
     judged = pool.gather()
-    assert [verdicts["hang"].status for verdicts in judged[0]] == [Status.INFRA_ERROR] * 2
-    assert "lost 2 reward workers" in judged[0][0]["hang"].detail
-    assert scores(judged[1], "length") == [1.0]
+    assert scores(judged[0], "slow") == [0.75]
+    assert scores(judged[0], "pid") == scores(judged[1], "pid")  # the process outlives its thread's first task too
+    assert pool.metrics()["reward_pool/rule/replaced"] == 0.0
+
+
+def test_closing_does_not_wait_for_what_is_judged(start: Any, tmp_path: Path) -> None:
+    pool = start(hostile.specs("hold"), timeout_seconds=3600)
+    for index in range(3):
+        pool.submit(index, Task("", str(tmp_path / "never")), ["bad"])
+    began = time.monotonic()
     pool.close()
+    assert time.monotonic() - began < 30

@@ -1,0 +1,174 @@
+"""Programs that compile, and what they print.
+
+A program is compiled once and runs each case in a box of its own, in which the expected output never is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rewards.code.outcome import Judged, Outcome, clip
+from rewards.code.truth import Case, Checker, Truth
+from rewards.sandbox.box import Sandbox
+from rewards.sandbox.process import Ended, Limits, Ran
+from rewards.sandbox.toolchains import COMPILE, find
+
+CHECKING = Limits(seconds=10.0, memory_mb=512, output_kb=64)
+"""What a checker may take for one case."""
+ENDED = {
+    Ended.TIME: Outcome.TIME_LIMIT,
+    Ended.MEMORY: Outcome.MEMORY_LIMIT,
+    Ended.OUTPUT: Outcome.OUTPUT_LIMIT,
+}
+
+_ACCEPTED, _REJECTED = 0, (1, 2)
+
+
+class CompileError(Exception):
+    """The source is no program; the message is the compiler's."""
+
+
+class Executable:
+    """A program in its folder. Where the language is interpreted it is checked only when it fails, which saves a box.
+
+    Everything raises CompileError, and RuntimeError where a box breaks.
+    """
+
+    def __init__(self, sandbox: Sandbox, language: str, source: str, folder: Path, *, memory_mb: int) -> None:
+        self.folder = folder
+        self._sandbox = sandbox
+        self._toolchain = find(language)
+        self._program = self._toolchain.plan(source, memory_mb)
+        self._compiled = False
+        (folder / self._program.file).write_bytes(source.encode("utf-8", "replace"))
+        if not self._program.interpreted:
+            self.compile()
+
+    def compile(self) -> None:
+        """Compile it, or check it where nothing is to be made; once."""
+        if self._compiled:
+            return
+        self._compiled = True
+        ran = self._sandbox.run(
+            self._program.compile,
+            folder=self.folder,
+            limits=COMPILE,
+            runtime=self._toolchain.compiling,
+            writable=True,
+        )
+        if ran.ended is not Ended.EXITED or ran.exit_code != 0:
+            said = clip((ran.stderr or ran.stdout).decode(errors="replace"), 500)
+            raise CompileError(said if ran.ended is Ended.EXITED else f"the compiler ended by {ran.ended}: {said}")
+
+    def run(self, limits: Limits, *, stdin: bytes = b"", arguments: Sequence[str] = ()) -> Ran:
+        """How it runs once."""
+        command = [*self._program.run, *arguments]
+        ran = self._sandbox.run(
+            command, folder=self.folder, limits=limits, runtime=self._toolchain.running, stdin=stdin
+        )
+        if ran.ended is Ended.EXITED and ran.exit_code != 0:
+            self.compile()
+        return ran
+
+
+def judge(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: bool) -> Judged:
+    """How the program `source` compiles and does in `truth.cases`, each within `limits`; stop: at the first failure.
+
+    Raises RuntimeError where that is not known: a box broke, or the checker failed.
+    """
+    total = len(truth.cases) or 1
+    with TemporaryDirectory(prefix="alignyard-") as folder:
+        try:
+            program = Executable(sandbox, truth.language, source, Path(folder), memory_mb=limits.memory_mb)
+            if truth.compile_only:
+                program.compile()
+                return Judged(Outcome.PASSED, 1, 1)
+            return _run_cases(sandbox, truth, program, limits, stop=stop)
+        except CompileError as error:
+            return Judged(Outcome.COMPILE_ERROR, 0, total, str(error))
+
+
+def _run_cases(sandbox: Sandbox, truth: Truth, program: Executable, limits: Limits, *, stop: bool) -> Judged:
+    passed, first, total = 0, None, len(truth.cases)
+    for number, case in enumerate(truth.cases, 1):
+        fault = _run_case(sandbox, truth.checker, program, case, limits)
+        passed += fault is None
+        if fault and not first:
+            first = fault[0], f"case {number} of {total}: {fault[1]}"
+        if first and stop:
+            break
+    return Judged(first[0] if first else Outcome.PASSED, passed, total, first[1] if first else "")
+
+
+def same_output(expected: bytes, got: bytes) -> bool:
+    """Whether they agree line by line, but for blanks at the end of a line and blank lines at the end of all."""
+    return _lines(expected) == _lines(got)
+
+
+def _lines(output: bytes) -> list[bytes]:
+    return [line.rstrip() for line in output.rstrip().split(b"\n")]
+
+
+def _run_case(
+    sandbox: Sandbox, checker: Checker | None, program: Executable, case: Case, limits: Limits
+) -> tuple[Outcome, str] | None:
+    """What goes wrong in one run, or None."""
+    stdin, expected = case.stdin.encode("utf-8", "replace"), (case.stdout or "").encode("utf-8", "replace")
+    ran = program.run(replace(limits, output_kb=limits.output_kb + len(expected) // 512), stdin=stdin)
+    if ran.ended is not Ended.EXITED or ran.exit_code != 0:
+        how = f"exit code {ran.exit_code}" if ran.ended is Ended.EXITED else f"{ran.ended} ({_limit(ran, limits)})"
+        said = clip(ran.stderr[-2000:].decode(errors="replace").strip().rpartition("\n")[2])
+        return ENDED.get(ran.ended, Outcome.CRASH), f"{how}: {said}" if said else how
+    if checker:
+        reason = _rejected(sandbox, checker, {"input": stdin, "output": ran.stdout, "answer": expected})
+        return None if reason is None else (Outcome.WRONG_ANSWER, f"the checker says {reason!r}")
+    return None if same_output(expected, ran.stdout) else (Outcome.WRONG_ANSWER, _difference(expected, ran.stdout))
+
+
+def _limit(ran: Ran, limits: Limits) -> str:
+    match ran.ended:
+        case Ended.TIME:
+            return f"{limits.seconds:g} s"
+        case Ended.MEMORY:
+            return f"{limits.memory_mb} MiB"
+        case Ended.OUTPUT:
+            return f"{limits.output_kb} KiB"
+        case _:
+            return f"signal {ran.signal}"
+
+
+def _difference(expected: bytes, got: bytes) -> str:
+    """The first line in which two outputs differ."""
+    pairs = zip_longest(_lines(expected), _lines(got))
+    line, (wanted, found) = next((number, pair) for number, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    wanted, found = (
+        "the end" if text is None else repr(clip(text.decode(errors="replace"))) for text in (wanted, found)
+    )
+    return f"line {line}: expected {wanted}, got {found}"
+
+
+def _rejected(sandbox: Sandbox, checker: Checker, files: dict[str, bytes]) -> str | None:
+    """Why the checker rejects an output, or None. Raises RuntimeError where it neither accepts nor rejects."""
+    program, _ = _checker(sandbox, checker.language, checker.source)
+    for name, content in files.items():
+        (program.folder / name).write_bytes(content)
+    ran = program.run(CHECKING, arguments=list(files))
+    said = clip((ran.stderr or ran.stdout).decode(errors="replace"))
+    if ran.ended is not Ended.EXITED or ran.exit_code not in (_ACCEPTED, *_REJECTED):
+        raise RuntimeError(f"the checker failed: {ran.ended}, exit code {ran.exit_code}: {said}")
+    return None if ran.exit_code == _ACCEPTED else said
+
+
+@lru_cache(maxsize=16)
+def _checker(sandbox: Sandbox, language: str, source: str) -> tuple[Executable, "TemporaryDirectory[str]"]:
+    """The compiled checker and its folder, which lasts as long as it is remembered."""
+    folder = TemporaryDirectory(prefix="alignyard-")
+    try:
+        program = Executable(sandbox, language, source, Path(folder.name), memory_mb=CHECKING.memory_mb)
+        program.compile()  # now, or its fault would be taken for the judged program's
+        return program, folder
+    except CompileError as error:
+        raise RuntimeError(f"the checker does not compile: {error}") from error

@@ -1,0 +1,150 @@
+"""What a task of code is judged by: its `truth`, read and checked."""
+
+import builtins
+import json
+import re
+from symtable import SymbolTable, symtable
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from configs.base import Settings, problems
+
+_NAME = re.compile(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?")
+
+
+class Case(Settings):
+    """One run of the program."""
+
+    stdin: str = ""
+    """What it is given on its standard input."""
+    stdout: str | None = None
+    """What it has to print; the answer file of a checker, which may do without one."""
+
+
+class Checker(Settings):
+    """A program that judges an output.
+
+    It is called `checker input output answer`, three names of files, and exits with 0 to accept, 1 or 2 to reject; any
+    other end is the checker's own failure. Its first line on stdout or stderr is shown as the reason.
+    """
+
+    language: str
+    source: str
+
+
+class Truth(Settings):
+    """`task.truth`, in one of three forms: `cases`, `tests` with `entry_point`, or `compile_only`."""
+
+    language: str
+    """One of `rewards.sandbox.toolchains.LANGUAGES`."""
+    cases: list[Case] = Field(default_factory=list[Case])
+    """Runs of the program; standard output is compared line by line, trailing blanks and blank lines aside."""
+    checker: Checker | None = None
+    """Judges the output of each case instead of that comparison."""
+    tests: list[str] = Field(default_factory=list[str])
+    """Python source that asserts (MBPP's form), or defines `check(candidate)` that does (HumanEval's); or several."""
+    entry_point: list[str] = Field(default_factory=list[str])
+    """The function of the solution that the tests call, `f` or `Solution().f`; or several, of which the first is
+    HumanEval's candidate."""
+    classes: list[str] = Field(default_factory=list[str])
+    """Classes of the solution that the tests use. Only then do the solution's objects have attributes."""
+    setup: str = ""
+    """Trusted source that runs ahead of the tests and may use the solution: a prompt's helpers, MBPP's test_setup_code.
+    Only the tests see it."""
+    compile_only: bool = False
+    """Whether to compile is all that is asked."""
+    time_limit: float | None = Field(default=None, gt=0)
+    """Seconds of processor time for each case, or for all tests together; the reward's own where there is none."""
+    memory_mb: int | None = Field(default=None, ge=16)
+    """MiB the program may take; the reward's own where there is none."""
+
+    @field_validator("tests", "entry_point", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        forms = {"cases": self.cases, "tests": self.tests, "compile_only": self.compile_only}
+        given = [name for name, value in forms.items() if value]
+        if len(given) != 1:
+            raise ValueError(f"give one of cases, tests and compile_only: true; got {' and '.join(given) or 'none'}")
+        if self.checker and not self.cases:
+            raise ValueError("checker: it judges the output of cases, and there are none")
+        if self.cases and not self.checker:
+            for number, case in enumerate(self.cases):
+                if case.stdout is None:
+                    raise ValueError(f"cases.{number}.stdout: missing; give what is to be printed, or a checker")
+        if self.tests:
+            self._check_tests()
+        elif self.entry_point or self.classes or self.setup:
+            raise ValueError("entry_point, classes and setup belong to tests, and there are none")
+        return self
+
+    def _check_tests(self) -> None:
+        """Raises ValueError for tests that could be cheated, could not run, or would test nothing."""
+        if self.language != "python":
+            raise ValueError(
+                f"tests: not for {self.language}, where they would run in the solution's process and it could answer "
+                "for them; write cases, or cases with a checker"
+            )
+        solution = [*self.entry_point, *self.classes]
+        if not solution:
+            raise ValueError("entry_point: missing; name the function of the solution that the tests call")
+        for name in solution:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"entry_point and classes: '{name}' is neither a name nor of the form Solution().name")
+        used, defined = _names("\n".join([self.setup, *self.tests]))
+        if not used & {*solution} and "check" not in defined:
+            raise ValueError(
+                f"tests: they neither call '{solution[0]}' nor define check(candidate), so they test nothing"
+            )
+        unknown = used - defined - {*solution} - {*dir(builtins)}
+        if unknown and "*" not in defined:
+            # Names are not taken from the solution unasked: a checking function it happens to define would be its own.
+            raise ValueError(
+                f"tests: {', '.join(sorted(unknown))} is defined nowhere; define or import it in tests or setup, or "
+                "list it in entry_point or classes if the solution is to define it"
+            )
+
+
+def read(truth: Any) -> Truth:
+    """`truth`, a dict or the same as JSON, checked. Keys that are None count as absent, as tables fill them in.
+
+    Raises ValueError with the key, the value and the remedy.
+    """
+    if isinstance(truth, str):
+        try:
+            truth = json.loads(truth)
+        except ValueError as error:
+            raise ValueError(f"truth: not JSON ({error}): {truth[:80]!r}") from error
+    if not isinstance(truth, dict):
+        raise ValueError(f"truth: expected an object with language and cases, tests or compile_only, got {truth!r:.80}")
+    given = {key: value for key, value in truth.items() if value is not None}
+    try:
+        return Truth(**given)
+    except ValidationError as error:
+        said = "; ".join(f"truth.{key}: {message}" for key, message in problems(error, given))
+        raise ValueError(said.replace("truth.(root): ", "truth: ")) from error
+
+
+def _names(source: str) -> tuple[set[str], set[str]]:
+    """Global names that `source` uses and that it defines; "*" among these for an import of everything.
+
+    Raises ValueError where it is no Python.
+    """
+    used: set[str] = set()
+    defined: set[str] = {"*"} if "import *" in source else set()
+    try:
+        tables: list[SymbolTable] = [symtable(source, "<tests>", "exec")]
+    except SyntaxError as error:
+        raise ValueError(f"tests: {error}: {(error.text or '').strip()[:80]!r}") from error
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if table.get_type() == "module" or symbol.is_global():
+                used |= {symbol.get_name()} if symbol.is_referenced() else set()
+                defined |= {symbol.get_name()} if symbol.is_assigned() or symbol.is_imported() else set()
+    return used, defined

@@ -1,0 +1,190 @@
+"""Verifiable instructions: does a completion do what its prompt asks of its form?
+
+The checkers are if-verifiable's: those of IFEval (Zhou et al., arXiv:2311.07911) and IFBench (Pyatkin et al.,
+arXiv:2507.02833), under the ids of these data sets.
+"""
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec, module_from_spec
+from typing import Any, Literal, NamedTuple
+from unittest.mock import patch
+
+import langdetect
+import nltk
+
+from configs.base import Settings, neighbour
+from rewards.types import Status, Task, Verdict
+
+langdetect.DetectorFactory.seed = 0  # else the same text may be English today and Dutch tomorrow
+
+_NEEDS_NLTK_DATA = {
+    "length_constraints:number_sentences": ["tokenizers/punkt_tab"],
+    "change_case:capital_word_frequency": ["tokenizers/punkt_tab"],
+    "words:keywords_specific_position": ["tokenizers/punkt_tab"],
+    "words:words_position": ["tokenizers/punkt_tab"],
+    "format:title_case": ["tokenizers/punkt_tab"],
+    "words:start_verb": ["tokenizers/punkt_tab", "taggers/averaged_perceptron_tagger_eng"],
+    "ratio:stop_words": ["corpora/stopwords"],
+}
+_DETECTS_LANGUAGE = {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}
+_PROBE = 'A "probe" of one sentence, with 2 numbers.\n\n* 3 items (no more)!'
+
+
+class InstructionReward(Settings):
+    """How many of a prompt's instructions a completion follows.
+
+    `task.truth` is a row's `{"instruction_id_list": [...], "kwargs": [{...}, ...]}`, or that as JSON; arguments that
+    are null count as not given. Text before `</think>` is not judged. The verdict's detail names the instructions that
+    are not followed.
+
+    Departs from if-verifiable in one thing: text whose language can't be detected, such as punctuation, follows no
+    instruction on its language. A completion that makes a checker raise is `abstain`.
+    """
+
+    mode: Literal["strict", "loose"] = "strict"
+    """`strict` judges the completion as it is. `loose` is content if the instruction is followed once asterisks, the
+    first line or the last line are taken away, which may be no more than a greeting. Without asterisks
+    `format:sub-bullets` asks for nothing, so `loose` finds it always followed."""
+    score_as: Literal["all", "fraction"] = "all"
+    """`all`: 1.0 if every instruction is followed, else 0.0. `fraction`: the share that is."""
+
+    def setup(self) -> None:
+        """Load the checkers, and langdetect's profiles of languages, which take half a second."""
+        _library()
+        _has_language("any text")
+
+    def check(self, task: Task) -> None:
+        """Raises ValueError for an unknown instruction, arguments that do not fit it, and data it lacks."""
+        for instruction, arguments in _read(task.truth):
+            checker = _checker(instruction, arguments)
+            try:
+                checker.check_following(_PROBE)
+            except Exception as error:
+                raise ValueError(f"{instruction} can't be judged with {arguments}: {error}") from error
+
+    def score(self, task: Task, completion: str) -> Verdict:
+        """Between 0.0 and 1.0, or `abstain`; see the class. Raises ValueError where `check` would."""
+        checkers = [_checker(instruction, arguments) for instruction, arguments in _read(task.truth)]
+        text = _library().without_thinking(completion)
+        texts = [text] if self.mode == "strict" else _library().loose_variants(text)
+        broken: list[str] = []
+        for checker in checkers:
+            try:
+                if not any(_follows(checker, text) for text in texts):
+                    broken.append(checker.id)
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001  eighty checkers: what they raise is theirs to choose
+                detail = f"{checker.id} can't read the completion: {type(error).__name__}: {error}"
+                return Verdict(None, Status.ABSTAIN, detail[:500])
+        followed = 1 - len(broken) / len(checkers)
+        return Verdict(
+            followed if self.score_as == "fraction" else float(not broken),
+            detail=f"not followed: {', '.join(broken)}" if broken else "",
+            outcome="all followed" if not broken else "none followed" if followed == 0 else "some followed",
+        )
+
+
+def _follows(checker: Any, text: str) -> bool:
+    if not text.strip() or (checker.id in _DETECTS_LANGUAGE and not _has_language(text)):
+        return False
+    return bool(checker.check_following(text))
+
+
+def _has_language(text: str) -> bool:
+    try:
+        langdetect.detect(text)
+    except langdetect.LangDetectException:
+        return False
+    return True
+
+
+def _read(truth: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Every instruction's id and its arguments, without those that are null."""
+    try:
+        row = json.loads(truth) if isinstance(truth, str) else truth
+        instructions, kwargs = row["instruction_id_list"], row["kwargs"]
+        pairs = list(zip(instructions, kwargs, strict=True))
+        if not pairs or not all(isinstance(name, str) for name, _ in pairs):
+            raise ValueError("instruction_id_list must hold at least one id, and nothing but ids")
+        return [(name, {key: _whole(v) for key, v in given.items() if v is not None}) for name, given in pairs]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            'truth must be {"instruction_id_list": [ids], "kwargs": [one {argument: value} an id]}, '
+            f"got {str(truth)[:200]!r}: {error!r}"
+        ) from error
+
+
+def _whole(value: Any) -> Any:
+    """3 for 3.0: tables with empty cells turn integers into floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _checker(instruction: str, arguments: dict[str, Any]) -> Any:
+    """if-verifiable's checker, made ready. Raises ValueError as `InstructionReward.check` says."""
+    known = _library().checkers
+    if instruction not in known:
+        raise ValueError(f"unknown instruction '{instruction}': {neighbour(instruction, list(known))}")
+    _find_data(instruction)
+    checker = known[instruction](instruction)
+    wanted = checker.get_instruction_args_keys()
+    for key in arguments:
+        if key not in wanted:
+            raise ValueError(f"{instruction} takes no '{key}': {neighbour(key, wanted)}")
+    if missing := [key for key in wanted if key not in arguments]:
+        raise ValueError(f"{instruction} lacks {', '.join(missing)}")
+    state = random.getstate()
+    try:
+        checker.build_description(**arguments)
+        # What it can't use a checker replaces by a draw, and would then judge by that.
+        if random.getstate() != state:
+            raise ValueError("it would choose another value at random")
+        for key, value in (checker.get_instruction_args() or {}).items():
+            if type(value) is not type(arguments[key]):
+                raise ValueError(f"{key} must be a {type(value).__name__}")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{instruction} can't be judged with {arguments}: {error}") from error
+    finally:
+        random.setstate(state)
+    return checker
+
+
+def _find_data(instruction: str) -> None:
+    for path in _NEEDS_NLTK_DATA.get(instruction, []):
+        try:
+            nltk.data.find(path)
+        except LookupError:
+            name = path.rpartition("/")[2]
+            raise ValueError(
+                f"{instruction} needs NLTK's data '{name}': python -m nltk.downloader {name} (NLTK_DATA says where to)"
+            ) from None
+
+
+class _Library(NamedTuple):
+    """What is used of if-verifiable; `checkers` are their classes by id."""
+
+    checkers: dict[str, Any]
+    without_thinking: Callable[[str], str]
+    loose_variants: Callable[[str], list[str]]
+
+
+@cache
+def _library() -> _Library:
+    # Its modules are imported beside its __init__, which would import `datasets`: of the 2 GiB that a judging process
+    # may address, pyarrow.dataset reserves more than 1. And IFBench's module would download NLTK's data.
+    name = "if_verifiable"
+    spec = find_spec(name)
+    assert spec is not None
+    with patch.object(nltk, "download"):
+        sys.modules[name] = module_from_spec(spec)
+        try:
+            from if_verifiable.common import get_loose_transformations, strip_thinking
+            from if_verifiable.ifbench.instructions_registry import INSTRUCTION_DICT as IFBENCH
+            from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT as IFEVAL
+        finally:
+            del sys.modules[name]
+    return _Library(IFEVAL | IFBENCH, strip_thinking, get_loose_transformations)

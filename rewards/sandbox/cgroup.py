@@ -1,0 +1,128 @@
+"""The memory of a box: kept within bounds by a control group where this process may make one, else by looking.
+
+Version 2 needs a parent that hands both controllers on, as systemd's services and sessions have; version 1 needs root.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+_PREFIX = "alignyard-"
+_CONTROLLERS = ("memory", "pids")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_numbers = count()
+
+
+class Cgroup:
+    """A control group for one box.
+
+    parents: the folder of each controller to make it in (see `parents`). Raises OSError where the kernel refuses.
+    """
+
+    def __init__(self, parents: dict[str, Path], *, memory_bytes: int, processes: int) -> None:
+        name = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
+        memory, pids = (parents[controller] / name for controller in _CONTROLLERS)
+        self._folders = {memory, pids}
+        for folder in self._folders:
+            folder.mkdir()
+        if (memory / "memory.max").exists():
+            limit, swap, events = "memory.max", "memory.swap.max", "memory.events"
+        else:
+            limit, swap, events = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.oom_control"
+        (memory / limit).write_text(str(memory_bytes))
+        if (memory / swap).exists():
+            (memory / swap).write_text("0" if limit == "memory.max" else str(memory_bytes))
+        (pids / "pids.max").write_text(str(processes))
+        self._events = memory / events
+
+    def add(self, pid: int) -> None:
+        """Moves a process, and what it will start, into the group."""
+        for folder in self._folders:
+            (folder / "cgroup.procs").write_text(str(pid))
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether the kernel killed in here for want of memory."""
+        counts = dict(line.split() for line in self._events.read_text().splitlines())
+        return int(counts["oom_kill"]) > 0
+
+    def remove(self) -> None:
+        """Removes the group, in which nothing runs any more."""
+        for folder in self._folders:
+            folder.rmdir()
+
+
+def parents() -> dict[str, Path] | None:
+    """Where this process may make groups that limit memory and processes, by controller; None where it may not.
+
+    Clears away groups that processes left behind which were killed.
+    """
+    found = _parents(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mounts").read_text())
+    if {*found} != {*_CONTROLLERS} or not all(os.access(folder, os.W_OK) for folder in found.values()):
+        return None
+    for folder in {*found.values()}:
+        for group in folder.glob(f"{_PREFIX}*"):
+            if not Path("/proc", group.name.split("-")[1]).exists():
+                with suppress(OSError):  # a neighbour was quicker
+                    group.rmdir()
+    return found
+
+
+def _parents(memberships: str, mounts: str) -> dict[str, Path]:
+    """What /proc/self/cgroup and /proc/self/mounts say: per controller the folder in which to make a group.
+
+    In version 2 a group that holds processes can't hand controllers on, so ours become siblings of our process's.
+    """
+    found: dict[str, Path] = {}
+    hierarchies = [line.split(":", 2)[1:] for line in memberships.splitlines()]
+    for _, point, kind, options, *_ in (line.split() for line in mounts.splitlines()):
+        for controllers, place in hierarchies:
+            here = Path(point, place.lstrip("/"))
+            if kind == "cgroup2" and not controllers and place != "/":
+                handed_on = here.parent / "cgroup.subtree_control"
+                if handed_on.exists() and {*_CONTROLLERS} <= {*handed_on.read_text().split()}:
+                    found = dict.fromkeys(_CONTROLLERS, here.parent)
+            elif kind == "cgroup" and controllers in _CONTROLLERS and controllers in options.split(","):
+                found[controllers] = here
+    return found
+
+
+def exceeds(pid: int, memory_bytes: int) -> bool:
+    """Whether a process and all below it hold more than `memory_bytes`, shared memory counted once.
+
+    The quick sum counts shared pages in every process that has them; the exact one is taken only where that may matter.
+    """
+    family = list(_family(pid))
+    return _total(family, _resident) > memory_bytes and _total(family, _proportional) > memory_bytes
+
+
+def _family(pid: int) -> Iterator[int]:
+    with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
+        yield pid
+        for child in children:
+            yield from _family(child)
+
+
+def _children(task: Path) -> list[int]:
+    return [int(child) for child in (task / "children").read_text().split()]
+
+
+def _total(family: list[int], measure: Callable[[Path], int]) -> int:
+    total = 0
+    for pid in family:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            total += measure(Path(f"/proc/{pid}"))
+    return total
+
+
+def _resident(process: Path) -> int:
+    return int((process / "statm").read_text().split()[1]) * _PAGE_BYTES
+
+
+def _proportional(process: Path) -> int:
+    """Resident memory, each page divided by the number of processes that have it."""
+    lines = (process / "smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))

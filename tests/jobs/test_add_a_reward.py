@@ -1,0 +1,75 @@
+"""docs/add_a_reward.md, done: every file written, every command run, in order; then the recipe's rewards made."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.load import load
+from configs.stages import GRPOConfig, Recipe
+from rewards.guard import inspect, unjudgeable
+from rewards.offline import read_rows
+from rewards.plugins import LIBRARIES
+
+PAGE = (Path(__file__).parents[2] / "docs" / "add_a_reward.md").read_text()
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The folder in which the page was followed, and what its commands printed."""
+    folder = tmp_path_factory.mktemp("page")
+    programs = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "COLUMNS": "120"}
+    printed: dict[str, str] = {}
+    for language, file, text in BLOCK.findall(PAGE):
+        if file:
+            (folder / file).write_text(text)
+            continue
+        assert language == "sh"
+        for command in text.splitlines():
+            ran = subprocess.run(
+                shlex.split(command),
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+            printed[command] = ran.stdout
+    return folder, printed
+
+
+def test_the_page_was_followed(done: tuple[Path, dict[str, str]]) -> None:
+    folder, printed = done
+    verbs = {tuple(shlex.split(command)[:3]) for command in printed if command.startswith("alignyard reward")}
+    assert verbs == {("alignyard", "reward", verb) for verb in ("new", "check", "score")}
+    checked = printed["alignyard reward check units.py:units --data answers.jsonl"]
+    assert "gold answers" in checked and "4 of 4" in checked and "BROKEN" not in checked
+    rows = [json.loads(line) for line in (folder / "judged.jsonl").read_text().splitlines()]
+    assert [(row["score"], row["outcome"]) for row in rows] == [
+        (1.0, ""),
+        (0.5, "wrong unit"),
+        (0.0, "wrong number"),
+        (0.0, "no quantity"),
+    ]
+
+
+def test_the_recipe_runs_with_these_rewards(done: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done[0])
+    stage = load("lengths.yaml", [], Recipe).config.stages["grpo"]
+    assert isinstance(stage, GRPOConfig)
+    tasks = [row.task for row in read_rows(Path("answers.jsonl"))]
+    assert inspect(stage.rewards, stage.reward_pool) == dict.fromkeys(("units", "length", "repetition"), "rule")
+    assert unjudgeable(stage.rewards, stage.reward_pool, tasks) == [None] * len(tasks)
+
+
+def test_every_library_is_on_the_page() -> None:
+    assert all(f"`{library}:`" in PAGE for library in LIBRARIES)

@@ -1,0 +1,23 @@
+"""Programs for the sandbox's tests to run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rewards.sandbox.box import Sandbox
+from rewards.sandbox.process import Limits, Ran
+from rewards.sandbox.toolchains import find
+
+LIMITS = Limits(seconds=10, memory_mb=128, output_kb=64, disk_mb=8, processes=32)
+"""Long enough for a busy machine where time isn't what a test is about."""
+SHORT = replace(LIMITS, seconds=0.3)
+
+
+def bash(sandbox: Sandbox, folder: Path, source: str, limits: Limits = LIMITS, stdin: bytes = b"") -> Ran:
+    return sandbox.run(["/bin/bash", "-c", source], folder=folder, limits=limits, stdin=stdin)
+
+
+def python(sandbox: Sandbox, folder: Path, source: str, limits: Limits = LIMITS) -> Ran:
+    toolchain = find("python")
+    program = toolchain.plan(source, limits.memory_mb)
+    (folder / program.file).write_text(source)
+    return sandbox.run(program.run, folder=folder, limits=limits, runtime=toolchain.running)

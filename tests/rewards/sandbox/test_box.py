@@ -1,0 +1,289 @@
+"""The limits of a box: whatever a program does, it ends, is told apart by how, and leaves nothing behind."""
+
+import os
+import pickle
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards.sandbox import box
+from rewards.sandbox.box import Sandbox
+from rewards.sandbox.bubblewrap import Runtime
+from rewards.sandbox.process import Ended, finish
+from rewards.sandbox.toolchains import find
+from tests.rewards.sandbox.programs import LIMITS, SHORT, bash, python
+
+PROMPT_SECONDS = 20
+"""Long enough to tell "at once" from "never" on a busy machine."""
+
+
+@pytest.fixture(scope="module", params=["group", "looks"])
+def sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    """With memory minded by a control group, and by looking."""
+    made = Sandbox()
+    if request.param == "looks":
+        made._cgroups = None
+    elif made._cgroups is None:
+        pytest.skip("no control group can be made here")
+    return made
+
+
+@pytest.fixture(scope="module")
+def unsafe() -> Sandbox:
+    return Sandbox("unsafe")
+
+
+def commands() -> list[str]:
+    """The command line of every process on this machine."""
+    lines: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            lines.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return lines
+
+
+def children() -> list[str]:
+    return [child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+def as_nobody(work: Callable[[Path], Any]) -> Any:
+    """What `work` returns when an unprivileged user calls it in a folder of theirs."""
+    if os.geteuid() != 0:
+        with tempfile.TemporaryDirectory() as folder:
+            return work(Path(folder))
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answer: Any = None
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            with tempfile.TemporaryDirectory() as folder:
+                answer = work(Path(folder))
+        except Exception as error:  # noqa: BLE001  whatever it is, the parent says it
+            answer = repr(error)
+        finally:
+            os.write(writing, pickle.dumps(answer))
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading, "rb") as answers:
+        return pickle.loads(answers.read())
+
+
+def test_a_program_reads_writes_and_exits(sandbox: Sandbox, tmp_path: Path) -> None:
+    ran = bash(sandbox, tmp_path, "pwd; cat; echo oops >&2; exit 3", stdin=b"hello\n")
+    assert (ran.ended, ran.exit_code, ran.signal) == (Ended.EXITED, 3, None)
+    assert (ran.stdout, ran.stderr) == (b"/box\nhello\n", b"oops\n")
+
+
+def test_its_streams_can_be_opened_by_name(sandbox: Sandbox, tmp_path: Path) -> None:
+    ran = bash(sandbox, tmp_path, "cat /dev/stdin > /dev/stdout; echo oops > /dev/stderr", stdin=b"hello")
+    assert (ran.stdout, ran.stderr) == (b"hello", b"oops\n")
+
+
+def test_a_large_input_and_output_pass(sandbox: Sandbox, tmp_path: Path) -> None:
+    sent = os.urandom(3_000_000)
+    assert bash(sandbox, tmp_path, "cat", replace(LIMITS, output_kb=4096), sent).stdout == sent
+
+
+def test_a_crash(sandbox: Sandbox, tmp_path: Path) -> None:
+    ran = bash(sandbox, tmp_path, "kill -SEGV $$")
+    assert (ran.ended, ran.exit_code, ran.signal) == (Ended.CRASH, None, signal.SIGSEGV)
+
+
+@pytest.mark.parametrize("source", ["while :; do :; done", "sleep 600", "trap '' TERM INT XCPU; sleep 600"])
+def test_time_runs_out(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
+    ran = bash(sandbox, tmp_path, source, SHORT)
+    assert ran.ended is Ended.TIME and ran.seconds < PROMPT_SECONDS
+
+
+@pytest.mark.parametrize("source", ["yes", "yes >&2", "yes & yes >&2"])
+def test_output_is_cut_and_ends_the_program(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
+    ran = bash(sandbox, tmp_path, source)
+    assert ran.ended is Ended.OUTPUT and ran.seconds < PROMPT_SECONDS
+    assert len(ran.stdout) + len(ran.stderr) == 1024 * LIMITS.output_kb
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "held = []\nwhile True: held.append(bytearray(1 << 20))",
+        "bytearray(1 << 40)",
+        # shared memory counts in no process's private memory
+        "import mmap\nheld = mmap.mmap(-1, 1 << 30)\nfor at in range(0, 1 << 30, 4096): held[at] = 1",
+        # each process stays far below the limit
+        "import os, time\nfor _ in range(12): os.fork() or (bytearray(os.urandom(24 << 20)), time.sleep(600))\n"
+        "time.sleep(600)",
+    ],
+    ids=["bit by bit", "at once", "shared", "many processes"],
+)
+def test_memory_runs_out(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
+    ran = python(sandbox, tmp_path, source)
+    assert ran.ended is Ended.MEMORY
+
+
+def test_what_processes_share_counts_once(sandbox: Sandbox, tmp_path: Path) -> None:
+    source = """
+import os, time
+held = bytearray(os.urandom(50 << 20))
+children = [os.fork() or (time.sleep(0.5), os._exit(0)) for _ in range(8)]
+for child in children: os.waitpid(child, 0)
+print("done")
+"""
+    assert python(sandbox, tmp_path, source).stdout == b"done\n"
+
+
+def test_a_disk_fills(sandbox: Sandbox, tmp_path: Path) -> None:
+    source = """
+import errno, os
+def fill(name):
+    with open(name, "wb", 0) as file:
+        try:
+            while True: file.write(bytes(1 << 16))
+        except OSError as error:
+            return error.errno
+print(fill("/tmp/0") == errno.EFBIG, [fill(f"/tmp/{n}") == errno.ENOSPC for n in (1, 2)])
+print(sum(os.path.getsize(f"/tmp/{n}") for n in range(3)) >> 20)
+"""
+    half = replace(LIMITS, disk_mb=8)
+    ran = python(sandbox, tmp_path, source, half)
+    assert ran.stdout in (b"True [True, True]\n8\n", b"False [True, True]\n8\n"), ran.stderr
+
+
+def test_a_fork_bomb_fizzles(sandbox: Sandbox, tmp_path: Path) -> None:
+    ran = bash(sandbox, tmp_path, "bomb() { bomb | bomb & }; bomb; sleep 600", SHORT)
+    assert ran.ended in (Ended.TIME, Ended.OUTPUT) and ran.seconds < PROMPT_SECONDS
+    assert not children()
+
+
+def test_processes_and_threads_are_counted(sandbox: Sandbox, tmp_path: Path) -> None:
+    source = """
+import os, threading, time
+started = 0
+try:
+    while started < 1000:
+        if started % 2: threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        elif os.fork() == 0: time.sleep(600)
+        started += 1
+except (OSError, RuntimeError): pass
+print(started, flush=True)
+os._exit(0)
+"""
+    started = int(python(sandbox, tmp_path, source, replace(LIMITS, memory_mb=1024)).stdout)
+    assert LIMITS.processes // 2 < started < LIMITS.processes
+
+
+def test_boxes_side_by_side_count_on_their_own(sandbox: Sandbox, tmp_path: Path) -> None:
+    source = f"for n in $(seq {LIMITS.processes - 8}); do sleep 1 & done; wait; echo done"
+    folders = [tmp_path / str(n) for n in range(4)]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(len(folders)) as threads:
+        ran = list(threads.map(lambda folder: bash(sandbox, folder, source), folders))
+    assert [(one.stdout, one.stderr) for one in ran] == [(b"done\n", b"")] * len(folders)
+
+
+def test_a_daemon_does_not_survive(sandbox: Sandbox, tmp_path: Path) -> None:
+    mark = f"61{os.getpid()}"
+    source = (
+        f"(setsid sleep {mark} </dev/null >/dev/null 2>&1 &); until pgrep -f 'sleep {mark}' -c; do :; done; echo on"
+    )
+    ran = bash(sandbox, tmp_path, source)
+    assert ran.ended is Ended.EXITED and ran.stdout.endswith(b"on\n")
+    assert not any(f"sleep {mark}" in command for command in commands())
+
+
+def test_nothing_is_left_behind(sandbox: Sandbox, tmp_path: Path) -> None:
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    for source in ("exit 0", "kill -9 $$", "yes", "(sleep 600 &)"):
+        bash(sandbox, tmp_path, source, SHORT)
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert not children()
+    groups = (sandbox._cgroups or {}).values()
+    assert not [left for parent in groups for left in parent.glob(f"alignyard-{os.getpid()}-*")]
+
+
+def test_two_boxes_talk_and_end_together(sandbox: Sandbox, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        echo = "import socket, sys\nwith socket.socket(fileno=int(sys.argv[1])) as line:\n    "
+        toolchain = find("python")
+        talk = {"asks": "line.send(b'ping'); print(line.recv(9))", "answers": "line.send(line.recv(9) + b'!')"}
+        talk["answers"] += "; import time; time.sleep(600)"
+        boxes = [
+            sandbox.start(
+                [*toolchain.plan("", 0).run[:-1], "-c", echo + talk[who], str(end.fileno())],
+                folder=tmp_path,
+                limits=LIMITS,
+                runtime=toolchain.running,
+                pass_fds=[end.fileno()],
+            )
+            for who, end in (("asks", ours), ("answers", theirs))
+        ]
+        asked, answered = finish(*boxes)
+    assert (asked.ended, asked.stdout) == (Ended.EXITED, b"b'ping!'\n")
+    assert answered.ended is Ended.STOPPED
+    assert not children()
+
+
+def test_an_unprivileged_judge_has_boxes_too(tmp_path: Path) -> None:
+    def judge(folder: Path) -> list[Any]:
+        sandbox = Sandbox()
+        bomb = bash(sandbox, folder, "bomb() { bomb | bomb & }; bomb; sleep 600", SHORT)
+        eater = bash(sandbox, folder, "text=x; while :; do text=$text$text; done")
+        who = bash(sandbox, folder, "id -u; cat /etc/shadow || echo held; tr '\\0' '\\n' < /proc/1/environ")
+        return [bomb.ended in (Ended.TIME, Ended.OUTPUT), eater.ended, who.stdout.decode().split(), children()]
+
+    fizzled, eater, said, left = as_nobody(judge)
+    assert (fizzled, eater, left) == (True, Ended.MEMORY, [])
+    assert said[:2] == ["1000", "held"] and {word.split("=")[0] for word in said[2:]} <= {
+        "PATH",
+        "HOME",
+        "TMPDIR",
+        "LANG",
+    }
+
+
+def test_a_box_that_breaks_is_no_way_for_a_program_to_end(sandbox: Sandbox, tmp_path: Path) -> None:
+    missing = Runtime(paths=(tmp_path / "missing",))
+    with pytest.raises(RuntimeError, match=r"the box broke: bwrap: .*missing"):
+        sandbox.run(["/bin/true"], folder=tmp_path, limits=LIMITS, runtime=missing)
+    assert not children()
+    ran = bash(sandbox, tmp_path, "echo 'bwrap: setting up failed' >&2; exit 1")
+    assert (ran.ended, ran.exit_code) == (Ended.EXITED, 1)
+
+
+def test_the_bundled_bubblewrap_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bash(Sandbox(), tmp_path, "exit 5").exit_code == 5
+
+
+def test_where_no_box_can_be_made_the_remedies_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(box, "bwrap_path", lambda: broken)
+    with pytest.raises(ValueError, match=r"No permissions to create a new namespace.*user namespaces.*sandbox: unsafe"):
+        Sandbox()
+
+
+def test_unsafe_limits_without_a_box(unsafe: Sandbox, tmp_path: Path) -> None:
+    assert bash(unsafe, tmp_path, "pwd").stdout.decode().strip() == str(tmp_path)
+    assert bash(unsafe, tmp_path, "cat; exit 3", stdin=b"x").exit_code == 3
+    assert bash(unsafe, tmp_path, "kill -SEGV $$").signal == signal.SIGSEGV
+    assert bash(unsafe, tmp_path, "while :; do :; done", SHORT).ended is Ended.TIME
+    assert bash(unsafe, tmp_path, "sleep 600 & sleep 600", SHORT).ended is Ended.TIME
+    assert bash(unsafe, tmp_path, "yes").ended is Ended.OUTPUT
+    assert python(unsafe, tmp_path, "held = bytearray(1 << 30)").ended is Ended.MEMORY

@@ -1,0 +1,157 @@
+"""Every language of this machine compiles and runs in a box; a missing one is told with what to install."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rewards.sandbox import toolchains
+from rewards.sandbox.box import Sandbox
+from rewards.sandbox.process import Ended, Limits, Ran
+from rewards.sandbox.toolchains import COMPILE, LANGUAGES, find, found
+
+LIMITS = Limits(seconds=10)
+HELLO = {
+    "python": "print('hello', int(input()) + 1)",
+    "c": '#include <stdio.h>\nint main(void) { int n; scanf("%d", &n); printf("hello %d\\n", n + 1); }',
+    "cpp": '#include <iostream>\nint main() { int n; std::cin >> n; std::cout << "hello " << n + 1 << "\\n"; }',
+    "rust": "use std::io;\nfn main() { let mut s = String::new(); io::stdin().read_line(&mut s).unwrap();"
+    ' println!("hello {}", s.trim().parse::<i32>().unwrap() + 1); }',
+    "go": 'package main\nimport "fmt"\nfunc main() { var n int; fmt.Scan(&n); fmt.Println("hello", n+1) }',
+    "java": "import java.util.Scanner;\npublic class Main { public static void main(String[] args) {"
+    ' System.out.println("hello " + (new Scanner(System.in).nextInt() + 1)); } }',
+    "javascript": "console.log('hello', +require('fs').readFileSync('/dev/stdin', 'utf8') + 1)",
+    "typescript": "import * as fs from 'fs';\nenum Step { One = 1 }\n"
+    "const n: number = +fs.readFileSync(0, 'utf8');\nconsole.log('hello', n + Step.One);",
+    "bash": "read -r n; echo hello $((n + 1))",
+}
+EATS_MEMORY = {
+    "python": "held = []\nwhile True: held.append(bytearray(1 << 20))",
+    "c": "#include <stdlib.h>\n#include <string.h>\nint main(void) { for (;;) memset(malloc(1 << 20), 1, 1 << 20); }",
+    "cpp": "#include <vector>\nint main() { std::vector<int> held; for (;;) held.push_back(1); }",
+    "rust": "fn main() { let mut held: Vec<u64> = vec![]; loop { held.push(held.len() as u64) } }",
+    "go": "package main\nfunc main() { held := []int{}; for { held = append(held, 1) } }",
+    "java": "public class Main { public static void main(String[] args) {"
+    " var held = new java.util.ArrayList<byte[]>(); while (true) held.add(new byte[1 << 20]); } }",
+    "javascript": "const held = []; for (;;) held.push(new Array(1 << 16).fill(1.5));",
+    "typescript": "const held: number[][] = []; for (;;) held.push(new Array(1 << 16).fill(1.5));",
+    "bash": "held=x; while :; do held=$held$held; done",
+}
+BROKEN = {"bash": "if true; then", "python": "print('"}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    return Sandbox()
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    yield
+    find.cache_clear()
+
+
+def has(language: str) -> None:
+    """Skips where a toolchain is missing, which is what a machine may lack and not what a test may find broken."""
+    if LANGUAGES[language].look() is None:
+        pytest.skip(f"no toolchain for {language} here")
+
+
+def run(sandbox: Sandbox, folder: Path, language: str, source: str, stdin: bytes = b"41\n") -> tuple[Ran, Ran | None]:
+    """How `source` compiles and, if it does, runs."""
+    toolchain = find(language)
+    program = toolchain.plan(source, LIMITS.memory_mb)
+    (folder / program.file).write_text(source)
+    made = sandbox.run(program.compile, folder=folder, limits=COMPILE, runtime=toolchain.compiling, writable=True)
+    if made.exit_code != 0:
+        return made, None
+    return made, sandbox.run(program.run, folder=folder, limits=LIMITS, runtime=toolchain.running, stdin=stdin)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_hello(sandbox: Sandbox, tmp_path: Path, language: str) -> None:
+    has(language)
+    made, ran = run(sandbox, tmp_path, language, HELLO[language])
+    assert ran, made
+    assert (ran.ended, ran.exit_code, ran.stdout) == (Ended.EXITED, 0, b"hello 42\n"), ran
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_is_no_program_does_not_compile(sandbox: Sandbox, tmp_path: Path, language: str) -> None:
+    has(language)
+    made, ran = run(sandbox, tmp_path, language, BROKEN.get(language, "int main( {"))
+    assert ran is None
+    assert made.ended is Ended.EXITED and made.stderr
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_memory_runs_out(sandbox: Sandbox, tmp_path: Path, language: str) -> None:
+    has(language)
+    _, ran = run(sandbox, tmp_path, language, EATS_MEMORY[language])
+    assert ran and ran.ended is Ended.MEMORY, ran
+
+
+def test_a_compiler_is_held_to_its_limits(sandbox: Sandbox, tmp_path: Path) -> None:
+    has("c")
+    source = "int held[1 << 28] = {1};\nint main(void) { return 0; }"  # a file of 1 GiB
+    made, _ = run(sandbox, tmp_path, "c", source)
+    assert made.exit_code != 0
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= COMPILE.disk_mb << 20
+
+
+def test_a_compiler_reads_nothing_of_the_host(sandbox: Sandbox, tmp_path: Path) -> None:
+    has("c")
+    made, _ = run(sandbox, tmp_path, "c", '#include "/etc/passwd"\nint main(void) {}')
+    assert made.exit_code == 1 and b"No such file" in made.stderr
+
+
+def test_python_has_the_standard_library_only(sandbox: Sandbox, tmp_path: Path) -> None:
+    source = "import decimal, sqlite3, sys\nexit_code = 7\ntry: import pip\nexcept ImportError: exit(exit_code)"
+    _, ran = run(sandbox, tmp_path, "python", source)
+    assert ran and ran.exit_code == 7
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "starts"),
+    [
+        ("public class Main {}", "Main.java", "Main"),
+        ("import x.Y;\nclass A {}\npublic final class Deep {\n  static class Node {}\n", "Deep.java", "Deep"),
+        ("class A {}\nclass B { public static void main(String[] a) {} }\nclass C {}", "B.java", "B"),
+        ("package a.b;\npublic class Main {}", "Main.java", "a.b.Main"),
+        ("no class at all", "Main.java", "Main"),
+    ],
+)
+def test_java_names(source: str, file: str, starts: str) -> None:
+    assert toolchains._java_names(source) == (file, starts)
+
+
+def test_java_starts_the_class_with_main(sandbox: Sandbox, tmp_path: Path) -> None:
+    has("java")
+    source = (
+        "package a;\nclass Node {}\nclass Other { public static void main(String[] args) { System.out.print(6); } }"
+    )
+    _, ran = run(sandbox, tmp_path, "java", source)
+    assert ran and ran.stdout == b"6", ran
+
+
+@pytest.mark.parametrize(
+    "source", ["import fs from 'fs';\nconsole.log(typeof fs)", "console.log(typeof require('fs'))"]
+)
+def test_javascript_in_both_forms(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
+    has("javascript")
+    _, ran = run(sandbox, tmp_path, "javascript", source)
+    assert ran and ran.stdout == b"object\n", ran
+
+
+@pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "python"])
+def test_a_missing_toolchain_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, language: str) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    find.cache_clear()
+    assert [toolchain.language for toolchain in found()] == ["python"]
+    with pytest.raises(ValueError, match=f"'{language}'; install {LANGUAGES[language].package}".replace("+", r"\+")):
+        find(language)
+
+
+def test_an_unknown_language_is_told() -> None:
+    with pytest.raises(ValueError, match=r"'c\+\+' is not offered: did you mean"):
+        find("c++")
