@@ -15,6 +15,7 @@ from rewards.sandbox.process import Ended, Limits
 from rewards.sandbox.toolchains import find
 from rewards.types import Task
 
+RUNS = 50
 SAMPLES, CASES, THREADS = 64, 10, 2
 LANGUAGE = "cpp"
 SECONDS, MEMORY_MB = 5.0, 256
@@ -32,10 +33,11 @@ int main() {{
 """
 
 
-def sandbox(runs: int) -> dict[str, float]:
-    """Milliseconds that a box adds to one run of a small program, the median of `runs`; and how much longer the code
-    reward takes for 64 samples in C++ with ten cases each than their bare commands do, on two threads either way."""
-    figures = _one_run(runs)
+def sandbox(repeats: int) -> dict[str, float]:
+    """Milliseconds that a box adds to one run of a small program, the median of RUNS x `repeats`; and how much longer
+    the code reward takes for 64 samples in C++ with ten cases each than their bare commands do, on two threads either
+    way."""
+    figures = _one_run(RUNS * repeats)
     bare, judged = _samples()
     figures |= {"bare_samples_seconds": bare, "judged_samples_seconds": judged, "judged_over_bare": judged / bare}
     return figures

@@ -3,7 +3,7 @@
 math-verify reads. Lists, sets, tuples, intervals and matrices are compared element by element, constants by their
 value, equations and inequalities by whether one side less the other is the same up to a factor. math-verify judges the
 rest and must agree in both directions: by itself it isn't symmetric, it takes an equation without a solution for any
-other such, and it solves some for minutes.
+other such, and may spend seconds on solving them.
 """
 
 import logging
@@ -24,7 +24,7 @@ from sympy.core.relational import Relational
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 MAX_CHARS = 500
-"""Longest text that is parsed; parsing takes about 1 ms for every character of a new kind."""
+"""Longest text that is parsed; parsing takes up to 1 ms for each."""
 MAX_NESTING = 6
 """Deepest nesting of brackets that is parsed; each level takes some 50 ms the first time."""
 MAX_NODES = 400
@@ -212,7 +212,7 @@ def _same_relations(x: Any, y: Any) -> bool:
     ratios = _ratios(*(side.args[0] - side.args[1] for side in sides))
     if ratios is None:
         return _verified(x, y)
-    # Not by their solutions: where neither relation has one, these agree; and solving may take minutes.
+    # Not by their solutions: where neither relation has one, these agree; and solving may take long.
     is_same = all(abs(ratio - ratios[0]) <= 1e-20 * abs(ratio) and ratio != 0 for ratio in ratios)
     is_turned = not isinstance(x, sympy.Eq | sympy.Ne) and not ratios[0] > 0
     return type(sides[0]) is type(sides[1]) and is_same and not is_turned

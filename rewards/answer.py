@@ -31,7 +31,7 @@ _UNSIGNED = r"(?:\d+,\d{1,2}(?![\d,.])|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)
 _QUANTITY = re.compile(
     rf"(?:(?<![A-Za-z\d_)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?"
 )
-_BRACES = re.compile(r"\\+(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _ANSWER_IS = re.compile(
     r"\banswer(?:\s+is\b|\s*:)\s*:?|^a:(?=.*\s*\Z)|答案\s*(?:应该|应当|应)?(?:是|为|[:\uff1a])\s*[:\uff1a]?"

@@ -58,6 +58,8 @@ def equal(left: str, right: str) -> bool:
         return _equal_numbers(a.numbers, b.numbers)
     if _is_decimal_comma(a, b) or _is_decimal_comma(b, a):
         return True
+    if (a.value and b.numbers) or (b.value and a.numbers):
+        return False
     if (a.literal and b.is_unfinished) or (b.literal and a.is_unfinished):
         return False
     if {a.compact[:2], b.compact[:1]} == {r"\{", "("} or {b.compact[:2], a.compact[:1]} == {r"\{", "("}:

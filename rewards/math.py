@@ -30,7 +30,8 @@ class MathReward(Settings):
         is_text = isinstance(task.truth, str | int | float) and not isinstance(task.truth, bool)
         gold, unreadable = _read_gold(str(task.truth)) if is_text else ("", "it is no text or number")
         answer = final_answer(completion)
-        if unreadable and (answer is None or canonical(answer) != canonical(gold)):
+        repeats = answer is not None and canonical(answer) == canonical(gold) != ""
+        if unreadable and not repeats:
             return Verdict(None, Status.ABSTAIN, f"cannot read the gold answer {str(task.truth)[-80:]!r}: {unreadable}")
         if answer is None:
             return Verdict(0.0, outcome="no answer", detail="no final answer")

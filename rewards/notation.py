@@ -182,7 +182,7 @@ def numbers(text: str) -> Numbers | None:
     inside = text.replace(r"\{", "{").replace(r"\}", "}")
     is_bracketed = inside[:1] in ("(", "[", "{") and inside[-1:] in (")", "]", "}")
     brackets, inside = (inside[0] + inside[-1], inside[1:-1]) if is_bracketed else ("", inside)
-    if len(inside) > MAX_DIGITS or "," not in inside:
+    if "," not in inside:
         return None
     items = [literal(item.strip()) for item in re.split(r",|\s(?:and|or)\s", inside)]
     # Braces without backslashes only group in LaTeX.
