@@ -15,7 +15,9 @@ class Settings(BaseModel):
     is an error that names its nearest neighbour). The string below a field is its documentation.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="wrap")
     @classmethod

@@ -103,11 +103,11 @@ class PromptData(Settings):
     """Where the rows come from."""
     prompt: str = "prompt"
     """Column with the prompt: text, or a list of {role, content}."""
-    truth: str = "truth"
-    """Column with what the reward compares against."""
+    truth: str | None = "truth"
+    """Column with what the reward compares against. None for rewards that look at the completion alone."""
     reward: str | None = None
-    """Label of the reward that judges these rows, or `column:NAME`, a column that holds it. None lets every configured
-    reward judge them."""
+    """Labels of the rewards that judge these rows, separated by blanks, or `column:NAME`, a column that holds them.
+    None lets every configured reward judge them."""
     system: str | None = None
     """System message put before every prompt. None adds none."""
     max_prompt_length: int = Field(default=512, ge=1)

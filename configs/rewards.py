@@ -33,7 +33,7 @@ class RewardSpec(Settings):
 class RewardPoolConfig(Settings):
     """The Ray actors that judge, and when to stop trusting them."""
 
-    workers: dict[PoolName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    workers: dict[PoolName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict[PoolName, int])
     """Judging processes of each pool, `rule`, `sandbox` and `model`; a pool that is not named has one."""
     timeout_seconds: float = Field(default=5.0, gt=0)
     """Longest one verdict may take; the process is killed past it and the verdict is `timeout`. A reward that runs

@@ -186,9 +186,14 @@ class GRPOConfig(Settings):
             raise ValueError(f"rewards: every name may appear once (a plug-in's: what follows the colon), got {labels}")
         if not any(spec.weight for spec in self.rewards):
             raise ValueError("rewards: every weight is 0, so nothing would be learned; give one a weight")
-        only = self.prompts.reward
-        if only is not None and not only.startswith(COLUMN) and only not in labels:
-            raise ValueError(f"prompts.reward='{only}' is not among rewards: {labels}")
+        named = (self.prompts.reward or "").split()
+        if named and not named[0].startswith(COLUMN):
+            for label in named:
+                if label not in labels:
+                    raise ValueError(f"prompts.reward='{label}' is not among rewards: {labels}")
+            idle = [label for label in labels if label not in named]
+            if idle:
+                raise ValueError(f"rewards: '{idle[0]}' has no effect, since prompts.reward names others; remove it")
         if len(labels) == 1 and (self.rewards[0].gate is not None or self.mixing != "none"):
             raise ValueError("rewards.0.gate and mixing have no effect on a single reward; remove them")
         if self.mixing == "group" and not self.objective.normalize_std:

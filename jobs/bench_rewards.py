@@ -103,7 +103,7 @@ def rewards(repeats: int) -> dict[str, float]:
 def math_groups(count: int, *, seed: int, hostile: bool = False) -> list[MathGroup]:
     """`count` groups, of every kind of answer in turn; about half of the completions are right.
 
-    With `hostile`, one completion in a hundred, otherwise the same, answers with one of HOSTILE.
+    With `hostile`, one completion in a hundred answers with one of HOSTILE.
     """
     rng = random.Random(seed)
     made: list[MathGroup] = []

@@ -106,13 +106,17 @@ def compiler() -> Iterator[Finding]:
 def sandbox() -> Iterator[Finding]:
     """Whether judged programs can be kept in a sandbox, and in which languages they can be."""
     try:
-        Sandbox()
-        yield Finding("sandbox", "bubblewrap works")
+        minded = "control group" if Sandbox().has_groups else "looking every 20 ms"
+        yield Finding("sandbox", f"bubblewrap works, memory by {minded}")
     except ValueError as error:
         yield Finding("sandbox", "does not work", f"judging programs: {error}", missing=True)
     for name, language in LANGUAGES.items():
-        toolchain = language.look()
         purpose = f"judging programs in it (Debian: {language.package})"
+        try:
+            toolchain = language.look()
+        except ValueError as error:
+            yield Finding(f"language {name}", "does not work", f"{purpose}: {error}", missing=True)
+            continue
         found = str(toolchain.executable) if toolchain else "not found"
         yield Finding(f"language {name}", found, purpose, missing=toolchain is None)
 

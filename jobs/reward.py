@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -169,7 +170,7 @@ def _check(args: argparse.Namespace) -> int:
 
     spec, total = _spec(args), count_rows(args.data)
     with ERR.status(f"trying {spec.label}"):
-        clauses, judged = check_contract(spec, list(read_rows(args.data)), timeout_seconds=args.timeout)
+        clauses, judged = check_contract(spec, list(islice(read_rows(args.data), ROWS)), timeout_seconds=args.timeout)
     OUT.print(_verdict_table(judged))
     if total > ROWS:
         OUT.print(f"the first {ROWS} of {total} rows; `alignyard reward score` judges them all", style="dim")

@@ -18,7 +18,7 @@ from pipeline.fleet import Fleet
 from pipeline.objectives.advantage import batch_advantage, group_advantage, has_spread
 from pipeline.objectives.aggregate import batch_denominator, token_weight
 from pipeline.report import Sample
-from rewards.mix import mix, shape_overlong, statistics
+from rewards.mix import DECIMALS, mix, shape_overlong, statistics
 from rewards.types import Verdict
 from rollout.types import Completion, Group
 
@@ -96,7 +96,7 @@ def _mix(config: GRPOConfig, drawn: list[JudgedGroup]) -> tuple[NDArray[np.float
     punishment_PG = shape_overlong(
         lengths_PG, max_tokens=config.sampling.max_tokens, shaping_tokens=config.overlong.shaping_tokens
     )
-    return mixed.rewards_PG + punishment_PG, statistics(mixed, lengths_PG)
+    return np.round(mixed.rewards_PG + punishment_PG, DECIMALS), statistics(mixed, lengths_PG)
 
 
 def _statistics(drawn: list[JudgedGroup], rewards_PG: NDArray[np.float64]) -> dict[str, float]:

@@ -21,7 +21,8 @@ from configs.stages import EvalConfig, GRPOConfig, SFTConfig, StageConfig, TaskS
 from pipeline.data.rows import source_files
 from pipeline.folder import write_atomic
 from pipeline.models.tokenizer import load_tokenizer
-from rewards.plugins import source_file
+from rewards import types
+from rewards.plugins import FACTORIES, source_file
 
 CONFIG, LINEAGE = "config.json", "lineage.json"
 ABSENT = "(absent)"
@@ -29,7 +30,12 @@ ABSENT = "(absent)"
 RECORDED_PACKAGES = (
     "alignyard",
     "deepspeed",
+    "if-verifiable",
+    "langdetect",
+    "latex2sympy2-extended",
     "math-verify",
+    "nltk",
+    "py3langid",
     "ray",
     "reasoning-gym",
     "sympy",
@@ -171,8 +177,13 @@ def _sources(config: StageConfig) -> Iterator[tuple[str, Source | Path]]:
 
 
 def _judges(config: StageConfig) -> dict[str, str]:
-    """Hash of the file that each reward is written in."""
-    return {spec.name: _sha256(source_file(spec)) for spec in _rewards(config)}
+    """Hash of what each reward is written in: its file, and for ours all of `rewards/`, whose parts use each other."""
+    return {spec.name: _ours() if spec.name in FACTORIES else _sha256(source_file(spec)) for spec in _rewards(config)}
+
+
+def _ours() -> str:
+    room = Path(types.__file__).parent
+    return _hash("".join(_sha256(file) for file in sorted(room.rglob("*.py"))))
 
 
 def _rewards(config: StageConfig) -> list[RewardSpec]:

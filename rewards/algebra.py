@@ -47,11 +47,16 @@ class Refused(ValueError):
 def read(text: str) -> Any:
     """LaTeX as an unevaluated sympy object, or None. Raises Refused where it is past a limit."""
     _refuse_hard_text(text)
-    # One reading: given several, math-verify is content when any pair agrees.
-    readings = parse(f"${text.replace('$', ' ')}$", _LATEX, fallback_mode="no_fallback", parsing_timeout=0)
-    if not readings:
-        return None
-    _refuse_hard_tree(readings[0])
+    try:
+        # One reading: given several, math-verify is content when any pair agrees.
+        readings = parse(f"${text.replace('$', ' ')}$", _LATEX, fallback_mode="no_fallback", parsing_timeout=0)
+        if not readings:
+            return None
+        _refuse_hard_tree(readings[0])
+    except (MemoryError, Refused):
+        raise
+    except Exception as error:  # what the parsers raise at the strangest of answers is theirs to choose
+        raise Refused(f"it cannot be read: {type(error).__name__}: {error}"[:200]) from error
     return readings[0]
 
 

@@ -34,7 +34,7 @@ _QUANTITY = re.compile(
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _ANSWER_IS = re.compile(
-    r"\banswer(?:\s+is\b|\s*:)\s*:?|^a:(?=.*\s*\Z)|答案\s*(?:应该|应当|应)?(?:是|为|[:\uff1a])\s*[:\uff1a]?"
+    r"\banswer(?:\s+is\b|\s*:)\s*:?|^a:(?=.*+\s*+\Z)|答案\s*(?:应该|应当|应)?(?:是|为|[:\uff1a])\s*[:\uff1a]?"
     r"|[故应]选择?\s*[:\uff1a]?|(?:所以|因此)选择?\s*[:\uff1a]?",
     re.IGNORECASE | re.MULTILINE,
 )

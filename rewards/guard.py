@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from configs.rewards import PoolName, RewardPoolConfig, RewardSpec
@@ -52,13 +53,14 @@ class _Process:
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _STALL_SECONDS, 0))
         self._channel = Connection(ours.detach())
+        self._folder = TemporaryDirectory(prefix="alignyard-judge-", ignore_cleanup_errors=True)
         with theirs:
             self._popen = subprocess.Popen(
                 [sys.executable, "-u", "-c", _BOOTSTRAP.format(path=sys.path, fd=theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # a checker's prints: for people, and out of the way of what this program writes
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": self._folder.name},  # what a kill leaves goes too
                 start_new_session=True,  # whatever a checker starts dies with it
             )
         try:
@@ -109,6 +111,7 @@ class _Process:
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait(_EXIT_SECONDS)
         self._channel.close()
+        self._folder.cleanup()
 
     def _post_mortem(self) -> str:
         """How the process ended, in words; clears it away."""
@@ -268,11 +271,12 @@ def _patience(form: Form, seconds: float, count: int) -> float:
 
 
 def applicable(task: Task, labels: Sequence[str]) -> list[str]:
-    """The rewards that judge `task`. Raises ValueError where there is none."""
-    chosen = [label for label in labels if task.kind in ("", label)]
-    if not chosen:
-        raise ValueError(f"task {task.row!r} is for reward '{task.kind}'; configured: {', '.join(labels)}")
-    return chosen
+    """The rewards that judge `task`: those it names, or all. Raises ValueError where it names one that isn't there."""
+    named = task.kind.split()
+    for label in named:
+        if label not in labels:
+            raise ValueError(f"task {task.row!r} is for reward '{label}'; configured: {', '.join(labels)}")
+    return [label for label in labels if not named or label in named]
 
 
 def inspect(
@@ -293,20 +297,24 @@ def inspect(
 def unjudgeable(
     specs: Sequence[RewardSpec], config: RewardPoolConfig, tasks: Sequence[Task], build: Build = registry.build
 ) -> list[str | None]:
-    """Per task why it could never be judged, or None: no reward applies to it, or one that does refuses it.
+    """Per task why it could never be judged, or None: it names a reward that isn't there, or one refuses it.
 
     Raises ValueError where a reward can't be made, or fails to say.
     """
     labels = [spec.label for spec in specs]
-    problems: list[str | None] = []
-    for task in tasks:
-        fits = task.kind in ("", *labels)
-        problems.append(None if fits else f"it is for reward '{task.kind}'; configured: {', '.join(labels)}")
+    problems: list[str | None] = [None] * len(tasks)
+    rows: dict[str, list[int]] = {label: [] for label in labels}
+    for row, task in enumerate(tasks):
+        try:
+            for label in applicable(task, labels):
+                rows[label].append(row)
+        except ValueError as error:
+            problems[row] = str(error)
     with Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build) as guard:
-        for label in labels:
-            mine = [row for row, task in enumerate(tasks) if problems[row] is None and task.kind in ("", label)]
+        for label, mine in rows.items():
             for row, problem in zip(mine, guard.check(label, [tasks[row] for row in mine]), strict=True):
-                problems[row] = None if problem is None else f"reward '{label}': {problem}"
+                if problem is not None and problems[row] is None:
+                    problems[row] = f"reward '{label}': {problem}"
     return problems
 
 

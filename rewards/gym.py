@@ -37,7 +37,7 @@ class GymReward(Settings):
     """The score of the task's own verifier, usually between 0 and 1.
 
     `task.metadata` holds `task`, the name; `entry`, the row as reasoning_gym generated it; and `params`, the
-    generator's arguments, where they are not the defaults (some verifiers depend on them). A score of at most 0.02
+    generator's arguments (some verifiers depend on them). A score of at most 0.02
     counts as 0.
 
     A verifier may raise at text it cannot read. If it gives the row's own answer full marks, the text is to blame and
@@ -47,6 +47,15 @@ class GymReward(Settings):
     extract: Literal["final", "whole"] = "final"
     """What the verifier sees. `final`: the answer marked in the completion, or the last number where the row's own
     answer is a number, else the text after `</think>`. `whole`: the completion as it is."""
+
+    def check(self, task: Task) -> None:
+        """Raises ValueError where metadata lacks a part, and for a task whose verifier accepts anything."""
+        for part in ("task", "entry"):
+            if part not in task.metadata:
+                raise ValueError(f"metadata has no '{part}'; take the rows from a source of type reasoning_gym")
+        if task.metadata["task"] in _ACCEPTS_ANYTHING:
+            raise ValueError(f"{task.metadata['task']}'s verifier gives any text full marks; take another task")
+        _verifier(task.metadata["task"], json.dumps(task.metadata.get("params", {}), sort_keys=True))
 
     def score(self, task: Task, completion: str) -> float | Verdict:
         """The verifier's score, 0.0 or `abstain`; see the class. Raises KeyError where metadata lacks a part."""

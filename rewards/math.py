@@ -6,6 +6,7 @@ timeouts of math-verify need signals and a main thread, so they are off: the gua
 
 import re
 from functools import lru_cache
+from typing import Any
 
 from configs.base import Settings
 from rewards.answer import final_answer, marked_answer
@@ -25,10 +26,14 @@ class MathReward(Settings):
     and its verdict says which.
     """
 
+    def check(self, task: Task) -> None:
+        """Raises ValueError where `task.truth` is no text or number. Whether it can be read takes too long to ask."""
+        if not _is_text(task.truth):
+            raise ValueError(f"truth: expected a text or a number, got {task.truth!r:.80}")
+
     def score(self, task: Task, completion: str) -> Verdict:
         """1.0, 0.0 or `abstain`; see the class."""
-        is_text = isinstance(task.truth, str | int | float) and not isinstance(task.truth, bool)
-        gold, unreadable = _read_gold(str(task.truth)) if is_text else ("", "it is no text or number")
+        gold, unreadable = _read_gold(str(task.truth)) if _is_text(task.truth) else ("", "it is no text or number")
         answer = final_answer(completion)
         repeats = answer is not None and canonical(answer) == canonical(gold) != ""
         if unreadable and not repeats:
@@ -40,6 +45,10 @@ class MathReward(Settings):
         except Refused as error:
             return Verdict(0.0, outcome="refused", detail=str(error))
         return Verdict(float(right), outcome="right" if right else "wrong", detail=f"the answer is {answer[-200:]!r}")
+
+
+def _is_text(truth: Any) -> bool:
+    return isinstance(truth, str | int | float) and not isinstance(truth, bool)
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,7 @@ from rewards.types import Verdict
 
 Array = NDArray[np.float64]
 
-_DECIMALS = 12
+DECIMALS = 12
 """Digits that totals keep: 0.1 * 3 and 0.3 * 1 differ in the 17th, and a group of only these has no spread."""
 
 
@@ -78,7 +78,7 @@ def mix(
     else:
         contributions_KPG = standardize(capped_KPG, axis=2 if normalize == "group" else (1, 2))
     weights_K = np.array([spec.weight for spec in specs])
-    totals_PG = np.round(np.tensordot(weights_K, contributions_KPG, axes=1), _DECIMALS)
+    totals_PG = np.round(np.tensordot(weights_K, contributions_KPG, axes=1), DECIMALS)
     return Mixed(specs, np.where(left_out_PG, np.nan, totals_PG), scores_KPG, capped_KPG)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards.guard import RULE_MEMORY_GIB, Guard, inspect
-from rewards.types import Task, Verdict
+from rewards.types import Status, Task, Verdict
 
 _AHEAD = 8
 """Rows a worker may be ahead of the oldest one that isn't judged yet."""
@@ -99,8 +99,8 @@ def judge_row(guard: Guard, label: str, row: Row) -> tuple[Row, Verdict | None]:
     if not row.problem:
         try:
             [problem] = guard.check(label, [row.task])
-        except ValueError as error:
-            problem = str(error)
+        except ValueError as error:  # the checker's fault, not the row's
+            return row, Verdict(None, Status.INFRA_ERROR, str(error))
         if problem is None:
             return row, guard.judge(label, row.task, [row.values["completion"]])[0]
         row = Row(row.where, row.values, problem)

@@ -28,8 +28,8 @@ from rewards.types import Reward, Status, Task, Verdict
 OUT_OF_MEMORY = 77
 """Exit code of a process that reached its limit of memory."""
 
-DETAIL_CHARS = 2000
-"""Longest `Verdict.detail` that is kept."""
+DETAIL_CHARS, OUTCOME_CHARS = 2000, 60
+"""What is kept of `Verdict.detail` and `Verdict.outcome`; each outcome is the name of a metric."""
 
 END = [None, None]
 """Index and content of the answer that says that all verdicts were given."""
@@ -241,11 +241,15 @@ def _verdict(result: object) -> Verdict:
     if not isinstance(result, Verdict):
         return Verdict(_number(result, "the reward"))
     score = None if result.score is None else _number(result.score, "the reward")
-    return Verdict(score, Status(result.status), str(result.detail)[:DETAIL_CHARS], outcome=str(result.outcome))
+    return Verdict(
+        score, Status(result.status), str(result.detail)[:DETAIL_CHARS], outcome=str(result.outcome)[:OUTCOME_CHARS]
+    )
 
 
 def _number(value: object, source: str) -> float:
-    """A number of any make; True and False are 1 and 0."""
+    """A number of any make, an array's single element too; True and False are 1 and 0."""
+    if hasattr(value, "item"):
+        value = value.item()  # pyright: ignore[reportAttributeAccessIssue]
     if not isinstance(value, Real):
         raise TypeError(f"{source} returned {type(value).__name__}, not a number")
     return float(value)

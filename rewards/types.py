@@ -23,9 +23,9 @@ class Status(StrEnum):
 class Task:
     """One prompt with what is needed to judge an answer to it.
 
-    `kind` is the label of the reward that judges it ("" lets every configured reward judge it); `truth` is whatever
-    that reward compares against; `row` identifies the task in its source, for reports; `metadata` holds the row's
-    columns as they stand in the source (for tasks of reasoning_gym what GymReward needs).
+    `kind` holds the labels of the rewards that judge it, separated by blanks ("" lets every configured reward judge
+    it); `truth` is whatever they compare against; `row` identifies the task in its source, for reports; `metadata`
+    holds the row's columns as they stand in the source (for tasks of reasoning_gym what GymReward needs).
     """
 
     prompt: str

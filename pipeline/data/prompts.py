@@ -101,6 +101,8 @@ def _kind(config: PromptData, row: Row) -> str:
 def _truth(config: PromptData, row: Row) -> Any:
     if isinstance(config.source, GymSource):  # judged by its verifier, and some tasks have no single answer
         return row.values["truth"]
+    if config.truth is None:
+        return None
     truth = row.column(config.truth)
     if truth in ("", []):
         raise BadRowError("empty truth")

@@ -187,7 +187,7 @@ def _hub(source: HubSource) -> Iterator[dict[str, Any]]:
 
 
 def _gym(source: GymSource) -> Iterator[dict[str, Any]]:
-    """Columns prompt, truth, answer, and metadata with what the task's own verifier needs: its name and the entry.
+    """Columns prompt, truth, answer, and metadata with what the task's own verifier needs: name, arguments and entry.
 
     Some tasks have no single answer; truth and answer are None there.
     """
@@ -206,5 +206,5 @@ def _gym(source: GymSource) -> Iterator[dict[str, Any]]:
             "prompt": entry["question"],
             "truth": entry["answer"],
             "answer": entry["answer"],
-            "metadata": {"task": source.task, "entry": entry},
+            "metadata": {"task": source.task, "entry": entry, "params": source.params},
         }

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 from rewards.code.outcome import Judged, Outcome, clip
 from rewards.code.truth import Case, Checker, Truth
@@ -25,6 +26,15 @@ ENDED = {
 }
 
 _ACCEPTED, _REJECTED = 0, (1, 2)
+_PYTHON_CHECKER = """\
+import os, sys, traceback
+def fault(*error):
+    traceback.print_exception(*error)
+    os._exit(3)
+sys.excepthook = fault
+exec(compile({source!r}, "checker.py", "exec"))
+"""
+"""A checker in Python, where an exception that nobody catches would end it with 1, as if it rejected."""
 
 
 class CompileError(Exception):
@@ -34,7 +44,7 @@ class CompileError(Exception):
 class Executable:
     """A program in its folder. Where the language is interpreted it is checked only when it fails, which saves a box.
 
-    Everything raises CompileError, and RuntimeError where a box breaks.
+    Made, compiled or run, it raises CompileError where the source is no program, and RuntimeError where a box breaks.
     """
 
     def __init__(self, sandbox: Sandbox, language: str, source: str, folder: Path, *, memory_mb: int) -> None:
@@ -152,23 +162,26 @@ def _difference(expected: bytes, got: bytes) -> str:
 
 def _rejected(sandbox: Sandbox, checker: Checker, files: dict[str, bytes]) -> str | None:
     """Why the checker rejects an output, or None. Raises RuntimeError where it neither accepts nor rejects."""
-    program, _ = _checker(sandbox, checker.language, checker.source)
-    for name, content in files.items():
-        (program.folder / name).write_bytes(content)
-    ran = program.run(CHECKING, arguments=list(files))
-    said = clip((ran.stderr or ran.stdout).decode(errors="replace"))
+    program, lock, _ = _checker(sandbox, checker.language, checker.source)
+    with lock:
+        for name, content in files.items():
+            (program.folder / name).write_bytes(content)
+        ran = program.run(CHECKING, arguments=list(files))
+    said = (ran.stderr or ran.stdout).decode(errors="replace")
     if ran.ended is not Ended.EXITED or ran.exit_code not in (_ACCEPTED, *_REJECTED):
-        raise RuntimeError(f"the checker failed: {ran.ended}, exit code {ran.exit_code}: {said}")
-    return None if ran.exit_code == _ACCEPTED else said
+        raise RuntimeError(f"the checker failed: {ran.ended}, exit code {ran.exit_code}: {clip(said[-200:])}")
+    return None if ran.exit_code == _ACCEPTED else clip(said)
 
 
 @lru_cache(maxsize=16)
-def _checker(sandbox: Sandbox, language: str, source: str) -> tuple[Executable, "TemporaryDirectory[str]"]:
-    """The compiled checker and its folder, which lasts as long as it is remembered."""
+def _checker(sandbox: Sandbox, language: str, source: str) -> tuple[Executable, Lock, "TemporaryDirectory[str]"]:
+    """The compiled checker, what must be held while it judges, and its folder, which lasts as long as it is
+    remembered."""
     folder = TemporaryDirectory(prefix="alignyard-")
+    source = _PYTHON_CHECKER.format(source=source) if language == "python" else source
     try:
         program = Executable(sandbox, language, source, Path(folder.name), memory_mb=CHECKING.memory_mb)
         program.compile()  # now, or its fault would be taken for the judged program's
-        return program, folder
+        return program, Lock(), folder
     except CompileError as error:
         raise RuntimeError(f"the checker does not compile: {error}") from error

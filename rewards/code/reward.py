@@ -37,9 +37,10 @@ class CodeReward(Settings):
     """`all`: 1.0 if every case passes, and the first that fails ends it. `fraction`: the share of cases, or of the
     tests in a list, that pass."""
     seconds: float = Field(default=5.0, gt=0)
-    """Seconds of processor time for each case, or for all tests together, where the task has no limit of its own."""
+    """Seconds of processor time, rounded up, for each case, or for all tests together, where the task has no limit of
+    its own. By the clock it may be three times as long and a second."""
     memory_mb: int = Field(default=512, ge=16)
-    """MiB a program may take where the task has no limit of its own."""
+    """MiB a program may take, beside its runtime, where the task has no limit of its own."""
     output_kb: int = Field(default=1024, ge=1)
     """KiB a program may print beyond twice what is expected."""
 
@@ -57,7 +58,8 @@ class CodeReward(Settings):
     def time_limit(self, task: Task) -> float:
         """Seconds by the clock that one verdict takes at most: to compile, and every run to its limit."""
         truth = read(task.truth)
-        runs = [self._limits(truth)] * max(len(truth.cases), 1)
+        limits = unit_tests.limits_of_tests(self._limits(truth)) if truth.tests else self._limits(truth)
+        runs = [limits] * max(len(truth.cases), 1)
         compilations = [] if truth.tests else [COMPILE]
         if truth.checker:
             runs += [cases.CHECKING] * len(truth.cases)

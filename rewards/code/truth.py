@@ -26,7 +26,9 @@ class Checker(Settings):
     """A program that judges an output.
 
     It is called `checker input output answer`, three names of files, and exits with 0 to accept, 1 or 2 to reject; any
-    other end is the checker's own failure. Its first line on stdout or stderr is shown as the reason.
+    other end is the checker's own failure, as is an exception in Python. Elsewhere what nobody catches may end it with
+    1 or 2 too, so catch it. The output is whatever the program wrote: read bytes. The first line on stdout or stderr is
+    shown as the reason.
     """
 
     language: str
@@ -55,7 +57,8 @@ class Truth(Settings):
     compile_only: bool = False
     """Whether to compile is all that is asked."""
     time_limit: float | None = Field(default=None, gt=0)
-    """Seconds of processor time for each case, or for all tests together; the reward's own where there is none."""
+    """Seconds of processor time, rounded up, for each case, or for all tests together with what the tests themselves
+    compute; the reward's own where there is none."""
     memory_mb: int | None = Field(default=None, ge=16)
     """MiB the program may take; the reward's own where there is none."""
 

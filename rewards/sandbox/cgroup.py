@@ -4,15 +4,16 @@ Version 2 needs a parent that hands both controllers on, as systemd's services a
 """
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from itertools import count
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 _PREFIX = "alignyard-"
 _CONTROLLERS = ("memory", "pids")
+_SLACK_BYTES = 2**20
+"""More than any single request whose refusal makes the kernel kill."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_numbers = count()
 
 
 class Cgroup:
@@ -22,20 +23,23 @@ class Cgroup:
     """
 
     def __init__(self, parents: dict[str, Path], *, memory_bytes: int, processes: int) -> None:
-        name = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
+        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"  # whoever had this pid may have left groups behind
         memory, pids = (parents[controller] / name for controller in _CONTROLLERS)
-        self._folders = {memory, pids}
-        for folder in self._folders:
-            folder.mkdir()
-        if (memory / "memory.max").exists():
-            limit, swap, events = "memory.max", "memory.swap.max", "memory.events"
-        else:
-            limit, swap, events = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.oom_control"
-        (memory / limit).write_text(str(memory_bytes))
-        if (memory / swap).exists():
-            (memory / swap).write_text("0" if limit == "memory.max" else str(memory_bytes))
-        (pids / "pids.max").write_text(str(processes))
-        self._events = memory / events
+        self._memory, self._memory_bytes, self._folders = memory, memory_bytes, {memory, pids}
+        with ExitStack() as undo:
+            for folder in self._folders:
+                folder.mkdir()
+                undo.callback(folder.rmdir)
+            self._version = 2 if (memory / "memory.max").exists() else 1
+            if self._version == 2:
+                limit, swap, swap_value = "memory.max", "memory.swap.max", 0
+            else:
+                limit, swap, swap_value = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", memory_bytes
+            (memory / limit).write_text(str(memory_bytes))
+            if (memory / swap).exists():
+                (memory / swap).write_text(str(swap_value))
+            (pids / "pids.max").write_text(str(processes))
+            undo.pop_all()
 
     def add(self, pid: int) -> None:
         """Moves a process, and what it will start, into the group."""
@@ -44,9 +48,22 @@ class Cgroup:
 
     @property
     def ran_out(self) -> bool:
-        """Whether the kernel killed in here for want of memory."""
-        counts = dict(line.split() for line in self._events.read_text().splitlines())
-        return int(counts["oom_kill"]) > 0
+        """Whether the kernel killed in here because the group was at its limit.
+
+        Raises RuntimeError where it killed for another's want of memory: a group's above, or the whole machine's.
+        """
+        events = self._memory / ("memory.events" if self._version == 2 else "memory.oom_control")
+        counts = dict(line.split() for line in events.read_text().splitlines())
+        if int(counts["oom_kill"]) == 0:
+            return False
+        if self._version == 2:
+            at_limit = int(counts["oom"]) > 0
+        else:  # not by failcnt, which Linux 6.18 leaves at 0
+            most = max(int(file.read_text()) for file in self._memory.glob("memory.*max_usage_in_bytes"))
+            at_limit = most > self._memory_bytes - _SLACK_BYTES
+        if not at_limit:
+            raise RuntimeError("the machine ran out of memory")
+        return True
 
     def remove(self) -> None:
         """Removes the group, in which nothing runs any more."""

@@ -56,9 +56,10 @@ class Ended(StrEnum):
 class Limits:
     """What a program may take.
 
-    seconds: processor time of each of its processes, in whole seconds (rounded up). memory_mb: MiB in all its processes
-    together. output_kb: KiB on stdout and stderr together. disk_mb: MiB in /tmp, and in any one file. processes:
-    threads count.
+    seconds: processor time of each of its processes, rounded up to whole seconds; all together end after
+    `wall_seconds`. memory_mb: MiB in all its processes together, beside its runtime's own `extra_mb`. output_kb: KiB on
+    stdout and stderr together. disk_mb: MiB in /tmp, and in any one file. processes: threads count; before Linux 5.14
+    so may those of others (see `rewards.sandbox.box`).
     """
 
     seconds: float = 10.0
@@ -149,7 +150,7 @@ class Boxed:
     def look(self) -> None:
         """Ends it when it is past its time or its memory.
 
-        Raises RuntimeError where it was ended and is still there.
+        Raises RuntimeError where it was ended and is still there, and where the machine ran out of memory.
         """
         late = time.perf_counter() > self._deadline
         if self._ended and late:
@@ -169,7 +170,8 @@ class Boxed:
     def result(self) -> Ran:
         """How it ran, after ending what is left of it. To be called once.
 
-        Raises RuntimeError where that says nothing of the program: the box broke, or the kernel cannot end it.
+        Raises RuntimeError where that says nothing of the program: the box broke, the machine ran out of memory, or the
+        kernel cannot end it.
         """
         seconds = time.perf_counter() - self._began
         with self._held:
@@ -245,7 +247,8 @@ class Boxed:
 def finish(first: Boxed, *others: Boxed) -> list[Ran]:
     """Waits until `first` ends, of itself or by its limits, and ends the others; how each of them ran, in order.
 
-    Everything in the boxes is gone when this returns. Raises RuntimeError where a box broke.
+    Everything in the boxes is gone when this returns. Raises RuntimeError where a box broke or the machine ran out of
+    memory.
     """
     boxes = (first, *others)
     with ExitStack() as ends, selectors.DefaultSelector() as selector:

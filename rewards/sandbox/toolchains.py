@@ -1,12 +1,14 @@
 """The languages a program may come in, and what compiles and runs them on this machine."""
 
 import functools
+import os
 import re
 import shutil
 import site
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +20,8 @@ COMPILE = Limits(seconds=30, memory_mb=1024, output_kb=256, disk_mb=256)
 """For compilers."""
 
 _ASK_SECONDS = 60.0
+_PROCESSORS = 4
+"""That runtimes believe in which start threads for each: on a large machine they would pass `Limits.processes`."""
 _JAVA_PACKAGE = re.compile(r"^\s*package\s+([\w.]+)\s*;", re.M)
 _JAVA_PUBLIC = re.compile(
     r"^public\s+(?:(?:final|abstract|sealed|strictfp)\s+)*(?:class|interface|enum|record)\s+(\w+)", re.M
@@ -45,7 +49,8 @@ class Program:
     """A source and what to do with it, in the folder it lies in.
 
     file: the name to write it under. compile: the command that checks it and makes what `run` needs. run: the command
-    that runs it, as often as one likes. interpreted: whether `run` needs nothing that `compile` makes.
+    that runs it, as often as one likes. interpreted: whether the whole file is parsed before any of it runs, so that
+    `compile` need only be asked when a run fails.
     """
 
     file: str
@@ -71,7 +76,11 @@ class Toolchain:
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language that may be had. look: its toolchain if it is here. package: Debian's name of what it takes."""
+    """A language that may be had.
+
+    look: its toolchain if it is here; raises ValueError where it is and cannot be used. package: Debian's name of what
+    it takes.
+    """
 
     look: Callable[[], Toolchain | None]
     package: str
@@ -81,7 +90,8 @@ class Language:
 def find(language: str) -> Toolchain:
     """The toolchain of one of LANGUAGES.
 
-    Raises ValueError for any other language, and for a toolchain that is missing, with the package to install.
+    Raises ValueError for any other language, for a toolchain that is missing, with the package to install, and for one
+    that cannot be used.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language: '{language}' is not offered: {neighbour(language, list(LANGUAGES))}")
@@ -94,8 +104,11 @@ def find(language: str) -> Toolchain:
 
 
 def found() -> list[Toolchain]:
-    """The toolchains that are here."""
-    toolchains = (language.look() for language in LANGUAGES.values())
+    """The toolchains that are here and can be used."""
+    toolchains: list[Toolchain | None] = []
+    for language in LANGUAGES.values():
+        with suppress(ValueError):
+            toolchains.append(language.look())
     return [toolchain for toolchain in toolchains if toolchain]
 
 
@@ -116,9 +129,9 @@ def _gcc(language: str, command: str, standard: str) -> Toolchain | None:
         return None
     file = f"main.{language}"
     plan = Program(file, [str(executable), "-O2", f"-std={standard}", "-pipe", "-o", "main", file, "-lm"], ["./main"])
-    prefix = _outside_system(executable.resolve().parents[1])
-    running = Runtime(prefix, extra_mb=16, stack_mb=64)
-    return Toolchain(language, executable, Runtime(prefix), running, lambda _source, _memory_mb: plan)
+    compiling = _prefix_runtime(executable.resolve().parents[1])
+    running = replace(compiling, extra_mb=16, stack_mb=64)
+    return Toolchain(language, executable, compiling, running, lambda _source, _memory_mb: plan)
 
 
 def _rust() -> Toolchain | None:
@@ -140,9 +153,10 @@ def _go() -> Toolchain | None:
     executable = root / "bin/go"
     settings = {"GOCACHE": "/tmp/go", "GOPATH": "/tmp/path", "GO111MODULE": "off", "CGO_ENABLED": "0"}
     settings |= {"GOTOOLCHAIN": "local", "GOROOT": str(root), "GOFLAGS": "-buildvcs=false"}
-    compiling = Runtime(_outside_system(root), environment=settings)
+    processors = {"GOMAXPROCS": str(_PROCESSORS)}
+    compiling = Runtime(_outside_system(root), environment=settings | processors)
     plan = Program("main.go", [str(executable), "build", "-o", "main", "main.go"], ["./main"])
-    running = Runtime(extra_mb=96, stack_mb=8)
+    running = Runtime(environment=processors, extra_mb=96, stack_mb=8)
     return Toolchain("go", executable, compiling, running, lambda _source, _memory_mb: plan)
 
 
@@ -154,6 +168,7 @@ def _java() -> Toolchain | None:
     settings = {(home / file).resolve().parent for file in ("lib/jvm.cfg", "conf/net.properties")}  # or links into /etc
     paths = _outside_system(home, *(folder for folder in settings if not folder.is_relative_to(home)))
     options = ["-XX:+UseSerialGC", "-Xshare:auto", "-XX:ReservedCodeCacheSize=64m"]
+    options.append(f"-XX:ActiveProcessorCount={_PROCESSORS}")
     compile_options = [f"-J{option}" for option in (*options, "-XX:TieredStopAtLevel=1", "-Xmx512m")]
     compile_options += ["-proc:none", "-encoding", "UTF-8", "-d", "."]
 
@@ -194,7 +209,7 @@ def _typescript() -> Toolchain | None:
     module = tsc.resolve().parents[1] / "lib/typescript.js" if tsc else None
     paths: tuple[Path, ...] = ()
     if module and module.exists():
-        script, paths = _TRANSPILE.format(module=str(module)), _outside_system(module.parents[1])
+        script, paths = _TRANSPILE.format(module=str(module)), _outside_system(module)
     elif _ask([str(node), "-p", "typeof require('module').stripTypeScriptTypes"]) == "function":
         script = _STRIP
     else:
@@ -215,7 +230,11 @@ def _node() -> Path | None:
 
 
 def _node_runtime(node: Path) -> Runtime:
-    return Runtime(_outside_system(node.parents[1]), extra_mb=320)
+    """The one file that node mostly is, or else where its libraries lie too."""
+    prefix = node.parents[1]
+    libraries = _ask([str(node), "-p", "process.report.getReport().sharedObjects.join('\\n')"]).splitlines()
+    alone = not any(Path("/", library).resolve().is_relative_to(prefix) for library in libraries)
+    return replace(Runtime(_outside_system(node)) if alone else _prefix_runtime(prefix), extra_mb=320)
 
 
 def _js_suffix(source: str) -> str:
@@ -230,7 +249,7 @@ def _bash() -> Toolchain | None:
     executable = _which("bash")
     if executable is None:
         return None
-    plan = Program("main.sh", [str(executable), "-n", "main.sh"], [str(executable), "main.sh"], interpreted=True)
+    plan = Program("main.sh", [str(executable), "-n", "main.sh"], [str(executable), "main.sh"])
     return Toolchain("bash", executable, SYSTEM, Runtime(extra_mb=16), lambda _source, _memory_mb: plan)
 
 
@@ -240,12 +259,32 @@ def _which(command: str) -> Path | None:
 
 
 def _ask(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True).stdout.strip()
+    """What a toolchain says of itself. Raises ValueError where it is broken."""
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ValueError(f"language: {command[0]} doesn't work: {error}; repair or reinstall it") from error
+    return ran.stdout.strip()
+
+
+def _prefix_runtime(prefix: Path) -> Runtime:
+    """All that is installed below `prefix`, which may be a virtual environment, but for packages of Python."""
+    paths = _outside_system(prefix)
+    packages = {folder.resolve() for path in paths for folder in path.glob("lib*/python3*/*-packages")}
+    return Runtime(paths, hidden=tuple(sorted(packages)))
 
 
 def _outside_system(*paths: Path) -> tuple[Path, ...]:
-    """Those that no box has anyway."""
-    return tuple(path for path in paths if not path.is_relative_to("/usr"))
+    """Those that no box has anyway. Raises ValueError where judged programs would get to see the home of the user."""
+    outside = tuple(path for path in paths if not path.is_relative_to("/usr"))
+    home = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111  Path's own raises for a user who has none
+    for path in outside:
+        if home.is_relative_to(path):
+            raise ValueError(
+                f"language: a toolchain lies in {path}, which holds your home, so that judged programs would read it; "
+                "install the toolchain in a folder of its own"
+            )
+    return outside
 
 
 LANGUAGES = {

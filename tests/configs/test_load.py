@@ -10,6 +10,8 @@ from configs.stages import STAGES, EvalConfig, GRPOConfig, Recipe, SFTConfig
 
 RECIPE = str(Path(__file__).parent / "recipe.yaml")
 
+NEVER_WARM = {"type": "constant", "warmup_steps": 9}
+NAMED = {"source": {"type": "sums", "size": 8}, "max_prompt_length": 16, "reward": "math"}
 TWO = [{"name": "math"}, {"name": "my.py:polite"}]
 
 
@@ -199,6 +201,8 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
         ("grpo", {"mixing": "group", "overlong": {"shaping_tokens": 4}, "rewards": TWO}, "reward `length`"),
         ("grpo", {"reward_pool": {"workers": {"rule": 0}}}, "greater than or equal to 1"),
         ("grpo", {"reward_pool": {"workers": {"cpu": 2}}}, "'rule', 'sandbox' or 'model'"),
+        ("grpo", {"rewards": [{"name": "math", "weight": float("nan")}]}, "finite"),
+        ("grpo", {"rewards": TWO, "prompts": NAMED}, "'polite' has no effect"),
         ("grpo", {"seed": -1}, "greater than or equal to 0"),
         ("eval", {"sampling": {"max_tokens": 8, "temperature": 0}}, "repeats the greedy"),
         ("eval", {"sampling": {"max_tokens": 64}}, "no room for a prompt"),
@@ -206,11 +210,7 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
         ("sft", {"steps": 5, "epochs": 1}, "exactly one"),
         ("sft", {"eval_every_steps": 2}, "no effect without eval_data"),
         ("sft", {"conversations_per_step": 3, "trainer": {"num_ranks": 2}}, "multiple of"),
-        (
-            "sft",
-            {"optimizer": {"learning_rate": 1.0, "schedule": {"type": "constant", "warmup_steps": 9}}},
-            "never ends",
-        ),
+        ("sft", {"optimizer": {"learning_rate": 1.0, "schedule": NEVER_WARM}}, "never ends"),
     ],
 )
 def test_an_impossible_combination_is_refused_with_its_reason(stage: str, changes: dict, said: str) -> None:

@@ -30,3 +30,16 @@ def test_a_missing_compiler_is_required_and_a_missing_language_is_not(
     text = io.StringIO()
     assert doctor(Console(file=text, width=120)) == 1
     assert "missing: g++" in text.getvalue()
+
+
+def test_a_broken_language_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "go").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "go").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    [go] = [finding for finding in sandbox() if finding.subject == "language go"]
+    assert go.missing and not go.required and "doesn't work" in go.purpose
+
+
+def test_how_memory_is_minded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewards.sandbox.box.parents", lambda: None)
+    assert next(sandbox()).found == "bubblewrap works, memory by looking every 20 ms"

@@ -10,6 +10,7 @@ from configs.data import ConversationData, PromptData
 from pipeline.data.conversations import Conversations
 from pipeline.data.prompts import Prompts
 from pipeline.models.tokenizer import byte_tokenizer
+from rewards.gym import GymReward
 from rewards.types import Task
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_train.jsonl"
@@ -156,6 +157,18 @@ def test_gym_tasks_carry_their_entry_even_without_one_answer() -> None:
     (coloring,) = prompts({"type": "reasoning_gym", "task": "graph_color", "size": 1}, max_prompt_length=4096)
     assert coloring.task.truth is None
     assert coloring.task.prompt == coloring.task.metadata["entry"]["question"]
+
+
+def test_the_arguments_of_a_gym_task_reach_its_verifier() -> None:
+    source = {"type": "reasoning_gym", "task": "puzzle24", "size": 1, "params": {"max_value": 6}}
+    (puzzle,) = prompts(source)
+    assert puzzle.task.metadata["params"] == {"max_value": 6}
+    assert GymReward().score(puzzle.task, "no idea") == 0.0
+
+
+def test_rewards_of_form_need_no_truth(tmp_path: Path) -> None:
+    source = write(tmp_path / "p.jsonl", [{"prompt": "q"}])
+    assert [prompt.task.truth for prompt in prompts(source, truth=None)] == [None]
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason="shared/data/gsm8k_train.jsonl is not there")

@@ -77,8 +77,9 @@ def test_what_is_written(tmp_path: Path, model: Path) -> None:
         name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in ("config.json", "model.safetensors")
     }
     assert lineage["model"]["files"] == files
-    source = Path(__file__).parents[2] / "rewards" / "math.py"
-    assert lineage["rewards"] == {"math": hashlib.sha256(source.read_bytes()).hexdigest()}
+    room = Path(__file__).parents[2] / "rewards"
+    each = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(room.rglob("*.py"))]
+    assert lineage["rewards"] == {"math": hashlib.sha256("".join(each).encode()).hexdigest()}
     assert set(lineage["data"]) == {"prompts"}
 
 

@@ -84,7 +84,8 @@ def test_a_book_is_not_an_answer() -> None:
     "pattern",
     ["\\boxed{", "{", "}", "$", "####", "<answer>", "</answer>", "answer is ", "answer ", "A:\n", "1/", "1,", "-", "0",
      " ", "\\frac{1}{", "</think>", "1,111", "\\(", "a=", "####\n",
-     "\\boxed{1},", "\\boxed{1} or ", "1 and ", "$1", "<think>", "The final answer is ", "\u7b54\u6848\u662f", "\\\\"],
+     "\\boxed{1},", "\\boxed{1} or ", "1 and ", "$1", "<think>",
+     "A:" + " " * 99_990 + "x", "The final answer is ", "\u7b54\u6848\u662f", "\\\\"],
 )  # fmt: skip
 def test_extraction_is_fast_on_100_kilobytes_of_anything(pattern: str) -> None:
     began = time.perf_counter()

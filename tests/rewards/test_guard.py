@@ -204,12 +204,13 @@ def test_tasks_are_checked_where_they_apply() -> None:
         problems = guard.check("length", TASKS)
     assert problems[0] is None and problems[2] is None and problems[1] and "'what?'" in problems[1]
     specs, config = hostile.specs("length", pool="sandbox") + hostile.specs("pid"), RewardPoolConfig()
-    tasks = [*TASKS, Task("", "1", kind="lenght")]
+    tasks = [*TASKS, Task("", "1", kind="lenght"), Task("", "1", kind="pid length")]
     assert unjudgeable(specs, config, tasks, hostile.build) == [
         None,
         f"reward 'length': {problems[1]}",
         None,
-        "it is for reward 'lenght'; configured: length, pid",
+        "task '' is for reward 'lenght'; configured: length, pid",
+        None,
     ]
 
 

@@ -72,8 +72,8 @@ def wall(seconds: float) -> float:
 
 def test_a_verdict_takes_at_most_all_its_runs() -> None:
     reward = CodeReward(seconds=3.0)
-    assert reward.time_limit(Task("", TESTS)) == wall(3)
-    assert reward.time_limit(Task("", TESTS | {"time_limit": 1.0})) == wall(1)
+    assert reward.time_limit(Task("", TESTS)) == wall(6)  # the tests may take twice as long
+    assert reward.time_limit(Task("", TESTS | {"time_limit": 1.0})) == wall(2)
     assert reward.time_limit(Task("", CASES)) == wall(30) + 10 * wall(3)
     assert reward.time_limit(Task("", CASES | {"checker": CHECKER})) == 2 * wall(30) + 10 * (wall(3) + wall(10))
     assert reward.time_limit(task(language="c", compile_only=True)) == wall(30) + wall(3)

@@ -4,7 +4,10 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +18,7 @@ import pytest
 
 from rewards.sandbox import box
 from rewards.sandbox.box import Sandbox
-from rewards.sandbox.bubblewrap import Runtime
+from rewards.sandbox.bubblewrap import SETPRIV, Runtime
 from rewards.sandbox.process import Ended, finish
 from rewards.sandbox.toolchains import find
 from tests.rewards.sandbox.programs import LIMITS, SHORT, bash, python
@@ -131,6 +134,23 @@ def test_output_is_cut_and_ends_the_program(sandbox: Sandbox, tmp_path: Path, so
 def test_memory_runs_out(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
     ran = python(sandbox, tmp_path, source)
     assert ran.ended is Ended.MEMORY
+
+
+def test_another_s_want_of_memory_is_no_way_for_a_program_to_end(tmp_path: Path) -> None:
+    """A group above the box's that is full kills as a full machine does."""
+    sandbox = Sandbox()
+    if not sandbox._cgroups or not (sandbox._cgroups["memory"] / "memory.limit_in_bytes").exists():
+        pytest.skip("needs control groups of version 1, where any group may have others below")
+    full = sandbox._cgroups["memory"] / f"alignyard-{os.getpid()}-full"
+    full.mkdir()
+    try:
+        (full / "memory.limit_in_bytes").write_text(str(64 << 20))
+        sandbox._cgroups = sandbox._cgroups | {"memory": full}
+        with pytest.raises(RuntimeError, match="the machine ran out of memory"):
+            python(sandbox, tmp_path, "held = []\nwhile True: held.append(bytearray(1 << 20))")
+        assert not children()
+    finally:
+        full.rmdir()
 
 
 def test_what_processes_share_counts_once(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -287,3 +307,25 @@ def test_unsafe_limits_without_a_box(unsafe: Sandbox, tmp_path: Path) -> None:
     assert bash(unsafe, tmp_path, "sleep 600 & sleep 600", SHORT).ended is Ended.TIME
     assert bash(unsafe, tmp_path, "yes").ended is Ended.OUTPUT
     assert python(unsafe, tmp_path, "held = bytearray(1 << 30)").ended is Ended.MEMORY
+
+
+@pytest.mark.skipif(not Path(SETPRIV).exists(), reason="needs setpriv")
+def test_unsafe_a_program_dies_with_its_judge(tmp_path: Path) -> None:
+    mark = f"62{os.getpid()}"
+    judge = f"""
+import os, signal
+from pathlib import Path
+from rewards.sandbox.box import Sandbox
+from rewards.sandbox.process import Limits
+box = Sandbox("unsafe").start(["sleep", "{mark}"], folder=Path({str(tmp_path)!r}), limits=Limits(seconds=600))
+command = Path(f"/proc/{{box._process.pid}}/cmdline")
+while not command.read_bytes().startswith(b"sleep"): pass
+print("on", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", judge], capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"on\n"), ended.stderr
+    deadline = time.monotonic() + PROMPT_SECONDS
+    while any(command.startswith(f"sleep {mark}") for command in commands()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -52,6 +52,40 @@ def test_version_2_speaks_its_own_words(tmp_path: Path, monkeypatch: pytest.Monk
     assert not group.ran_out
     (folder / "memory.events").write_text("oom 1\noom_kill 1\n")
     assert group.ran_out
+    (folder / "memory.events").write_text("oom 0\noom_kill 1\n")
+    with pytest.raises(RuntimeError, match="the machine ran out of memory"):
+        _ = group.ran_out
+
+
+@pytest.mark.parametrize("full", ["memory.max_usage_in_bytes", "memory.memsw.max_usage_in_bytes"])
+def test_version_1_tells_its_own_limit_from_the_machine_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    really = Path.mkdir
+
+    def mkdir(path: Path) -> None:
+        really(path)
+        (path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+        for name in ("memory.max_usage_in_bytes", "memory.memsw.max_usage_in_bytes"):
+            (path / name).write_text(f"{50 << 20}\n")
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    parents = {name: tmp_path / name for name in ("memory", "pids")}
+    for parent in parents.values():
+        really(parent)
+    group = Cgroup(parents, memory_bytes=64 << 20, processes=5)
+    with pytest.raises(RuntimeError, match="the machine ran out of memory"):
+        _ = group.ran_out
+    [folder] = parents["memory"].iterdir()
+    (folder / full).write_text(f"{64 << 20}\n")
+    assert group.ran_out
+
+
+def test_a_group_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    with pytest.raises(FileNotFoundError):
+        Cgroup({name: tmp_path / name for name in ("memory", "pids")}, memory_bytes=1 << 20, processes=5)
+    assert not list((tmp_path / "memory").iterdir())
 
 
 def test_groups_of_the_dead_are_cleared_away() -> None:

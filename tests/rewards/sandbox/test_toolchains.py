@@ -1,5 +1,6 @@
 """Every language of this machine compiles and runs in a box; a missing one is told with what to install."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,3 +156,77 @@ def test_a_missing_toolchain_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_an_unknown_language_is_told() -> None:
     with pytest.raises(ValueError, match=r"'c\+\+' is not offered: did you mean"):
         find("c++")
+
+
+def test_a_toolchain_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _tool(tmp_path / "go", "#!/bin/sh\nexit 3\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [toolchain.language for toolchain in found()] == ["python"]
+    with pytest.raises(ValueError, match=r"language: .*/go doesn't work: .*status 3.*; repair or reinstall it"):
+        find("go")
+
+
+def test_of_a_toolchain_s_prefix_a_program_sees_no_packages(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    packages = tmp_path / "prefix/lib/python3.11/site-packages"
+    packages.mkdir(parents=True)
+    (packages / "secret.py").touch()
+    (tmp_path / "prefix/lib64").symlink_to("lib")
+    _tool(tmp_path / "prefix/bin/gcc", "#!/bin/sh\n")
+    monkeypatch.setenv("PATH", str(tmp_path / "prefix/bin"))
+    look = ["/usr/bin/find", str(tmp_path), "-name", "gcc", "-o", "-name", "secret.py"]
+    ran = sandbox.run(look, folder=tmp_path, limits=LIMITS, runtime=find("c").running)
+    assert ran.stdout.decode().split() == [str(tmp_path / "prefix/bin/gcc")], ran
+
+
+def test_node_alone_is_all_that_a_program_sees_of_where_it_lies(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Even of a home, in whose bin it may lie."""
+    has("javascript")
+    home, folder = tmp_path / "home", tmp_path / "folder"
+    folder.mkdir()
+    (home / "bin").mkdir(parents=True)
+    (home / "secret").touch()
+    shutil.copy(find("javascript").executable, home / "bin/node")
+    monkeypatch.setenv("PATH", str(home / "bin"))
+    monkeypatch.setenv("HOME", str(home))
+    find.cache_clear()
+    source = f"console.log(require('fs').readdirSync({str(home)!r}, {{ recursive: true }}))"
+    _, ran = run(sandbox, folder, "javascript", source)
+    assert ran and ran.stdout == b"[ 'bin', 'bin/node' ]\n", ran
+
+
+def test_no_program_sees_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _tool(tmp_path / "user/bin/gcc", "#!/bin/sh\n")
+    monkeypatch.setenv("PATH", str(tmp_path / "user/bin"))
+    for home in ("user", "user/home"):
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+        with pytest.raises(ValueError, match=rf"language: .* lies in {tmp_path / 'user'}, which holds your home"):
+            find("c")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find("c").running.paths == (tmp_path / "user",)
+
+
+@pytest.mark.parametrize(
+    ("language", "source"),
+    [
+        ("go", 'package main\nimport ("fmt"; "runtime")\nfunc main() { fmt.Println(runtime.GOMAXPROCS(0)) }'),
+        (
+            "java",
+            "public class Main { public static void main(String[] args) {"
+            " System.out.println(Runtime.getRuntime().availableProcessors()); } }",
+        ),
+    ],
+)
+def test_threads_do_not_grow_with_the_machine(sandbox: Sandbox, tmp_path: Path, language: str, source: str) -> None:
+    has(language)
+    made, ran = run(sandbox, tmp_path, language, source)
+    assert ran and ran.stdout == b"4\n", ran or made
+
+
+def _tool(path: Path, script: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(script)
+    path.chmod(0o755)
