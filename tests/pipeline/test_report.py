@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ def test_a_run_started_over_does_not_record_twice(tmp_path: Path) -> None:
 
 def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     record(tmp_path, 1, 3)
+    time.sleep(1.1)  # files of events are read in the order of their second; a killed run is resumed later than that
     record(tmp_path, 2, 4)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("reward/total/mean")
     assert [event.step for event in events] == [1, 2, 3, 4]

@@ -54,8 +54,20 @@ def commands() -> list[str]:
     return lines
 
 
+EARLIER: set[str] = set()
+"""Children that this process had before the test: other tests' clusters."""
+
+
+@pytest.fixture(autouse=True)
+def _earlier() -> None:
+    EARLIER.clear()
+    EARLIER.update(children())
+
+
 def children() -> list[str]:
-    return [child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()]
+    tasks = Path("/proc/self/task").iterdir()
+    found = [child for task in tasks for child in (task / "children").read_text().split()]
+    return [child for child in found if child not in EARLIER]
 
 
 def as_nobody(work: Callable[[Path], Any]) -> Any:
