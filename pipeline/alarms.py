@@ -5,7 +5,6 @@ from collections.abc import Mapping
 COLLAPSED_RATE = 0.2
 """Share of unlike pairs with the same total from which on the mix of rewards hides what it is made of."""
 
-
 LEFT_OUT_RATE = 0.2
 """Share of completions without a reward from which on a step learns from too little of what it sampled."""
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from configs.data import PromptData
-from configs.rewards import PoolName, RewardPoolConfig, RewardSpec
+from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.stages import EvalConfig, GRPOConfig, Recipe, SFTConfig, StageConfig, TaskSuite
 from pipeline.checkpoints import Checkpoints
 from pipeline.data.conversations import Conversations
@@ -27,7 +27,6 @@ from pipeline.stages import evaluate, grpo, sft
 from pipeline.sync import probe_sequences
 from pipeline.train.engine import TrainSpec
 from rewards.guard import inspect, refuse_idle, unjudgeable
-from rewards.plugins import absolute
 from rewards.types import RewardsUnavailable
 from rollout.pool import RolloutError
 
@@ -63,22 +62,17 @@ def _check_inputs(config: StageConfig) -> None:
         data = [config.data, *([config.eval_data] if config.eval_data else [])]
     elif isinstance(config, GRPOConfig):
         data = [config.prompts]
-        refuse_idle(config.reward_pool, _pools(config.rewards, config.reward_pool))
+        refuse_idle(config.reward_pool, inspect(config.rewards, config.reward_pool).values())
     else:
         suites = [suite for suite in config.suites.values() if isinstance(suite, TaskSuite)]
         data = [suite.prompts for suite in suites]
-        pools: set[PoolName] = {pool for suite in suites for pool in _pools([suite.reward], config.reward_pool)}
-        refuse_idle(config.reward_pool, pools)
+        inspected = [inspect([suite.reward], config.reward_pool) for suite in suites]
+        refuse_idle(config.reward_pool, [pool for pools in inspected for pool in pools.values()])
         for name, suite in config.suites.items():
             if not isinstance(suite, TaskSuite) and not Path(suite.path).is_file():
                 raise ValueError(f"suites.{name}.path='{suite.path}' is no file")
     for part in data:
         source_files(part.source)
-
-
-def _pools(rewards: list[RewardSpec], config: RewardPoolConfig) -> set[PoolName]:
-    """The pools that `rewards` run in. Raises ValueError where one can't be made."""
-    return set(inspect([absolute(spec) for spec in rewards], config).values())
 
 
 def _run(name: str, config: StageConfig, folder: Path) -> dict[str, float]:
@@ -159,7 +153,7 @@ def _prompts(
     """The prompts that can be judged; the others are bad rows."""
     prompts = Prompts.load(data, tokenizer, seed)
     tasks = [prompt.task for prompt in prompts]
-    return prompts.without(unjudgeable([absolute(spec) for spec in rewards], pool, tasks), data.max_bad_share)
+    return prompts.without(unjudgeable(rewards, pool, tasks), data.max_bad_share)
 
 
 def _grpo(config: GRPOConfig, model: Path, folder: Path) -> dict[str, float]:
