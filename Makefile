@@ -15,7 +15,7 @@ test: setup
 	$(ACTIVATE) ruff format --check $(ROOMS) tests
 	$(ACTIVATE) pyright
 	$(ACTIVATE) lint-imports
-	$(ACTIVATE) pytest -m "not slow"
+	$(ACTIVATE) pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(ACTIVATE) pytest -m slow

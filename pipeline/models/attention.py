@@ -86,7 +86,11 @@ def packed_attention(
         raise ValueError(
             f"a sequence of {longest} tokens is longer than the model's sliding window of {sliding_window}"
         )
-    queries, keys, values = (x[0].split(layout.lengths, dim=1) for x in (query, key, value))
+    # MLA's value is narrower than its key; the fused kernels want one width, and zeros cost less than the slow path.
+    missing = key.shape[-1] - value.shape[-1]
+    padded = pad(value, (0, missing)) if missing else value
+    # squeezed, not indexed: the gradient of an index is written into zeros of the whole size
+    queries, keys, values = (x.squeeze(0).split(layout.lengths, dim=1) for x in (query, key, padded))
     outputs: list[Tensor] = [query.new_empty(0)] * len(layout.lengths)
     for members, own, parent in layout.classes:
         q_nHLD = torch.stack([queries[s] for s in members])
@@ -94,7 +98,8 @@ def packed_attention(
         out_nHLD = _attend(q_nHLD, k_nHSD, v_nHSD, own=own, parent=parent, scaling=scaling, dropout=dropout)
         for segment, out_HLD in zip(members, out_nHLD.unbind(0), strict=True):
             outputs[segment] = out_HLD
-    return torch.cat([out for out in outputs if out.numel()], dim=1).transpose(0, 1).unsqueeze(0), None
+    out_HTD = torch.cat([out for out in outputs if out.numel()], dim=1)[..., : value.shape[-1]]
+    return out_HTD.transpose(0, 1).unsqueeze(0), None
 
 
 def _with_parent(pieces: Sequence[Tensor], members: list[int], parents: tuple[int, ...], parent: int) -> Tensor:
@@ -105,22 +110,19 @@ def _with_parent(pieces: Sequence[Tensor], members: list[int], parents: tuple[in
 def _attend(
     q_nHLD: Tensor, k_nHSD: Tensor, v_nHSD: Tensor, *, own: int, parent: int, scaling: float, dropout: float
 ) -> Tensor:
-    # MLA's value is narrower than its key; the fused kernels want one width, and zeros cost less than the slow path.
-    missing = k_nHSD.shape[-1] - v_nHSD.shape[-1]
     mask = None
     if parent:  # the own tokens are the last of S: causal from the lower right corner
         mask = torch.ones(own, parent + own, dtype=torch.bool, device=q_nHLD.device).tril(parent)
-    out = scaled_dot_product_attention(
+    return scaled_dot_product_attention(
         q_nHLD,
         k_nHSD,
-        pad(v_nHSD, (0, missing)) if missing else v_nHSD,
+        v_nHSD,
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,
         dropout_p=dropout,
         enable_gqa=q_nHLD.shape[1] != k_nHSD.shape[1],
     )
-    return out[..., : v_nHSD.shape[-1]]
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

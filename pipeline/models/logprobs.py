@@ -12,18 +12,22 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pipeline.models.attention import PACKED, Layout
+from pipeline.models.experts import SORTED
+from pipeline.models.norms import use_lean_norms
 
 
 class LogprobModel(nn.Module):
     """A causal LM whose forward answers with the log-probabilities of given tokens.
 
     `causal_lm` must be a `transformers` model with a base model and an output head; its attention is switched to the
-    packed one.
+    packed one, its experts and norms to ours.
     """
 
     def __init__(self, causal_lm: PreTrainedModel, chunk_tokens: int) -> None:
         super().__init__()
         causal_lm.set_attn_implementation(PACKED)
+        causal_lm.set_experts_implementation(SORTED)
+        use_lean_norms(causal_lm)
         self.causal_lm: PreTrainedModel = causal_lm
         self.chunk_tokens = chunk_tokens
 

@@ -4,11 +4,8 @@ Each is compared with transformers fresh and after a sync.
 """
 
 import json
-import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -17,22 +14,32 @@ from tests.rollout import tiny
 pytestmark = pytest.mark.engine
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from configs.sampling import SamplingConfig
 from rollout import engine as door
 from tests.rollout import tiny
 
-make, without, root = getattr(tiny, sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-if without:
-    setattr(door, without, lambda *_: None)
-first, second = make(0), make(1)
-engine = door.Engine(tiny.save(first, root / "first"), tiny.CONFIG, "float32", seed=0)
-sampling = SamplingConfig(max_tokens=24)
-fresh = tiny.rollout_gap(first, list(engine.generate(tiny.PROMPTS, sampling, 4, 1)))
-engine.load_weights(tiny.buckets(tiny.weights(tiny.save(second, root / "second"))), version=1)
-synced = tiny.rollout_gap(second, list(engine.generate(tiny.PROMPTS, sampling, 4, 1)))
-print(json.dumps([fresh, synced]))
+def measure(make, without, root):
+    if without:
+        setattr(door, without, lambda *_: None)
+    first, second = getattr(tiny, make)(0), getattr(tiny, make)(1)
+    engine = door.Engine(tiny.save(first, root / "first"), tiny.CONFIG, "float32", seed=0)
+    sampling = SamplingConfig(max_tokens=24)
+    fresh = tiny.rollout_gap(first, list(engine.generate(tiny.PROMPTS, sampling, 4, 1)))
+    engine.load_weights(tiny.buckets(tiny.weights(tiny.save(second, root / "second"))), version=1)
+    synced = tiny.rollout_gap(second, list(engine.generate(tiny.PROMPTS, sampling, 4, 1)))
+    (root / "gaps.json").write_text(json.dumps([fresh, synced]))
+
+root = Path(sys.argv[1])
+for name, (make, without, environment) in json.loads(sys.argv[2]).items():
+    (root / name).mkdir()
+    child = os.fork()  # a process for each, all with the imports of this one, which take longest
+    if child == 0:
+        os.environ.update(environment)
+        measure(make, without, root / name)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
 """
 
 VARIANTS = {
@@ -49,24 +56,11 @@ Gaps = dict[str, list[tuple[float, float]]]
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Gaps:
     """Of every variant, the gap (mean, largest) fresh and after a sync."""
-    folders = [tmp_path_factory.mktemp("variant") for _ in VARIANTS]
-    with ThreadPoolExecutor(2) as threads:
-        return dict(zip(VARIANTS, threads.map(measure, VARIANTS.values(), folders), strict=True))
-
-
-def measure(variant: tuple[str, str, dict[str, str]], folder: Path) -> list[tuple[float, float]]:
-    make, without, environment = variant
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, make, without, str(folder)],
-        env=os.environ | environment,
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    root = tmp_path_factory.mktemp("variants")
+    command = [sys.executable, "-c", SCRIPT, str(root), json.dumps(VARIANTS)]
+    result = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr
-    return [tuple(gap) for gap in json.loads(result.stdout.splitlines()[-1])]
+    return {name: [tuple(gap) for gap in json.loads((root / name / "gaps.json").read_text())] for name in VARIANTS}
 
 
 def test_without_the_rotary_mend_positions_are_wrong(gaps: Gaps) -> None:

@@ -60,6 +60,13 @@ def logprobs(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
         return model(ids_1T).logits[0, :-1].log_softmax(-1).gather(1, ids_1T[0, 1:, None])[:, 0]
 
 
+def greedy(model: PreTrainedModel, token_ids: list[int]) -> list[bool]:
+    """[T - 1] whether each token after the first is the likeliest."""
+    ids_1T = torch.tensor([token_ids])
+    with torch.no_grad():
+        return (model(ids_1T).logits[0, :-1].argmax(-1) == ids_1T[0, 1:]).tolist()
+
+
 def tokens_per_expert(model: DeepseekV3ForCausalLM, layer: int) -> Counter[int]:
     """How many tokens of PROMPTS each expert of a layer sees, for the experts that see any."""
     seen: Counter[int] = Counter()

@@ -1,0 +1,124 @@
+"""Experts of a mixture on the CPU: the sums of `transformers`, with fewer passes over memory.
+
+Beside the matrix products nothing there is arithmetic worth the name, so what counts is how often rows of tokens are
+written and read again. Pairs of a token and one of its experts are sorted by expert; each expert gathers its tokens,
+multiplies, and leaves its answers, which are then weighted and added for each token in one pass. What can be had from
+the pre-activations is computed again in the backward pass instead of kept. Registered with `transformers` under the
+name SORTED, so every model whose experts have the usual form can use it; others, and other devices, keep the default.
+
+Legend: T tokens, K experts a token is sent to, S = T x K pairs sorted by expert, E experts, n tokens of one expert,
+D model width, I width of an expert, F = 2 I its gate and up projections side by side.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag, silu
+from transformers.activations import SiLUActivation
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+
+SORTED = "alignyard_sorted"
+
+
+def sorted_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """What a layer's experts add to each token, [T, D], in the form `transformers` calls it.
+
+    hidden_states [T, D], top_k_index int64 [T, K], top_k_weights [T, K].
+    """
+    if not _has_usual_form(experts, hidden_states, top_k_weights):
+        return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
+    parameters: Any = experts
+    return _Experts.apply(  # pyright: ignore[reportReturnType]
+        hidden_states, top_k_weights, parameters.gate_up_proj, parameters.down_proj, top_k_index
+    )
+
+
+def _has_usual_form(experts: Any, hidden_TD: Tensor, weight_TK: Tensor) -> bool:
+    """float32 on the CPU, gate and up projections side by side, silu, no bias, every expert in this process."""
+    plain = experts.has_gate and experts.is_concatenated and not (experts.has_bias or experts.is_transposed)
+    own_gate = type(experts)._apply_gate.__module__ != grouped_mm_experts_forward.__module__
+    tensors = (hidden_TD, weight_TK, experts.gate_up_proj)
+    return (
+        plain
+        and not own_gate
+        and not experts._is_expert_parallel
+        and isinstance(experts.act_fn, nn.SiLU | SiLUActivation)
+        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    )
+
+
+class _Experts(torch.autograd.Function):
+    """out[t] = sum_k weight[t, k] down(silu(gate(x)) * up(x)) with the matrices of expert index[t, k]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, weight_TK: Tensor, gate_up_EFD: Tensor, down_EDI: Tensor, index_TK: Tensor
+    ) -> Tensor:
+        num_pairs, (num_experts, width_F, width_D) = index_TK.numel(), gate_up_EFD.shape
+        order_S = index_TK.flatten().argsort(stable=True)
+        token_S = order_S // index_TK.shape[1]
+        place_TK = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(num_pairs)).view_as(index_TK)
+        counts = torch.bincount(index_TK.flatten(), minlength=num_experts).tolist()
+        hidden_SF, answer_SD = hidden_TD.new_empty(num_pairs, width_F), hidden_TD.new_empty(num_pairs, width_D)
+        for expert, pairs in _spans(counts):
+            x_nD = hidden_TD.index_select(0, token_S[pairs])
+            gate_nI, up_nI = torch.mm(x_nD, gate_up_EFD[expert].T, out=hidden_SF[pairs]).chunk(2, dim=1)
+            torch.mm(silu(gate_nI).mul_(up_nI), down_EDI[expert].T, out=answer_SD[pairs])
+        ctx.save_for_backward(hidden_TD, weight_TK, gate_up_EFD, down_EDI, order_S, token_S, place_TK, hidden_SF)
+        ctx.counts = counts
+        return embedding_bag(place_TK, answer_SD, mode="sum", per_sample_weights=weight_TK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_TD: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        hidden_TD, weight_TK, gate_up_EFD, down_EDI, order_S, token_S, place_TK, hidden_SF = ctx.saved_tensors
+        weight_S1 = weight_TK.flatten()[order_S].unsqueeze(1)
+        grad_weight_S, grad_hidden_SD = (
+            weight_S1.new_empty(len(order_S)),
+            hidden_TD.new_empty(len(order_S), hidden_TD.shape[1]),
+        )
+        grad_gate_up_EFD, grad_down_EDI = torch.empty_like(gate_up_EFD), torch.empty_like(down_EDI)
+        for expert, pairs in _spans(ctx.counts):
+            token_n = token_S[pairs]
+            gate_nI, up_nI = hidden_SF[pairs].chunk(2, dim=1)
+            grad_nD = grad_TD.index_select(0, token_n)
+            active_nI = silu(gate_nI)
+            inner_nI = active_nI * up_nI
+            grad_inner_nI = grad_nD @ down_EDI[expert]
+            torch.linalg.vecdot(grad_inner_nI, inner_nI, out=grad_weight_S[pairs])
+            torch.mm(grad_nD.T, inner_nI.mul_(weight_S1[pairs]), out=grad_down_EDI[expert])
+            grad_inner_nI.mul_(weight_S1[pairs])
+            grad_nF = torch.empty_like(hidden_SF[pairs])
+            grad_gate_nI, grad_up_nI = grad_nF.chunk(2, dim=1)
+            torch.mul(grad_inner_nI, active_nI, out=grad_up_nI)
+            torch.ops.aten.silu_backward(grad_inner_nI.mul_(up_nI), gate_nI, grad_input=grad_gate_nI)
+            torch.mm(grad_nF.T, hidden_TD.index_select(0, token_n), out=grad_gate_up_EFD[expert])
+            torch.mm(grad_nF, gate_up_EFD[expert], out=grad_hidden_SD[pairs])
+        for expert in [expert for expert, count in enumerate(ctx.counts) if not count]:
+            grad_gate_up_EFD[expert].zero_()
+            grad_down_EDI[expert].zero_()
+        grad_weight_TK = grad_weight_S[place_TK]
+        return (
+            embedding_bag(place_TK, grad_hidden_SD, mode="sum"),
+            grad_weight_TK,
+            grad_gate_up_EFD,
+            grad_down_EDI,
+            None,
+        )
+
+
+def _spans(counts: list[int]) -> Iterator[tuple[int, slice]]:
+    """Each expert that any token goes to, with its part of the sorted pairs."""
+    first = 0
+    for expert, count in enumerate(counts):
+        if count:
+            yield expert, slice(first, first + count)
+        first += count
+
+
+ALL_EXPERTS_FUNCTIONS.register(SORTED, sorted_experts)

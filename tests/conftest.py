@@ -1,0 +1,39 @@
+"""What every test process starts with, so that several can run side by side: threads, names and a Ray of its own."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# Before torch is imported. Engines and ranks are given their threads by name.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # what a test starts hashes at random again, as at a user's
+    os.environ.pop("PYTHONHASHSEED", None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers must find the same tests under the same names, and a set in a name is written in order of its hashes."""
+    if config.getoption("numprocesses", None):
+        os.environ["PYTHONHASHSEED"] = "0"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start engines or ranks go first: they take minutes, and at the end one worker would wait for them."""
+    long = {item.path for item in items if item.get_closest_marker("engine") or item.get_closest_marker("ranks")}
+    items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_ray() -> Iterator[None]:
+    """Ray's sessions of this process, and its note of the cluster in use, lie in a folder that nobody else looks into.
+
+    Not pytest's own temporary folder: the paths of Ray's sockets must stay short.
+    """
+    folder = tempfile.mkdtemp(prefix="ray-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
