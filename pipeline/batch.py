@@ -1,9 +1,10 @@
 """What is trained on: trees of tokens, packed into micro-batches.
 
-A tree is a prompt and the branches that continue it: a GRPO group has G branches, a conversation is a root alone. The
-root is computed once for all branches. Everything is flat numpy, so a micro-batch crosses to a rank without a copy.
+A tree is a prompt and the branches that continue it: a GRPO group has G branches, a comparison one for each answer, a
+conversation is a root alone. The root is computed once for all branches. Everything is flat numpy, so a micro-batch
+crosses to a rank without a copy.
 
-Legend: T tokens of a packed row, N trained tokens, S trained sequences.
+Legend: T tokens of a packed row, N trained tokens or scored answers, S trained sequences or comparisons.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Tokens that continue a root, all trained, with per-token columns (`advantages`, `weights`, ...)."""
+    """Tokens that continue a root, all trained, with per-token columns (`advantages`, `weights`, ...); of a scored tree
+    only the last is read, and a column has one value."""
 
     token_ids: list[int]
     columns: dict[str, Sequence[float]] = field(default_factory=dict)
@@ -28,11 +30,13 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A root and its branches. `root_mask[t]` is 1 where the root's own token t is trained (never at t = 0)."""
+    """A root and its branches. `root_mask[t]` is 1 where the root's own token t is trained (never at t = 0). Of a
+    `scored` tree the last token of each branch is read, and all branches are one sequence: a comparison."""
 
     root_ids: list[int]
     branches: list[Branch] = field(default_factory=list)
     root_mask: list[int] | None = None
+    scored: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -45,8 +49,9 @@ class MicroBatch:
     """One packed row of a forward pass.
 
     token_ids_T: the row. lengths, parents: its layout (pipeline.models.attention.Layout).
-    source_N, target_N: trained token i has id target_N[i] and is predicted by the hidden state of row source_N[i].
-    sequence_N: which of the num_sequences trained sequences token i belongs to.
+    source_N, target_N: trained token i has id target_N[i] and is predicted by the hidden state of row source_N[i]; a
+    scored answer's last token has id target_N[i] and is row source_N[i] itself.
+    sequence_N: which of the num_sequences trained sequences token i, or comparisons answer i, belongs to.
     columns: float32 [N] by name.
     """
 
@@ -88,12 +93,15 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
             row.append(branch.token_ids)
             lengths.append(length)
             parents.append(root)
-            source.append(np.concatenate([[last_of_root], np.arange(start, start + length - 1)]))
-            target.append(np.asarray(branch.token_ids, np.int64))
-            sequence.append(np.full(length, num_sequences))
+            rows = np.concatenate([[last_of_root], np.arange(start, start + length - 1)])
+            read = np.array([start + length - 1]) if tree.scored else rows
+            source.append(read)
+            target.append(np.asarray(branch.token_ids, np.int64)[-len(read) :])
+            sequence.append(np.full(len(read), num_sequences))
             columns.append(branch.columns)
-            num_sequences += 1
+            num_sequences += not tree.scored
             start += length
+        num_sequences += tree.scored
     return MicroBatch(
         token_ids_T=np.concatenate([np.asarray(ids, np.int64) for ids in row]),
         lengths=tuple(lengths),
@@ -109,17 +117,30 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
     )
 
 
-def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[MicroBatch]]:
-    """Deal trees to ranks by their tokens and pack each rank's share into rows of at most micro_batch_tokens.
+def scored_tree(prompt_ids: list[int], answers: Sequence[list[int]], targets: Sequence[float] | None = None) -> Tree:
+    """A prompt and its answers, each scored at its last token; `targets` are the scores that are learned."""
+    columns: list[dict[str, Sequence[float]]] = [{"targets": [x]} for x in targets] if targets else [{}] * len(answers)
+    return Tree(prompt_ids, [Branch(ids, of) for ids, of in zip(answers, columns, strict=True)], scored=True)
 
-    Every rank gets the same number of micro-batches, since ranks meet in collectives: a rank with fewer rows gets
-    rows of one token that train nothing.
-    """
+
+def deal(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[list[int]]]:
+    """The places of trees in the micro-batches of each rank, [num_ranks][m]: dealt to ranks by their tokens, then
+    packed into rows of at most micro_batch_tokens."""
     sizes = [tree.num_tokens for tree in trees]
-    ranks = []
-    for members in split_by_tokens(sizes, num_ranks):
-        rows = pack([sizes[i] for i in members], micro_batch_tokens)
-        ranks.append([micro_batch([trees[members[i]] for i in row]) for row in rows])
+    return [
+        [[members[i] for i in row] for row in pack([sizes[i] for i in members], micro_batch_tokens)]
+        for members in split_by_tokens(sizes, num_ranks)
+    ]
+
+
+def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[MicroBatch]]:
+    """The micro-batches of each rank (see `deal`).
+
+    Every rank gets the same number of them, since ranks meet in collectives: a rank with fewer rows gets rows of one
+    token that train nothing.
+    """
+    dealt = deal(trees, num_ranks=num_ranks, micro_batch_tokens=micro_batch_tokens)
+    ranks = [[micro_batch([trees[i] for i in row]) for row in rows] for rows in dealt]
     longest = max(len(rows) for rows in ranks)
     return [rows + [_silent(rows[0])] * (longest - len(rows)) for rows in ranks]
 

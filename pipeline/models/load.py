@@ -10,13 +10,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from configs.model import ModelConfig
+from configs.model import FirstModelConfig, ModelConfig
 from pipeline.folder import new_folder
 from pipeline.models.fresh import architecture_file, create_model
 
 disable_progress_bar()  # a bar of its own for files that take a second, above ours
 
-STAGE_PREFIX = "stage:"
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 
 
@@ -57,20 +56,18 @@ def save_hf(
     return folder
 
 
-def resolve_model(config: ModelConfig, *, run_folder: Path | None, workdir: Path) -> Path:
+def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path) -> Path:
     """The folder of the checkpoint that `config` names.
 
-    `stage:NAME` is NAME's `hf` folder below `run_folder`; a fresh model is made below `workdir` once and found there
-    again; a name that is no folder is fetched from the hub. Raises ValueError when there is none.
+    A fresh model is made below `workdir` once and found there again; a name that is no folder is fetched from the hub.
+    Raises ValueError when there is none.
     """
-    if config.init_config is not None:
+    if isinstance(config, FirstModelConfig) and config.init_config is not None:
         content = architecture_file(config.init_config).read_bytes()
         made_from = hashlib.sha256(content + str(config.init_seed).encode()).hexdigest()[:12]
         folder = workdir / f"init-{made_from}"
         return folder if folder.is_dir() else create_model(config.init_config, config.init_seed, folder)
-    assert config.path is not None, "ModelConfig has exactly one origin"
-    if config.path.startswith(STAGE_PREFIX):
-        return _stage_result(config.path, run_folder)
+    assert config.path is not None, "a model has exactly one origin"
     folder = Path(config.path).expanduser()
     if folder.is_file():
         raise ValueError(f"model.path='{folder}' is a file; give a checkpoint's folder (a GGUF file is imported first)")
@@ -79,13 +76,10 @@ def resolve_model(config: ModelConfig, *, run_folder: Path | None, workdir: Path
     return _from_hub(config.path)
 
 
-def _stage_result(path: str, run_folder: Path | None) -> Path:
-    stage = path.removeprefix(STAGE_PREFIX)
-    if run_folder is None:
-        raise ValueError(
-            f"model.path='{path}' names a stage of a recipe, but this stage runs alone; give the checkpoint's folder"
-        )
-    return _checked(run_folder / stage / "hf", f"model.path='{path}' (run stage '{stage}' first)")
+def check_template(config: ModelConfig | FirstModelConfig) -> None:
+    """Raise ValueError where the chat template that `config` names is no file."""
+    if config.chat_template is not None and not Path(config.chat_template).is_file():
+        raise ValueError(f"model.chat_template='{config.chat_template}' is no file")
 
 
 def _checked(folder: Path, setting: str) -> Path:

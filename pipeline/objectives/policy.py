@@ -18,7 +18,8 @@ from torch import Tensor
 class LossOutput(NamedTuple):
     """A loss to back-propagate, and metrics that add up over micro-batches and ranks.
 
-    `sums` are sums over tokens, to be divided by the global number of trained tokens; `maxima` combine by maximum.
+    `sums` are sums over tokens, or over a reward model's comparisons, to be divided by the global number of trained
+    tokens or comparisons; `maxima` combine by maximum.
     """
 
     loss: Tensor

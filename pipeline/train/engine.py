@@ -20,16 +20,27 @@ if not torch.cuda.is_available():  # deepspeed, unless told, warns at import tha
 
 import deepspeed
 from torch import Tensor, nn
-from transformers.core_model_loading import revert_weight_conversion
+from transformers import PreTrainedModel
 
-from configs.stages import ObjectiveConfig
+from configs.grpo import ObjectiveConfig
+from configs.reward_model import PairwiseLoss, PointwiseLoss
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.batch import Floats, MicroBatch
 from pipeline.models.attention import Layout
+from pipeline.models.fused import checkpoint_tensors
 from pipeline.models.load import load_model, save_hf
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
+from pipeline.models.score import (
+    ScoreModel,
+    is_score_model,
+    load_score_model,
+    new_score_model,
+    refuse_other_scores,
+    save_score_model,
+)
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.objectives.policy import LossOutput, grpo_loss
+from pipeline.objectives.preference import pairwise_loss, pointwise_loss
 from pipeline.objectives.supervised import sft_loss
 from pipeline.train.schedule import learning_rate
 from rollout.weights import Bucket, to_buckets
@@ -39,9 +50,9 @@ from rollout.weights import Bucket, to_buckets
 class TrainSpec:
     """All a rank needs to build its engine; crosses to the rank by value.
 
-    `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's, or None for
-    supervised training. `with_reference` keeps a frozen copy of `model` beside the policy, sharded over ranks under
-    ZeRO-3. There is no seed: training draws no random numbers.
+    `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's or a reward
+    model's, None for supervised training. `with_reference` keeps a frozen copy of `model` beside the policy, sharded
+    over ranks under ZeRO-3. `head_seed` is that of a reward model's new head; training itself draws no random numbers.
     """
 
     model: Path
@@ -50,16 +61,22 @@ class TrainSpec:
     optimizer: OptimizerConfig
     total_steps: int
     chat_template: str | None = None
-    objective: ObjectiveConfig | None = None
+    objective: ObjectiveConfig | PairwiseLoss | PointwiseLoss | None = None
     with_reference: bool = False
+    head_seed: int = 0
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether what is trained is a reward model: its batches are of scored trees."""
+        return isinstance(self.objective, PairwiseLoss | PointwiseLoss)
 
 
 @dataclass(frozen=True, slots=True)
-class TokenSums:
-    """What a rank's forward passes add up to: its part of the loss, sums and maxima over its trained tokens (see
-    LossOutput)."""
+class BatchSums:
+    """What a rank's forward passes add up to: its part of the loss, sums and maxima over its `count` trained tokens, or
+    comparisons of a reward model (see LossOutput)."""
 
-    num_tokens: int
+    count: int
     loss: float
     sums: dict[str, float]
     maxima: dict[str, float]
@@ -85,12 +102,9 @@ class TrainEngine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
         self.world_size = torch.distributed.get_world_size()
-        self._causal_lm = load_model(spec.model, spec.dtype)
-        refuse_randomness(self._causal_lm)
-        refuse_other_logits(self._causal_lm)
-        model = LogprobModel(self._causal_lm, spec.trainer.logprob_chunk_tokens)
+        self._model, model = _score_model(spec) if spec.is_reward_model else _causal_lm(spec)
         if spec.trainer.gradient_checkpointing:
-            self._causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+            self._model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, spec.optimizer.weight_decay),
             lr=spec.optimizer.learning_rate,
@@ -113,7 +127,7 @@ class TrainEngine:
         wrapped[0].eval()
         return wrapped[0]
 
-    def forward_backward(self, batch: list[MicroBatch], denominator: float) -> TokenSums:
+    def forward_backward(self, batch: list[MicroBatch], denominator: float) -> BatchSums:
         """Add the gradient of the loss over `batch` to what has accumulated since the last optim_step.
 
         denominator: what the loss is divided by, counted over all micro-batches and ranks.
@@ -130,9 +144,9 @@ class TrainEngine:
                 sums[name] = sums.get(name, 0.0) + value
             for name, value in row_maxima.items():
                 maxima[name] = torch.maximum(maxima[name], value) if name in maxima else value
-        num_tokens = sum(len(row.target_N) for row in batch)
+        count = sum(row.num_sequences if self.spec.is_reward_model else len(row.target_N) for row in batch)
         as_floats = ({name: value.item() for name, value in of.items()} for of in (sums, maxima))
-        return TokenSums(num_tokens, total.item(), *as_floats)
+        return BatchSums(count, total.item(), *as_floats)
 
     def optim_step(self) -> dict[str, float]:
         """Clip, update, forget the gradients. Returns the learning rate used and the gradient's global norm before
@@ -156,22 +170,26 @@ class TrainEngine:
         with torch.no_grad():
             return [self._forward(model, row).cpu().numpy() for row in batch]
 
-    def evaluate(self, batch: list[MicroBatch]) -> TokenSums:
+    def scores(self, batch: list[MicroBatch]) -> list[Floats]:
+        """A reward model's score of every answer, float32 [N] a micro-batch: what its model answers with."""
+        return self.logprobs(batch, reference=False)
+
+    def evaluate(self, batch: list[MicroBatch]) -> BatchSums:
         """Summed negative log-likelihood of the trained tokens, no gradient."""
         nll = -sum(float(values_N.sum(dtype=np.float64)) for values_N in self.logprobs(batch, reference=False))
-        return TokenSums(sum(len(row.target_N) for row in batch), nll, {"eval/nll_mean": nll}, {})
+        return BatchSums(sum(len(row.target_N) for row in batch), nll, {"eval/nll_mean": nll}, {})
 
     def layer_weights(self) -> Iterator[dict[str, Tensor]]:
         """Weights by checkpoint name, a layer at a time; under ZeRO-3 only one layer is whole at a time, on every rank.
 
         A layer's tensors are valid until the next is asked for.
         """
-        model = self._causal_lm
+        model = self._model
         tied = set(model.all_tied_weights_keys)
         for layer in _layers(model):
             with self._gathered(list(layer.values())):
                 held = {name: tensor.detach() for name, tensor in layer.items() if name not in tied}
-                yield revert_weight_conversion(model, held)
+                yield checkpoint_tensors(model, held)
 
     def weight_buckets(self, bucket_mib: int, *, send: bool) -> Iterator[Bucket]:
         """The layers as buckets of about bucket_mib MiB, each valid until the next is asked for. Every rank takes part
@@ -187,8 +205,8 @@ class TrainEngine:
         for layer in self.layer_weights():
             state |= {name: tensor.to("cpu", copy=True) for name, tensor in layer.items()} if writes else {}
         if writes:
-            model = self._causal_lm
-            save_hf(model, load_tokenizer(self.spec.model, self.spec.chat_template), folder, state_dict=state)
+            write = save_score_model if self.spec.is_reward_model else save_hf
+            write(self._model, load_tokenizer(self.spec.model, self.spec.chat_template), folder, state_dict=state)
         torch.distributed.barrier()
 
     def save(self, folder: Path) -> None:
@@ -222,23 +240,28 @@ class TrainEngine:
         token_ids_T, source_N, target_N = (
             torch.from_numpy(x.copy()).to(self.device) for x in (row.token_ids_T, row.source_N, row.target_N)
         )
-        return model(token_ids_T, Layout(row.lengths, row.parents), source_N, target_N)
+        read = (source_N,) if self.spec.is_reward_model else (source_N, target_N)
+        return model(token_ids_T, Layout(row.lengths, row.parents), *read)
 
-    def _loss(self, row: MicroBatch, logprobs_N: Tensor, denominator: float) -> LossOutput:
-        if logprobs_N.numel() == 0:  # a rank that only takes part: its gradient is zero, not absent
-            return LossOutput(logprobs_N.sum(), {}, {})
+    def _loss(self, row: MicroBatch, values_N: Tensor, denominator: float) -> LossOutput:
+        """`values_N` are log-probabilities, or a reward model's scores."""
+        if values_N.numel() == 0:  # a rank that only takes part: its gradient is zero, not absent
+            return LossOutput(values_N.sum(), {}, {})
         objective = self.spec.objective
         if objective is None:
-            return sft_loss(logprobs_N=logprobs_N, denominator=denominator)
+            return sft_loss(logprobs_N=values_N, denominator=denominator)
         columns = {name: torch.from_numpy(values.copy()).to(self.device) for name, values in row.columns.items()}
+        sequence_N = torch.from_numpy(row.sequence_N.copy()).to(self.device)
+        if isinstance(objective, PairwiseLoss | PointwiseLoss):
+            return _preference_loss(objective, values_N, columns["targets"], sequence_N, row.num_sequences, denominator)
         return grpo_loss(
-            logprobs_N=logprobs_N,
-            policy_logprobs_N=columns.get("policy_logprobs", logprobs_N.detach()),
+            logprobs_N=values_N,
+            policy_logprobs_N=columns.get("policy_logprobs", values_N.detach()),
             rollout_logprobs_N=columns["rollout_logprobs"],
             ref_logprobs_N=columns.get("ref_logprobs"),
             advantages_N=columns["advantages"],
             weights_N=columns["weights"],
-            sequence_N=torch.from_numpy(row.sequence_N.copy()).to(self.device),
+            sequence_N=sequence_N,
             num_sequences=row.num_sequences,
             denominator=denominator,
             clip_low=objective.clip_low,
@@ -251,13 +274,54 @@ class TrainEngine:
 
     def _clip_unsharded(self) -> Tensor:
         """Without ZeRO, DeepSpeed clips and does not tell the norm; so reduce and clip here, once."""
-        self.engine.buffered_allreduce_fallback()
-        return nn.utils.clip_grad_norm_(self._causal_lm.parameters(), self.spec.optimizer.max_grad_norm)
+        if self.world_size > 1:
+            self.engine.buffered_allreduce_fallback()
+        return nn.utils.clip_grad_norm_(self._model.parameters(), self.spec.optimizer.max_grad_norm)
 
     def _gathered(self, tensors: list[Tensor]) -> AbstractContextManager[Any]:
         if self.spec.trainer.zero_stage < 3:
             return nullcontext()
         return deepspeed.zero.GatheredParameters([t for t in tensors if isinstance(t, nn.Parameter)])
+
+
+def _causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
+    """The language model that `spec` names, and what is trained: the model that answers with log-probabilities."""
+    model = load_model(spec.model, spec.dtype)
+    refuse_randomness(model)
+    refuse_other_logits(model)
+    return model, LogprobModel(model, spec.trainer.logprob_chunk_tokens)
+
+
+def _score_model(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
+    """The reward model that `spec` names, or a new one on its language model, and what is trained: one that answers
+    with scores."""
+    if is_score_model(spec.model):
+        model = load_score_model(spec.model, spec.dtype)
+    else:
+        model = new_score_model(spec.model, spec.dtype, spec.head_seed)
+    refuse_randomness(model)
+    refuse_other_scores(model)
+    return model, ScoreModel(model)
+
+
+def _preference_loss(
+    objective: PairwiseLoss | PointwiseLoss,
+    scores_N: Tensor,
+    targets_N: Tensor,
+    comparison_N: Tensor,
+    num_comparisons: int,
+    denominator: float,
+) -> LossOutput:
+    batch: dict[str, Any] = {
+        "scores_N": scores_N,
+        "targets_N": targets_N,
+        "comparison_N": comparison_N,
+        "num_comparisons": num_comparisons,
+        "denominator": denominator,
+    }
+    if isinstance(objective, PairwiseLoss):
+        return pairwise_loss(**batch, margin=objective.margin, center=objective.center)
+    return pointwise_loss(**batch, kind=objective.kind)
 
 
 def _layers(model: nn.Module) -> Iterator[dict[str, Tensor]]:

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from pipeline.batch import Floats, MicroBatch, Tree, micro_batch, shard
+from pipeline.batch import Floats, MicroBatch, Tree, deal, micro_batch, shard
 from pipeline.errors import RunStopped
 from pipeline.folder import new_folder
-from pipeline.train.engine import TokenSums, TrainEngine, TrainSpec
+from pipeline.train.engine import BatchSums, TrainEngine, TrainSpec
 from rollout.process import compute_environment, num_threads
 
 START_TIMEOUT_SECONDS = 300.0
@@ -82,7 +83,7 @@ class Policy:
         Raises RunStopped when the gradient is not finite: the weights are lost then, but not the last checkpoint.
         """
         started = time.monotonic()
-        of_ranks: list[TokenSums] = self._each("forward_backward", [(rows, denominator) for rows in batch])
+        of_ranks: list[BatchSums] = self._each("forward_backward", [(rows, denominator) for rows in batch])
         metrics = _mean(of_ranks) | {"loss/total": sum(part.loss for part in of_ranks)} | self._all("optim_step")[0]
         if not math.isfinite(metrics["train/grad_norm"]):
             raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")
@@ -101,6 +102,20 @@ class Policy:
     def evaluate(self, batch: list[list[MicroBatch]]) -> dict[str, float]:
         """Mean negative log-likelihood of the trained tokens, `eval/nll_mean`."""
         return _mean(self._each("evaluate", [(rows,) for rows in batch]))
+
+    def scores(self, trees: list[Tree]) -> list[list[float]]:
+        """A reward model's score of each answer of scored trees, in the order of `trees` and of their branches."""
+        trainer = self._spec.trainer
+        filled = [*trees, *trees[:1] * (trainer.num_ranks - len(trees))]  # no rank without work
+        dealt = deal(filled, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
+        of_ranks = self._each("scores", [(rows,) for rows in self.shard(filled)])
+        scores: list[list[float]] = [[] for _ in filled]
+        for rows, values in zip(dealt, of_ranks, strict=True):
+            for members, values_N in zip(rows, values, strict=False):  # rows that only take part come last
+                left = iter(values_N.tolist())
+                for place in members:
+                    scores[place] = list(islice(left, len(filled[place].branches)))
+        return scores[: len(trees)]
 
     def sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
         """Log-probabilities of the trained tokens of each tree, in the order of `trees`; every rank computes all."""
@@ -154,11 +169,11 @@ class Policy:
             raise RunStopped(f"a training rank died in '{method}': {error}") from error
 
 
-def _mean(of_ranks: list[TokenSums]) -> dict[str, float]:
-    """Sums over ranks divided by the tokens they are over, and maxima."""
-    num_tokens = max(sum(part.num_tokens for part in of_ranks), 1)
+def _mean(of_ranks: list[BatchSums]) -> dict[str, float]:
+    """Sums over ranks divided by the tokens or comparisons they are over, and maxima."""
+    count = max(sum(part.count for part in of_ranks), 1)
     names = {name for part in of_ranks for name in part.sums}
-    metrics = {name: sum(part.sums.get(name, 0.0) for part in of_ranks) / num_tokens for name in sorted(names)}
+    metrics = {name: sum(part.sums.get(name, 0.0) for part in of_ranks) / count for name in sorted(names)}
     tops = {name for part in of_ranks for name in part.maxima}
     return metrics | {
         name: float(np.max([p.maxima[name] for p in of_ranks if name in p.maxima])) for name in sorted(tops)

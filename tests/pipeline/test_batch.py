@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.batch import Branch, Tree, micro_batch, shard
+from pipeline.batch import Branch, Tree, deal, micro_batch, scored_tree, shard
 
 
 def tree(prompt: list[int], *answers: list[int]) -> Tree:
@@ -36,3 +36,27 @@ def test_every_tree_is_in_exactly_one_micro_batch_and_ranks_meet_equally_often(n
     assert targets == sorted(token for t in trees for branch in t.branches for token in branch.token_ids)
     largest = max(t.num_tokens for t in trees)
     assert all(len(row.token_ids_T) <= max(capacity, largest) for rows in ranks for row in rows)
+
+
+def test_a_comparison_by_hand() -> None:
+    trees = [scored_tree([10, 11], [[1, 2], [3]], [0.5, 0.25]), scored_tree([20], [[4, 5, 6]], [1.0])]
+    row = micro_batch(trees)
+    assert row.token_ids_T.tolist() == [10, 11, 1, 2, 3, 20, 4, 5, 6]
+    assert row.lengths == (2, 2, 1, 1, 3) and row.parents == (-1, 0, 0, -1, 3)
+    assert row.source_N.tolist() == [3, 4, 8] and row.target_N.tolist() == [2, 3, 6]  # an answer's own last row
+    assert row.sequence_N.tolist() == [0, 0, 1] and row.num_sequences == 2
+    assert row.columns["targets"].tolist() == [0.5, 0.25, 1.0]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_what_is_dealt_is_what_is_sharded(num_ranks: int) -> None:
+    rng = np.random.default_rng(1)
+    trees = [scored_tree([i], [[i + 1] * int(rng.integers(1, 9)) for _ in range(3)]) for i in range(9)]
+    dealt = deal(trees, num_ranks=num_ranks, micro_batch_tokens=40)
+    ranks = shard(trees, num_ranks=num_ranks, micro_batch_tokens=40)
+    assert sorted(i for rows in dealt for row in rows for i in row) == list(range(9))
+    for places, rows in zip(dealt, ranks, strict=True):
+        for members, row in zip(places, rows, strict=False):
+            assert row.token_ids_T.tolist() == micro_batch([trees[i] for i in members]).token_ids_T.tolist()
+            assert row.num_sequences == len(members) and len(row.source_N) == 3 * len(members)
+        assert all(row.num_sequences == 0 for row in rows[len(places) :])

@@ -1,18 +1,21 @@
 """The training engine in real processes: how a batch is split, over rows, ranks or ZeRO stages, can't be seen in it."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.models.fresh import create_model
+from tests.pipeline import train_ranks
 
 pytestmark = pytest.mark.ranks
 
-PROGRAM = Path(__file__).with_name("train_ranks.py")
+# Ranks are forked from a process that has imported everything, which takes longer than what they do.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([train_ranks.__name__])
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +34,38 @@ def train(
     checkpointing: bool = False,
 ) -> dict:
     """Three updates in `ranks` processes; returns the trace that rank 0 wrote."""
-    port = str(20000 + os.getpid() % 20000 + zero)
-    environment = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment |= {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
-    arguments = [
-        sys.executable,
-        str(PROGRAM),
-        str(model),
-        str(out),
-        str(zero),
-        str(tokens),
-        loss,
-        str(int(checkpointing)),
+    group = {"WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    arguments = (str(model), str(out), str(zero), str(tokens), loss, str(int(checkpointing)))
+    logs = [out.with_name(f"rank-{rank}.log") for rank in range(ranks)]
+    processes = [
+        FORKS.Process(target=be_rank, args=(group | {"RANK": str(rank)}, log, arguments))
+        for rank, log in enumerate(logs)
     ]
-    processes = [subprocess.Popen(arguments, env=environment | {"RANK": str(rank)}) for rank in range(ranks)]
     try:
-        assert [process.wait(timeout=200) for process in processes] == [0] * ranks
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=240)
+        assert [process.exitcode for process in processes] == [0] * ranks, [log.read_text() for log in logs]
     finally:
         for process in processes:
             process.kill()
     return dict(np.load(out))
+
+
+def be_rank(environment: dict[str, str], log: Path, arguments: tuple[str, ...]) -> None:
+    """In a process of its own: one rank, whatever it says written to `log`."""
+    os.environ.update(environment)
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        train_ranks.main(*arguments)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

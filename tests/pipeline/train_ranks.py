@@ -1,18 +1,17 @@
 """One rank of a test: three updates on a fixed batch, a save and a load between the second and the third.
 
-Run by test_train_engine.py: train_ranks.py MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS grpo|sft 0|1 (gradient
-checkpointing), with the process group in
-the environment. Rank 0 writes losses, gradient norms, some weights, and whether a reload repeats the third update.
+test_train_engine.py calls main with MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS grpo|sft 0|1 (gradient checkpointing), the
+process group in the environment. Rank 0 writes losses, gradient norms, some weights, and whether a reload repeats the
+third update.
 """
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from configs.stages import ObjectiveConfig
+from configs.grpo import ObjectiveConfig
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.batch import Branch, Tree, shard
 from pipeline.train.engine import TrainEngine, TrainSpec
@@ -80,7 +79,3 @@ def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing:
         losses, grad_norms = zip(*steps, strict=True)
         flat = np.concatenate([weights[name].flatten().numpy()[:50] for name in sorted(weights)])
         np.savez(out, losses=losses, grad_norms=grad_norms, weights=flat, rows=len(rows))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,0 +1,87 @@
+"""Reward models."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.base import Settings
+from configs.data import ComparisonData
+from configs.model import ModelConfig
+from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
+
+
+class PairwiseLoss(Settings):
+    """Bradley-Terry: -log sigmoid(r_better - r_worse - margin), the mean over the pairs of a comparison."""
+
+    type: Literal["pairwise"]
+    """Selects this loss."""
+    margin: float = Field(default=0.0, ge=0)
+    """Coefficient of the pair's difference of scores, the margin that is wanted of the model. 0 wants none."""
+    center: float = Field(default=0.0, ge=0)
+    """Coefficient of (r_better + r_worse)^2, which keeps the scores' mean near 0."""
+
+
+class PointwiseLoss(Settings):
+    """Regression to the answer's score, or its binary form."""
+
+    type: Literal["pointwise"]
+    """Selects this loss."""
+    kind: Literal["regression", "bce"] = "regression"
+    """`regression`: (r - score)^2. `bce`: binary cross-entropy of sigmoid(r), for scores between 0 and 1."""
+
+
+class RewardModelConfig(Settings):
+    """A reward model: a scalar head on a checkpoint, read at the last token of the answer (DeepSeek-V2 section 4.2)."""
+
+    type: Literal["rm"]
+    """Selects this stage."""
+    model: ModelConfig
+    """Where training starts: a language model, which gets a new head, or a reward model."""
+    data: ComparisonData
+    """What is learned."""
+    eval_data: dict[str, ComparisonData] = Field(default_factory=dict[str, ComparisonData])
+    """Held-out comparisons by name; RewardBench's files are of the form `pair`, with `columns: {domain: subset}`."""
+    eval_every_steps: int = Field(default=0, ge=0)
+    """Steps between evaluations; 0 evaluates only after the last. Set together with eval_data."""
+    loss: Annotated[PairwiseLoss | PointwiseLoss, Field(discriminator="type")]
+    """The loss."""
+    comparisons_per_step: int = Field(ge=1)
+    """Comparisons of one optimizer step, over all ranks."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps. Exactly one of `steps` and `epochs` is set."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the data, the last incomplete step of each carried into the next."""
+    optimizer: OptimizerConfig
+    """AdamW and its schedule."""
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    """The DeepSpeed ranks."""
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    """How often the stage can be resumed from."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the data order and of the head's first weights."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "RewardModelConfig":
+        strange = [name for name in self.eval_data if not re.fullmatch(r"[A-Za-z0-9_.-]+", name)]
+        if strange:
+            raise ValueError(f"eval_data: '{strange[0]}' names files; use letters, digits, '_', '.' and '-' only")
+        if self.trainer.logprob_chunk_tokens != TrainerConfig().logprob_chunk_tokens:
+            raise ValueError(
+                "trainer.logprob_chunk_tokens has no effect on a reward model, which has no logits; remove it"
+            )
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set exactly one of 'steps' and 'epochs'")
+        if not self.eval_data and self.eval_every_steps:
+            raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")
+        if self.steps is not None and self.optimizer.schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.schedule.warmup_steps={self.optimizer.schedule.warmup_steps} never ends within "
+                f"steps={self.steps}"
+            )
+        if self.comparisons_per_step % self.trainer.num_ranks:
+            raise ValueError(
+                f"comparisons_per_step={self.comparisons_per_step} must be a multiple of "
+                f"trainer.num_ranks={self.trainer.num_ranks}"
+            )
+        return self

@@ -1,0 +1,47 @@
+"""Checkpoints of tiny random models of each family, with weights large enough that a wrong one shows."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, Qwen3Config
+
+from pipeline.models.tokenizer import byte_tokenizer
+
+IDS = {"vocab_size": 264, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DENSE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+ROOT = Path(__file__).parents[2]
+
+
+def small_config(family: str) -> PreTrainedConfig:
+    match family:
+        case "deepseek_v3":
+            config = DeepseekV3Config.from_json_file(str(ROOT / "configs" / "models" / "tiny.json"))
+            config.update(IDS)
+            return config
+        case "llama":
+            return LlamaConfig(**DENSE, **IDS, tie_word_embeddings=True)
+        case "qwen3":
+            return Qwen3Config(**DENSE, **IDS, head_dim=16, tie_word_embeddings=False)
+    raise ValueError(family)
+
+
+FAMILIES = ("deepseek_v3", "llama", "qwen3")
+
+
+def small_causal_lm(family: str, folder: Path) -> Path:
+    """A checkpoint of a language model and the byte tokenizer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(small_config(family), dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
