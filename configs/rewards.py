@@ -7,7 +7,8 @@ from pydantic import Field
 from configs.base import Settings
 
 PoolName = Literal["rule", "sandbox", "model"]
-"""Where a reward runs: `rule` computes in its own process, `sandbox` starts programs, `model` asks a model."""
+"""Where a reward runs: `rule` computes in its own process, `sandbox` starts programs, `model` asks a model, and each
+such reward has workers of its own."""
 
 
 class RewardSpec(Settings):
@@ -16,6 +17,9 @@ class RewardSpec(Settings):
     name: str
     """A built-in (`alignyard reward list`), `path/to/file.py:name`, `package.module:name`, or an entry point of the
     group alignyard.rewards; behind `trl:`, `verl:` or `openrlhf:`, a function written for one of these."""
+    label: str = Field(default_factory=lambda data: str(data.get("name", "")).rpartition(":")[2])
+    """What it is called in metrics, verdicts and `prompts.reward`; what stands behind the last colon of `name` if it is
+    not given. Needed where two rewards have one name, such as two reward models."""
     weight: float = 1.0
     """Its coefficient c in r = sum of c_k r_k."""
     gate: float | None = None
@@ -23,21 +27,16 @@ class RewardSpec(Settings):
     args: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the reward."""
 
-    @property
-    def label(self) -> str:
-        """What the reward is called in metrics, verdicts and `prompts.reward`: a plug-in's is what stands behind the
-        last colon."""
-        return self.name.rpartition(":")[2]
-
 
 class RewardPoolConfig(Settings):
     """The Ray actors that judge, and when to stop trusting them."""
 
-    workers: dict[PoolName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict[PoolName, int])
-    """Judging processes of each pool, `rule`, `sandbox` and `model`; a pool that is not named has one."""
+    workers: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict[str, int])
+    """Judging processes of `rule`, of `sandbox`, and, by its label, of each reward that asks a model. What is not named
+    has one."""
     timeout_seconds: float = Field(default=5.0, gt=0)
     """Longest one verdict may take; the process is killed past it and the verdict is `timeout`. A reward that runs
-    programs takes its tasks' own limits instead."""
+    programs takes its tasks' own limits instead, one that asks a model its argument `seconds`."""
     max_failure_rate: float = Field(default=0.2, gt=0, le=1)
     """Share of verdicts with status timeout or infra_error past which the circuit breaker stops the run."""
     breaker_window: int = Field(default=100, ge=10)

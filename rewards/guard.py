@@ -23,13 +23,14 @@ from multiprocessing.connection import Connection
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from configs.rewards import PoolName, RewardPoolConfig, RewardSpec
+from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards import registry
 from rewards.serve import END, OUT_OF_MEMORY, Build, Form, Request, Terms
-from rewards.types import Status, Task, Verdict
+from rewards.types import Post, Status, Task, Verdict
 
 START_SECONDS = 60.0
-"""Longest a judging process may take to make its rewards. 0.6 s for math and 2 s for reasoning_gym where idle."""
+"""Longest a judging process may take to make its rewards, and then to set up one that says no other time. Making takes
+0.6 s for math and 2 s for reasoning_gym where idle."""
 
 RULE_MEMORY_GIB = 2.0
 """Address space of a process that judges by rules. Others start programs, which have limits of their own."""
@@ -63,19 +64,12 @@ class _Process:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": self._folder.name},  # what a kill leaves goes too
                 start_new_session=True,  # whatever a checker starts dies with it
             )
-        try:
-            self._channel.send(terms)
-            [_, made] = self.hear(START_SECONDS)
-        except TimeoutError:
-            self.close()
-            raise RuntimeError(f"no judging process within {START_SECONDS:g} s") from None
-        except (EOFError, OSError) as error:
-            raise RuntimeError(f"the judging process did not start: {self._post_mortem()}; see its stderr") from error
-        if "problem" in made:
-            self.close()
-            raise ValueError(made["problem"])
-        self.pools: dict[str, PoolName] = {label: pool for label, (pool, _) in made["rewards"].items()}
-        self.forms: dict[str, Form] = {label: form for label, (_, form) in made["rewards"].items()}
+        self._channel.send(terms)
+        made = self._told(START_SECONDS)
+        posts = [Post(*post) for post in made["posts"]]
+        self.posts = {post.label: post for post in posts}
+        self.forms: dict[str, Form] = made["forms"]
+        self._told(start_limit(posts))
 
     def ask(self, label: str, tasks: list[Task], completions: list[str] | None = None) -> None:
         """Send a request; its answers are heard one by one. Raises OSError where the process is gone or stopped."""
@@ -113,6 +107,20 @@ class _Process:
         self._channel.close()
         self._folder.cleanup()
 
+    def _told(self, patience: float) -> dict[str, Any]:
+        """The process's next word on its start. Raises what `Guard.start` says."""
+        try:
+            [_, word] = self.hear(patience)
+        except TimeoutError:
+            self.close()
+            raise RuntimeError(f"no judging process within {patience:g} s") from None
+        except (EOFError, OSError) as error:
+            raise RuntimeError(f"the judging process did not start: {self._post_mortem()}; see its stderr") from error
+        if "problem" in word:
+            self.close()
+            raise ValueError(word["problem"])
+        return word
+
     def _post_mortem(self) -> str:
         """How the process ended, in words; clears it away."""
         with suppress(subprocess.TimeoutExpired):
@@ -131,12 +139,13 @@ class Guard:
 
     specs: the rewards it judges with, by label. build: a function of a module, which makes them inside the process; it
     crosses by name. timeout_seconds: wall-clock limit of one verdict, where the reward sets none for the task.
-    memory_gib: address space the process may take, None for any.
+    memory_gib: address space the process may take, None for any. judges: False where it only checks tasks, for which a
+    `model` reward isn't set up.
 
     One question at a time: a guard belongs to one thread, which need not be the main one, but must live as long as the
     process is to (Linux ends it with the thread that started it).
 
-    `pools` says where each reward runs, once the process was started.
+    `posts` says where each reward judges, once the process was started.
     """
 
     def __init__(
@@ -146,10 +155,11 @@ class Guard:
         timeout_seconds: float,
         memory_gib: float | None = RULE_MEMORY_GIB,
         build: Build = registry.build,
+        judges: bool = True,
     ) -> None:
-        self._terms = Terms(list(specs), build, timeout_seconds, memory_gib)
+        self._terms = Terms(list(specs), build, timeout_seconds, memory_gib, judges)
         self._process: _Process | None = None
-        self.pools: dict[str, PoolName] = {}
+        self.posts: dict[str, Post] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -161,30 +171,34 @@ class Guard:
         """Start the process now instead of with the first question.
 
         Raises ValueError where a spec is wrong or a reward can't be made, with what it said, and RuntimeError where the
-        process dies or takes longer than START_SECONDS.
+        process dies or takes longer than START_SECONDS, or than a reward says to be set up.
         """
         self._process = _Process(self._terms)
-        self.pools = self._process.pools
+        self.posts = self._process.posts
 
     def judge(self, label: str, task: Task, completions: Sequence[str]) -> list[Verdict]:
         """What the reward `label` says of each of the completions of `task`.
 
-        Equal completions are judged once. A completion whose checker failed is judged once more, alone, except where a
-        rule ran out of time on it: it computes, and would do so again. When a process is lost, so is no verdict that it
-        gave before. Takes per completion at most two limits and two starts. Raises what `start` raises.
+        Equal completions are judged once. A completion whose checker failed is judged once more, alone or, where the
+        reward is awaited, with the others that failed; except where a rule ran out of time on it: it computes, and
+        would do so again. When a process is lost, so is no verdict that it gave before. Takes per completion at most
+        two limits and two starts. Raises what `start` raises.
         """
         verdicts: dict[str, Verdict] = {}
-        again: list[str] = []
+        again: list[list[str]] = []
         waiting = list(dict.fromkeys(completions))
         while waiting:
+            form = self._started().forms[label]
             given, lost = self._attempt(label, task, waiting)
+            failed = [text for text, verdict in given.items() if self._may_differ(label, verdict)]
+            # Awaited together, each to a limit of its own, they don't stand in each other's way.
+            again += [failed] if failed and form == "together" else [[text] for text in failed]
             # Of several that were lost together, the others may be innocent.
-            again += [text for text, verdict in given.items() if self._may_differ(label, verdict)]
-            again += [text for text, verdict in lost.items() if len(lost) > 1 or self._may_differ(label, verdict)]
+            again += [[text] for text, verdict in lost.items() if len(lost) > 1 or self._may_differ(label, verdict)]
             verdicts |= given | lost
             waiting = [text for text in waiting if text not in verdicts]
-        for text in again:
-            given, lost = self._attempt(label, task, [text])
+        for texts in again:
+            given, lost = self._attempt(label, task, texts)
             verdicts |= given | lost
         return [verdicts[text] for text in completions]
 
@@ -193,7 +207,8 @@ class Guard:
 
         Raises ValueError where the reward fails to say, and what `start` raises.
         """
-        process, patience = self._started(), self._terms.timeout_seconds
+        # The first answer has the time of a start: what a reward needs to check, it may load with the first task.
+        process, patience = self._started(), START_SECONDS
         problems: list[str | None] = []
         fault = None
         try:
@@ -201,6 +216,7 @@ class Guard:
             while len(problems) < len(tasks) and fault is None:
                 [_, (problem, fault)] = process.hear(patience)
                 problems.append(problem)
+                patience = self._terms.timeout_seconds
         except (EOFError, OSError, TypeError, ValueError) as error:
             fault = process.loss(error, patience).detail
             problems.append(None)
@@ -224,7 +240,7 @@ class Guard:
     def _may_differ(self, label: str, verdict: Verdict) -> bool:
         """Whether judging once more may give more than this."""
         return verdict.status is Status.INFRA_ERROR or (
-            verdict.status is Status.TIMEOUT and self.pools[label] != "rule"
+            verdict.status is Status.TIMEOUT and self.posts[label].pool != "rule"
         )
 
     def _attempt(self, label: str, task: Task, texts: list[str]) -> tuple[dict[str, Verdict], dict[str, Verdict]]:
@@ -279,19 +295,22 @@ def applicable(task: Task, labels: Sequence[str]) -> list[str]:
     return [label for label in labels if not named or label in named]
 
 
-def inspect(
-    specs: Sequence[RewardSpec], config: RewardPoolConfig, build: Build = registry.build
-) -> dict[str, PoolName]:
-    """Make the rewards once, before anything is launched; the pool of each.
+def start_limit(posts: Iterable[Post]) -> float:
+    """Seconds the rewards of `posts` may take to be set up in one process."""
+    return max((post.start_seconds or START_SECONDS for post in posts), default=START_SECONDS)
+
+
+def inspect(specs: Sequence[RewardSpec], config: RewardPoolConfig, build: Build = registry.build) -> dict[str, Post]:
+    """Make the rewards once, before anything is launched; where each will judge. No model is loaded for it.
 
     Raises ValueError for a wrong spec, a label that appears twice, and a reward that can't be made.
     """
     labels = [spec.label for spec in specs]
     if len(set(labels)) < len(labels):
         raise ValueError(f"rewards: every name may appear once, got {', '.join(labels)}")
-    with Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build) as guard:
+    with Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build, judges=False) as guard:
         guard.start()
-        return guard.pools
+        return guard.posts
 
 
 def unjudgeable(
@@ -310,7 +329,7 @@ def unjudgeable(
                 rows[label].append(row)
         except ValueError as error:
             problems[row] = str(error)
-    with Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build) as guard:
+    with Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build, judges=False) as guard:
         for label, mine in rows.items():
             for row, problem in zip(mine, guard.check(label, [tasks[row] for row in mine]), strict=True):
                 if problem is not None and problems[row] is None:
@@ -318,8 +337,11 @@ def unjudgeable(
     return problems
 
 
-def refuse_idle(config: RewardPoolConfig, pools: Iterable[PoolName]) -> None:
-    """Raises ValueError where workers are set for a pool that isn't among `pools`, those of a stage's rewards."""
-    idle = sorted(set(config.workers) - set(pools))
+def refuse_idle(config: RewardPoolConfig, posts: Iterable[Post]) -> None:
+    """Raises ValueError where workers are set for a pool or label at which none of a stage's rewards judges."""
+    crews = sorted({post.crew for post in posts})
+    idle = sorted(set(config.workers) - set(crews))
     if idle:
-        raise ValueError(f"reward_pool.workers.{idle[0]} has no effect: no reward runs in that pool; remove it")
+        raise ValueError(
+            f"reward_pool.workers.{idle[0]} has no effect: the rewards judge at {', '.join(crews)}; remove or rename it"
+        )

@@ -44,8 +44,8 @@ def summarize(verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, float]:
     return metrics
 
 
-def summarize_pool(pool: str, passages: Sequence[Passage], *, workers: int, replaced: int) -> dict[str, float]:
-    """Metrics of one pool, keyed `reward_pool/<pool>/<stat>`; none where no group passed.
+def summarize_pool(crew: str, passages: Sequence[Passage], *, workers: int, replaced: int) -> dict[str, float]:
+    """Metrics of one crew of judges, keyed `reward_pool/<crew>/<stat>`; none where no group passed.
 
     queue_depth_max: most groups that waited for a worker at one time. latency_p50 and latency_p99: seconds from submit
     to judged. utilisation: share of the workers' time, from the first submit to the last verdict, that they spent on
@@ -65,4 +65,4 @@ def summarize_pool(pool: str, passages: Sequence[Passage], *, workers: int, repl
         "utilisation": busy / (workers * span),
         "replaced": float(replaced),
     }
-    return {f"reward_pool/{pool}/{stat}": value for stat, value in stats.items()}
+    return {f"reward_pool/{crew}/{stat}": value for stat, value in stats.items()}

@@ -38,8 +38,8 @@ class Row:
     def task(self) -> Task:
         """What the completion answers."""
         prompt = self.values["prompt"]
-        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        return Task(text, self.values.get("truth"), row=self.where, metadata=self.values)
+        text, messages = (prompt, []) if isinstance(prompt, str) else (prompt[-1]["content"], prompt)
+        return Task(text, self.values.get("truth"), row=self.where, metadata=self.values, messages=messages)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -55,8 +55,8 @@ def count_rows(path: Path) -> int:
 
 def guard_factory(spec: RewardSpec, timeout_seconds: float) -> Callable[[], Guard]:
     """What makes guards with the limits of the pool the reward runs in. Raises ValueError for a wrong spec."""
-    [pool] = inspect([spec], RewardPoolConfig(timeout_seconds=timeout_seconds)).values()
-    memory_gib = RULE_MEMORY_GIB if pool == "rule" else None
+    [post] = inspect([spec], RewardPoolConfig(timeout_seconds=timeout_seconds)).values()
+    memory_gib = RULE_MEMORY_GIB if post.pool == "rule" else None
     return partial(Guard, [spec], timeout_seconds=timeout_seconds, memory_gib=memory_gib)
 
 

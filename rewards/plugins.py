@@ -35,8 +35,15 @@ FACTORIES: dict[str, str] = {
     "length": "rewards.form:LengthReward",
     "repetition": "rewards.form:RepetitionReward",
     "language": "rewards.language:LanguageReward",
+    "judge": "rewards.judge:JudgeReward",
+    "reward_model": "pipeline.judging.reward_model:RewardModel",
+    "self_judge": "pipeline.judging.self_judge:SelfJudge",
 }
-"""Our own rewards. None of them can be hidden by an entry point of the same name."""
+"""Our own rewards. None of them can be hidden by an entry point of the same name. Two load models, and so
+lie above this room: only the process that builds one goes there."""
+
+_PATHS = ("path", "rubric_file", "cache")
+"""Arguments of our own rewards that name files or folders."""
 
 LIBRARIES = ("trl", "verl", "openrlhf")
 """Whose functions can be run unchanged (`rewards.adapters`)."""
@@ -86,11 +93,15 @@ def locate(name: str) -> Place:
 
 
 def absolute(spec: RewardSpec) -> RewardSpec:
-    """`spec` with the path of its file made absolute: what may cross to a process that works in another folder.
+    """`spec` with the paths in it made absolute: what may cross to a process that works in another folder.
 
     Raises ValueError for a name that leads nowhere.
     """
     place = locate(spec.name)
+    if spec.name in FACTORIES:
+        paths = {key: value for key, value in spec.args.items() if key in _PATHS and isinstance(value, str)}
+        there = {key: str(Path(value).expanduser().absolute()) for key, value in paths.items()}
+        return spec.model_copy(update={"args": spec.args | there})
     if not place.is_file:
         return spec
     parts = [place.library, str(Path(place.where).expanduser().absolute()), place.attribute]

@@ -1,11 +1,12 @@
 """The Ray actors that judge. Groups go in as they are finished and are judged while others are still being written.
 
-Each kind of reward (`configs.rewards.PoolName`) has a queue and workers of its own. A worker takes the next group when
-it is free, so a slow one holds nothing up but what it judges.
+Each crew has a queue and workers of its own: one for the rules, one for what runs programs, one for each reward that
+asks a model. A worker takes the next group when it is free, so a slow one holds nothing up but what it judges.
 """
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -15,16 +16,16 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from configs.rewards import PoolName, RewardPoolConfig, RewardSpec
+from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards import registry
 from rewards.breaker import CircuitBreaker
-from rewards.guard import RULE_MEMORY_GIB, Guard, applicable, inspect
+from rewards.guard import RULE_MEMORY_GIB, Guard, applicable, inspect, start_limit
 from rewards.metrics import Passage, summarize, summarize_pool
 from rewards.serve import Build
-from rewards.types import Status, Task, Verdict
+from rewards.types import Post, Status, Task, Verdict
 
 WORKER_START_SECONDS = 120.0
-"""Longest a new actor may take to be placed and to make its rewards."""
+"""Longest a new actor may take to be placed and to make its rewards; setting them up comes on top."""
 
 _HEARTBEAT_SECONDS = 10.0
 """How long a worker may judge before it is asked whether it lives, and again after as long."""
@@ -59,7 +60,7 @@ class RewardWorker:
 
 @dataclass(frozen=True)
 class _Job:
-    """The part of one group that goes to one pool."""
+    """The part of one group that goes to one crew."""
 
     index: int
     task: Task
@@ -79,22 +80,26 @@ class _Done:
 
 
 class _Crew:
-    """The workers of one pool and a thread for each, which takes jobs from their common queue.
+    """The workers that share a queue, and a thread for each, which takes jobs from it.
 
     A worker that dies or hangs is replaced and its job done again; a job that loses its worker twice gets `infra_error`
     verdicts.
     """
 
-    def __init__(self, specs: list[RewardSpec], pool: PoolName, config: RewardPoolConfig, build: Build) -> None:
-        self.size = config.workers.get(pool, 1)
-        self._arguments = (specs, config.timeout_seconds, RULE_MEMORY_GIB if pool == "rule" else None, build)
+    def __init__(
+        self, name: str, specs: list[RewardSpec], posts: list[Post], config: RewardPoolConfig, build: Build
+    ) -> None:
+        self.size = config.workers.get(name, 1)
+        self.start_seconds = WORKER_START_SECONDS + start_limit(posts)
+        self._arguments = (specs, config.timeout_seconds, RULE_MEMORY_GIB if name == "rule" else None, build)
+        self._gpus = sum(gpus_of(post) for post in posts)
         self._closing = Lock()
         self._closed = False
         self._workers: list[Any] = []
         self._idle: SimpleQueue[Any] = SimpleQueue()  # None in the place of a worker that was lost
         for _ in range(self.size):
             self._idle.put(self._new_worker())
-        self._threads = ThreadPoolExecutor(self.size, thread_name_prefix=f"rewards-{pool}")
+        self._threads = ThreadPoolExecutor(self.size, thread_name_prefix=f"rewards-{name}")
 
     def start(self) -> list["ray.ObjectRef[None]"]:
         """Have the workers start their processes; ready when they did."""
@@ -114,7 +119,8 @@ class _Crew:
 
     def _new_worker(self) -> Any:
         # No core of its own: it must fit beside engines and ranks that claim them all, and only waits for its process.
-        actor: Any = ray.remote(RewardWorker).options(num_cpus=0, max_concurrency=2, scheduling_strategy="SPREAD")
+        options = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2, "scheduling_strategy": "SPREAD"}
+        actor: Any = ray.remote(RewardWorker).options(**options)
         with self._closing:
             if self._closed:
                 raise RuntimeError("the reward pool was closed")
@@ -133,7 +139,7 @@ class _Crew:
             try:
                 if worker is None:
                     worker = self._new_worker()
-                    ray.get(worker.start.remote(), timeout=WORKER_START_SECONDS)
+                    ray.get(worker.start.remote(), timeout=self.start_seconds)
                 judged = _ask(worker, job)
             except RayError as error:
                 reason = str(error)
@@ -144,6 +150,25 @@ class _Crew:
         lost = Verdict(None, Status.INFRA_ERROR, f"lost {_ATTEMPTS} reward workers, the last because {reason}"[:500])
         judged = [dict.fromkeys(job.labels, lost) for _ in job.completions]
         return _Done(job, judged, Passage(job.submitted, started, time.monotonic()), _ATTEMPTS)
+
+
+def gpus_of(post: Post) -> float:
+    """GPUs that a worker at `post` asks Ray for: as it says, or one where the cluster has any."""
+    if post.gpus is None:
+        return float(ray.cluster_resources().get("GPU", 0) > 0)
+    return post.gpus
+
+
+def _refuse_too_many_gpus(posts: Iterable[Post], config: RewardPoolConfig) -> None:
+    """Raises ValueError for what Ray would wait for without a word."""
+    there = int(ray.cluster_resources().get("GPU", 0))
+    asked = {post.label: gpus_of(post) * config.workers.get(post.crew, 1) for post in posts if gpus_of(post)}
+    if sum(asked.values()) > there:
+        wanted = ", ".join(f"{gpus:g} for reward '{label}'" for label, gpus in asked.items())
+        raise ValueError(
+            f"GPUs asked for: {wanted}; the cluster has {there}: "
+            "lower reward_pool.workers, or set args.gpus, to 0 for a judge on the CPU"
+        )
 
 
 def _ask(worker: Any, job: _Job) -> Judged:
@@ -161,28 +186,32 @@ class RewardPool:
 
     Needs a running Ray. A worker that dies or hangs is replaced and its group judged again; a group that loses its
     worker twice gets `infra_error` verdicts. Raises ValueError at the start for wrong specs, as `rewards.guard.inspect`
-    does, and RuntimeError where the workers don't start. It belongs to one thread.
+    does, and for more GPUs than the cluster has, and RuntimeError where the workers don't start. It belongs to one
+    thread.
     """
 
     def __init__(self, specs: list[RewardSpec], config: RewardPoolConfig, build: Build = registry.build) -> None:
-        self._pools = inspect(specs, config, build=build)
+        posts = inspect(specs, config, build=build)
+        _refuse_too_many_gpus(posts.values(), config)
+        self._crew_of = {label: post.crew for label, post in posts.items()}
         self._breaker = CircuitBreaker(max_failure_rate=config.max_failure_rate, window=config.breaker_window)
         self._groups: dict[int, int] = {}
         self._jobs: list[Future[_Done]] = []
         self._verdicts: defaultdict[str, list[Verdict]] = defaultdict(list)
-        self._done: defaultdict[PoolName, list[_Done]] = defaultdict(list)
+        self._done: defaultdict[str, list[_Done]] = defaultdict(list)
         self._waited = 0.0
-        self._crews = {
-            pool: _Crew([spec for spec in specs if self._pools[spec.label] == pool], pool, config, build)
-            for pool in dict.fromkeys(self._pools.values())
-        }
+        self._crews: dict[str, _Crew] = {}
+        for name in dict.fromkeys(self._crew_of.values()):
+            mine = [spec for spec in specs if self._crew_of[spec.label] == name]
+            self._crews[name] = _Crew(name, mine, [posts[spec.label] for spec in mine], config, build)
+        limit = max((crew.start_seconds for crew in self._crews.values()), default=0.0)
         try:
-            ray.get([ref for crew in self._crews.values() for ref in crew.start()], timeout=WORKER_START_SECONDS)
+            ray.get([ref for crew in self._crews.values() for ref in crew.start()], timeout=limit)
         except RayError as error:
             self.close()
             if isinstance(error, RayTaskError):
                 raise error.cause from None
-            raise RuntimeError(f"the reward workers did not start in {WORKER_START_SECONDS:g} s: {error}") from error
+            raise RuntimeError(f"the reward workers did not start in {limit:g} s: {error}") from error
 
     def submit(self, index: int, task: Task, completions: list[str]) -> None:
         """Queue one group and return at once.
@@ -190,12 +219,12 @@ class RewardPool:
         index: the group's place, its key in what `gather` returns. Raises ValueError when no reward applies to
         `task.kind`, and when `index` was submitted since the last `gather`.
         """
-        labels = applicable(task, list(self._pools))
+        labels = applicable(task, list(self._crew_of))
         if index in self._groups:
             raise ValueError(f"group {index} was submitted twice")
         self._groups[index] = len(completions)
-        for pool, crew in self._crews.items():
-            mine = [label for label in labels if self._pools[label] == pool]
+        for name, crew in self._crews.items():
+            mine = [label for label in labels if self._crew_of[label] == name]
             if mine:
                 self._jobs.append(crew.submit(_Job(index, task, completions, mine, time.monotonic())))
 
@@ -213,7 +242,7 @@ class RewardPool:
         self._waited += time.monotonic() - began
         # In the order of submission and of the rewards, so that sums don't depend on who was judged first.
         judged = {
-            index: [{label: verdicts[label] for label in self._pools if label in verdicts} for verdicts in part]
+            index: [{label: verdicts[label] for label in self._crew_of if label in verdicts} for verdicts in part]
             for index, part in parts.items()
         }
         for part in judged.values():
@@ -224,16 +253,16 @@ class RewardPool:
 
     def metrics(self) -> dict[str, float]:
         """Of everything gathered since the last call, `reward/<label>/<stat>` (rewards.metrics.summarize) and
-        `reward_pool/<pool>/<stat>` (summarize_pool), and `reward_pool/wait_seconds`, what `gather` took: the time that
+        `reward_pool/<crew>/<stat>` (summarize_pool), and `reward_pool/wait_seconds`, what `gather` took: the time that
         judging adds to a step."""
         metrics = summarize(self._verdicts)
         if metrics:
             metrics["reward_pool/wait_seconds"] = self._waited
         self._waited = 0.0
-        for pool, done in self._done.items():
+        for name, done in self._done.items():
             passages = [one.passage for one in done]
             replaced = sum(one.replaced for one in done)
-            metrics |= summarize_pool(pool, passages, workers=self._crews[pool].size, replaced=replaced)
+            metrics |= summarize_pool(name, passages, workers=self._crews[name].size, replaced=replaced)
         self._verdicts.clear()
         self._done.clear()
         return metrics
@@ -245,7 +274,7 @@ class RewardPool:
 
     def _collect(self, done: _Done, parts: dict[int, Judged]) -> None:
         job = done.job
-        self._done[self._pools[job.labels[0]]].append(done)
+        self._done[self._crew_of[job.labels[0]]].append(done)
         name = job.task.row or repr(job.task.prompt[:60])
         for verdicts, given in zip(parts[job.index], done.judged, strict=True):
             verdicts |= given

@@ -16,14 +16,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from configs.rewards import PoolName, RewardSpec
-from rewards.types import Reward, Status, Task, Verdict
+from rewards.types import Post, Reward, Status, Task, Verdict
 
 OUT_OF_MEMORY = 77
 """Exit code of a process that reached its limit of memory."""
@@ -50,6 +50,7 @@ class Terms:
     build: Build
     timeout_seconds: float
     memory_gib: float | None
+    judges: bool
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class Request:
 
 
 Say = Callable[[int | None, Any], None]
+T = TypeVar("T")
 
 
 def serve(fd: int) -> None:
-    """Make the rewards, say what they are or what is wrong with them, and answer until the guard hangs up."""
+    """Make the rewards, say what they are or what is wrong, set them up, say so, answer until the guard hangs up."""
     if sys.platform == "linux":  # should the guard die while a reward hangs inside C code
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     channel = Connection(fd)
@@ -91,8 +93,13 @@ def _serve(channel: Connection, terms: Terms) -> None:
         channel.send_bytes(json.dumps([number, index, what]).encode())
 
     try:
-        rewards = {spec.label: _make(spec, terms.build) for spec in terms.specs}
-        say(None, {"rewards": {label: (_pool(label, made), _form(label, made)) for label, made in rewards.items()}})
+        rewards = {spec.label: _made(spec.label, lambda spec=spec: terms.build(spec)) for spec in terms.specs}
+        posts = {label: _post(label, reward) for label, reward in rewards.items()}
+        say(None, {"posts": [astuple(post) for post in posts.values()], "forms": _forms(rewards)})
+        for label, reward in rewards.items():
+            if hasattr(reward, "setup") and (terms.judges or posts[label].pool != "model"):
+                _made(label, reward.setup)  # pyright: ignore[reportAttributeAccessIssue]
+        say(None, {})
     except ValueError as error:
         say(None, {"problem": str(error) or repr(error)})
         return
@@ -111,24 +118,27 @@ def _serve(channel: Connection, terms: Terms) -> None:
                 say(*END)
 
 
-def _make(spec: RewardSpec, build: Build) -> Reward:
-    """The reward, set up. Raises ValueError with its label where that fails."""
+def _made(label: str, make: Callable[[], T]) -> T:
+    """What `make` gives. Raises ValueError with the reward's label where it fails otherwise."""
     try:
-        reward = build(spec)
-        if hasattr(reward, "setup"):
-            reward.setup()  # pyright: ignore[reportAttributeAccessIssue]
+        return make()
     except (ValueError, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(f"reward '{spec.label}' cannot be set up: {_words(error)}") from error
-    return reward
+        raise ValueError(f"reward '{label}' cannot be set up: {_words(error)}") from error
 
 
-def _pool(label: str, reward: Reward) -> PoolName:
+def _post(label: str, reward: Reward) -> Post:
     pool = getattr(reward, "pool", "rule")
     if pool not in get_args(PoolName):
         raise ValueError(f"reward '{label}': pool is {pool!r}; it can be {', '.join(get_args(PoolName))}")
-    return cast(PoolName, pool)
+    if pool == "model" and label in get_args(PoolName):
+        raise ValueError(f"reward '{label}' asks a model and has workers of its own: give it a label that is no pool's")
+    return Post(label, cast(PoolName, pool), getattr(reward, "gpus", 0.0), getattr(reward, "start_seconds", None))
+
+
+def _forms(rewards: dict[str, Reward]) -> dict[str, Form]:
+    return {label: _form(label, reward) for label, reward in rewards.items()}
 
 
 def _form(label: str, reward: Reward) -> Form:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from configs.rewards import PoolName
+
 
 class Status(StrEnum):
     """How a judgement ended. A wrong answer is `ok` with a low score."""
@@ -25,7 +27,8 @@ class Task:
 
     `kind` holds the labels of the rewards that judge it, separated by blanks ("" lets every configured reward judge
     it); `truth` is whatever they compare against; `row` identifies the task in its source, for reports; `metadata`
-    holds the row's columns as they stand in the source (for tasks of reasoning_gym what GymReward needs).
+    holds the row's columns as they stand in the source (for tasks of reasoning_gym what GymReward needs); `messages` is
+    the whole conversation up to the answer, each `{role, content}`, of which `prompt` is the last.
     """
 
     prompt: str
@@ -33,6 +36,12 @@ class Task:
     kind: str = ""
     row: str = ""
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+
+    @property
+    def conversation(self) -> list[dict[str, str]]:
+        """The messages; where there are none, the prompt as what a user says."""
+        return self.messages or [{"role": "user", "content": self.prompt}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,10 @@ class Reward(Protocol):
     A reward may say more of itself, by these names:
 
     * `pool`: where it runs, a `configs.rewards.PoolName`; "rule" if it doesn't say.
-    * `setup()`: called once in every judging process, before the first task.
+    * `setup()`: called once in every judging process, before the first task. What `model` rewards load belongs here:
+      where they are only made and asked to check, it isn't called.
+    * `start_seconds`: longest `setup()` may take, where a minute doesn't fit.
+    * `gpus`: GPUs that a worker needs, 0 if it doesn't say; None is one where the cluster has any.
     * `check(task)`: raises ValueError where it could never judge `task`; called for every task before a run starts.
     * `time_limit(task)`: seconds one verdict on `task` may take, where the pool's `timeout_seconds` doesn't fit.
     * `score_batch(tasks, completions)`: the results of several completions, in order, instead of `score`.
@@ -82,6 +94,21 @@ class Reward(Protocol):
     def score(self, task: Task, completion: str) -> float | Verdict:
         """A finite number, or a `Verdict` where there is more to say. Whatever it raises becomes `infra_error`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Where a reward judges and what a worker needs for it; see `Reward`. start_seconds is None for the usual time."""
+
+    label: str
+    pool: PoolName
+    gpus: float | None
+    start_seconds: float | None
+
+    @property
+    def crew(self) -> str:
+        """Whose workers judge: the pool's, or where it asks a model the reward's own."""
+        return self.label if self.pool == "model" else self.pool
 
 
 class RewardsUnavailable(Exception):

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.process import num_threads
-from rollout.types import Completion, Group
+from rollout.types import Completion, Group, Likelihood
 from rollout.weights import Bucket, TensorRecord, checkpoint_shapes, open_buckets
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -61,7 +61,7 @@ class Engine:
         self._max_model_len = config.max_model_len
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
         torch.set_num_threads(num_threads(config.threads))
-        self._llm = LLM(**_engine_arguments(model, config, dtype, seed))
+        self._llm = LLM(**engine_arguments(model, config, dtype, seed))
         self._policy_version = 0
         self._awake = True
         self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
@@ -118,17 +118,23 @@ class Engine:
 
         The pass is the one that reads prompts (prefill); nothing is taken from a cache.
         """
-        self._check_ready()
-        params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            prompt_logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        outputs = sorted(self._outputs(prompts, params), key=lambda output: int(output.request_id))
+        outputs = self._read(prompts, shared=False)
         return [cast(FlatLogprobs, output.prompt_logprobs).logprobs for output in outputs]
+
+    def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
+        """What the policy thinks of each sequence's tokens from its start (1 or more) on.
+
+        Sequences that begin alike are computed once as far as whole blocks of the cache go, so what shares a long
+        context belongs together. Raises ValueError where there is nothing to score or no room in `max_model_len`.
+        """
+        _refuse_starts(sequences, starts, self._max_model_len)
+        self._forget_prefixes()
+        outputs = self._read(sequences, shared=True)
+        # vLLM says nothing of a token that it predicted from a cached block: there its answer is uninitialised memory.
+        cut = [i for i, output in enumerate(outputs) if not _reaches(output, starts[i])]
+        for i, output in zip(cut, self._read([sequences[i] for i in cut], shared=False), strict=True):
+            outputs[i] = output
+        return [_likelihood(output, start) for output, start in zip(outputs, starts, strict=True)]
 
     def load_weights(self, buckets: Iterable[Bucket], version: int) -> list[TensorRecord]:
         """Takes a whole set of weights, under checkpoint names, and returns the manifest of what was loaded.
@@ -172,6 +178,20 @@ class Engine:
         }
         self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
         return measured
+
+    def _read(self, prompts: list[list[int]], *, shared: bool) -> list[RequestOutput]:
+        """The prompts' own log-probabilities; shared: from the first token that no cached block holds."""
+        self._check_ready()
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_reading_prefix_cache=not shared,
+        )
+        return sorted(self._outputs(prompts, params), key=lambda output: int(output.request_id))
 
     def _groups(self, prompts: list[list[int]], params: SamplingParams, seed: int) -> Iterator[Group]:
         self._forget_prefixes()
@@ -259,8 +279,8 @@ def vllm_alone(
     return seconds[1:]
 
 
-def _engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) -> dict[str, Any]:
-    """Arguments of vLLM's LLM. Raises as Engine does."""
+def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) -> dict[str, Any]:
+    """Arguments of vLLM's LLM, which is mended where it needs it. Raises as Engine does."""
     if vllm.__version__ != EXAMINED_VLLM:
         raise RuntimeError(
             f"vLLM {vllm.__version__} is installed, but rollout/engine.py was made for {EXAMINED_VLLM}: install that, "
@@ -294,6 +314,26 @@ def _engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int)
     # A small block, so that even short prompts are shared. Where the latent cache is asked for all the same, the
     # backend named is the only one that computes in float32; others ignore it.
     return arguments | {"block_size": 32, "attention_backend": "CPU_MLA"}
+
+
+def _refuse_starts(sequences: list[list[int]], starts: list[int], max_model_len: int) -> None:
+    for place, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+        if not 1 <= start < len(sequence) < max_model_len:
+            raise ValueError(
+                f"sequence {place} has {len(sequence)} tokens and is scored from {start} on: it must be shorter than "
+                f"rollout.max_model_len={max_model_len}, and the start within it, but not at 0"
+            )
+
+
+def _likelihood(output: RequestOutput, start: int) -> Likelihood:
+    answer = cast(FlatLogprobs, output.prompt_logprobs)
+    return Likelihood(answer.logprobs[start - 1 :], cast(list[int], answer.ranks[start - 1 :]))
+
+
+def _reaches(output: RequestOutput, start: int) -> bool:
+    """Whether the log-probabilities from the token at `start` on were computed."""
+    ranks = cast(FlatLogprobs, output.prompt_logprobs).ranks[start - 1 :]
+    return (output.num_cached_tokens or 0) < start and all(rank is not None and rank > 0 for rank in ranks)
 
 
 def _seed_worker(worker: object, seed: int) -> None:

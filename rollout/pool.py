@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.process import compute_environment, num_threads
-from rollout.types import Group
+from rollout.types import Group, Likelihood
 from rollout.weights import TensorRecord
 
 
@@ -114,6 +114,19 @@ class RolloutPool:
     def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[list[float]]]:
         """Of every engine, the log-probability of each prompt token after the first."""
         return self._ask_all("prompt_logprobs", prompts)
+
+    def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
+        """What the policy thinks of each sequence's tokens from its start on; see `Engine.likelihoods`.
+
+        An engine gets sequences that stand together, since they may share their beginning.
+        """
+        size = -(-len(sequences) // len(self._engines))
+        parts = [slice(first, first + size) for first in range(0, len(sequences), size)] if sequences else []
+        calls = [
+            engine.call.remote("likelihoods", sequences[part], starts[part])
+            for engine, part in zip(self._engines, parts, strict=False)
+        ]
+        return [likelihood for part in self._gather(calls, "'likelihoods'") for likelihood in part]
 
     @contextmanager
     def awake(self) -> Iterator[None]:

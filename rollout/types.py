@@ -30,3 +30,15 @@ class Group:
     index: int
     prompt_ids: list[int]
     completions: list[Completion]
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """What the policy thinks of the last tokens of a sequence.
+
+    logprobs: [T] log-probability of each, in nats, given all before it.
+    ranks: [T] its place among all tokens by probability; 1 is what a greedy policy would have said.
+    """
+
+    logprobs: list[float]
+    ranks: list[int]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.grpo import GRPOConfig
 from configs.load import load
-from configs.stages import GRPOConfig, Recipe
+from configs.stages import Recipe
 from rewards.guard import inspect, unjudgeable
 from rewards.offline import read_rows
 from rewards.plugins import LIBRARIES
@@ -67,7 +68,10 @@ def test_the_recipe_runs_with_these_rewards(done: tuple[Path, dict[str, str]], m
     stage = load("lengths.yaml", [], Recipe).config.stages["grpo"]
     assert isinstance(stage, GRPOConfig)
     tasks = [row.task for row in read_rows(Path("answers.jsonl"))]
-    assert inspect(stage.rewards, stage.reward_pool) == dict.fromkeys(("units", "length", "repetition"), "rule")
+    posts = inspect(stage.rewards, stage.reward_pool)
+    assert {label: post.pool for label, post in posts.items()} == dict.fromkeys(
+        ("units", "length", "repetition"), "rule"
+    )
     assert unjudgeable(stage.rewards, stage.reward_pool, tasks) == [None] * len(tasks)
 
 

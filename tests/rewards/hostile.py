@@ -191,8 +191,17 @@ BATCHES: dict[str, Callable[[list[float]], Any]] = {
 
 
 class Hostile:
-    def __init__(self, behaviour: str, *, pool: str = "rule", task_limit: Any = None, setup: str | None = None) -> None:
-        self.pool, self._setup = pool, setup
+    def __init__(
+        self,
+        behaviour: str,
+        *,
+        pool: str = "rule",
+        task_limit: Any = None,
+        setup: str | None = None,
+        start_seconds: float | None = None,
+        gpus: float | None = 0.0,
+    ) -> None:
+        self.pool, self._setup, self.start_seconds, self.gpus = pool, setup, start_seconds, gpus
         self._behaviour = (BEHAVIOURS | HARMLESS).get(behaviour)
         self._garble = BATCHES.get(behaviour)
         if task_limit is not None:

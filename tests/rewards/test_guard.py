@@ -14,7 +14,7 @@ import pytest
 import rewards.guard
 from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards.guard import Guard, inspect, refuse_idle, unjudgeable
-from rewards.types import Status, Task, Verdict
+from rewards.types import Post, Status, Task, Verdict
 from tests.rewards import hostile
 
 LIMIT = 0.5
@@ -196,6 +196,24 @@ def test_a_reward_is_set_up_before_it_judges_and_again_in_the_next_process(tmp_p
         assert made.read_text() == "xx"  # the second attempt
 
 
+def test_a_model_is_loaded_only_where_it_judges(tmp_path: Path) -> None:
+    loaded = tmp_path / "loaded"
+    specs, config = hostile.specs("pid", pool="model", setup=str(loaded), start_seconds=50.0), RewardPoolConfig()
+    [post] = inspect(specs, config, hostile.build).values()
+    assert post == Post("pid", "model", 0.0, 50.0) and post.crew == "pid"
+    assert unjudgeable(specs, config, [TASK], hostile.build) == [None]
+    assert not loaded.exists()
+    with Guard(specs, timeout_seconds=LIMIT, build=hostile.build) as guard:
+        assert guard.judge("pid", TASK, ["a"])[0].score == 1.0
+    assert loaded.read_text() == "x"
+
+
+def test_a_reward_says_how_long_it_may_take_to_be_set_up() -> None:
+    specs = hostile.specs("pid", pool="model", setup="hang", start_seconds=1.0)
+    with pytest.raises(RuntimeError, match="no judging process within 1 s"):
+        Guard(specs, timeout_seconds=LIMIT, build=hostile.build).start()
+
+
 TASKS = [Task("", "1"), Task("", "what?", row="rows:2"), Task("", "3", kind="pid")]
 
 
@@ -216,7 +234,8 @@ def test_tasks_are_checked_where_they_apply() -> None:
 
 def test_rewards_are_inspected_before_anything_is_launched() -> None:
     specs, config = hostile.specs("length", pool="sandbox") + hostile.specs("pid"), RewardPoolConfig()
-    assert inspect(specs, config, hostile.build) == {"length": "sandbox", "pid": "rule"}
+    posts = inspect(specs, config, hostile.build)
+    assert {label: post.crew for label, post in posts.items()} == {"length": "sandbox", "pid": "rule"}
     with pytest.raises(ValueError, match="once"):
         inspect(hostile.specs("length", "length"), config, build=hostile.build)
 
@@ -230,10 +249,10 @@ def test_a_check_that_fails_is_the_fault_of_the_reward(truth: str, said: str) ->
 
 
 def test_workers_of_a_pool_without_rewards_are_refused() -> None:
-    config = RewardPoolConfig(workers={"rule": 2, "model": 1})
-    refuse_idle(config, ["rule", "model"])
-    with pytest.raises(ValueError, match=r"reward_pool.workers.model has no effect.*remove it"):
-        refuse_idle(config, ["rule", "sandbox"])
+    config = RewardPoolConfig(workers={"rule": 2, "helpful": 1})
+    refuse_idle(config, [Post("length", "rule", 0.0, None), Post("helpful", "model", 0.0, None)])
+    with pytest.raises(ValueError, match=r"reward_pool.workers.helpful has no effect.*at rule, safety.*remove"):
+        refuse_idle(config, [Post("length", "rule", 0.0, None), Post("safety", "model", 0.0, None)])
 
 
 def test_off_the_main_thread() -> None:

@@ -15,6 +15,7 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards.pool import Judged, RewardPool, RewardWorker
 from rewards.types import RewardsUnavailable, Status, Task
 from tests.rewards import hostile
+from tests.rewards.judging.server import RUBRIC, judge_server
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,7 +80,7 @@ def test_each_kind_of_reward_has_workers_of_its_own(start: Any) -> None:
         *hostile.specs("parent", pool="sandbox", form="batch"),
         *hostile.specs("slow", pool="model", form="together", task_limit=30.0),
     ]
-    pool = start(specs, workers={"rule": 2, "model": 1})
+    pool = start(specs, workers={"rule": 2, "slow": 1})
     for index in range(3):
         pool.submit(index, Task("p", ""), ["bad", "a"])
     judged = pool.gather()
@@ -91,7 +92,7 @@ def test_each_kind_of_reward_has_workers_of_its_own(start: Any) -> None:
     metrics = pool.metrics()
     assert metrics["reward_pool/wait_seconds"] > 0
     pools = {key.split("/")[1] for key in metrics if key.startswith("reward_pool/") and key.count("/") == 2}
-    assert pools == {"rule", "sandbox", "model"}
+    assert pools == {"rule", "sandbox", "slow"}
 
 
 def test_a_free_worker_takes_what_waits(start: Any, tmp_path: Path) -> None:
@@ -224,3 +225,42 @@ def test_closing_does_not_wait_for_what_is_judged(start: Any, tmp_path: Path) ->
     began = time.monotonic()
     pool.close()
     assert time.monotonic() - began < 30
+
+
+def test_every_judge_that_asks_a_model_has_a_crew_of_its_own(start: Any) -> None:
+    specs = [
+        RewardSpec(name="pid", label=label, args={"pool": "model", "form": "batch"}) for label in ("helpful", "safety")
+    ]
+    pool = start(specs, workers={"helpful": 2})
+    for index in range(4):
+        pool.submit(index, Task("p", ""), ["bad", "abc"])
+    judged = pool.gather()
+    helpful, safety = ({scores(part, label)[0] for part in judged.values()} for label in ("helpful", "safety"))
+    assert 1 <= len(helpful) <= 2 and len(safety) == 1 and not helpful & safety
+    assert pool.metrics()["reward_pool/safety/latency_p50"] > 0
+    with pytest.raises(ValueError, match="'rule' asks a model and has workers of its own"):
+        start([RewardSpec(name="pid", label="rule", args={"pool": "model"})])
+
+
+def test_gpus_that_are_not_there_are_refused(start: Any) -> None:
+    [spec] = hostile.specs("pid", pool="model", gpus=0.5)
+    with pytest.raises(
+        ValueError, match=r"1 for reward 'pid'; the cluster has 0: lower reward_pool.workers.*args.gpus"
+    ):
+        start([spec], workers={"pid": 2})
+    start(hostile.specs("pid", pool="model", gpus=None)).close()  # one where there are any
+
+
+def test_a_judge_that_hangs_ends_by_the_breaker_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with judge_server() as server:
+        args = {"url": server.url, "model": "m", "rubric": RUBRIC, "seconds": 1.0}
+        config = RewardPoolConfig(workers={"judge": 2}, breaker_window=20, max_failure_rate=0.2)
+        pool = RewardPool([RewardSpec(name="judge", args=args)], config)
+        began = time.monotonic()
+        for index in range(6):
+            pool.submit(index, Task("q", None, row=f"rows:{index}"), [f"hang {n}" for n in range(4)])
+        with pytest.raises(RewardsUnavailable, match=r"(?s)'judge' failed to judge.*timeout \(no verdict within 1 s\)"):
+            pool.gather()
+        assert time.monotonic() - began < 30  # six groups at two limits of a second, by two workers
+        pool.close()

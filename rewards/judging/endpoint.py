@@ -1,0 +1,85 @@
+"""A language model behind an OpenAI-compatible address: one question, one answer, however often it takes to get it."""
+
+import asyncio
+import json
+import random
+from itertools import count
+from typing import Any
+
+import httpx
+
+from rewards.judging.rubric import NoScore, excerpt
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
+"""Seconds before the second attempt, and at most before any other; each is twice the one before."""
+_BUSY = (408, 409, 425, 429)
+
+
+class EndpointError(Exception):
+    """An endpoint that refused, or that could not be reached in time. The message shows what it said last."""
+
+
+class Endpoint:
+    """The chat completions below the address `url`. It belongs to the event loop of its first question.
+
+    `key` is sent as a bearer token, and written in no message. connections: how many questions are open at a time.
+    """
+
+    def __init__(self, url: str, key: str | None, connections: int) -> None:
+        self._url = f"{url.rstrip('/')}/chat/completions"
+        self._key = key
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        # No limit of its own: whoever asks has one, over all attempts together.
+        limits = httpx.Limits(max_connections=connections)
+        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=None)
+
+    async def ask(self, body: dict[str, Any], deadline: float) -> str:
+        """The text of the answer to the request `body`.
+
+        Where the endpoint is busy, fails or can't be reached it is asked again, after a wait that doubles or that it
+        names itself, as long as that ends before `deadline`, a time of the event loop.
+
+        Raises EndpointError where it refuses or no time is left, NoScore for an answer without text.
+        """
+        content = json.dumps(body).encode()
+        for attempt in count():
+            wait = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1)
+            try:
+                response = await self._client.post(self._url, content=content)
+            except httpx.TransportError as error:
+                trouble = f"{type(error).__name__}: {error}"
+            else:
+                if response.status_code == httpx.codes.OK:
+                    return _text(response)
+                trouble = f"HTTP {response.status_code}: {excerpt(response.text)}"
+                if response.status_code not in _BUSY and response.status_code < 500:
+                    raise EndpointError(self._without_key(f"{self._url} refused: {trouble}"))
+                wait = max(wait, _named_wait(response))
+            if asyncio.get_running_loop().time() + wait >= deadline:
+                raise EndpointError(
+                    self._without_key(f"{self._url}: attempt {attempt + 1} and no time left: {trouble}")
+                )
+            await asyncio.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _without_key(self, message: str) -> str:
+        return message.replace(self._key, "***") if self._key else message
+
+
+def _named_wait(response: httpx.Response) -> float:
+    """Seconds that the endpoint asks to be left alone; 0 where it doesn't say them in a number."""
+    try:
+        return float(response.headers.get("Retry-After", 0))
+    except ValueError:  # a date
+        return 0.0
+
+
+def _text(response: httpx.Response) -> str:
+    try:
+        choice = response.json()["choices"][0]
+        text, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise NoScore(f"no chat completion: {excerpt(response.text)}") from error
+    if not isinstance(text, str) or not text.strip():
+        raise NoScore(f"an answer without text, ended by {reason!r}")
+    return text
