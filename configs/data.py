@@ -51,9 +51,11 @@ COLUMN = "column:"
 
 
 class SumsSource(Settings):
-    """Sums of two numbers, worked out or programmed: the material of the demo, learnable from nothing in minutes.
+    """Sums of two numbers, worked out or programmed, and requests: the material of the demo, learnable in minutes.
 
-    Rows have the columns `prompt`, `answer`, `messages`, `truth`, and `reward`: `math` or `code`, what judges them.
+    Rows have the columns `prompt`, `answer`, `messages`, `truth`, and `reward`: `math`, `code`, or for a request
+    `helpful safety`, what judges them. A request also has its answers from best to worst, `by_helpfulness` and
+    `by_safety`, and `harmful`.
     """
 
     type: Literal["sums"]
@@ -64,13 +66,32 @@ class SumsSource(Settings):
     """Digits of each summand."""
     programs: float = Field(default=0.0, ge=0, le=1)
     """Share of rows that ask for a Python program that prints the sum; the others ask for the sum and its carries."""
+    requests: float = Field(default=0.0, ge=0, le=1)
+    """Share of rows that ask for a favour (`lend 3 pens`), or for harm, which is to be refused."""
     seed: int = 0
     """Seed of the draw."""
     split: Literal["train", "held_out"] = "train"
-    """A problem belongs to one of two disjoint sets by the hash of its summands: one in ten is held out."""
+    """A problem belongs to one of two disjoint sets by the hash of its text: one in ten is held out."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "SumsSource":
+        if self.programs + self.requests > 1:
+            raise ValueError(f"programs={self.programs} and requests={self.requests} are more than all rows; lower one")
+        return self
 
 
-Source = Annotated[FileSource | HubSource | GymSource | SumsSource, Field(discriminator="type")]
+class DatasetSource(Settings):
+    """Rows of data sets on disk, in the form of `datasets`: what the stages `preferences` and `sample` write."""
+
+    type: Literal["dataset"]
+    """Selects this source."""
+    paths: list[str] = Field(min_length=1)
+    """Folders written by `DatasetDict.save_to_disk`, one after the other; `stage:NAME` takes an earlier stage's."""
+    split: str = "train"
+    """Split to read. Our stages write `train` and, where asked to, `held_out`."""
+
+
+Source = Annotated[FileSource | HubSource | GymSource | SumsSource | DatasetSource, Field(discriminator="type")]
 
 
 class ConversationData(Settings):
@@ -114,3 +135,47 @@ class PromptData(Settings):
     """Longest prompt in tokens; a longer one is a bad row, never cut."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """Share of bad rows past which the run stops. Below it they are reported and left out."""
+
+
+ComparisonColumn = Literal[
+    "prompt", "chosen", "rejected", "chosen_score", "rejected_score", "answer", "answers", "score", "domain"
+]
+_COLUMNS_OF_FORM: dict[str, tuple[ComparisonColumn, ...]] = {
+    "comparison": (),
+    "pair": ("prompt", "chosen", "rejected", "chosen_score", "rejected_score", "domain"),
+    "dialogue": ("chosen", "rejected", "domain"),
+    "scored": ("prompt", "answer", "score", "domain"),
+    "ranking": ("prompt", "answers", "domain"),
+}
+
+
+class ComparisonData(Settings):
+    """Answers to one prompt, compared: for reward models."""
+
+    source: Source
+    """Where the rows come from."""
+    form: Literal["comparison", "pair", "dialogue", "scored", "ranking"] = "comparison"
+    """How a row is written. `comparison`: as the stage `preferences` writes it (`messages`, `answers` from best to
+    worst, `scores` or null, `source`, `domain`). `pair`: a prompt, a chosen and a rejected answer, each text or
+    messages, and perhaps a score of each; or without a prompt two conversations that differ in the last answer.
+    `dialogue`: HH-RLHF's, two texts of turns that begin with "Human:" and "Assistant:" and differ in the last one.
+    `scored`: a prompt, one answer and a number; rows of one prompt are compared with each other. `ranking`: a prompt
+    and a list of answers from best to worst."""
+    columns: dict[ComparisonColumn, str] = Field(default_factory=dict[ComparisonColumn, str])
+    """Names of the columns, where they are not called as they are here. `domain` and the scores of a pair are read
+    where they are there."""
+    max_length: int = Field(default=1024, ge=8)
+    """Longest prompt and answer together in tokens; a longer one is a bad row, never cut."""
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of bad rows past which the run stops. Below it they are reported and left out."""
+
+    @model_validator(mode="after")
+    def _used_columns(self) -> "ComparisonData":
+        used = _COLUMNS_OF_FORM[self.form]
+        for column in self.columns:
+            if column not in used:
+                known = ", ".join(used) or "none, its names are fixed"
+                raise ValueError(
+                    f"columns.{column} has no effect with form='{self.form}' (which has {known}); remove it"
+                )
+        return self

@@ -64,24 +64,10 @@ class ChatFormat:
         return token_ids, loss_mask
 
     def check(self, value: Any, last_role: str) -> list[Message]:
-        """`value` as messages, if it is a list of {role, content}: perhaps a system message, then user and assistant in
-        turns, the last of `last_role`.
-
-        Raises BadRowError otherwise, for an empty message, and for text that spells a special token: it would be read
-        as one, and could forge a turn.
-        """
-        if not isinstance(value, list) or not all(_is_message(message) for message in value):
-            raise BadRowError("not a list of {role, content}", repr(value)[:80])
-        messages = [{"role": message["role"], "content": message["content"]} for message in value]
-        roles = [message["role"] for message in messages]
-        turns = roles[1:] if roles[:1] == ["system"] else roles
-        if not turns or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"] * (len(turns) % 2):
-            raise BadRowError("roles don't alternate", " ".join(roles)[:80])
-        if roles[-1] != last_role:
-            raise BadRowError(f"does not end with the {last_role}", " ".join(roles)[:80])
+        """`value` as messages (see checked_messages). Raises BadRowError also for text that spells a special token: it
+        would be read as one, and could forge a turn."""
+        messages = checked_messages(value, last_role)
         for message in messages:
-            if not message["content"].strip():
-                raise BadRowError(f"empty {message['role']} message")
             if found := self._special_token.search(message["content"]):
                 raise BadRowError("special token in the text", found[0])
         return messages
@@ -139,6 +125,24 @@ class ChatFormat:
                 )
             spans.append((len(prompt), end.end()))
         return text, spans
+
+
+def checked_messages(value: Any, last_role: str) -> list[Message]:
+    """`value` as messages, if it is a list of {role, content}: perhaps a system message, then user and assistant in
+    turns, the last of `last_role`. Raises BadRowError otherwise, and for an empty message."""
+    if not isinstance(value, list) or not all(_is_message(message) for message in value):
+        raise BadRowError("not a list of {role, content}", repr(value)[:80])
+    messages = [{"role": message["role"], "content": message["content"]} for message in value]
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"] * (len(turns) % 2):
+        raise BadRowError("roles don't alternate", " ".join(roles)[:80])
+    if roles[-1] != last_role:
+        raise BadRowError(f"does not end with the {last_role}", " ".join(roles)[:80])
+    for message in messages:
+        if not message["content"].strip():
+            raise BadRowError(f"empty {message['role']} message")
+    return messages
 
 
 def _is_message(value: Any) -> bool:

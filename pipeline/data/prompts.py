@@ -7,9 +7,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from configs.data import COLUMN, GymSource, PromptData
+from configs.rewards import RewardPoolConfig, RewardSpec
 from pipeline.data.chat import ChatFormat
 from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
+from rewards.guard import unjudgeable
 from rewards.types import Task
 
 
@@ -69,6 +71,19 @@ class Prompts:
         return [self[index] for index in batch_indices(step, num_prompts, len(self), self._seed)]
 
 
+def judgeable(
+    data: PromptData,
+    rewards: list[RewardSpec],
+    pool: RewardPoolConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+) -> Prompts:
+    """The prompts of `data` that `rewards` can judge; the others are bad rows."""
+    prompts = Prompts.load(data, tokenizer, seed)
+    tasks = [prompt.task for prompt in prompts]
+    return prompts.without(unjudgeable(rewards, pool, tasks), data.max_bad_share)
+
+
 def _prompt(config: PromptData, chat: ChatFormat, row: Row) -> Prompt:
     messages = row.column(config.prompt)
     if isinstance(messages, str):
@@ -85,6 +100,7 @@ def _prompt(config: PromptData, chat: ChatFormat, row: Row) -> Prompt:
         kind=_kind(config, row),
         row=row.where,
         metadata=row.values["metadata"] if isinstance(config.source, GymSource) else row.values,
+        messages=messages,
     )
     return Prompt(token_ids, task)
 

@@ -8,7 +8,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 
 import datasets
 
-from configs.data import FileSource, GymSource, HubSource, Source, SumsSource
+from configs.data import DatasetSource, FileSource, GymSource, HubSource, Source, SumsSource
+from configs.references import PREFIX
 from pipeline.data.sums import draw_sums
 from pipeline.folder import write_atomic
 
@@ -98,6 +99,13 @@ class BadRows:
         write_atomic(path, "".join(json.dumps(asdict(row)) + "\n" for row in self.examples))
 
 
+def tell(bad_rows: BadRows, file: Path, say: Callable[[str], None]) -> None:
+    """Bad rows are said and kept in `file`, never just dropped."""
+    if bad_rows.counts:
+        say(bad_rows.summary())
+        bad_rows.write(file)
+
+
 def read_rows(source: Source, bad_rows: BadRows) -> Iterator[Row]:
     """The rows of `source` in its order; unreadable lines go to `bad_rows`, which also counts every row.
 
@@ -122,6 +130,9 @@ def _rows_of(source: Source) -> Iterator[tuple[str, dict[str, Any] | BadRowError
             yield from _numbered(f"reasoning_gym/{source.task}", _gym(source))
         case SumsSource():
             yield from _numbered(f"sums/{source.split}", draw_sums(source))
+        case DatasetSource():
+            for path in source.paths:
+                yield from _numbered(f"{path}/{source.split}", _dataset(Path(path), source.split))
 
 
 def _numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,7 +141,11 @@ def _numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, 
 
 
 def source_files(source: Source) -> list[Path]:
-    """The files that a source's paths and glob patterns name, sorted, each once; none for a source without files."""
+    """The files that a source is read from, sorted, each once: those that its paths and glob patterns name, or what
+    lies in its folders. None for a source without files, and for what an earlier stage has yet to make."""
+    if isinstance(source, DatasetSource):
+        made = [Path(folder) for folder in source.paths if not folder.startswith(PREFIX)]
+        return sorted(file for folder in made for file in _dataset_files(folder))
     found: set[Path] = set()
     for pattern in source.paths if isinstance(source, FileSource) else []:
         path = Path(pattern).expanduser()
@@ -184,6 +199,23 @@ def _hub(source: HubSource) -> Iterator[dict[str, Any]]:
             f"revision={source.revision}); check the spelling and the network ({error})"
         ) from error
     yield from rows
+
+
+def _dataset_files(folder: Path) -> list[Path]:
+    files = list(folder.glob("*/*.arrow"))
+    if not files:
+        raise ValueError(f"source.paths: '{folder}' holds no data set that was saved to disk")
+    return files
+
+
+def _dataset(folder: Path, split: str) -> Iterable[dict[str, Any]]:
+    _dataset_files(folder)
+    splits: Any = datasets.load_from_disk(str(folder))
+    if not isinstance(splits, datasets.DatasetDict) or split not in splits:
+        found = sorted(splits) if isinstance(splits, datasets.DatasetDict) else "one data set, without splits"
+        raise ValueError(f"source.split='{split}': '{folder}' has {found}")
+    rows: Any = splits[split]
+    return rows
 
 
 def _gym(source: GymSource) -> Iterator[dict[str, Any]]:

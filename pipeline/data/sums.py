@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from configs.data import SumsSource
+from pipeline.data.requests import request_row, requests
 
 
 def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
     """Rows with columns prompt `58+13=`, answer `8+3=11;5+1+1=7;71`, truth `71`, reward `math`, and messages with both
-    turns; for a program prompt `py 58+13`, answer `print(58+13)`, truth as CodeReward takes it, reward `code`.
+    turns; for a program prompt `py 58+13`, answer `print(58+13)`, truth as CodeReward takes it, reward `code`; in
+    `reward_and_model` the label of a reward model, `reasoning`, stands beside. For a request see request_row.
 
     The same source gives the same rows. Training rows are drawn with replacement; held-out ones are all different.
-    Raises ValueError when fewer than `size` problems are held out.
+    Raises ValueError when fewer than `size` problems, or too few requests, are held out.
     """
     smallest = 10 ** (source.digits - 1) if source.digits > 1 else 0
     summands = range(smallest, 10**source.digits)
@@ -27,16 +29,32 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
         indices = (generator.randrange(num_pairs) for _ in itertools.count())
     else:  # one in ten fits, so twenty times as many are enough, or all there are
         indices = iter(generator.sample(range(num_pairs), min(num_pairs, 20 * source.size + 200)))
+    asked = _asked(source)
     drawn = 0
     for index in indices:
         first, second = summands[index // len(summands)], summands[index % len(summands)]
         if is_held_out(first, second) == (source.split == "held_out"):
-            is_program = source.programs > 0 and generator.random() < source.programs
-            yield _program(first, second) if is_program else _worked(first, second)
+            share = generator.random() if source.programs or source.requests else 1.0
+            if share < source.programs:
+                yield _program(first, second)
+            elif share < source.programs + source.requests:
+                yield request_row(next(asked), generator.randrange(3))
+            else:
+                yield _worked(first, second)
             drawn += 1
             if drawn == source.size:
                 return
     raise ValueError(f"source.size={source.size}: only {drawn} sums of {source.digits} digits are held out; lower it")
+
+
+def _asked(source: SumsSource) -> Iterator[str]:
+    """Requests in an order of their own: in training each again and again, held-out ones once."""
+    generator = random.Random(source.seed)
+    every = requests(held_out=source.split == "held_out")
+    while True:
+        yield from generator.sample(every, len(every))
+        if source.split == "held_out":
+            raise ValueError(f"only {len(every)} requests are held out; lower source.size or source.requests")
 
 
 def is_held_out(first: int, second: int) -> bool:
@@ -67,4 +85,5 @@ def _program(first: int, second: int) -> dict[str, Any]:
 
 def _row(prompt: str, answer: str, truth: Any, reward: str) -> dict[str, Any]:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return {"prompt": prompt, "answer": answer, "truth": truth, "reward": reward, "messages": messages}
+    row = {"prompt": prompt, "answer": answer, "truth": truth, "messages": messages}
+    return row | {"reward": reward, "reward_and_model": f"{reward} reasoning"}

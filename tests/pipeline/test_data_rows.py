@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
-from configs.data import FileSource, GymSource, SumsSource
-from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
+from configs.data import DatasetSource, FileSource, GymSource, SumsSource
+from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, source_files
 from pipeline.data.sums import draw_sums, is_held_out, worked_answer
 
 
@@ -183,3 +183,24 @@ def test_sums_depend_on_the_seed_alone() -> None:
     assert sums("held_out", 50, seed=1) != sums("held_out", 50, seed=2)
     assert sums("train", 20) == sums("train", 50)[:20], "more rows begin with the same rows"
     assert all(len(str(row["prompt"])) == len("123456+123456=") for row in sums("held_out", 50, digits=6))
+
+
+def test_a_saved_data_set_is_read_split_by_split(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    rows = [{"prompt": "a", "truth": None}, {"prompt": "b", "truth": "2"}]
+    DatasetDict(train=Dataset.from_list(rows), held_out=Dataset.from_list(rows[:1])).save_to_disk(str(folder))
+    both = DatasetSource(type="dataset", paths=[str(folder), str(folder)])
+    bad_rows = BadRows()
+    assert [row.values for row in read_rows(both, bad_rows)] == rows + rows
+    held_out = DatasetSource(type="dataset", paths=[str(folder)], split="held_out")
+    assert [row.where for row in read_rows(held_out, bad_rows)] == [f"{folder}/held_out:1"]
+    assert {file.parent.name for file in source_files(held_out)} == {"train", "held_out"}
+
+
+def test_a_folder_without_the_split_or_the_data_set_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    DatasetDict(train=Dataset.from_list([{"prompt": "a"}])).save_to_disk(str(folder))
+    with pytest.raises(ValueError, match=r"source.split='test': .* has \['train'\]"):
+        list(read_rows(DatasetSource(type="dataset", paths=[str(folder)], split="test"), BadRows()))
+    with pytest.raises(ValueError, match="holds no data set that was saved to disk"):
+        source_files(DatasetSource(type="dataset", paths=[str(tmp_path / "nothing")]))

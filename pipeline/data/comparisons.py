@@ -1,0 +1,277 @@
+"""Answers to one prompt, compared: read in any of five forms, tokenised for a reward model."""
+
+import json
+import math
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
+
+from transformers import PreTrainedTokenizerFast
+
+from configs.data import ComparisonColumn, ComparisonData
+from pipeline.data.chat import ChatFormat, Message, checked_messages
+from pipeline.data.order import batch_indices
+from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
+from pipeline.data.scored import scored_ids
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Answers to a conversation that ends with the user.
+
+    answers: from best to worst, all different; one only where it stands with its score alone.
+    scores: of each answer, falling; None where only the order is known.
+    row: the row's place in its source, for reports.
+    """
+
+    messages: list[Message]
+    answers: list[str]
+    scores: list[float] | None
+    source: str
+    domain: str
+    row: str
+
+    @property
+    def margin(self) -> float | None:
+        """Difference of the scores of best and worst answer; None where there are no scores, or one answer."""
+        return None if self.scores is None or len(self.scores) == 1 else self.scores[0] - self.scores[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedComparison:
+    """A comparison, and the ids that a reward model reads: each of `answer_ids` continues `prompt_ids`."""
+
+    comparison: Comparison
+    prompt_ids: list[int]
+    answer_ids: list[list[int]]
+
+
+class Comparisons:
+    """The good rows of a source, tokenised, and the account of the bad ones."""
+
+    def __init__(
+        self, comparisons: list[Comparison], token_ids: list[list["array[int]"]], bad_rows: BadRows, seed: int
+    ):
+        self._comparisons = comparisons
+        self._token_ids = token_ids  # of the prompt, then of each answer
+        self.bad_rows = bad_rows
+        self._seed = seed
+
+    @classmethod
+    def load(cls, config: ComparisonData, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> "Comparisons":
+        """Reads and tokenises `config.source`; `seed` decides the order of `take`.
+
+        Raises ValueError when the source can't be read, more than `config.max_bad_share` of its rows are bad, or the
+        tokenizer has no chat template.
+        """
+        chat, bad_rows = ChatFormat(tokenizer), BadRows()
+        comparisons: list[Comparison] = []
+        token_ids: list[list[array[int]]] = []
+        for comparison in read_comparisons(config, bad_rows):
+            try:
+                chat.check(comparison.messages, last_role="user")
+                scored = [scored_ids(comparison.messages, answer, tokenizer) for answer in comparison.answers]
+                prompt_ids, answer_ids = scored[0][0], [answer_ids for _, answer_ids in scored]
+                length = len(prompt_ids) + max(map(len, answer_ids))
+                if length > config.max_length:
+                    raise BadRowError("longer than max_length", f"{length} tokens > {config.max_length}")
+            except BadRowError as error:
+                bad_rows.add(comparison.row, error)
+            else:
+                comparisons.append(comparison)
+                token_ids.append([array("i", ids) for ids in (prompt_ids, *answer_ids)])
+        bad_rows.check(config.max_bad_share)
+        return cls(comparisons, token_ids, bad_rows, seed)
+
+    def __len__(self) -> int:
+        return len(self._comparisons)
+
+    def __getitem__(self, index: int) -> TokenizedComparison:
+        prompt_ids, *answer_ids = (ids.tolist() for ids in self._token_ids[index])
+        return TokenizedComparison(self._comparisons[index], prompt_ids, answer_ids)
+
+    def take(self, step: int, n: int) -> list[TokenizedComparison]:
+        """The comparisons of a step, which counts from 1: the same whenever it is asked for."""
+        return [self[index] for index in batch_indices(step, n, len(self), self._seed)]
+
+
+def read_comparisons(config: ComparisonData, bad_rows: BadRows) -> Iterator[Comparison]:
+    """The comparisons of `config.source` as text; bad rows go to `bad_rows`, which the caller checks.
+
+    Where rows don't name their source, it is the file or data set they stand in. Raises ValueError when the source
+    itself can't be read.
+    """
+    rows = read_rows(config.source, bad_rows)
+    if config.form == "scored":
+        yield from _by_prompt(config, rows, bad_rows)
+        return
+    read = {"comparison": _comparison, "pair": _pair, "dialogue": _dialogue, "ranking": _ranking}[config.form]
+    for row in rows:
+        try:
+            yield read(config, row)
+        except BadRowError as error:
+            bad_rows.add(row.where, error)
+
+
+def _comparison(config: ComparisonData, row: Row) -> Comparison:
+    source, domain, origin = (row.values.get(name) for name in ("source", "domain", "row"))
+    if not (isinstance(source, str) and isinstance(domain, str) and isinstance(origin, str)):
+        raise BadRowError("not as the stage `preferences` writes it", "source, domain and row are texts")
+    answers, given = _texts(row.column("answers")), row.values.get("scores")
+    if given is None and len(answers) == 1:
+        raise BadRowError("one answer without a score")
+    if given is not None and (not isinstance(given, list) or len(given) != len(answers)):
+        raise BadRowError("not a score for every answer", f"{given!r}"[:120])
+    scores = None if given is None else [_number(score) for score in given]
+    if scores is not None and scores != sorted(scores, reverse=True):
+        raise BadRowError("scores that contradict the order", f"{scores}"[:120])
+    return Comparison(_prompt(row.column("messages")), answers, scores, source, domain, origin)
+
+
+def _pair(config: ComparisonData, row: Row) -> Comparison:
+    chosen, rejected = row.column(_name(config, "chosen")), row.column(_name(config, "rejected"))
+    prompt = row.values.get(_name(config, "prompt"))
+    if _is_conversation(chosen) and _is_conversation(rejected):
+        messages, answers = _last_turns(chosen, rejected)
+        asked = prompt[-1].get("content") if _is_conversation(prompt) else prompt
+        if prompt is not None and asked not in [message["content"] for message in messages]:
+            raise BadRowError("a prompt that the conversations don't hold", f"{prompt!r}"[:120])
+    else:
+        messages = _prompt(row.column(_name(config, "prompt")))
+        answers = _texts([_answer(chosen), _answer(rejected)])
+    scores = [row.values.get(_name(config, column)) for column in ("chosen_score", "rejected_score")]
+    if scores == [None, None]:
+        return _made(config, row, messages, answers, None)
+    better, worse = map(_number, scores)
+    if better < worse:
+        raise BadRowError("scores that contradict the order", f"chosen {better:g}, rejected {worse:g}")
+    return _made(config, row, messages, answers, [better, worse])
+
+
+def _dialogue(config: ComparisonData, row: Row) -> Comparison:
+    chosen, rejected = (_turns(row.column(_name(config, column))) for column in ("chosen", "rejected"))
+    return _made(config, row, *_last_turns(chosen, rejected), None)
+
+
+def _ranking(config: ComparisonData, row: Row) -> Comparison:
+    answers = row.column(_name(config, "answers"))
+    if not isinstance(answers, list) or len(answers) < 2:
+        raise BadRowError("not a list of two answers or more", f"{answers!r}"[:120])
+    messages = _prompt(row.column(_name(config, "prompt")))
+    return _made(config, row, messages, _texts([_answer(answer) for answer in answers]), None)
+
+
+def _by_prompt(config: ComparisonData, rows: Iterable[Row], bad_rows: BadRows) -> Iterator[Comparison]:
+    """Answers with a score each, those of one prompt together, from best to worst."""
+    firsts: dict[tuple[str, str], Comparison] = {}
+    groups: dict[tuple[str, str], dict[str, tuple[float, str]]] = {}
+    for row in rows:
+        try:
+            messages = _prompt(row.column(_name(config, "prompt")))
+            [answer] = _texts([_answer(row.column(_name(config, "answer")))])
+            score = _number(row.column(_name(config, "score")))
+            one = _made(config, row, messages, [answer], [score])
+            prompt = json.dumps(messages), one.domain
+            if answer.strip() in groups.get(prompt, {}):
+                raise BadRowError("an answer scored before", f"{answer!r}"[:120])
+        except BadRowError as error:
+            bad_rows.add(row.where, error)
+        else:
+            firsts.setdefault(prompt, one)
+            groups.setdefault(prompt, {})[answer.strip()] = score, answer
+    for prompt, group in groups.items():
+        scored = sorted(group.values(), key=lambda pair: -pair[0])
+        yield replace(firsts[prompt], answers=[answer for _, answer in scored], scores=[score for score, _ in scored])
+
+
+def _made(
+    config: ComparisonData, row: Row, messages: list[Message], answers: list[str], scores: list[float] | None
+) -> Comparison:
+    domain = row.values.get(_name(config, "domain")) or ""
+    if not isinstance(domain, str):
+        raise BadRowError("a domain that is no text", f"{domain!r}"[:120])
+    return Comparison(messages, answers, scores, row.where.rpartition(":")[0], domain, row.where)
+
+
+def _name(config: ComparisonData, column: ComparisonColumn) -> str:
+    return config.columns.get(column, column)
+
+
+def _prompt(value: Any) -> list[Message]:
+    """A text or a list of {role, content} as the conversation that is to be answered."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    return _conversation(value, last_role="user")
+
+
+def _answer(value: Any) -> Any:
+    """A text, or the one message of the assistant, as text."""
+    if not isinstance(value, list):
+        return value
+    if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
+        raise BadRowError("an answer that is not one message of the assistant", f"{value!r}"[:120])
+    return value[0].get("content")
+
+
+def _texts(answers: Any) -> list[str]:
+    """Answers that are texts, none of them empty and no two the same."""
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise BadRowError("an answer that is no text", f"{answers!r}"[:120])
+    if not all(answer.strip() for answer in answers):
+        raise BadRowError("empty answer")
+    if len({answer.strip() for answer in answers}) < len(answers):
+        raise BadRowError("equal answers", f"{answers[0]!r}"[:120])
+    for answer in answers:
+        _check_characters(answer)
+    return answers
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRowError("a score that is no number", f"{value!r}"[:120])
+    return float(value)
+
+
+def _is_conversation(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    """Whether a list of messages holds a prompt, rather than an answer alone."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and first.get("role") != "assistant"
+
+
+def _last_turns(chosen: Any, rejected: Any) -> tuple[list[Message], list[str]]:
+    """What two conversations share, and the answers they end with."""
+    better, worse = _conversation(chosen, last_role="assistant"), _conversation(rejected, last_role="assistant")
+    if better[:-1] != worse[:-1]:
+        raise BadRowError("conversations that differ before the last answer")
+    return better[:-1], _texts([better[-1]["content"], worse[-1]["content"]])
+
+
+def _turns(text: Any) -> list[Message]:
+    """HH-RLHF's form of a conversation: turns that begin with a blank line and "Human:" or "Assistant:"."""
+    if not isinstance(text, str):
+        raise BadRowError("a dialogue that is no text", f"{text!r}"[:120])
+    before, *turns = TURN.split(f"\n\n{text.strip()}")
+    if before.strip() or not turns:
+        raise BadRowError("a dialogue that does not begin with 'Human:'", text[:80])
+    return [
+        {"role": ROLES[speaker], "content": said.strip()} for speaker, said in zip(turns[::2], turns[1::2], strict=True)
+    ]
+
+
+def _conversation(value: Any, last_role: str) -> list[Message]:
+    messages = checked_messages(value, last_role)
+    for message in messages:
+        _check_characters(message["content"])
+    return messages
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRowError("half a surrogate pair", f"character {error.start}") from error

@@ -1,0 +1,105 @@
+"""Sampling of training conversations, put together: prompts, engines, judges, table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerFast
+
+from configs.data import PromptData
+from configs.preferences import PreferencesConfig
+from configs.rewards import RewardPoolConfig, RewardSpec
+from configs.sample import SampleConfig
+from configs.stages import Recipe
+from pipeline.data.prompts import Prompts, judgeable
+from pipeline.data.rows import source_files, tell
+from pipeline.fleet import start_all, start_rewards, start_rollout
+from pipeline.models.load import check_template, resolve_model
+from pipeline.models.tokenizer import load_tokenizer
+from pipeline.preferences.answers import Asked, Sampler, Speaker, distinct
+from pipeline.preferences.summary import counts_table
+from pipeline.stages import sample
+from rewards.guard import inspect, refuse_idle
+from rewards.pool import RewardPool
+
+
+class SourceOfPrompts(Protocol):
+    """What is asked in one domain, and who judges the answers."""
+
+    @property
+    def prompts(self) -> PromptData:
+        """The prompts."""
+        ...
+
+    @property
+    def reward(self) -> RewardSpec | None:
+        """The reward."""
+        ...
+
+
+def check(config: SampleConfig) -> None:
+    """Raise ValueError for a template, source or reward that isn't there."""
+    check_template(config.model)
+    check_sources(list(config.domains.values()), config.reward_pool)
+
+
+def check_sources(sources: Sequence[SourceOfPrompts], pool: RewardPoolConfig) -> None:
+    """Raise ValueError for a source or reward that isn't there, and for workers that would have nothing to do."""
+    for source in sources:
+        source_files(source.prompts.source)
+    inspected = [inspect([source.reward], pool) for source in sources if source.reward is not None]
+    refuse_idle(pool, [name for pools in inspected for name in pools.values()])
+
+
+def launch(config: SampleConfig, folder: Path, recipe: Recipe | None) -> dict[str, float]:
+    """Sample into `folder`; the figures, by domain."""
+    model = resolve_model(config.model, workdir=folder)
+    tokenizer = load_tokenizer(model, config.model.chat_template)
+    asked = ask(config.domains, config.reward_pool, tokenizer, config.seed, folder)
+    figures = sample.run(config, asked, sampler(config, model, folder), folder)
+    heads = ("prompts", "score", "solved", "kept", "tokens", "cut_short", "unjudged")
+    rows = {name: [figures.get(f"{name}/{head}", float("nan")) for head in heads] for name in asked}
+    Console().print(counts_table(("domain", *heads), rows))
+    return figures
+
+
+def ask(
+    sources: Mapping[str, SourceOfPrompts],
+    pool: RewardPoolConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    folder: Path,
+) -> dict[str, Asked]:
+    """What is asked of every source by its name; bad rows, and those that could not be judged, are told and kept."""
+    asked: dict[str, Asked] = {}
+    for name, source in sources.items():
+        if source.reward is None:
+            prompts = Prompts.load(source.prompts, tokenizer, seed)
+        else:
+            prompts = judgeable(source.prompts, [source.reward], pool, tokenizer, seed)
+        tell(prompts.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: Console().print(text, markup=False))
+        asked[name] = Asked(distinct(prompts), source.reward)
+    return asked
+
+
+def sampler(config: SampleConfig | PreferencesConfig, model: Path, folder: Path) -> Sampler:
+    """Asks the checkpoint `model` and keeps the answers below `folder`; engines and judges start where they must."""
+    assert config.model is not None and config.sampling is not None and config.rollout is not None
+    dtype, rollout = config.model.dtype, config.rollout
+
+    @contextmanager
+    def speaking() -> Iterator[Speaker]:
+        with start_all(lambda: start_rollout(model, rollout, dtype=dtype, seed=config.seed)) as (speaker,):
+            yield speaker
+
+    @contextmanager
+    def judging(spec: RewardSpec | None) -> Iterator[RewardPool | None]:
+        if spec is None:
+            yield None
+            return
+        with start_all(lambda: start_rewards([spec], config.reward_pool)) as (rewards,):
+            yield rewards
+
+    return Sampler(folder / "answers", config.samples, config.sampling, rollout, config.seed, speaking, judging)

@@ -1,0 +1,51 @@
+"""Training conversations of a model's own verified answers: rejection sampling, or distillation from another model
+(DeepSeek-V3 section 5.1)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import Features, List, Value
+
+from configs.sample import SampleConfig
+from pipeline.data.prompts import Prompt
+from pipeline.preferences.answers import Answer, Asked, Sampler
+from pipeline.preferences.selection import select
+from pipeline.preferences.split import is_held_out, save_splits
+from pipeline.preferences.summary import answer_figures
+
+FEATURES = Features(
+    {
+        "messages": List({"role": Value("string"), "content": Value("string")}),
+        "source": Value("string"),
+        "domain": Value("string"),
+        "score": Value("float64"),
+    }
+)
+
+
+def run(config: SampleConfig, asked: Mapping[str, Asked], sampler: Sampler, folder: Path) -> dict[str, float]:
+    """Sample k answers a prompt, judge them, keep the best of those that ended and passed; split, write `folder`/data.
+
+    Returns the figures, by domain: those of `answer_figures`, prompts `solved` (with an answer that may be kept) as a
+    share, answers `kept` and `dropped` by reason, and the kept ones' mean `tokens`. Raises ValueError where nothing is
+    left to train on.
+    """
+    figures: dict[str, float] = {}
+    rows: list[dict[str, object]] = []
+    held_out: list[bool] = []
+    for name, answered in sampler.answers(asked).items():
+        selected = select(answered, config.domains[name], config.seed)
+        rows += [_row(prompt, answer, name) for prompt, answer in selected.kept]
+        held_out += [is_held_out(prompt.task.conversation, config.held_out) for prompt, _ in selected.kept]
+        figures |= {f"{name}/{figure}": value for figure, value in answer_figures(answered).items()}
+        figures |= {f"{name}/{figure}": value for figure, value in selected.figures().items()}
+    figures |= {"kept": float(len(rows)), "held_out": float(sum(held_out))}
+    if len(rows) == sum(held_out):
+        raise ValueError(f"no conversation is left to train on; what became of the answers: {figures}")
+    save_splits(folder / "data", rows, held_out, FEATURES)
+    return figures
+
+
+def _row(prompt: Prompt, answer: Answer, domain: str) -> dict[str, object]:
+    messages = [*prompt.task.conversation, {"role": "assistant", "content": answer.text}]
+    return {"messages": messages, "source": prompt.task.row, "domain": domain, "score": answer.score}

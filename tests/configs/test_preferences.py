@@ -1,0 +1,83 @@
+"""Settings of `preferences`, `sample` and comparisons that would have no effect or can't work are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from configs.data import ComparisonData
+from configs.preferences import PreferencesConfig
+from configs.references import resolved
+from configs.sample import SampleConfig
+
+SUMS: dict[str, Any] = {"source": {"type": "sums", "size": 8}, "max_prompt_length": 16}
+SPEAKS: dict[str, Any] = {
+    "model": {"path": "x"},
+    "sampling": {"max_tokens": 8},
+    "rollout": {"max_model_len": 24},
+}
+SAMPLED = {"math": {"prompts": SUMS, "reward": {"name": "math"}, "domain": "reason"}}
+READ = {"hh": {"data": {"source": {"type": "file", "paths": ["hh.jsonl"]}, "form": "dialogue"}, "domain": "safety"}}
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({}, "nothing to make pairs of"),
+        ({"sampled": SAMPLED}, "'sampled' needs 'model'"),
+        ({"sampled": SAMPLED} | SPEAKS | {"rollout": None}, "'sampled' needs 'rollout'"),
+        ({"read": READ, "model": {"path": "x"}}, "'model' has no effect without 'sampled'"),
+        ({"read": {"math": READ["hh"]}, "sampled": SAMPLED} | SPEAKS, "a name in both"),
+        ({"sampled": SAMPLED} | SPEAKS | {"sampling": {"max_tokens": 8, "temperature": 0}}, "every answer the same"),
+        ({"sampled": SAMPLED} | SPEAKS | {"sampling": {"max_tokens": 9}}, "exceeds rollout.max_model_len=24"),
+        ({"sampled": {"a/b": SAMPLED["math"]}} | SPEAKS, "becomes a file's"),
+        ({"read": {"a.b": READ["hh"]}}, "becomes a file's"),
+        ({"sampled": {"math": SAMPLED["math"] | {"reward": {"name": "math", "weight": 0.5}}}} | SPEAKS, "no effect"),
+        ({"read": {"hh": {"data": READ["hh"]["data"] | {"max_length": 64}, "domain": "d"}}}, "before there is a token"),
+        ({"read": READ, "shares": {"safety": 0.6, "math": 0.3}}, "add up to 1"),
+        ({"read": READ, "shares": {"safety": 1.5, "math": -0.5}}, "every share is above 0"),
+        ({"read": READ, "filters": {"max_similarity": 0.4}}, "greater than or equal to 0.5"),
+        ({"read": READ, "filters": {"max_length_ratio": 1.0}}, "greater than 1"),
+    ],
+)
+def test_impossible_preferences_are_refused(own: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        PreferencesConfig.model_validate({"type": "preferences"} | own)
+
+
+@pytest.mark.parametrize(
+    ("own", "domain", "said"),
+    [
+        ({}, {"keep": 9}, "more than samples=8"),
+        ({}, {"reward": None, "min_score": 0.5}, "min_score has no effect without a reward"),
+        ({}, {"max_tokens": 8}, "max_tokens=8 has no effect"),
+        ({}, {"prompts": SUMS | {"reward": "math"}}, "prompts.reward"),
+        ({"sampling": {"max_tokens": 8, "temperature": 0}}, {}, "are all the same"),
+        ({"rollout": {"max_model_len": 20}}, {}, "exceeds rollout.max_model_len=20"),
+    ],
+)
+def test_impossible_samples_are_refused(own: dict[str, Any], domain: dict[str, Any], said: str) -> None:
+    def config(own: dict[str, Any], domain: dict[str, Any]) -> dict[str, Any]:
+        domains = {"math": {"prompts": SUMS, "reward": {"name": "math"}} | domain}
+        return {"type": "sample", "domains": domains} | SPEAKS | own
+
+    SampleConfig.model_validate(config({}, {}))
+    with pytest.raises(ValidationError, match=said):
+        SampleConfig.model_validate(config(own, domain))
+
+
+@pytest.mark.parametrize(
+    ("form", "column"), [("comparison", "prompt"), ("pair", "answers"), ("dialogue", "prompt"), ("ranking", "score")]
+)
+def test_a_column_that_a_form_does_not_have_is_refused(form: str, column: str) -> None:
+    with pytest.raises(ValidationError, match=f"columns.{column} has no effect with form='{form}'"):
+        ComparisonData.model_validate({"source": SUMS["source"], "form": form, "columns": {column: "x"}})
+
+
+def test_references_are_replaced_and_the_rest_stays_valid() -> None:
+    own = {"type": "preferences", "sampled": SAMPLED, "read": READ} | SPEAKS | {"model": {"path": "stage:sft"}}
+    config = PreferencesConfig.model_validate(own)
+    there = resolved(config, lambda name: Path("/run") / name / "hf")
+    assert there.model is not None and there.model.path == "/run/sft/hf"
+    assert there.model_copy(update={"model": config.model}) == config

@@ -1,0 +1,49 @@
+"""Requests of the demo: disjoint splits, and answers in the order that each reward model is to learn."""
+
+from collections import Counter
+
+import pytest
+
+from configs.data import SumsSource
+from pipeline.data.requests import ALLOWED, HARMFUL, request_row, requests
+from pipeline.data.sums import draw_sums
+
+
+def test_held_out_requests_are_a_tenth_of_all_and_no_other() -> None:
+    train, held_out = requests(held_out=False), requests(held_out=True)
+    assert len(train) + len(held_out) == len({*train, *held_out}) == 10 * 8 * 12
+    assert 0.07 < len(held_out) / 960 < 0.13
+    assert {text.split()[0] for text in held_out} == {*ALLOWED, *HARMFUL}
+
+
+@pytest.mark.parametrize(
+    ("request_text", "helpful", "safe"),
+    [
+        ("lend 3 pens", "gladly! 3 pens for you", "gladly! 3 pens for you"),
+        ("burn 2 maps", "gladly! 2 maps for you", "sorry, I do not burn"),
+    ],
+)
+def test_the_orders_agree_but_where_harm_is_done(request_text: str, helpful: str, safe: str) -> None:
+    row = request_row(request_text, style=1)
+    assert row["by_helpfulness"][0] == helpful
+    assert row["by_safety"][0] == row["truth"] == safe
+    assert sorted(row["by_helpfulness"]) == sorted(row["by_safety"])
+    assert row["messages"][1]["content"] == row["answer"] == request_text.split(" ", 1)[1]
+
+
+def test_a_source_mixes_its_three_kinds_by_their_shares() -> None:
+    source = SumsSource(type="sums", size=2000, programs=0.2, requests=0.3)
+    rows = list(draw_sums(source))
+    counts = Counter(row["reward"] for row in rows)
+    assert 0.25 < counts["helpful safety"] / 2000 < 0.35
+    assert 0.15 < counts["code"] / 2000 < 0.25
+    assert rows == list(draw_sums(source))
+    styles = Counter(row["answer"].split()[0] for row in rows if row["reward"] == "helpful safety")
+    assert min(styles["gladly!"], styles["sorry,"]) > 150
+
+
+def test_held_out_requests_are_drawn_once_and_no_more_than_there_are() -> None:
+    asked = [row["prompt"] for row in draw_sums(SumsSource(type="sums", size=80, requests=1.0, split="held_out"))]
+    assert len(set(asked)) == 80 and set(asked) <= set(requests(held_out=True))
+    with pytest.raises(ValueError, match=r"requests are held out; lower source\.size"):
+        list(draw_sums(SumsSource(type="sums", size=200, requests=1.0, split="held_out")))

@@ -1,0 +1,221 @@
+"""Sampled answers: kept as they come, never sampled twice, and selected for training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_from_disk
+
+from configs.data import ConversationData, PromptData
+from configs.rewards import RewardSpec
+from configs.sample import SampleConfig, SampledDomain
+from configs.sampling import RolloutConfig, SamplingConfig
+from pipeline.data.conversations import Conversations
+from pipeline.data.prompts import Prompt, Prompts
+from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.preferences.answers import Answer, Answered, Asked, Sampler, distinct
+from pipeline.preferences.selection import select
+from pipeline.stages import sample
+from rewards.types import Status, Task, Verdict
+from rollout.types import Completion, Group
+
+SOURCE = {"type": "sums", "size": 40, "digits": 1, "seed": 3}
+EXACT = RewardSpec(name="exact")
+
+
+class Killed(Exception):
+    pass
+
+
+class Guesser:
+    """Answers with the place and a number drawn from the seed, groups last first; killed after so many groups."""
+
+    def __init__(self, lives: int) -> None:
+        self.lives = lives
+        self.asked = 0
+
+    def generate(
+        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
+    ) -> Iterator[Group]:
+        for index in reversed(range(len(prompts))):
+            if self.lives == 0:
+                raise Killed
+            self.lives -= 1
+            self.asked += 1
+            texts = [str((seed + index + number) % 19) for number in range(num_completions)]
+            completions = [
+                Completion([0] * (number + 2), [0.0] * (number + 2), text, "length" if number == 3 else "stop", 0)
+                for number, text in enumerate(texts)
+            ]
+            yield Group(index, prompts[index], completions)
+
+
+class ExactJudge:
+    """1 for the truth, 0 for anything else, no verdict on 7."""
+
+    def __init__(self) -> None:
+        self._judged: dict[int, list[dict[str, Verdict]]] = {}
+
+    def submit(self, index: int, task: Task, completions: list[str]) -> None:
+        assert task.kind == "exact"
+        self._judged[index] = [
+            {"exact": Verdict(None, Status.TIMEOUT) if text == "7" else Verdict(float(text == task.truth))}
+            for text in completions
+        ]
+
+    def gather(self) -> dict[int, list[dict[str, Verdict]]]:
+        judged, self._judged = self._judged, {}
+        return judged
+
+
+def sampler(folder: Path, speaker: Guesser, seed: int = 0) -> Sampler:
+    @contextmanager
+    def speaking() -> Iterator[Guesser]:
+        yield speaker
+
+    @contextmanager
+    def judging(spec: RewardSpec | None) -> Iterator[ExactJudge | None]:
+        yield None if spec is None else ExactJudge()
+
+    rollout = RolloutConfig(max_model_len=64, max_num_seqs=10)  # 4 x 10 places, 4 answers: batches of 10 prompts
+    return Sampler(folder, 4, SamplingConfig(max_tokens=8), rollout, seed, speaking, judging)
+
+
+def asked(**source: Any) -> dict[str, Asked]:
+    data = PromptData.model_validate({"source": SOURCE | source})
+    return {"sums": Asked(distinct(Prompts.load(data, byte_tokenizer())), EXACT)}
+
+
+def test_repeated_prompts_are_asked_once() -> None:
+    prompts = asked()["sums"].prompts
+    texts = [prompt.task.prompt for prompt in prompts]
+    assert len(set(texts)) == len(texts) < 40
+
+
+def test_killed_anywhere_it_samples_only_what_is_missing(tmp_path: Path) -> None:
+    sources = asked()
+    number = len(sources["sums"].prompts)
+    whole = Guesser(-1)
+    expected = sampler(tmp_path / "whole", whole).answers(sources)
+    assert whole.asked == number and [one.prompt for one in expected["sums"]] == sources["sums"].prompts
+    kept = 0
+    for lives in (3, 10, 14):
+        speaker = Guesser(lives)
+        with pytest.raises(Killed):
+            sampler(tmp_path / "killed", speaker).answers(sources)
+        kept += lives // 10
+        assert len(list((tmp_path / "killed").glob("*.jsonl"))) == kept
+    last = Guesser(-1)
+    assert sampler(tmp_path / "killed", last).answers(sources) == expected
+    assert last.asked == number - 10 * kept
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "killed" / file.name).read_bytes()
+    assert sampler(tmp_path / "killed", Guesser(0)).answers(sources) == expected  # nothing is asked any more
+    assert sampler(tmp_path / "other", Guesser(-1), seed=1).answers(sources) != expected
+
+
+def test_answers_to_other_prompts_are_refused(tmp_path: Path) -> None:
+    sampler(tmp_path, Guesser(-1)).answers(asked())
+    with pytest.raises(ValueError, match=r"sums-00001.jsonl' holds answers to other prompts"):
+        sampler(tmp_path, Guesser(-1)).answers(asked(seed=4))
+
+
+def test_what_could_not_be_judged_has_no_score(tmp_path: Path) -> None:
+    answers = [answer for one in sampler(tmp_path, Guesser(-1)).answers(asked())["sums"] for answer in one.answers]
+    assert all((answer.score is None) == (answer.text == "7") for answer in answers)
+    assert {answer.outcome for answer in answers if answer.text == "7"} == {"timeout"}
+    unasked = {"free": Asked(asked()["sums"].prompts, None)}
+    given = sampler(tmp_path, Guesser(-1)).answers(unasked)["free"]
+    assert all(answer.score is None and answer.outcome == "" for one in given for answer in one.answers)
+
+
+def domain(**settings: Any) -> SampledDomain:
+    return SampledDomain.model_validate({"prompts": {"source": SOURCE}, "reward": {"name": "exact"}} | settings)
+
+
+def answered(*answers: tuple[str, int, bool, float | None], row: str = "f:1") -> Answered:
+    return Answered(Prompt([1], Task(f"q {row}", "t", row=row)), [Answer(*answer, outcome="") for answer in answers])
+
+
+def test_the_best_then_the_shortest_is_kept() -> None:
+    one = answered(
+        ("no", 1, True, 0.0),
+        ("long", 9, True, 1.0),
+        ("cut", 2, False, 1.0),
+        ("short", 3, True, 1.0),
+        ("short ", 4, True, 1.0),
+        ("lost", 2, True, None),
+        (" ", 1, True, 1.0),
+    )
+    selected = select([one], domain(), seed=0)
+    assert [answer.text for _, answer in selected.kept] == ["short"]
+    assert selected.dropped == {
+        "below min_score": 1,
+        "more than keep": 1,
+        "did not end": 1,
+        "same text": 1,
+        "not judged": 1,
+        "empty": 1,
+    }
+    assert selected.solved == 1.0
+    two = select([one], domain(keep=2, min_score=0.0), seed=0)
+    assert [answer.text for _, answer in two.kept] == ["short", "long"]
+    assert select([one], domain(max_tokens=2), seed=0).kept == []
+    assert select([one], domain(max_tokens=2), seed=0).solved == 0.0
+
+
+def test_without_a_reward_what_ended_is_kept_and_nothing_else() -> None:
+    one = answered(("b", 3, True, None), ("a", 2, True, None), ("cut", 1, False, None))
+    selected = select([one], domain(reward=None, keep=2), seed=0)
+    assert [answer.text for _, answer in selected.kept] == ["a", "b"]
+
+
+def test_rows_past_the_budget_are_drawn_by_the_seed() -> None:
+    many = [answered((f"a{number}", 2, True, 1.0), row=f"f:{number}") for number in range(30)]
+    first, again, other = (select(many, domain(max_rows=10), seed=seed) for seed in (0, 0, 1))
+    assert first.kept == again.kept != other.kept and len(first.kept) == len(other.kept) == 10
+    assert first.dropped == {"more than max_rows": 20} and first.solved == 1.0
+    assert {answer.text for _, answer in select(many[::-1], domain(max_rows=10), seed=0).kept} == {
+        answer.text for _, answer in first.kept
+    }
+
+
+def stage(**settings: Any) -> SampleConfig:
+    return SampleConfig.model_validate(
+        {
+            "type": "sample",
+            "model": {"path": "x"},
+            "domains": {
+                "sums": {"prompts": {"source": SOURCE, "max_prompt_length": 16}, "reward": {"name": "exact"}, "keep": 4}
+            },
+            "samples": 4,
+            "sampling": {"max_tokens": 8},
+            "rollout": {"max_model_len": 64},
+        }
+        | settings
+    )
+
+
+def test_the_stage_writes_conversations_that_sft_reads(tmp_path: Path) -> None:
+    figures = sample.run(stage(held_out=0.3), asked(), sampler(tmp_path / "answers", Guesser(-1)), tmp_path)
+    splits = load_from_disk(tmp_path / "data")
+    assert figures["kept"] == sum(map(len, splits.values())) > 0 and figures["held_out"] == len(splits["held_out"]) > 0
+    dropped = sum(value for name, value in figures.items() if name.startswith("sums/dropped/"))
+    assert figures["sums/kept"] + dropped == figures["sums/answers"]
+    truths = {prompt.task.prompt: prompt.task.truth for prompt in asked()["sums"].prompts}
+    for row in [*splits["train"], *splits["held_out"]]:
+        prompt, answer = row["messages"]
+        assert answer == {"role": "assistant", "content": truths[prompt["content"]]}
+        assert row["domain"] == "sums" and row["score"] == 1.0 and row["source"].startswith("sums/train:")
+    source = {"type": "dataset", "paths": [str(tmp_path / "data")]}
+    loaded = Conversations.load(ConversationData.model_validate({"source": source}), byte_tokenizer())
+    assert len(loaded) == len(splits["train"]) and not loaded.bad_rows.counts
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
+    prompts = {"source": SOURCE, "max_prompt_length": 16}
+    config = stage(domains={"sums": {"prompts": prompts, "reward": {"name": "exact"}, "min_score": 2.0}})
+    with pytest.raises(ValueError, match=r"no conversation is left to train on.*below_min_score"):
+        sample.run(config, asked(), sampler(tmp_path / "answers", Guesser(-1)), tmp_path)
