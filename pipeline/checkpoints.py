@@ -1,13 +1,21 @@
-"""Where a stage can be resumed from: `checkpoints/step-N/`, each the whole training state of all ranks."""
+"""What stays of a policy: `checkpoints/step-N/`, each the whole training state of all ranks, to resume from; the best
+step's model as `best/`; the last step's as `hf/`.
+"""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 from configs.train import CheckpointConfig
+from pipeline.folder import new_folder, write_atomic
+from pipeline.links import link
 from pipeline.train.worker import Policy
 
 NAME = re.compile(r"step-(\d+)")
+
+BEST = "best.json"
+"""Which step the best one is, and by what."""
 
 
 class Checkpoints:
@@ -36,6 +44,27 @@ class Checkpoints:
         if last or step % self._config.every_steps == 0:
             self._policy.save(self._folder / f"step-{step}")
             for _, old in sorted(self._found().items())[: -self._config.keep]:
+                shutil.rmtree(old)
+
+    def offer(self, step: int, figure: str, value: float, *, lower_is_better: bool) -> None:
+        """Keep the policy of `step` as `best/hf` if its `value` is better than the kept one's; an equal one is not.
+
+        `best` is a link that is replaced in one step, and the folder it pointed at before is left until the next time:
+        who is reading it reads on. A resumed run offers the same steps again and ends with the same best.
+        """
+        best = self._stage_folder / "best"
+        if best.is_dir():
+            kept = json.loads((best / BEST).read_text(encoding="utf-8"))
+            gain = kept["value"] - value if lower_is_better else value - kept["value"]
+            if kept["figure"] == figure and gain <= 0:
+                return
+        replaced = best.resolve()
+        with new_folder(self._stage_folder / "bests" / f"step-{step}") as partial:
+            self._policy.save_hf(partial / "hf")
+            write_atomic(partial / BEST, json.dumps({"step": step, "figure": figure, "value": value}, indent=1))
+        link(best, self._stage_folder / "bests" / f"step-{step}")
+        for old in (self._stage_folder / "bests").iterdir():
+            if old.resolve() not in (best.resolve(), replaced):
                 shutil.rmtree(old)
 
     def _found(self) -> dict[int, Path]:

@@ -6,21 +6,25 @@ groups whose rewards are all equal are replaced by groups of other prompts, as m
 Legend: P prompts, G completions of a prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from configs.stages import GRPOConfig
+from configs.grpo import GRPOConfig
 from pipeline.batch import Branch, Tree
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.fleet import Fleet
 from pipeline.objectives.advantage import batch_advantage, group_advantage, has_spread
 from pipeline.objectives.aggregate import batch_denominator, token_weight
-from pipeline.report import Sample
+from pipeline.reports.report import Sample
 from rewards.mix import DECIMALS, mix, shape_overlong, statistics
 from rewards.types import Verdict
 from rollout.types import Completion, Group
+
+GRAM = 4
+"""Tokens of a phrase whose repetition is counted."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> tu
 def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: int) -> list[JudgedGroup]:
     groups: dict[int, Group] = {}
     ids = [prompt.token_ids for prompt in prompts]
-    for group in fleet.rollout.generate(ids, config.sampling, config.group_size, seed):
+    for group in fleet.rollout.generate(ids, config.sampling.of_policy(), config.group_size, seed):
         groups[group.index] = group
         task = prompts[group.index].task
         fleet.rewards.submit(group.index, task, [completion.text for completion in group.completions])
@@ -96,10 +100,38 @@ def _mix(config: GRPOConfig, drawn: list[JudgedGroup]) -> tuple[NDArray[np.float
     punishment_PG = shape_overlong(
         lengths_PG, max_tokens=config.sampling.max_tokens, shaping_tokens=config.overlong.shaping_tokens
     )
-    return np.round(mixed.rewards_PG + punishment_PG, DECIMALS), statistics(mixed, lengths_PG)
+    rewards_PG = np.round(mixed.rewards_PG + punishment_PG, DECIMALS)
+    metrics = statistics(mixed, lengths_PG)
+    totals_PG = rewards_PG
+    if config.mixing != "none":  # normalised totals have the mean 0 at every step; a trend shows in these
+        weights_K = np.array([spec.weight for spec in config.rewards])
+        totals_PG = np.tensordot(weights_K, np.nan_to_num(mixed.capped_KPG), axes=1)
+        totals_PG[np.isnan(rewards_PG)] = np.nan
+        if not np.isnan(totals_PG).all():
+            metrics["reward/total/unmixed_mean"] = float(np.nanmean(totals_PG))
+    slope = length_slope(totals_PG, lengths_PG)
+    return rewards_PG, metrics if slope is None else metrics | {"reward/total/length_slope": slope}
+
+
+def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:
+    """What a token more is worth within a group: the slope of the rewards in the lengths, both less their group's mean.
+
+    Between groups a hard prompt has long answers and low rewards, which says nothing of length. NaN takes no part. None
+    where no group has two lengths.
+    """
+    judged_PG = ~np.isnan(np.asarray(rewards_PG, dtype=np.float64))
+    count_P1 = np.maximum(judged_PG.sum(axis=1, keepdims=True), 1)
+    rewards_PG, lengths_PG = (
+        np.where(judged_PG, values_PG - np.where(judged_PG, values_PG, 0.0).sum(axis=1, keepdims=True) / count_P1, 0.0)
+        for values_PG in (np.asarray(rewards_PG, dtype=np.float64), np.asarray(lengths_PG, dtype=np.float64))
+    )
+    spread = (lengths_PG**2).sum()
+    return float((lengths_PG * rewards_PG).sum() / spread) if spread > 1e-9 else None
 
 
 def _statistics(drawn: list[JudgedGroup], rewards_PG: NDArray[np.float64]) -> dict[str, float]:
+    """Figures of everything a step sampled. The entropy, in nats a token, is estimated by what was sampled: the mean of
+    -log p, whose expectation it is."""
     completions = [completion for judged in drawn for completion in judged.group.completions]
     judged = rewards_PG[~np.isnan(rewards_PG)]
     return {
@@ -108,7 +140,15 @@ def _statistics(drawn: list[JudgedGroup], rewards_PG: NDArray[np.float64]) -> di
         "reward/total/left_out_rate": 1 - judged.size / rewards_PG.size,
         "rollout/length/mean": float(np.mean([len(completion.token_ids) for completion in completions])),
         "rollout/truncated_rate": float(np.mean([completion.finish_reason == "length" for completion in completions])),
+        "rollout/entropy_mean": -float(np.mean([p for completion in completions for p in completion.logprobs])),
+        "rollout/repetition_rate": float(np.mean([repetition_rate(c.token_ids) for c in completions])),
     }
+
+
+def repetition_rate(token_ids: Sequence[int]) -> float:
+    """Share of a completion's 4-grams of token ids that it has said before; 0 for one without any."""
+    grams = list(zip(*(token_ids[shift:] for shift in range(GRAM)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def over_updates(updates: list[dict[str, float]]) -> dict[str, float]:

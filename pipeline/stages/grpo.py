@@ -1,16 +1,26 @@
 """Group relative policy optimization (DeepSeekMath section 4, DeepSeek-V2 section 4.2): no critic, the baseline of a
 completion is the mean reward of its group."""
 
-from configs.stages import GRPOConfig
+from collections.abc import Callable
+
+from configs.grpo import GRPOConfig
+from pipeline.alarms import Alarms
 from pipeline.data.prompts import Prompts
 from pipeline.experience import collect, over_updates, training_batches
 from pipeline.fleet import Fleet
-from pipeline.report import Report
+from pipeline.reports.report import Report
 from pipeline.stopwatch import Stopwatch
 from pipeline.sync import check_spoken
 
 
-def run(config: GRPOConfig, prompts: Prompts, fleet: Fleet, report: Report) -> None:
+def run(
+    config: GRPOConfig,
+    prompts: Prompts,
+    fleet: Fleet,
+    report: Report,
+    alarms: Alarms,
+    validate: Callable[[int], dict[str, float]],
+) -> None:
     """Sample G answers a prompt, judge them, centre within the group, update, sync; `steps` times.
 
     Starts after the step the policy was restored at, and sends that policy to the engines first.
@@ -32,9 +42,11 @@ def run(config: GRPOConfig, prompts: Prompts, fleet: Fleet, report: Report) -> N
                 updates = [
                     fleet.policy.update(rows, batch.denominator) for rows, batch in zip(sharded, batches, strict=True)
                 ]
-        metrics |= over_updates(updates)
+        metrics |= over_updates(updates) | alarms.length_controlled(metrics)
         check_spoken(metrics, config.sync, step=step)
         with watch("sync"):
             metrics |= fleet.sync_weights(step)
+        metrics |= validate(step)
         report.step(step, metrics | watch.lap(), experience.samples())
         fleet.checkpoints.done(step, last=step == config.steps)
+        alarms.check(step, metrics)

@@ -1,10 +1,10 @@
 """Supervised fine-tuning: masked cross-entropy on packed conversations (DeepSeek-V2 section 4.1)."""
 
-from configs.stages import SFTConfig
+from configs.sft import SFTConfig
 from pipeline.batch import Tree
 from pipeline.checkpoints import Checkpoints
 from pipeline.data.conversations import Conversations, Example
-from pipeline.report import Report
+from pipeline.reports.report import Report
 from pipeline.stopwatch import Stopwatch
 from pipeline.train.worker import Policy
 

@@ -1,14 +1,65 @@
-"""What a run says unasked, and that it says it once."""
+"""What a run says unasked, that it says it once, and what it stops for: on constructed series."""
 
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.alarms import alarms
-from pipeline.report import Report
+from configs.grpo import GRPOConfig
+from pipeline.alarms import SPAN, WINDOW, Alarms, alarms, slope_t
+from pipeline.errors import RunStopped
+from pipeline.experience import length_slope, repetition_rate
+from pipeline.reports.report import Report, read_metrics
 
 CALM = {"reward/total/collapsed_rate": 0.1, "reward/total/left_out_rate": 0.1, "reward/math/mean": 0.5}
 COLLAPSED = CALM | {"reward/total/collapsed_rate": 0.5}
+STEPS = 200
+
+Series = Callable[[int], float]
+
+
+def config(*stop_on: str) -> GRPOConfig:
+    return GRPOConfig.model_validate(
+        {
+            "type": "grpo",
+            "model": {"path": "somewhere"},
+            "prompts": {"source": {"type": "sums", "size": 9}, "max_prompt_length": 16},
+            "rewards": [{"name": "math"}, {"name": "a.py:judge", "weight": 0.0}, {"name": "format", "weight": 0.5}],
+            "steps": STEPS,
+            "prompts_per_step": 4,
+            "group_size": 4,
+            "sampling": {"max_tokens": 24},
+            "optimizer": {"learning_rate": 1e-3},
+            "rollout": {"max_model_len": 64},
+            "stop_on": list(stop_on),
+        }
+    )
+
+
+def raised(rows: Iterator[Mapping[str, float]]) -> list[str]:
+    said: list[str] = []
+    watching = Alarms(config(), said.append)
+    for step, row in enumerate(rows, start=1):
+        watching.check(step, row | watching.length_controlled(row))
+    return said
+
+
+def series(seed: int = 0, **given: Series) -> Iterator[dict[str, float]]:
+    """A healthy run, other than in what is given: reward and judge rise and level off, all with noise."""
+    rng = np.random.default_rng(seed)
+    shapes: dict[str, Series] = {
+        "reward/total/mean": lambda x: 0.2 + 0.7 * (1 - np.exp(-4 * x)),
+        "reward/judge/mean": lambda x: 0.1 + 0.3 * (1 - np.exp(-3 * x)),
+        "reward/total/length_slope": lambda _: 0.002,
+        "rollout/length/mean": lambda x: 100 + 30 * x,
+        "rollout/entropy_mean": lambda x: 0.6 - 0.35 * x,
+        "rollout/repetition_rate": lambda x: 0.05 + 0.03 * x,
+    }
+    noise = {"reward/total/length_slope": 0.003, "rollout/length/mean": 4.0}
+    for step in range(STEPS):
+        shaped = shapes | {name.replace("__", "/"): shape for name, shape in given.items()}
+        yield {name: float(f(step / STEPS) + noise.get(name, 0.03) * rng.normal()) for name, f in shaped.items()}
 
 
 def test_a_calm_step_raises_none() -> None:
@@ -26,8 +77,121 @@ def test_what_is_left_out_is_told_with_the_worst_reward() -> None:
     assert name == "completions left out" and "60%" in text and "reward/code/abstain_rate" in text
 
 
-def test_a_run_says_each_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Report(tmp_path, total_steps=3, label="grpo") as report:
-        for step, metrics in enumerate((CALM, COLLAPSED, COLLAPSED), start=1):
-            report.step(step, metrics)
-    assert capsys.readouterr().out.count("collapsed rewards") == 1
+def test_each_is_said_once() -> None:
+    said: list[str] = []
+    watching = Alarms(config(), said.append)
+    for step, metrics in enumerate((CALM, COLLAPSED, COLLAPSED), start=1):
+        watching.check(step, metrics)
+    assert len(said) == 1 and "collapsed rewards" in said[0]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_healthy_run_and_noise_raise_none(seed: int) -> None:
+    assert raised(series(seed)) == []
+    flat: dict[str, Series] = {"reward__total__mean": lambda _: 0.5, "reward__judge__mean": lambda _: 0.5}
+    assert raised(series(seed, **flat)) == []
+    # The judge sees none of it, and only wavers.
+    assert raised(series(seed, reward__judge__mean=lambda _: 0.4)) == []
+
+
+def test_a_reward_that_rises_while_the_judge_falls() -> None:
+    [said] = raised(series(reward__judge__mean=lambda x: 0.5 - 0.8 * x))
+    assert "reward hacking" in said and "reward/judge/mean fell" in said
+
+
+def test_a_reward_that_rises_by_length_alone() -> None:
+    """Each token more is worth 0.01, yet 199 tokens more bring 1 and not 2: at constant length the reward falls."""
+    long: dict[str, Series] = {
+        "reward__total__mean": lambda x: 0.2 + x,
+        "reward__total__length_slope": lambda _: 0.01,
+        "rollout__length__mean": lambda x: 200 + 199 * x,  # not yet twice as long
+    }
+    [said] = raised(series(**long))
+    assert "reward hacking" in said and "(reward/total/length_controlled) fell" in said
+
+
+def test_a_normalised_reward_is_watched_before_it_is_normalised() -> None:
+    """Under mixing=batch or group every step's mean total is 0."""
+    hacked: dict[str, Series] = {"reward__total__mean": lambda _: 0.0, "reward__judge__mean": lambda x: 0.5 - 0.8 * x}
+    assert raised(series(**hacked)) == []
+    assert "reward hacking" in raised(series(reward__total__unmixed_mean=lambda x: 0.2 + 0.5 * x, **hacked))[0]
+
+
+@pytest.mark.parametrize("end", [3.0, 0.3])
+def test_length_that_drifts(end: float) -> None:
+    [said] = raised(series(rollout__length__mean=lambda x: 100 * end**x, reward__total__length_slope=lambda _: 0.0))
+    assert "length drift" in said and "completions went from" in said
+
+
+def test_entropy_that_collapses() -> None:
+    rows = series(rollout__entropy_mean=lambda x: 0.6 if x < 0.5 else -1.0)
+    [said] = raised(row | {"rollout/entropy_mean": max(row["rollout/entropy_mean"], 0.01)} for row in rows)
+    assert "entropy collapse" in said and "0.01 nats" in said
+
+
+def test_completions_that_repeat_themselves() -> None:
+    [said] = raised(series(rollout__repetition_rate=lambda x: 0.05 + 0.4 * x))
+    assert "repetition" in said and "% at the start" in said
+
+
+def test_an_alarm_in_stop_on_stops_the_run_there_and_not_earlier() -> None:
+    hacked: dict[str, Series] = {"reward__judge__mean": lambda x: 0.5 - 0.8 * x}
+    watching = Alarms(config("reward hacking"), lambda _: None)
+    with pytest.raises(RunStopped, match=r"step \d+: reward hacking: over 30 steps.*out of stop_on"):
+        for step, row in enumerate(series(**hacked), start=1):
+            watching.check(step, row)
+    watching = Alarms(config("repetition", "length drift"), lambda _: None)
+    for step, row in enumerate(series(**hacked), start=1):
+        watching.check(step, row)
+
+
+def test_a_resumed_run_goes_on_as_if_never_killed(tmp_path: Path) -> None:
+    """At whatever step it is killed: the same alarms at the same steps, none twice, and the same figures."""
+    rows = list(series(reward__judge__mean=lambda x: 0.5 - 0.8 * x, rollout__repetition_rate=lambda x: 0.05 + 0.6 * x))
+
+    def run(first: int, watching: Alarms, said: list[str]) -> list[tuple[int, str]]:
+        told: list[tuple[int, str]] = []
+        with Report(tmp_path, total_steps=STEPS, label="grpo") as report:
+            report.resume(first - 1)
+            watching.resume(read_metrics(tmp_path))
+            for step, row in enumerate(rows[first - 1 :], start=first):
+                metrics = row | watching.length_controlled(row)
+                report.step(step, metrics)
+                watching.check(step, metrics)
+                told += [(step, text) for text in said]
+                said.clear()
+        return told
+
+    said: list[str] = []
+    whole = run(1, Alarms(config(), said.append), said)
+    figures = read_metrics(tmp_path)
+    assert len(whole) == 2
+    for killed in (1, SPAN, WINDOW + 5, whole[0][0], 150):
+        assert run(killed + 1, Alarms(config(), said.append), said) == [told for told in whole if told[0] > killed]
+        assert read_metrics(tmp_path) == figures
+    with pytest.raises(RunStopped, match="reward hacking"):  # what stopped it stops it again
+        Alarms(config("reward hacking"), said.append).resume(figures)
+    assert not said
+
+
+def test_slopes_in_their_standard_errors() -> None:
+    # x = -1 0 1, y = 0 1 5 - 2: slope 5 / 2, residuals 0.5 -1 0.5, s^2 = 1.5 / 1, standard error sqrt(1.5 / 2).
+    assert slope_t([(1, 0), (2, 1), (3, 5)]) == pytest.approx(2.5 / np.sqrt(0.75))
+    assert slope_t([(1, 3), (2, 2), (3, 1)]) == -np.inf and slope_t([(1, 0.1), (2, 0.1), (3, 0.1)]) == 0
+    rng = np.random.default_rng(0)
+    noise = [slope_t(list(enumerate(rng.normal(size=WINDOW)))) for _ in range(4000)]
+    assert np.mean(np.abs(noise) > 2.048) == pytest.approx(0.05, abs=0.012)  # Student's t with 28 degrees of freedom
+
+
+def test_what_a_token_is_worth_within_a_group() -> None:
+    # The second prompt is hard: longer answers and lower rewards, yet in both groups a token is worth 0.1.
+    assert length_slope([[0.0, 1.0], [-5.0, -4.0]], [[10, 20], [90, 100]]) == pytest.approx(0.1)
+    assert length_slope([[0.0, 1.0, np.nan], [-5.0, -4.0, np.nan]], [[10, 20, 7], [90, 100, 3]]) == pytest.approx(0.1)
+    assert length_slope([[0.0, 1.0], [0.0, 1.0]], [[10, 10], [20, 20]]) is None
+    assert length_slope([[np.nan, np.nan]], [[10, 20]]) is None
+
+
+def test_phrases_said_again() -> None:
+    assert repetition_rate([1, 2, 3]) == 0.0 == repetition_rate([1, 2, 3, 4, 5]) == repetition_rate([])
+    assert repetition_rate([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)  # 1234 2341 3412 4123 1234
+    assert repetition_rate([7] * 103) == pytest.approx(0.99)

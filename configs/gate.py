@@ -1,0 +1,105 @@
+"""Gates: whether a checkpoint may go on, decided by evaluation."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.base import Settings
+from configs.evaluation import Suite, refuse_unfit
+from configs.model import ModelConfig
+from configs.rewards import RewardPoolConfig
+from configs.sampling import RolloutConfig, SamplingConfig
+
+
+class ImproveRule(Settings):
+    """The candidate is better than the parent by more than `margin`."""
+
+    type: Literal["improve"]
+    """Selects this rule."""
+    figure: str
+    """`SUITE/FIGURE`, as an evaluation names it: `sums/pass@1_greedy`."""
+    margin: float = Field(default=0.0, ge=0)
+    """How much better it must be at least."""
+
+
+class HoldRule(Settings):
+    """The candidate is not worse than the parent by more than `tolerance`: what alignment may cost elsewhere."""
+
+    type: Literal["hold"]
+    """Selects this rule."""
+    figure: str
+    """`SUITE/FIGURE`, as an evaluation names it."""
+    tolerance: float = Field(ge=0)
+    """How much worse it may be at most."""
+
+
+class ThresholdRule(Settings):
+    """The candidate's figure is at least `at_least`, or at most `at_most`, whatever the parent's is."""
+
+    type: Literal["threshold"]
+    """Selects this rule."""
+    figure: str
+    """`SUITE/FIGURE`, as an evaluation names it."""
+    at_least: float | None = None
+    """Smallest figure allowed. Exactly one of `at_least` and `at_most` is set."""
+    at_most: float | None = None
+    """Largest figure allowed."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "ThresholdRule":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("set exactly one of 'at_least' and 'at_most'")
+        return self
+
+
+Rule = Annotated[ImproveRule | HoldRule | ThresholdRule, Field(discriminator="type")]
+
+
+class GateConfig(Settings):
+    """A gate: evaluates candidate and parent on the same suites and decides by rules on their figures.
+
+    Every rule holds, fails, or is undecided, where the interval leaves both possible. One failed rule fails the gate;
+    else one undecided rule leaves it undecided; else the candidate is promoted.
+    """
+
+    type: Literal["gate"]
+    """Selects this stage."""
+    candidate: ModelConfig
+    """The checkpoint that is to go on."""
+    parent: ModelConfig
+    """The checkpoint it is compared with."""
+    suites: dict[str, Suite] = Field(min_length=1)
+    """The suites by name."""
+    rules: list[Rule] = Field(min_length=1)
+    """What must hold. The first one's figure also names the best checkpoint within a stage."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence of the intervals that decide."""
+    on_failure: Literal["stop", "roll_back"] = "stop"
+    """What a failed gate does. `stop`: the recipe ends here. `roll_back`: what follows goes on from the best checkpoint
+    that the candidate's stage kept (its `validation`) if that one passes, else from the parent."""
+    on_undecided: Literal["ask", "stop", "promote", "roll_back"] = "ask"
+    """What an undecided gate does. `ask`: the recipe waits for `alignyard gate decide`."""
+    sampling: SamplingConfig
+    """How sampled completions are drawn; greedy ones take only max_tokens from here."""
+    rollout: RolloutConfig
+    """The vLLM engines."""
+    reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
+    """Where the rewards run."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of sampling and of the bootstrap."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "GateConfig":
+        refuse_unfit(self.suites, self.sampling, self.rollout)
+        return self
+
+    @model_validator(mode="after")
+    def _known_suites(self) -> "GateConfig":
+        for index, rule in enumerate(self.rules):
+            suite, slash, _ = rule.figure.partition("/")
+            if not slash or suite not in self.suites:
+                raise ValueError(
+                    f"rules.{index}.figure='{rule.figure}': write SUITE/FIGURE with one of the suites "
+                    f"{sorted(self.suites)}"
+                )
+        return self

@@ -1,0 +1,184 @@
+"""Group relative policy optimization."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from configs.base import Settings
+from configs.data import COLUMN, PromptData
+from configs.model import ModelConfig
+from configs.rewards import RewardPoolConfig, RewardSpec
+from configs.sampling import CompletionConfig, RolloutConfig, SyncConfig
+from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
+
+
+class ObjectiveConfig(Settings):
+    """GRPO's objective; the defaults are the equation as printed (DeepSeekMath eq. 3, DeepSeek-V2 eq. 32-34)."""
+
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """The ratio is clipped above at 1 + clip_high. Larger than clip_low: DAPO's clip-higher."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Level of the importance ratio: per token, or its geometric mean over the completion (GSPO)."""
+    surrogate: Literal["clip", "cispo"] = "clip"
+    """`clip`: min(ratio A, clip(ratio) A). `cispo`: the clipped ratio, detached, weighs A log pi."""
+    aggregation: Literal["sequence", "token", "fixed"] = "sequence"
+    """`sequence`: mean over a completion's tokens, then over completions (as printed). `token`: mean over all tokens
+    (DAPO). `fixed`: sum over tokens divided by sampling.max_tokens, then mean over completions (Dr. GRPO)."""
+    normalize_std: bool = True
+    """Divide a group's centred rewards by their standard deviation. False: Dr. GRPO."""
+    kl_coef: float = Field(default=0.04, ge=0)
+    """Coefficient beta of the unbiased k3 divergence to the reference; 0 loads no reference."""
+    importance_cap: float | None = Field(default=None, gt=0)
+    """Truncated importance sampling: each token's weight pi_trainer/pi_rollout is capped here. None applies none."""
+
+
+class OverlongConfig(Settings):
+    """What happens to completions that reach max_tokens without an end."""
+
+    mask: bool = False
+    """Leave them out of the loss (DAPO's overlong filtering). Their reward still counts in the group."""
+    shaping_tokens: int = Field(default=0, ge=0)
+    """Soft punishment over the last so many tokens before max_tokens: linear from 0 to -1 (DAPO eq. 13). 0 is off."""
+
+
+class DynamicSamplingConfig(Settings):
+    """Replace groups whose rewards are all equal, which carry no gradient (DAPO section 3.2)."""
+
+    max_rounds: int = Field(default=1, ge=1)
+    """Rounds of generation a step may take; 1 never refills."""
+
+
+AlarmName = Literal[
+    "collapsed rewards", "completions left out", "reward hacking", "length drift", "entropy collapse", "repetition"
+]
+"""What may raise an alarm; docs/gates.md says when each does."""
+
+
+class ValidationConfig(Settings):
+    """Evaluation of the policy while it trains, on the suites of the gate that will decide on the stage."""
+
+    gate: str
+    """A gate of the recipe, or the YAML file of one. Its suites are run with the stage's own engines, and its first
+    rule's figure says which checkpoint is the best: that one is kept as `best/hf`."""
+    every_steps: int = Field(ge=1)
+    """Steps between evaluations; one more after the last."""
+
+
+class GRPOConfig(Settings):
+    """Group relative policy optimization."""
+
+    type: Literal["grpo"]
+    """Selects this stage."""
+    model: ModelConfig
+    """The policy's start, and the frozen reference."""
+    prompts: PromptData
+    """What is asked, and the truth to judge by."""
+    rewards: list[RewardSpec] = Field(min_length=1)
+    """The rewards and their coefficients."""
+    mixing: Literal["none", "batch", "group"] = "none"
+    """What is done to each reward's scores before they are summed. `none`: nothing. `batch`: centred and divided by the
+    standard deviation of the step. `group`: of the completion's own group; the sums, normalised over the step, are the
+    advantages (GDPO)."""
+    reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
+    """Where the rewards run."""
+    steps: int = Field(ge=1)
+    """Rollout batches: sample, judge, update, sync."""
+    prompts_per_step: int = Field(ge=1)
+    """Prompts P of one step."""
+    group_size: int = Field(ge=2)
+    """Completions G of one prompt."""
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Optimizer steps on one rollout batch."""
+    sampling: CompletionConfig
+    """Where completions end."""
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    """The loss."""
+    overlong: OverlongConfig = Field(default_factory=OverlongConfig)
+    """Completions that did not end."""
+    dynamic_sampling: DynamicSamplingConfig = Field(default_factory=DynamicSamplingConfig)
+    """Refilling of groups without spread."""
+    optimizer: OptimizerConfig
+    """AdamW and its schedule."""
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    """The DeepSpeed ranks."""
+    rollout: RolloutConfig
+    """The vLLM engines."""
+    sync: SyncConfig = Field(default_factory=SyncConfig)
+    """Weights to the engines, and the proof."""
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    """How often the stage can be resumed from."""
+    validation: ValidationConfig | None = None
+    """Evaluation within the stage. None evaluates nothing."""
+    stop_on: list[AlarmName] = Field(default_factory=list[AlarmName])
+    """Alarms that stop the run instead of only being said."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of prompt order and sampling."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "GRPOConfig":
+        if self.prompts_per_step % self.updates_per_batch:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step} must be a multiple of "
+                f"updates_per_batch={self.updates_per_batch}"
+            )
+        minibatch = self.prompts_per_step // self.updates_per_batch
+        if minibatch % self.trainer.num_ranks:
+            raise ValueError(
+                f"prompts of one update ({minibatch}) must be a multiple of trainer.num_ranks={self.trainer.num_ranks}"
+            )
+        longest = self.prompts.max_prompt_length + self.sampling.max_tokens
+        if longest > self.rollout.max_model_len:
+            raise ValueError(
+                f"prompts.max_prompt_length + sampling.max_tokens = {longest} exceeds "
+                f"rollout.max_model_len={self.rollout.max_model_len}"
+            )
+        if self.objective.surrogate == "cispo" and self.objective.ratio == "sequence":
+            raise ValueError("objective.surrogate=cispo weighs tokens by their own ratio; use ratio=token")
+        if self.overlong.shaping_tokens and self.mixing == "group":
+            raise ValueError(
+                "overlong.shaping_tokens would be added to rewards that mixing=group has made advantages already; "
+                "remove it, or give the reward `length` a weight instead"
+            )
+        if self.overlong.shaping_tokens >= self.sampling.max_tokens:
+            raise ValueError("overlong.shaping_tokens must be smaller than sampling.max_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_judge(self) -> "GRPOConfig":
+        labels = [spec.label for spec in self.rewards]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"rewards: every label may appear once, got {labels}; set `label`")
+        if not any(spec.weight for spec in self.rewards):
+            raise ValueError("rewards: every weight is 0, so nothing would be learned; give one a weight")
+        named = (self.prompts.reward or "").split()
+        if named and not named[0].startswith(COLUMN):
+            for label in named:
+                if label not in labels:
+                    raise ValueError(f"prompts.reward='{label}' is not among rewards: {labels}")
+            idle = [label for label in labels if label not in named]
+            if idle:
+                raise ValueError(f"rewards: '{idle[0]}' has no effect, since prompts.reward names others; remove it")
+        if len(labels) == 1 and (self.rewards[0].gate is not None or self.mixing != "none"):
+            raise ValueError("rewards.0.gate and mixing have no effect on a single reward; remove them")
+        if self.mixing == "group" and not self.objective.normalize_std:
+            raise ValueError(
+                "objective.normalize_std has no effect with mixing=group, which normalises every reward in its group; "
+                "remove one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> "GRPOConfig":
+        if self.model.dtype == "bfloat16" and self.sync.max_mean_gap < 1e-3:
+            raise ValueError(
+                f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; in bfloat16 trainer and engine differ by "
+                "more than 1e-3: raise sync.max_mean_gap and sync.max_gap"
+            )
+        if self.updates_per_batch == 1 and (self.objective.ratio, self.objective.surrogate) != ("token", "clip"):
+            raise ValueError(
+                "objective.ratio and objective.surrogate have no effect with updates_per_batch=1, where the ratio is "
+                "exactly 1; raise updates_per_batch or remove them"
+            )
+        return self

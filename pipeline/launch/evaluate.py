@@ -1,0 +1,33 @@
+"""Evaluation, put together: suites, engines, table."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from configs.evaluation import EvalConfig
+from configs.stages import Recipe
+from pipeline.evaluation.evaluate import Evaluation, check_suites
+from pipeline.evaluation.suites import results_table
+from pipeline.fleet import start_all, start_rollout
+from pipeline.models.load import check_template, resolve_model
+from pipeline.models.tokenizer import load_tokenizer
+from pipeline.stages import evaluate
+
+
+def check(config: EvalConfig) -> None:
+    """Raise ValueError for a template, source, text or reward that isn't there."""
+    check_template(config.model)
+    check_suites(config.suites, config.reward_pool)
+
+
+def launch(config: EvalConfig, folder: Path, recipe: Recipe | None) -> dict[str, float]:
+    """Evaluate into `folder`; the figures, named `SUITE/FIGURE`."""
+    model = resolve_model(config.model, workdir=folder)
+    tokenizer = load_tokenizer(model, config.model.chat_template)
+    evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed)
+    with start_all(lambda: start_rollout(model, config.rollout, dtype=config.model.dtype, seed=config.seed)) as (
+        rollout,
+    ):
+        results = evaluate.run(config, evaluation, rollout, folder)
+    Console().print(results_table(results))
+    return {f"{suite}/{figure}": value for suite, result in results.items() for figure, value in result.figures.items()}

@@ -1,0 +1,47 @@
+"""Supervised fine-tuning, put together: data, ranks, report."""
+
+from pathlib import Path
+
+from configs.sft import SFTConfig
+from configs.stages import Recipe
+from pipeline.checkpoints import Checkpoints
+from pipeline.data.conversations import Conversations
+from pipeline.data.rows import source_files, tell
+from pipeline.fleet import start_all, start_policy
+from pipeline.models.load import check_template, resolve_model
+from pipeline.models.tokenizer import load_tokenizer
+from pipeline.reports.report import Report
+from pipeline.stages import sft
+from pipeline.train.engine import TrainSpec
+
+
+def check(config: SFTConfig) -> None:
+    """Raise ValueError for a template or source that isn't there."""
+    check_template(config.model)
+    for data in (config.data, config.eval_data):
+        if data is not None:
+            source_files(data.source)
+
+
+def launch(config: SFTConfig, folder: Path, recipe: Recipe | None) -> dict[str, float]:
+    """Train into `folder`; the last step's metrics."""
+    model = resolve_model(config.model, workdir=folder)
+    tokenizer = load_tokenizer(model, config.model.chat_template)
+    data = Conversations.load(config.data, tokenizer, folder / "data", config.seed)
+    held_out = None
+    if config.eval_data is not None:
+        held_out = Conversations.load(config.eval_data, tokenizer, folder / "data", config.seed)
+        if len(held_out) < config.trainer.num_ranks:
+            raise ValueError(f"eval_data has {len(held_out)} rows for trainer.num_ranks={config.trainer.num_ranks}")
+    steps = config.steps or -(-len(data) * (config.epochs or 1) // config.conversations_per_step)
+    spec = TrainSpec(
+        model, config.model.dtype, config.trainer, config.optimizer, steps, chat_template=config.model.chat_template
+    )
+    with start_all(lambda: start_policy(spec)) as (policy,), Report(folder, total_steps=steps, label="sft") as report:
+        checkpoints = Checkpoints(folder, config.checkpoint, policy)
+        report.resume(checkpoints.restore())
+        tell(data.bad_rows, folder / "bad_rows.jsonl", report.note)
+        if held_out is not None:
+            tell(held_out.bad_rows, folder / "eval_bad_rows.jsonl", report.note)
+        sft.run(config, steps, data, held_out, policy, checkpoints, report)
+    return report.last_metrics

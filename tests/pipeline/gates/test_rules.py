@@ -1,0 +1,192 @@
+"""Rules on constructed evaluations: what is better is promoted, noise is not, and few items decide nothing."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from configs.gate import HoldRule, ImproveRule, Rule, ThresholdRule
+from pipeline.evaluation.suites import SuiteResult
+from pipeline.gates.rules import Ruling, bootstrap, fewest, judge, samples_needed
+
+IMPROVE = ImproveRule(type="improve", figure="sums/pass@1_greedy")
+HOLD = HoldRule(type="hold", figure="sums/pass@1_greedy", tolerance=0.05)
+
+
+def evaluation(values: Sequence[float], name: str = "pass@1_greedy") -> dict[str, SuiteResult]:
+    items = {f"row {index}": float(value) for index, value in enumerate(values)}
+    figures = {name: float(np.mean(values)), "unjudged_rate": 0.25}
+    return {"sums": SuiteResult(figures, {name: items})}
+
+
+def ruled(
+    rule: Rule, candidate: Sequence[float], parent: Sequence[float], name: str = "pass@1_greedy", seed: int = 0
+) -> Ruling:
+    return judge(rule, evaluation(candidate, name), evaluation(parent, name), confidence=0.95, seed=seed)
+
+
+def drawn(share: float, size: int, seed: int) -> list[float]:
+    return [float(x) for x in np.random.default_rng(seed).random(size) < share]
+
+
+def test_a_true_improvement_holds() -> None:
+    ruling = ruled(IMPROVE, drawn(0.7, 200, 1), drawn(0.4, 200, 2))
+    assert ruling.outcome == "holds" and ruling.low > 0 and ruling.samples == 200 and ruling.samples_needed is None
+    assert ruling.parent is not None and ruling.difference == pytest.approx(ruling.candidate - ruling.parent)
+    assert ruled(IMPROVE.model_copy(update={"margin": 0.5}), drawn(0.7, 200, 1), drawn(0.4, 200, 2)).outcome == "fails"
+
+
+def test_a_regression_fails_both_rules() -> None:
+    candidate, parent = drawn(0.4, 200, 1), drawn(0.7, 200, 2)
+    assert ruled(IMPROVE, candidate, parent).outcome == "fails" == ruled(HOLD, candidate, parent).outcome
+
+
+@pytest.mark.parametrize("size", [20, 200])
+def test_noise_is_promoted_no_more_often_than_stated(size: int) -> None:
+    """Two evaluations of one and the same model: 95 % of intervals hold 0, so 2.5 % lie above it."""
+    outcomes = [
+        ruled(IMPROVE, drawn(0.5, size, 2 * i), drawn(0.5, size, 2 * i + 1), seed=i).outcome for i in range(400)
+    ]
+    promoted = outcomes.count("holds") / len(outcomes)
+    assert promoted <= 0.025 + 2.5 * math.sqrt(0.025 * 0.975 / len(outcomes))
+    assert outcomes.count("undecided") / len(outcomes) >= 0.93
+
+
+def test_an_improvement_of_the_size_of_its_margin_is_promoted_no_more_often_than_stated() -> None:
+    rule = IMPROVE.model_copy(update={"margin": 0.2})
+    held = [ruled(rule, drawn(0.6, 150, 2 * i), drawn(0.4, 150, 2 * i + 1), seed=i).outcome for i in range(300)]
+    assert held.count("holds") / len(held) <= 0.025 + 2.5 * math.sqrt(0.025 * 0.975 / len(held))
+
+
+def test_a_loss_of_the_size_of_the_tolerance_is_let_pass_no_more_often_than_stated() -> None:
+    rng = np.random.default_rng(0)
+    rule = HoldRule(type="hold", figure="sums/score_mean", tolerance=0.5)
+    outcomes: list[str] = []
+    for i in range(300):
+        parent = rng.normal(0, 2, 40)
+        outcomes.append(ruled(rule, list(parent + rng.normal(-0.5, 1, 40)), list(parent), "score_mean", i).outcome)
+    assert outcomes.count("holds") / len(outcomes) <= 0.025 + 2.5 * math.sqrt(0.025 * 0.975 / len(outcomes))
+
+
+def test_pairing_sees_what_two_averages_do_not() -> None:
+    """Hard and easy items differ by far more than the two models do; each item is a little better."""
+    rng = np.random.default_rng(0)
+    parent = rng.normal(0, 10, 50)
+    candidate = parent + rng.normal(0.5, 0.2, 50)
+    rule = ImproveRule(type="improve", figure="sums/score_mean")
+    assert ruled(rule, list(candidate), list(parent), "score_mean").outcome == "holds"
+    assert ruled(rule, list(rng.permutation(candidate)), list(parent), "score_mean").outcome == "undecided"
+
+
+def test_too_few_items_are_undecided_and_say_how_many_it_takes() -> None:
+    candidate, parent = [1.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0]
+    ruling = ruled(IMPROVE, candidate, parent)
+    assert ruling.outcome == "undecided" and ruling.difference == pytest.approx(0.6)
+    # Differences 1 1 0 0 1 and the two more, 1 and -1: mean 3/7, mean square 5/7, s^2 = 26/49; (1.96 s / 0.6)^2 = 5.7.
+    assert ruling.samples_needed == 6
+    ruling = ruled(IMPROVE, drawn(0.55, 40, 1), drawn(0.5, 40, 7))
+    assert ruling.outcome == "undecided"
+    assert ruling.samples_needed is not None and ruling.samples_needed > 40
+
+
+def test_with_the_samples_it_asks_for_the_same_difference_is_decided() -> None:
+    candidate, parent = [1.0, 1.0, 1.0, 0.0] + [0.0] * 12, [0.0, 0.0, 0.0, 1.0] + [0.0] * 12  # 3 better, 1 worse
+    few = ruled(IMPROVE, candidate, parent)
+    assert few.outcome == "undecided" and few.samples_needed is not None
+    times = -(-few.samples_needed // 16)
+    assert ruled(IMPROVE, candidate * times, parent * times).outcome == "holds"
+    assert ruled(IMPROVE, candidate * (times // 2), parent * (times // 2)).outcome == "undecided"
+
+
+def test_samples_needed_by_hand() -> None:
+    # (1.959964 * 0.5 / 0.1)^2 = 96.04
+    assert samples_needed(0.5, 0.1, samples=50, confidence=0.95) == 97
+    assert samples_needed(0.5, 0.1, samples=200, confidence=0.95) == 201  # the bootstrap said no; one more at least
+    assert samples_needed(0.5, 0.0, samples=50, confidence=0.95) is None
+    assert fewest(0.95) == 6 and fewest(0.9) == 5 and fewest(0.99) == 8
+
+
+def test_equal_differences() -> None:
+    # Both right everywhere: no proof that the next one would be, so the share may still have fallen a little.
+    assert ruled(HOLD, [1.0] * 20, [1.0] * 20).outcome == "undecided"
+    assert ruled(HOLD, [1.0] * 100, [1.0] * 100).outcome == "holds"
+    assert ruled(IMPROVE, [1.0] * 100, [1.0] * 100).outcome == "undecided"
+    # Better on every item, but on a handful only.
+    assert ruled(IMPROVE, [1.0] * 4, [0.0] * 4).outcome == "undecided"
+    assert ruled(IMPROVE, [1.0] * 10, [0.0] * 10).outcome == "holds"
+    # A figure that is no share, the same to the last digit on every item: it is the same model.
+    values = [0.3, 1.7, 2.2, 0.1, 0.9, 1.1]
+    same = ruled(HoldRule(type="hold", figure="sums/nll_mean", tolerance=0), values, values, "nll_mean")
+    assert (same.low, same.high, same.outcome) == (0.0, 0.0, "holds")
+    assert ruled(ImproveRule(type="improve", figure="sums/nll_mean"), values, values, "nll_mean").outcome == "fails"
+
+
+def test_lower_is_better_where_the_table_says_so() -> None:
+    rng = np.random.default_rng(0)
+    parent = rng.normal(3, 0.5, 60)
+    better = list(parent - rng.normal(0.3, 0.1, 60))
+    improve = ImproveRule(type="improve", figure="sums/bits_per_byte", margin=0.1)
+    hold = HoldRule(type="hold", figure="sums/bits_per_byte", tolerance=0.1)
+    ruling = ruled(improve, better, list(parent), "bits_per_byte")
+    assert ruling.outcome == "holds" and ruling.difference is not None and ruling.difference < 0
+    assert ruling.low < ruling.difference < ruling.high < -0.1  # the interval is of the difference, not of the gain
+    assert ruled(hold, list(parent), better, "bits_per_byte").outcome == "fails"
+
+
+def test_thresholds_on_shares_take_wilsons_interval() -> None:
+    rule = ThresholdRule(type="threshold", figure="sums/pass@1_greedy", at_least=0.8)
+    ruling = ruled(rule, [1.0] * 90 + [0.0] * 10, [0.0] * 100)
+    assert (ruling.low, ruling.high) == (pytest.approx(0.82563, abs=1e-5), pytest.approx(0.94477, abs=1e-5))
+    assert ruling.outcome == "holds" and ruling.parent is None and ruling.difference is None
+    assert ruled(rule, [1.0] * 70 + [0.0] * 30, [0.0]).outcome == "fails"
+    few = ruled(rule, [1.0] * 9 + [0.0], [0.0])
+    # Wilson's is the score test turned round: (1.96)^2 * 0.8 * 0.2 / 0.1^2 = 61.5
+    assert few.outcome == "undecided" and few.samples_needed == 62
+    assert ruled(rule, [1.0] * 56 + [0.0] * 6, [0.0]).outcome == "holds"
+    at_most = ThresholdRule(type="threshold", figure="sums/pass@1_greedy", at_most=0.2)
+    assert ruled(at_most, [1.0] * 5 + [0.0] * 95, [0.0]).outcome == "holds"
+    assert ruled(at_most, [1.0] * 50 + [0.0] * 50, [0.0]).outcome == "fails"
+
+
+def test_thresholds_on_other_figures() -> None:
+    rng = np.random.default_rng(0)
+    values = list(rng.normal(2.0, 0.5, 50))
+    rule = ThresholdRule(type="threshold", figure="sums/score_mean", at_most=2.5)
+    ruling = ruled(rule, values, [0.0], "score_mean")
+    assert ruling.outcome == "holds" and ruling.low < float(np.mean(values)) < ruling.high < 2.5
+    assert ruled(rule.model_copy(update={"at_most": 2.0}), values, [0.0], "score_mean").outcome == "undecided"
+    assert ruled(rule, [2.0] * 3, [0.0], "score_mean").outcome == "undecided"
+    # One without items is compared as it is.
+    rate = ThresholdRule(type="threshold", figure="sums/unjudged_rate", at_most=0.3)
+    ruling = ruled(rate, values, [0.0], "score_mean")
+    assert (ruling.candidate, ruling.outcome, ruling.samples) == (0.25, "holds", 0)
+    assert ruled(rate.model_copy(update={"at_most": 0.2}), values, [0.0], "score_mean").outcome == "fails"
+
+
+def test_items_that_only_one_judged_are_left_out_and_counted() -> None:
+    candidate, parent = evaluation([1.0] * 30), evaluation([0.0] * 20)
+    ruling = judge(IMPROVE, candidate, parent, confidence=0.95, seed=0)
+    assert (ruling.samples, ruling.unpaired) == (20, 10)
+    with pytest.raises(ValueError, match="no judged item in common"):
+        other = {"sums": SuiteResult({"pass@1_greedy": 1.0}, {"pass@1_greedy": {"elsewhere": 1.0}})}
+        judge(IMPROVE, candidate, other, confidence=0.95, seed=0)
+
+
+def test_a_figure_that_cannot_be_compared_is_refused_with_those_that_can() -> None:
+    rule = HoldRule(type="hold", figure="sums/unjudged_rate", tolerance=0.1)
+    with pytest.raises(ValueError, match=r"'sums/unjudged_rate'.*these can be used: sums/pass@1_greedy"):
+        ruled(rule, [1.0] * 9, [1.0] * 9)
+    with pytest.raises(ValueError, match=r"'sums/pass@9'.*it has pass@1_greedy, unjudged_rate"):
+        ruled(ThresholdRule(type="threshold", figure="sums/pass@9", at_least=0.5), [1.0] * 9, [1.0] * 9)
+
+
+def test_the_bootstrap_is_seeded_and_near_the_normal_interval() -> None:
+    values = np.random.default_rng(0).normal(1.0, 2.0, 400)
+    low, high = bootstrap(values, 0.95, seed=3)
+    assert (low, high) == bootstrap(values, 0.95, seed=3) != bootstrap(values, 0.95, seed=4)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.02) and high == pytest.approx(
+        values.mean() + half, abs=0.02
+    )
+    assert bootstrap(np.array([0.1] * 3), 0.95, seed=0) == (0.1, 0.1)

@@ -1,0 +1,148 @@
+"""Evaluation within a stage: when it is due, what it keeps, and which gate it is."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import yaml
+
+from configs.gate import GateConfig
+from configs.grpo import GRPOConfig
+from configs.stages import Recipe
+from configs.train import CheckpointConfig
+from pipeline.checkpoints import Checkpoints
+from pipeline.evaluation.suites import SuiteResult
+from pipeline.gates.validation import Validation
+from pipeline.launch.grpo import validation_gate
+
+TEXT = Path(__file__)
+
+
+class Policy:
+    """A policy whose checkpoint says which step it is of."""
+
+    step = 0
+
+    def save_hf(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "step").write_text(str(self.step))
+
+
+class Rollout:
+    """Engines that are asked for nothing but to wake up."""
+
+    def __init__(self) -> None:
+        self.spent = 0
+
+    def awake(self) -> "Rollout":
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def metrics(self) -> dict[str, float]:
+        spent, self.spent = self.spent, 0
+        return {"rollout/generate_seconds": spent}
+
+
+class Evaluation:
+    """Accuracies by the step that the policy is at."""
+
+    def __init__(self, policy: Policy, accuracies: dict[int, float]) -> None:
+        self.policy, self.accuracies = policy, accuracies
+
+    def run(self, rollout: Rollout, *_: object) -> dict[str, SuiteResult]:
+        rollout.spent += 7
+        return {"sums": SuiteResult({"accuracy": self.accuracies[self.policy.step], "bits_per_byte": 1.0})}
+
+
+TRAINING: dict[str, Any] = {
+    "type": "grpo",
+    "model": {"path": "somewhere"},
+    "prompts": {"source": {"type": "sums", "size": 9}, "max_prompt_length": 16},
+    "rewards": [{"name": "math"}],
+    "steps": 7,
+    "prompts_per_step": 4,
+    "group_size": 4,
+    "sampling": {"max_tokens": 24},
+    "optimizer": {"learning_rate": 1e-3},
+    "rollout": {"max_model_len": 64},
+    "validation": {"gate": "gate.yaml", "every_steps": 3},
+}
+GATE: dict[str, Any] = {
+    "type": "gate",
+    "candidate": {"path": "here"},
+    "parent": {"path": "there"},
+    "suites": {"sums": {"type": "text", "path": str(TEXT), "window_tokens": 16}},
+    "rules": [{"type": "improve", "figure": "sums/accuracy"}],
+    "sampling": {"max_tokens": 8},
+    "rollout": {"max_model_len": 64},
+}
+
+
+def test_validation_is_due_every_so_many_steps_and_after_the_last(tmp_path: Path) -> None:
+    policy, rollout, accuracies = Policy(), Rollout(), {3: 0.5, 6: 0.9, 7: 0.2}
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), cast(Any, policy))
+    validation = Validation(
+        GRPOConfig.model_validate(TRAINING),
+        GateConfig.model_validate(GATE),
+        cast(Any, Evaluation(policy, accuracies)),
+        cast(Any, rollout),
+        checkpoints,
+        tmp_path / "validation",
+    )
+    seen: dict[int, float] = {}
+    for step in range(1, 8):
+        policy.step = step
+        figures = validation.figures(step)
+        if figures:
+            seen[step] = figures["validation/sums/accuracy"]
+            assert figures["validation/sums/bits_per_byte"] == 1.0 and figures["time/validate_seconds"] >= 0
+        assert rollout.metrics() == {"rollout/generate_seconds": 0}  # none of it is the next step's
+    assert seen == accuracies
+    assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 6
+    assert (tmp_path / "best" / "hf" / "step").read_text() == "6"
+
+
+def test_a_rule_on_a_figure_that_no_suite_has_is_refused(tmp_path: Path) -> None:
+    policy, figure = Policy(), {"type": "improve", "figure": "sums/acuracy"}
+    validation = Validation(
+        GRPOConfig.model_validate(TRAINING),
+        GateConfig.model_validate(GATE | {"rules": [figure]}),
+        cast(Any, Evaluation(policy, {0: 0.5})),
+        cast(Any, Rollout()),
+        Checkpoints(tmp_path, CheckpointConfig(), cast(Any, policy)),
+        tmp_path / "validation",
+    )
+    with pytest.raises(ValueError, match="no such figure; it has accuracy, bits_per_byte"):
+        validation.figures(3)
+
+
+def named(gate: str, **given: Any) -> GRPOConfig:
+    return GRPOConfig.model_validate(TRAINING | {"validation": {"gate": gate, "every_steps": 3}} | given)
+
+
+def test_the_gate_is_one_of_the_recipe_or_a_file(tmp_path: Path) -> None:
+    stages = {"grpo": TRAINING | {"validation": {"gate": "gate", "every_steps": 3}}, "gate": GATE}
+    stages["gate"] = GATE | {"candidate": {"path": "stage:grpo"}}  # which isn't there yet
+    recipe = Recipe.model_validate({"name": "run", "stages": stages})
+    (tmp_path / "gate.yaml").write_text(yaml.safe_dump(GATE))
+    for config, of in ((named("gate"), recipe), (named(str(tmp_path / "gate.yaml")), None)):
+        gate = validation_gate(config, tmp_path / "grpo", of)
+        assert gate is not None and gate.suites == GateConfig.model_validate(GATE).suites
+    assert validation_gate(GRPOConfig.model_validate(TRAINING | {"validation": None}), tmp_path, None) is None
+    with pytest.raises(ValueError, match="no configuration 'elsewhere"):
+        validation_gate(named("elsewhere.yaml"), tmp_path, recipe)
+
+
+def test_suites_that_the_stages_engines_cannot_run_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "gate.yaml"
+    file.write_text(yaml.safe_dump(GATE | {"rollout": {"max_model_len": 128}}))
+    with pytest.raises(ValueError, match=r"rollout\.max_model_len=64 is less than the 128"):
+        validation_gate(named(str(file)), tmp_path, None)
+    nowhere = {"sums": GATE["suites"]["sums"] | {"path": "nowhere"}}
+    file.write_text(yaml.safe_dump(GATE | {"suites": nowhere}))
+    with pytest.raises(ValueError, match=r"suites\.sums\.path"):
+        validation_gate(named(str(file)), tmp_path, None)
