@@ -80,6 +80,11 @@ install_lock() {
 
 install_alignyard() { pip install --no-deps --no-build-isolation -e .; }
 
+# For the tests of report.html only: nothing else needs node.
+install_browser() {
+  npm install --silent --no-save --ignore-scripts --prefix "$venv/browser" @sparticuz/chromium@147.0.0
+}
+
 install_for_gpus() { pip install -e '.[gpu,gguf,dev]'; }
 
 check_machine
@@ -95,6 +100,9 @@ else
   step "torch for the CPU (200 MB)" install_torch
   step "the other packages of constraints.txt (some minutes)" install_lock
   step "alignyard itself" install_alignyard
+fi
+if command -v npm >/dev/null; then
+  (step "a browser for the tests of reports (70 MB)" install_browser) || printf 'setup: these tests will be skipped\n'
 fi
 step "a look at the result (alignyard doctor)" "$venv/bin/alignyard" doctor
 printf '%s\n' "$wanted" >"$stamp.partial"

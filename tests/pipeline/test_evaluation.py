@@ -5,20 +5,25 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from configs.data import PromptData
+from configs.evaluation import AnySuite, EvalConfig, RefusalSuite, TaskSuite, TextSuite
+from configs.rewards import RewardPoolConfig
 from configs.sampling import SamplingConfig
-from configs.stages import TaskSuite, TextSuite
 from pipeline.data.prompts import Prompts
+from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.statistics import bits_per_byte, pass_at_k, wilson_interval
-from pipeline.evaluation.suites import SuiteResult, results_table, run_task_suite, run_text_suite
+from pipeline.evaluation.suites import Judge, Rollout, Session, SuiteResult, results_table
+from pipeline.evaluation.tasks import run_tasks
+from pipeline.evaluation.texts import load_text, run_text
 from pipeline.models.tokenizer import byte_tokenizer
 from rewards.types import Status, Task, Verdict
-from rollout.types import Completion, Group
+from rollout.types import Completion, Group, Likelihood
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -89,9 +94,10 @@ class Reciter:
             ]
             yield Group(index, prompts[index], completions)
 
-    def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[list[float]]]:
-        self.scored += prompts
-        return [[[-math.log(256)] * (len(ids) - 1) for ids in prompts]] * 2  # two engines
+    def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
+        assert set(starts) == {1}
+        self.scored += sequences
+        return [Likelihood([-math.log(256)] * (len(ids) - 1), [1] * (len(ids) - 1)) for ids in sequences]
 
 
 class ExactJudge:
@@ -118,20 +124,20 @@ def load_prompts(size: int) -> tuple[Prompts, list[str]]:
     return prompts, [prompts[i].task.truth for i in range(len(prompts))]
 
 
-def suite(samples: int = 1, k: list[int] | None = None) -> TaskSuite:
+def session(rollout: Rollout, rewards: Judge | None = None) -> Session:
+    return Session(rollout, rewards, SamplingConfig(max_tokens=8), seed=0)
+
+
+def run(rollout: Reciter, prompts: Prompts, **settings: object) -> SuiteResult:
     source = {"type": "sums", "size": 3}
-    settings = {"type": "task", "prompts": {"source": source}, "reward": {"name": "exact"}, "samples": samples}
-    return TaskSuite.model_validate(settings | ({"k": k} if k else {}))
+    suite = {"type": "task", "prompts": {"source": source}, "reward": {"name": "exact"}} | settings
+    return run_tasks(TaskSuite.model_validate(suite), prompts, session(rollout, ExactJudge()))
 
 
-def run(rollout: Reciter, prompts: Prompts, path: Path, **settings: object) -> SuiteResult:
-    return run_task_suite(suite(**settings), prompts, rollout, ExactJudge(), SamplingConfig(max_tokens=8), 0, path)
-
-
-def test_figures_of_a_task_suite_by_hand(tmp_path: Path) -> None:
+def test_figures_of_a_task_suite_by_hand() -> None:
     prompts, (a, b, c) = load_prompts(3)
     rollout = Reciter([a, "no", "?"], [[a, "no", "no", "no"], [b, b, "?", "no"], ["?", "?", "?", "?"]])
-    result = run(rollout, prompts, tmp_path / "sums.jsonl", samples=4, k=[2, 4])
+    result = run(rollout, prompts, samples=4, k=[2, 4])
     low, high = wilson_interval(1, 2)
     lengths = sum(len(record.completion) for record in result.records)
     assert result.figures == pytest.approx(
@@ -142,6 +148,8 @@ def test_figures_of_a_task_suite_by_hand(tmp_path: Path) -> None:
             "pass@1_sampled": (1 / 4 + 2 / 3) / 2,
             "pass@2": (1 / 2 + 1) / 2,
             "pass@4": 1.0,  # only the first prompt has four judged samples
+            "score_mean": (1 / 4 + 2 / 3) / 2,
+            "score_mean_greedy": 1 / 2,
             "mean_length": lengths / 15,
             "truncated_rate": 0.0,
             "unjudged_rate": 6 / 15,
@@ -150,24 +158,49 @@ def test_figures_of_a_task_suite_by_hand(tmp_path: Path) -> None:
     assert c not in [record.completion for record in result.records]
 
 
-def test_records_are_on_disk_in_the_order_of_the_prompts(tmp_path: Path) -> None:
+def test_items_are_the_values_behind_a_figure_by_row() -> None:
+    prompts, (a, b, _) = load_prompts(3)
+    rows = [prompts[i].task.row for i in range(3)]
+    result = run(Reciter([a, "?", "no"], [[a, "no"], [b, "?"], ["?", "?"]]), prompts, samples=2, k=[2])
+    assert result.items["pass@1_greedy"] == {rows[0]: 1.0, rows[2]: 0.0}
+    assert result.items["pass@1_sampled"] == {rows[0]: 0.5, rows[1]: 1.0}
+    assert result.items["pass@2"] == {rows[0]: 1.0}
+    for figure, items in result.items.items():
+        assert result.figures[figure] == pytest.approx(sum(items.values()) / len(items))
+
+
+def test_records_come_in_the_order_of_the_prompts() -> None:
     prompts, (a, b) = load_prompts(2)
-    run(Reciter([a, "?"], [["no"], [b]]), prompts, tmp_path / "sums.jsonl")
-    records = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
-    told = [(r["mode"], r["index"], r["completion"], r["score"], r["status"]) for r in records]
+    records = run(Reciter([a, "?"], [["no"], [b]]), prompts).records
+    told = [(r.mode, r.index, r.completion, r.score, r.status) for r in records]
     assert told == [
         ("greedy", 0, a, 1.0, "ok"),
         ("greedy", 1, "?", None, "timeout"),
         ("sampled", 0, "no", 0.0, "ok"),
         ("sampled", 1, b, 1.0, "ok"),
     ]
-    assert records[1]["detail"] == "late" and records[1]["truth"] == b
-    assert records[0]["prompt"] == prompts[0].task.prompt
+    assert records[1].detail == "late" and records[1].truth == b
+    assert records[0].prompt == prompts[0].task.prompt
 
 
-def test_nothing_judged_gives_no_rate_rather_than_zero(tmp_path: Path) -> None:
+def test_scores_that_pass_nobody_still_have_a_mean() -> None:
+    prompts, (a, b) = load_prompts(2)
+    result = run(Reciter([a, b], [[a, "no"], [b, b]]), prompts, samples=2, pass_score=2.0)
+    assert result.figures["pass@1_greedy"] == result.figures["pass@1_sampled"] == 0.0
+    assert (result.figures["score_mean"], result.figures["score_mean_greedy"]) == (0.75, 1.0)
+
+
+def test_without_samples_only_greedy_figures() -> None:
+    prompts, (a, b) = load_prompts(2)
+    figures = run(Reciter([a, b], []), prompts, samples=0).figures
+    assert figures["pass@1_greedy"] == figures["score_mean_greedy"] == 1.0
+    assert "pass@1_sampled" not in figures and "score_mean" not in figures
+
+
+def test_nothing_judged_gives_no_rate_rather_than_zero() -> None:
     prompts, _ = load_prompts(2)
-    result = run(Reciter(["?", "?"], [["?"], ["?"]], "length"), prompts, tmp_path / "sums.jsonl")
+    result = run(Reciter(["?", "?"], [["?"], ["?"]], "length"), prompts)
+    assert not result.items
     assert result.figures == {"mean_length": 1.0, "truncated_rate": 1.0, "unjudged_rate": 1.0}
 
 
@@ -175,7 +208,7 @@ def score(tmp_path: Path, text: bytes, tokenizer: PreTrainedTokenizerFast, windo
     (tmp_path / "text.txt").write_bytes(text)
     rollout = Reciter([], [])
     settings = TextSuite(type="text", path=str(tmp_path / "text.txt"), window_tokens=window)
-    return run_text_suite(settings, tokenizer, rollout), rollout
+    return run_text(load_text(settings, tokenizer), session(rollout)), rollout
 
 
 @pytest.mark.parametrize("window", [2, 3, 7, 20, 21, 1000])
@@ -184,6 +217,9 @@ def test_every_token_is_scored_once(tmp_path: Path, window: int) -> None:
     tokenizer = byte_tokenizer()
     result, rollout = score(tmp_path, text.encode(), tokenizer, window)
     assert result.figures == pytest.approx({"bits_per_byte": 8.0, "nll_mean": math.log(256)})
+    items = result.items["bits_per_byte"]
+    assert len(items) == len(rollout.scored)  # no two windows have one name
+    assert sum(items.values()) / len(items) == pytest.approx(8.0)
     scored = [token for window_ids in rollout.scored for token in window_ids[1:]]
     assert bytes(token - 8 for token in scored) == text.encode()
     assert rollout.scored[0][0] == tokenizer.bos_token_id
@@ -209,7 +245,7 @@ def test_texts_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not UTF-8"):
         score(tmp_path, b"ab\xff", tokenizer, 8)
     with pytest.raises(ValueError, match="no such file"):
-        run_text_suite(TextSuite(type="text", path=str(tmp_path / "none")), tokenizer, Reciter([], []))
+        load_text(TextSuite(type="text", path=str(tmp_path / "none")), tokenizer)
 
 
 def test_a_tokenizer_that_changes_the_text_is_noticed(tmp_path: Path) -> None:
@@ -219,6 +255,69 @@ def test_a_tokenizer_that_changes_the_text_is_noticed(tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="changes the text at character 2, 'Cd' into 'cd'"):
         score(tmp_path, b"abCd", tokenizer, 8)
+
+
+def named(settings: dict[str, Any]) -> dict[str, AnySuite]:
+    checkpoint = {"model": {"path": "m"}, "sampling": {"max_tokens": 8}, "rollout": {"max_model_len": 64}}
+    return dict(EvalConfig.model_validate({"type": "eval", "suites": {"mine": settings}} | checkpoint).suites)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"type": "text", "path": "gone.txt", "window_tokens": 8}, r"suites\.mine\.path: 'gone\.txt' is not there"),
+        ({"type": "ifeval", "source": {"type": "file", "paths": ["gone.jsonl"]}}, r"suites\.mine\.source: .* no file"),
+        (
+            {"type": "lm_eval", "task": "gone.yaml", "window_tokens": 8},
+            r"suites\.mine\.task: 'gone\.yaml' is not there",
+        ),
+        (
+            {"type": "lm_eval", "task": "ifeval", "data_files": {"train": "gone.jsonl"}, "window_tokens": 8},
+            r"suites\.mine\.data_files\.train: 'gone\.jsonl' is not there",
+        ),
+        (
+            {"type": "task", "prompts": {"source": {"type": "sums", "size": 1}}, "reward": {"name": "maths"}},
+            "did you mean 'math'",
+        ),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_starts(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        check_suites(named(settings), RewardPoolConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"type": "multiple_choice", "source": {}, "form": "mmlu", "max_length": 64}, "max_length=64 must be smaller"),
+        (
+            {"type": "multiple_choice", "source": {}, "form": "mmlu", "shots": 1},
+            "'shots' and 'shots_source' go together",
+        ),
+        ({"type": "conversation", "source": {}, "reward": {"name": "r"}, "max_prompt_length": 60}, "= 68 exceeds"),
+        ({"type": "refusal", "source": {}, "safety": {"name": "r", "weight": 2.0}}, "no effect in an evaluation"),
+        ({"type": "lm_eval", "task": "t.yaml", "data_files": {"test": "f"}}, "no effect on a task in a YAML file"),
+        ({"type": "human_eval", "source": {}, "samples": 1, "k": [2]}, "must lie between 1 and samples=1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], problem: str) -> None:
+    if "source" in settings:
+        settings["source"] = {"type": "sums", "size": 1}
+    with pytest.raises(ValueError, match=problem):
+        named(settings)
+
+
+def test_bad_rows_are_told_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "a", "kind": "harmful"}, {"prompt": "b", "kind": "?"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"type": "file", "paths": [str(tmp_path / "rows.jsonl")]}
+    settings = {"type": "refusal", "source": source}
+    few = {"mine": RefusalSuite.model_validate(settings)}
+    with pytest.raises(ValueError, match=r"suites\.mine: 1 of 2 rows are bad: 1 neither harmful nor harmless"):
+        Evaluation.prepare(few, byte_tokenizer(), RewardPoolConfig(), seed=0)
+    many = {"mine": RefusalSuite.model_validate(settings | {"max_bad_share": 0.5})}
+    Evaluation.prepare(many, byte_tokenizer(), RewardPoolConfig(), seed=0)
+    assert "suites.mine: 1 of 2 rows are bad" in capsys.readouterr().out
 
 
 def test_results_table_sets_intervals_beside_their_figure() -> None:

@@ -1,0 +1,163 @@
+"""Suites on a checkpoint: everything read first, then each suite spoken, judged and written down in turn.
+
+The stage `eval`, gates, and the validation within a training stage all evaluate by this one path.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import rich
+from transformers import PreTrainedTokenizerFast
+
+from configs.data import DatasetSource
+from configs.evaluation import (
+    AnySuite,
+    ConversationSuite,
+    HumanEvalSuite,
+    IFEvalSuite,
+    LMEvalSuite,
+    MBPPSuite,
+    MultipleChoiceSuite,
+    PromptedSuite,
+    RefusalSuite,
+    TaskSuite,
+    TextSuite,
+)
+from configs.references import PREFIX
+from configs.rewards import RewardPoolConfig
+from configs.sampling import SamplingConfig
+from pipeline.data.prompts import Prompts, judgeable
+from pipeline.data.rows import BadRows, Row, source_files
+from pipeline.evaluation.choices import load_choices, run_choices
+from pipeline.evaluation.conversations import conversation_task, run_conversations
+from pipeline.evaluation.harness import check_harness, load_harness, run_harness
+from pipeline.evaluation.ifeval import instruction_task, run_ifeval
+from pipeline.evaluation.programs import program_task
+from pipeline.evaluation.refusals import request_task, run_refusals
+from pipeline.evaluation.speaking import load_prompts
+from pipeline.evaluation.suites import Rollout, Session, SuiteResult
+from pipeline.evaluation.tasks import run_tasks
+from pipeline.evaluation.texts import load_text, run_text
+from pipeline.fleet import start_all, start_rewards
+from pipeline.folder import write_atomic, write_json_lines
+from rewards.guard import inspect, refuse_idle, unjudgeable
+from rewards.types import Task
+
+
+def check_suites(suites: Mapping[str, AnySuite], reward_pool: RewardPoolConfig) -> None:
+    """Raise ValueError for a file, reward or task that isn't there, before anything is started."""
+    for name, suite in suites.items():
+        for key, read in suite.reads().items():
+            try:
+                if not isinstance(read, Path):
+                    source_files(read)
+                paths = read.paths if isinstance(read, DatasetSource) else [read] if isinstance(read, Path) else []
+                for path in map(str, paths):
+                    if not path.startswith(PREFIX) and not Path(path).exists():
+                        raise ValueError(f"'{path}' is not there")
+            except ValueError as error:
+                raise ValueError(f"suites.{name}.{key}: {error}") from error
+        if isinstance(suite, LMEvalSuite):
+            check_harness(suite)
+    judged = [specs for suite in suites.values() if (specs := suite.rewards())]
+    inspected = [inspect(specs, reward_pool) for specs in judged]
+    refuse_idle(reward_pool, [pool for pools in inspected for pool in pools.values()])
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A suite that has read what it asks."""
+
+    suite: AnySuite
+    run: Callable[[Session], SuiteResult]
+    bad_rows: BadRows | None = None
+
+
+class Evaluation:
+    """Suites that are ready to be run, on one set of weights or on several."""
+
+    def __init__(self, prepared: Mapping[str, _Prepared], reward_pool: RewardPoolConfig) -> None:
+        self._prepared = dict(prepared)
+        self._reward_pool = reward_pool
+
+    @classmethod
+    def prepare(
+        cls,
+        suites: Mapping[str, AnySuite],
+        tokenizer: PreTrainedTokenizerFast,
+        reward_pool: RewardPoolConfig,
+        seed: int,
+    ) -> "Evaluation":
+        """Reads every prompt and text of `suites`, and says which rows are bad.
+
+        Raises ValueError, naming the suite, for what can't be read and where too many rows are bad.
+        """
+        prepared: dict[str, _Prepared] = {}
+        for name, suite in suites.items():
+            try:
+                prepared[name] = _prepare(suite, tokenizer, reward_pool, seed)
+            except ValueError as error:
+                raise ValueError(f"suites.{name}: {error}") from error
+            bad_rows = prepared[name].bad_rows
+            if bad_rows is not None and bad_rows.counts:
+                rich.get_console().print(f"suites.{name}: {bad_rows.summary()}", markup=False)
+        return cls(prepared, reward_pool)
+
+    def run(self, rollout: Rollout, sampling: SamplingConfig, seed: int, folder: Path) -> dict[str, SuiteResult]:
+        """Results of every suite by name; each suite's rewards have a pool of their own while it runs.
+
+        Writes into `folder`, which it makes: `<suite>.jsonl`, the records; `<suite>.bad_rows.jsonl`, where rows are
+        bad; at last `items.json`, by suite, figure and item the values behind the figures. Raises whatever the handles
+        raise (RewardsUnavailable when judging breaks down).
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        results: dict[str, SuiteResult] = {}
+        for name, prepared in self._prepared.items():
+            if prepared.bad_rows is not None and prepared.bad_rows.counts:
+                prepared.bad_rows.write(folder / f"{name}.bad_rows.jsonl")
+            specs = prepared.suite.rewards()
+            start = partial(start_rewards, specs, self._reward_pool)
+            with start_all(start) if specs else nullcontext([None]) as (rewards,):
+                results[name] = prepared.run(Session(rollout, rewards, sampling, seed))
+            if results[name].records:
+                write_json_lines(folder / f"{name}.jsonl", [asdict(record) for record in results[name].records])
+        items = {name: result.items for name, result in results.items()}
+        write_atomic(folder / "items.json", json.dumps(items, indent=1, ensure_ascii=False))
+        return results
+
+
+def _prepare(
+    suite: AnySuite, tokenizer: PreTrainedTokenizerFast, reward_pool: RewardPoolConfig, seed: int
+) -> _Prepared:
+    def prompts_of(prompted: PromptedSuite, task_of: Callable[[Row], Task]) -> Prompts:
+        prompts = load_prompts(prompted, tokenizer, task_of, seed)
+        problems = unjudgeable(prompted.rewards(), reward_pool, [prompt.task for prompt in prompts])
+        return prompts.without(problems, prompted.max_bad_share)
+
+    match suite:
+        case TaskSuite():
+            prompts = judgeable(suite.prompts, suite.rewards(), reward_pool, tokenizer, seed)
+            return _Prepared(suite, partial(run_tasks, suite, prompts), prompts.bad_rows)
+        case HumanEvalSuite() | MBPPSuite():
+            prompts = prompts_of(suite, program_task(suite))
+            return _Prepared(suite, partial(run_tasks, suite, prompts), prompts.bad_rows)
+        case IFEvalSuite():
+            prompts = prompts_of(suite, instruction_task)
+            return _Prepared(suite, partial(run_ifeval, prompts), prompts.bad_rows)
+        case ConversationSuite():
+            prompts = prompts_of(suite, conversation_task(suite))
+            return _Prepared(suite, partial(run_conversations, suite, prompts, tokenizer), prompts.bad_rows)
+        case RefusalSuite():
+            prompts = prompts_of(suite, request_task(suite))
+            return _Prepared(suite, partial(run_refusals, suite, prompts), prompts.bad_rows)
+        case MultipleChoiceSuite():
+            questions, bad_rows = load_choices(suite, tokenizer)
+            return _Prepared(suite, partial(run_choices, questions), bad_rows)
+        case TextSuite():
+            return _Prepared(suite, partial(run_text, load_text(suite, tokenizer)))
+        case LMEvalSuite():
+            return _Prepared(suite, partial(run_harness, suite, load_harness(suite), tokenizer))

@@ -1,0 +1,164 @@
+"""Tasks of the lm-evaluation-harness."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from configs.base import neighbour
+from configs.evaluation import LMEvalSuite
+from pipeline.evaluation.suites import Items, Record, Session, SuiteResult, result
+from rewards.types import Status
+
+FEWSHOT_SEED = 1234
+"""Which worked examples are drawn; the harness's own."""
+
+
+def check_harness(suite: LMEvalSuite) -> None:
+    """Raise ValueError where the harness isn't installed."""
+    if find_spec("lm_eval") is None:
+        raise ValueError(f"task='{suite.task}' needs the lm-evaluation-harness: pip install 'alignyard[lm-eval]'")
+
+
+def load_harness(suite: LMEvalSuite) -> Any:
+    """The task with its documents, or the tasks of a group, as the harness holds them.
+
+    Raises ValueError for a task the harness doesn't know or can't load, and for one that would run what the model
+    writes: only a sandbox does.
+    """
+    check_harness(suite)
+    own = suite.task.endswith((".yaml", ".yml"))
+    manager = _manager(include_defaults=not own)
+    if not own and suite.task not in manager.all_tasks:
+        raise ValueError(
+            f"task='{suite.task}': the harness has no such task; {neighbour(suite.task, manager.all_tasks)}"
+        )
+    if suite.data_files and suite.task not in manager.all_subtasks:
+        raise ValueError(f"data_files: '{suite.task}' is several tasks; name one of them")
+    try:
+        loaded = manager.load([_with_files(suite) if suite.data_files else suite.task])
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"task='{suite.task}' can't be loaded: {type(error).__name__}: {error}; install what it lacks; where "
+            "the hub is out of reach, give its documents by data_files"
+        ) from error
+    for task in loaded["tasks"].values():
+        if suite.num_fewshot is not None or task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", suite.num_fewshot or 0)
+        task.set_fewshot_seed(FEWSHOT_SEED)
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ValueError(
+                f"task='{suite.task}' would run what the model writes, outside any sandbox; take the suite human_eval, "
+                "mbpp, or one of type task with the reward 'code'"
+            )
+    return loaded
+
+
+def run_harness(suite: LMEvalSuite, loaded: Any, tokenizer: PreTrainedTokenizerFast, session: Session) -> SuiteResult:
+    """The harness's own figures, under its names (`acc`, `exact_match,strict-match` with the filter); for several tasks
+    at once over all their documents, with what can't be averaged as `<task>/<metric>`.
+
+    What a figure is the mean of are its items: a document's id is its task and its place in it.
+    """
+    from lm_eval.evaluator import evaluate
+
+    from pipeline.evaluation.harness_model import EngineModel
+
+    model = EngineModel(tokenizer, session, chat=suite.chat, window_tokens=suite.window_tokens)
+    evaluated: Any = evaluate(
+        model,
+        loaded,
+        limit=suite.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=suite.chat,
+        fewshot_as_multiturn=suite.chat,
+    )
+    rates = {"truncated_rate": model.num_truncated / model.num_spoken} if model.num_spoken else {}
+    return harness_result(evaluated["results"], evaluated["samples"], rates)
+
+
+def harness_result(
+    figures: Mapping[str, Mapping[str, Any]],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    rates: dict[str, float],
+) -> SuiteResult:
+    """Figures and items from what the harness gives: by task its figures, called `<metric>,<filter>`, and samples.
+
+    A metric has items where their mean is the harness's figure. They are the documents' values, or, where a document
+    has a list of them (IFEval's instructions), those of the list, by their place.
+    """
+    items: dict[str, Items] = {}
+    others: dict[str, float] = {}
+    for task, of_task in figures.items():
+        for key, value in of_task.items():
+            metric, _, chosen = key.partition(",")
+            if not isinstance(value, int | float) or not chosen or metric.endswith("_stderr"):
+                continue
+            name = metric if chosen == "none" else key
+            values = dict(_values(task, metric, [sample for sample in samples[task] if sample["filter"] == chosen]))
+            if values and abs(sum(values.values()) / len(values) - value) < 1e-9:
+                items.setdefault(name, {}).update(values)
+            else:
+                others[name if len(figures) == 1 else f"{task}/{name}"] = float(value)
+    shares = [name for name, values in items.items() if set(values.values()) <= {0.0, 1.0} and not _nested(values)]
+    records = [_record(index, task, sample) for task in samples for index, sample in enumerate(samples[task])]
+    return result(items, shares, others | rates, records)
+
+
+@cache
+def _manager(*, include_defaults: bool) -> Any:
+    """Who knows the tasks. The harness's own are 14,000 files, which takes seconds to read: once for all suites."""
+    from lm_eval.tasks import TaskManager  # seconds, for this suite only
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_defaults=include_defaults)
+
+
+def _with_files(suite: LMEvalSuite) -> dict[str, Any]:
+    """The task in a group of one, which is how the harness lets its settings be replaced."""
+    suffix = Path(next(iter(suite.data_files.values()))).suffix
+    source = {
+        "dataset_path": "parquet" if suffix == ".parquet" else "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": suite.data_files},
+    }
+    return {"group": f"{suite.task} of files", "task": [{"task": suite.task, **source}]}
+
+
+def _values(task: str, metric: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+    for sample in samples:
+        value, item = sample.get(metric), f"{task}:{sample['doc_id']}"
+        if isinstance(value, bool | int | float):
+            yield item, float(value)
+        elif isinstance(value, list):
+            yield from ((f"{item}#{place}", float(one)) for place, one in enumerate(value))
+
+
+def _nested(items: Items) -> bool:
+    return any("#" in item.rpartition(":")[2] for item in items)
+
+
+def _record(index: int, task: str, sample: Mapping[str, Any]) -> Record:
+    """A sample; its score is its first metric that is a number."""
+    numbers = {key: float(sample[key]) for key in sample["metrics"] if isinstance(sample[key], bool | int | float)}
+    said = sample["resps"][0][0] if isinstance(sample["resps"][0][0], str) else sample["resps"]
+    return Record(
+        index=index,
+        row=f"{task}:{sample['doc_id']}",
+        prompt=str(sample["arguments"][0][0]),
+        truth=sample["target"],
+        completion=str(said),
+        mode="greedy",
+        score=next(iter(numbers.values()), None),
+        status=Status.OK if numbers else Status.ABSTAIN,
+        outcome="",
+        detail="" if sample["filter"] == "none" else f"filter {sample['filter']}",
+        num_tokens=0,
+        truncated=False,
+        parts=dict(numbers),
+    )
