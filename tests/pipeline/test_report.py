@@ -3,15 +3,23 @@
 import json
 import math
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.report import Report, Sample, StepLines, duration, read_metrics, sample_lines
-from pipeline.report_html import axis_ticks, chart, thin, write_html
+from pipeline.reports import report as report_module
+from pipeline.reports.charts import area_chart, axis_ticks, line_chart, sparkline, thin
+from pipeline.reports.page import tag
+from pipeline.reports.recipe_page import write_recipe_html
+from pipeline.reports.report import Report, Sample, StepLines, duration, read_metrics, sample_lines
+from pipeline.reports.shapes import Interval, forest
+from pipeline.reports.stage_page import write_html
 from rewards.types import Status, Verdict
+from tests.pipeline.report_run import make_run
 
 RIGHT = {"math": Verdict(1.0)}
 LATE = {"math": Verdict(None, Status.TIMEOUT, "5 s are over")}
@@ -168,11 +176,11 @@ def test_html_is_self_contained_and_escaped(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": "<b>"}')
     write_html(tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;" in page
+    assert page.count("<script") == 1 and "&lt;script&gt;alert(1)" in page and "&lt;b&gt;" in page
     assert not re.search(r"https?://|src=|@import|url\(", page)
-    assert "left out" in page and "math timeout: 5 s are over" in page
-    assert page.count("<svg") == 3  # reward, divergence, gradient norm
-    assert "reward/total/mean, step 2: 0.666667" in page
+    assert "not judged" in page and "math timeout (5 s are over)" in page
+    assert page.count('class="plot"') == 3  # reward, divergence, gradient norm
+    assert ">total <b>0.667</b>" in page
 
 
 def test_html_of_an_empty_stage(tmp_path: Path) -> None:
@@ -181,9 +189,9 @@ def test_html_of_an_empty_stage(tmp_path: Path) -> None:
 
 
 def test_chart_places_points_by_hand() -> None:
-    # 440 x 190 with margins 58, 8 (right), 8 (top), 22: x from 58 to 432, y from 8 (value 10) to 168 (value 0).
-    drawn = chart("t", {"a": [(1.0, 0.0), (2.0, 5.0), (3.0, 10.0)]})
-    assert 'points="58.0,168.0 245.0,88.0 432.0,8.0"' in drawn
+    # 360 x 170 with margins 44, 8 (right), 8 (top), 20: x from 44 to 352, y from 8 (value 10) to 150 (value 0).
+    drawn = line_chart("t", {"a": [(1.0, 0.0), (2.0, 5.0), (3.0, 10.0)]})
+    assert 'points="44.0,150.0 198.0,79.0 352.0,8.0"' in drawn
 
 
 @pytest.mark.parametrize(
@@ -192,7 +200,8 @@ def test_chart_places_points_by_hand() -> None:
         (0.0, 10.0, [0, 5, 10]),
         (0.31, 0.9, [0.2, 0.4, 0.6, 0.8, 1.0]),
         (3.0, 3.0, [1, 2, 3, 4, 5]),
-        (0, 0, [-0.5, 0, 0.5]),
+        (0, 0, [0, 0.5, 1]),
+        (-2.0, -2.0, [-3, -2.5, -2, -1.5, -1]),
     ],
 )
 def test_axis_ticks(low: float, high: float, ticks: list[float]) -> None:
@@ -203,3 +212,104 @@ def test_long_curves_are_thinned_to_means() -> None:
     thinned = thin([(float(step), float(step)) for step in range(1, 401)])
     assert len(thinned) == 200
     assert thinned[0] == (1.5, 1.5) and thinned[-1] == (399.5, 399.5)
+
+
+def test_areas_stand_upon_each_other() -> None:
+    drawn = area_chart("t", {"a": [(1.0, 2.0), (3.0, 4.0)], "b": [(1.0, 8.0), (3.0, 6.0)]})
+    # y from 150 (0) to 8 (10): the upper edge from left to right, then the lower one back.
+    assert 'points="44.0,121.6 352.0,93.2 352.0,150.0 44.0,150.0"' in drawn
+    assert 'points="44.0,8.0 352.0,8.0 352.0,93.2 44.0,121.6"' in drawn
+    assert "a <b>30%</b>" in drawn and "b <b>70%</b>" in drawn
+
+
+def test_a_small_curve_of_one_value_is_drawn() -> None:
+    assert 'points="3.0,32.0"' in sparkline([(5.0, 1.0)], "t")
+
+
+def test_nothing_but_tag_makes_markup() -> None:
+    made = tag("p", "<b>", tag("b", '"&'), ["x", 3, ("<", tag("i"))], title="\"'<>&", class_="a", data_x=None)
+    assert made == ('<p title="&quot;&#x27;&lt;&gt;&amp;" class="a">&lt;b&gt;<b>&quot;&amp;</b>x3&lt;<i></i></p>')
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("a\u202eb", "a\\u202eb"),
+        ("\ud800", "\\ud800"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("a\n\tb \u3000\u4e2d", "a\n\tb \u3000\u4e2d"),
+    ],
+)
+def test_what_would_not_be_seen_is_written_out(raw: str, shown: str) -> None:
+    assert tag("p", raw) == f"<p>{shown}</p>"
+
+
+def test_the_page_costs_a_hundredth_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a second, pages that take two: one page in the first steps, the next not before 200 s are over."""
+    clock = [1000.0]
+    written: list[float] = []
+
+    def slow(_: Path) -> None:
+        written.append(clock[0])
+        clock[0] += 2.0
+
+    monkeypatch.setattr(report_module, "write_html", slow)
+    monkeypatch.setattr(report_module.time, "monotonic", lambda: clock[0])
+    with Report(tmp_path, total_steps=500, label="grpo") as report:
+        for step in range(1, 500):
+            report.step(step, {})
+            clock[0] += 1.0
+    assert len(written) == 3 and written[1] - written[0] >= 200
+
+
+def test_answers_before_and_after_are_told_apart(tmp_path: Path) -> None:
+    with Report(tmp_path, total_steps=3, label="grpo") as report:
+        for step, (said, reward) in enumerate([("41", 0.0), ("dunno", 0.0), ("42", 1.0)], start=1):
+            report.step(step, {}, [Sample("40+2=", said, "stop", reward, RIGHT), sample(f"{step}+1=")])
+    write_html(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    first, second = page.index(">step 1 · <b>0</b>"), page.index(">step 3 · <b>1</b>")
+    assert page.index("Before and after") < first < second < page.index("Best and worst of step 3")
+    assert "dunno" not in page[first:second]
+
+
+def test_the_conductor_can_write_the_page_of_a_run_without_torch(tmp_path: Path) -> None:
+    heavy = "{'torch', 'transformers', 'datasets', 'ray', 'vllm'}"
+    code = f"import sys, pipeline.reports.recipe_page; assert not {heavy} & sys.modules.keys(), sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_run_without_a_record_is_shown_in_the_order_it_was_begun_in(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "made_up", steps=3)
+    (run / "run.json").unlink()
+    write_recipe_html(run)
+    page = (run / "report.html").read_text()
+    names = ("sft", "pairs", "rm_helpful", "reason", "gate_reason", "prefer")
+    places = [page.index(f"<title>{name}: ") for name in names]
+    assert places == sorted(places) and "<title>eval: " not in page
+
+
+def test_what_improved_is_the_first_and_the_last_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "made_up", steps=3)
+    write_recipe_html(run)
+    page = (run / "report.html").read_text()
+    row = "<td>sums/pass@1_greedy</td>" + "".join(f'<td class="number">{cell}</td>' for cell in ("0.5", "0.8", "+0.3"))
+    assert row + "<td>0.74 to 0.85</td>" in page
+    assert "Of 10 greedy answers to the same prompts, 3 scored higher and 0 lower" in page
+
+
+def test_the_interval_of_a_gate_is_drawn_by_hand(tmp_path: Path) -> None:
+    drawn = forest("t", [Interval("a", 0.3, 0.2, 0.4, 0.1, "good")], zero=True)
+    # Ticks from 0 to 0.4 over x from 14 to 346: 0.2 at 180, 0.3 at 263, the bound 0.1 at 97.
+    assert 'class="stem kgood" x1="180" x2="346"' in drawn
+    assert 'cx="263"' in drawn and 'stroke-dasharray="3 3" x1="97" x2="97"' in drawn
+
+
+def test_what_was_dropped_is_counted_by_reason(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "made_up", steps=3)
+    write_html(run / "pairs")
+    page = (run / "pairs" / "report.html").read_text()
+    for said in ("kept <b>8 (15.7%)", "share of its domain <b>40 (78.4%)", "near-duplicate <b>3 (5.9%)"):
+        assert said in page
+    assert "Prompts of sums" in page and "in pairs <b>51 (85.0%)" in page and "all right <b>9 (15.0%)" in page
+    assert "best of 2 · sums · math" in page and "worst of 2 · sums · math" in page

@@ -1,4 +1,4 @@
-"""The whole path as a user runs it: `alignyard run`, killed and run again, against the golden curve."""
+"""The whole path as a user runs it, `alignyard run`, against the golden curve; and its stages killed and run again."""
 
 import json
 import os
@@ -17,15 +17,35 @@ RECIPE = Path(__file__).with_name("small.yaml")
 GOLDEN = Path(__file__).parents[1] / "golden" / "small.txt"
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
-    command = [str(Path(sys.executable).with_name("alignyard")), "run", str(RECIPE), f"runs_dir={folder}"]
+# One process for all stages, which is quicker to start and to kill than a run of Ray jobs; tests/jobs kills those.
+STAGES = """
+import sys
+from pathlib import Path
+from configs.load import load
+from configs.stages import Recipe
+from pipeline.stage import run_stage
+recipe = load(sys.argv[1], [f"runs_dir={sys.argv[2]}"], Recipe).config
+for name, config in recipe.stages.items():
+    run_stage(config, Path(recipe.runs_dir, recipe.name, name), recipe)
+"""
+
+
+def run(folder: Path) -> "subprocess.Popen[str]":
+    return start(str(Path(sys.executable).with_name("alignyard")), "run", str(RECIPE), f"runs_dir={folder}")
+
+
+def run_stages(folder: Path) -> "subprocess.Popen[str]":
+    return start(sys.executable, "-P", "-c", STAGES, str(RECIPE), str(folder))
+
+
+def start(*command: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"COLUMNS": "100"}
     )
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
-    output = process.communicate(timeout=240)[0]
+    output = process.communicate(timeout=500)[0]
     assert process.returncode == 0, output
     return output
 
@@ -41,7 +61,7 @@ def metrics(folder: Path, stage: str) -> list[dict[str, float]]:
 
 def kill_at(process: "subprocess.Popen[str]", file: Path, lines: int) -> None:
     """SIGKILL, once `file` has so many lines."""
-    for _ in range(2000):
+    for _ in range(6000):
         if file.is_file() and len(file.read_text().splitlines()) >= lines:
             break
         assert process.poll() is None, process.communicate()[0]
@@ -53,16 +73,16 @@ def kill_at(process: "subprocess.Popen[str]", file: Path, lines: int) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    finish(start(folder))
+    finish(run(folder))
     return folder
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_killed_and_run_again_the_series_is_the_same_to_the_bit(whole: Path, tmp_path: Path) -> None:
-    kill_at(start(tmp_path), tmp_path / "small" / "sft" / "metrics.jsonl", 11)
-    kill_at(start(tmp_path), tmp_path / "small" / "grpo" / "metrics.jsonl", 8)
-    kill_at(start(tmp_path), tmp_path / "small" / "grpo" / "metrics.jsonl", 20)  # in or after the last step
-    output = finish(start(tmp_path))
+    kill_at(run_stages(tmp_path), tmp_path / "small" / "sft" / "metrics.jsonl", 11)
+    kill_at(run_stages(tmp_path), tmp_path / "small" / "grpo" / "metrics.jsonl", 8)
+    kill_at(run_stages(tmp_path), tmp_path / "small" / "grpo" / "metrics.jsonl", 20)  # in or after the last step
+    output = finish(run_stages(tmp_path))
     assert "sft: done before, reused" in output
     for stage in ("sft", "grpo"):
         assert metrics(tmp_path, stage) == metrics(whole, stage)

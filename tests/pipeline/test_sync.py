@@ -27,7 +27,7 @@ PROBE = probe_sequences(264, BOUNDS.probe_prompts, max_model_len=64)
 
 @pytest.fixture(
     scope="module",
-    params=[TrainerConfig(), TrainerConfig(num_ranks=2, zero_stage=3)],
+    params=[TrainerConfig(threads=1), TrainerConfig(num_ranks=2, zero_stage=3, threads=1)],
     ids=["one rank", "two ranks, sharded weights"],
 )
 def pair(
@@ -35,7 +35,7 @@ def pair(
 ) -> Iterator[tuple[Policy, RolloutPool]]:
     model = create_model("tiny", 0, tmp_path_factory.mktemp("model") / "tiny")
     spec = TrainSpec(model, "float32", request.param, OptimizerConfig(learning_rate=1e-3), 100)
-    config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2)
+    config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2, threads=1)
     with (
         cluster(),
         start_all(lambda: start_policy(spec), lambda: start_rollout(model, config, dtype="float32", seed=0)) as (

@@ -20,12 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.alarms import alarms
 from pipeline.folder import write_json_lines
+from pipeline.reports.files import METRICS, ROLLOUTS, Row, duration, read_metrics
+from pipeline.reports.stage_page import write_html
 from rewards.types import Verdict
-
-METRICS = "metrics.jsonl"
-ROLLOUTS = "rollouts"
 
 GROUPS_KEPT = 4
 """Groups of a step whose samples are kept."""
@@ -35,7 +33,9 @@ HEADING_EVERY = 20
 ETA_STEPS = 20
 WIDTH = 100
 
-Row = dict[str, float]
+PAGE_SECONDS = 15.0
+"""The page is written anew no more often than this, and no sooner than a hundred times what it took the last time: it
+never costs a run more than a hundredth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,10 @@ COLUMNS = (
     Column("reward/total/mean", "reward", ".3f", 6),
     Column("reward/*/pass_rate", "", ".0%", 4),
     Column("rollout/length/mean", "length", ".0f", 6),
+    Column("reward_model/accuracy", "accuracy", ".0%", 8),
+    Column("reward_model/margin_mean", "margin", ".2f", 6),
+    Column("eval/*/accuracy", "", ".1%", 6),
+    Column("rollout/entropy_mean", "entropy", ".3f", 7),
     Column("loss/kl_mean", "kl", ".1e", 7),
     Column("mismatch/abs_max", "mismatch", ".1e", 8),
     Column("train/grad_norm", "grad", ".2f", 5),
@@ -92,7 +96,6 @@ class Report:
         self._total_steps = total_steps
         self._console = rich.get_console()
         self._lines = StepLines(total_steps)
-        self._raised: set[str] = set()
         self._bar = Progress(
             TextColumn(label),
             BarColumn(bar_width=None),
@@ -105,6 +108,7 @@ class Report:
         self._task = self._bar.add_task(label, total=total_steps)
         self._metrics_file: TextIO | None = None
         self._events: SummaryWriter | None = None
+        self._page_due = 0.0
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -148,20 +152,25 @@ class Report:
         self._metrics_file.flush()
         for line in self._lines.of(step, self.last_metrics):
             self._console.print(line, soft_wrap=True)
-        for name, text in alarms(self.last_metrics).items():
-            if name not in self._raised:
-                self._raised.add(name)
-                self._console.print(Text(f"  {name}: {text}; said once", style="yellow"), soft_wrap=True)
         shown_every = max(self._total_steps // SAMPLES_SHOWN, 1)
         if samples and (step % shown_every == 0 or step == 1):
             for line in sample_lines(samples[0]):
                 self._console.print(line, soft_wrap=True)
         self._bar.update(self._task, completed=step)
+        self._write_page()
 
     def note(self, text: str) -> None:
         """Print `text` as it is, above the bar."""
         text = "\n".join(map(_printable, text.splitlines()))
         self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def _write_page(self) -> None:
+        """Brings `report.html` up to date, where that is due."""
+        started = time.monotonic()
+        if started >= self._page_due:
+            write_html(self._folder)
+            ended = time.monotonic()
+            self._page_due = ended + max(PAGE_SECONDS, 100 * (ended - started))
 
     def _close_files(self) -> None:
         if self._metrics_file is not None:
@@ -212,25 +221,6 @@ class StepLines:
         return [Text(heading, style="bold"), line]
 
 
-def read_metrics(folder: Path) -> list[Row]:
-    """The rows of a stage's `metrics.jsonl`, each with its `step`; none where there is no file.
-
-    A torn last line, which a killed run leaves, is left out. Raises ValueError for any other line that is not JSON.
-    """
-    file = folder / METRICS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row: dict[str, float | None] = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{file}:{number}: not JSON ({error}); remove the line to go on") from error
-        rows.append({key: math.nan if value is None else value for key, value in row.items()})
-    return rows
-
-
 def sample_lines(sample: Sample) -> list[Text]:
     """A sample in two lines of the console's width: what was asked and said, and what came of it."""
     asked = f"  {_elide(sample.prompt, 36)}  ->  "
@@ -247,15 +237,6 @@ def sample_lines(sample: Sample) -> list[Text]:
     for line in lines:
         line.truncate(WIDTH, overflow="ellipsis")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """`45s`, `3m12s`, `2h05m`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
 
 
 def _first(samples: Sequence[Sample]) -> Iterator[Sample]:

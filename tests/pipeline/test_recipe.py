@@ -1,0 +1,201 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.stages import STAGES, Recipe
+from pipeline.demand import Node, demand
+from pipeline.plan import Choice, plan, refuse, told_layout, told_model, told_parameters, told_sources
+from pipeline.recipe import ancestors, chosen, cut_off, graph, missing, ready
+
+SFT: dict[str, Any] = {
+    "type": "sft",
+    "data": {"source": {"type": "sums", "size": 200}},
+    "conversations_per_step": 8,
+    "steps": 4,
+    "optimizer": {"learning_rate": 5e-3},
+}
+EVAL: dict[str, Any] = {
+    "type": "eval",
+    "suites": {
+        "sums": {
+            "type": "task",
+            "prompts": {"source": {"type": "sums", "size": 20, "split": "held_out"}},
+            "reward": {"name": "math"},
+        }
+    },
+    "sampling": {"max_tokens": 8},
+    "rollout": {"max_model_len": 64},
+}
+
+
+def diamond(**changes: Any) -> Recipe:
+    """first -> (left, right), and `both`, which needs the three others."""
+    stages = {
+        "first": SFT | {"model": {"init_config": "tiny"}},
+        "left": SFT | {"model": {"path": "stage:first"}},
+        "right": SFT | {"model": {"path": "stage:first"}},
+        "both": EVAL
+        | {
+            "model": {"path": "stage:left"},
+            "suites": {"text": {"type": "text", "path": "stage:right", "window_tokens": 32}, **EVAL["suites"]},
+        },
+    }
+    return Recipe.model_validate({"name": "diamond", "stages": stages | changes})
+
+
+@pytest.fixture
+def stages() -> Any:
+    return graph(diamond())
+
+
+def test_a_stage_waits_for_what_it_refers_to(stages: Any) -> None:
+    assert stages == {"first": [], "left": ["first"], "right": ["first"], "both": ["left", "right"]}
+    assert ancestors(stages, "both") == {"first", "left", "right"}
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ["first", "left", "right", "both"]),
+        ({"start": "left"}, ["left", "both"]),
+        ({"until": "right"}, ["first", "right"]),
+        ({"start": "right", "until": "both"}, ["right", "both"]),
+        ({"only": "right"}, ["right"]),
+    ],
+)
+def test_a_part_of_a_recipe_can_be_chosen(stages: Any, options: dict[str, str], names: list[str]) -> None:
+    assert chosen(stages, **options) == names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": "lefd"}, "did you mean 'left'"),
+        ({"start": "left", "until": "right"}, "'right' does not need 'left'"),
+        ({"only": "left", "until": "both"}, "leave out --from and --until"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused(stages: Any, options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chosen(stages, **options)
+
+
+def test_what_must_be_done_before_is_named(stages: Any) -> None:
+    assert missing(stages, ["left", "both"], done=["first"]) == ["right"]
+    assert missing(stages, ["left", "both"], done=["first", "right"]) == []
+
+
+def test_stages_start_when_their_inputs_are_there_and_never_after_a_failed_one(stages: Any) -> None:
+    assert ready(stages, waiting=["left", "right", "both"], done=["first"]) == ["left", "right"]
+    assert ready(stages, waiting=["both"], done=["first", "left"]) == []
+    assert cut_off(stages, waiting=["right", "both"], ended=["left"]) == {"both": "left"}
+    assert cut_off(stages, waiting=["left", "right", "both"], ended=["first"]) == dict.fromkeys(
+        ["left", "right", "both"], "first"
+    )
+
+
+GRPO: dict[str, Any] = {
+    "type": "grpo",
+    "model": {"path": "stage:first"},
+    "prompts": {"source": {"type": "sums", "size": 20}, "max_prompt_length": 16},
+    "rewards": [
+        {"name": "math"},
+        {"name": "reward_model", "label": "helpful", "args": {"path": "stage:rm", "threads": 1}},
+    ],
+    "reward_pool": {"workers": {"helpful": 2}},
+    "steps": 2,
+    "prompts_per_step": 8,
+    "group_size": 4,
+    "sampling": {"max_tokens": 8},
+    "optimizer": {"learning_rate": 1e-3},
+    "trainer": {"num_ranks": 4, "threads": 1, "zero_stage": 3},
+    "rollout": {"num_engines": 3, "max_model_len": 64},
+}
+
+
+def test_ranks_and_engines_share_gpus_and_judges_have_their_own() -> None:
+    asked = demand(STAGES["grpo"].model_validate(GRPO))
+    assert str(asked) == "4 training ranks, 3 engines, 2 'helpful' judges"
+    assert asked.gpus == 4 + 2
+    big = [Node("a", cpus=64, gpus=8, free_cpus=64, free_gpus=8)]
+    assert asked.never(big) == "" and asked.busy(big) == ""
+
+
+def test_a_cluster_that_is_too_small_is_told_from_one_that_is_busy() -> None:
+    asked = demand(STAGES["grpo"].model_validate(GRPO))
+    small = [Node("a", 64, 3, 64, 3), Node("b", 64, 2, 64, 2)]
+    assert "asks for 6 GPUs" in asked.never(small) and "the cluster has 5: a (3 GPUs, 3 free), b (2" in asked.never(
+        small
+    )
+    assert "lower trainer.num_ranks or rollout.num_engines or reward_pool.workers.helpful" in asked.never(small)
+    busy = [Node("a", 64, 8, 64, 5.5)]
+    assert asked.never(busy) == ""
+    assert "asks for 6 GPUs" in asked.busy(busy) and "5 are free" in asked.busy(busy)
+    assert "no free core" in asked.busy([Node("a", 64, 8, 2, 8)])
+
+
+def test_without_gpus_threads_are_what_is_scarce() -> None:
+    def threads(count: int) -> float:
+        config = STAGES["sft"].model_validate(SFT | {"model": {"init_config": "tiny"}, "trainer": {"threads": count}})
+        return demand(config).share([Node("a", 8, 0, 8, 0)])[0]
+
+    assert threads(2) == 2  # leaves room for others
+    assert threads(0) == 8  # every core
+    assert threads(99) == 8  # crowded, but possible
+
+
+def test_the_plan_says_what_is_known_before_anything_runs(tmp_path: Path) -> None:
+    recipe = diamond(grpo=GRPO | {"rewards": [{"name": "math"}], "reward_pool": {}})
+    config = recipe.stages["grpo"]
+    assert told_model(config, recipe) == "stage:first, 1.82M parameters"
+    assert told_layout(config) == ["4 x rank, ZeRO-3", "3 x engine, TP 1"]
+    assert told_sources(config) == ["sums 20 rows"]
+    far = recipe.stages["first"].model_copy(
+        update={"model": STAGES["grpo"].model_fields["model"].annotation(path="org/far")}
+    )
+    assert told_model(far, recipe) == "org/far, size unknown here: not fetched"
+    assert [told_parameters(n) for n in (999, 135_000_000, 671_000_000_000)] == [
+        "999 parameters",
+        "135M parameters",
+        "671B parameters",
+    ]
+
+
+def test_what_is_wrong_with_a_stage_is_in_the_plan(tmp_path: Path) -> None:
+    missing_file = SFT | {"model": {"path": "stage:first"}, "data": {"source": {"type": "file", "paths": ["no.jsonl"]}}}
+    planned = plan(diamond(left=missing_file), tmp_path, Choice(until="left"))
+    assert [(stage.name, stage.action) for stage in planned] == [
+        ("first", "runs"),
+        ("left", "runs"),
+        ("right", "left out"),
+        ("both", "left out"),
+    ]
+    with pytest.raises(ValueError, match=r"left: .*no\.jsonl"):
+        refuse(planned)
+
+
+def test_stages_before_the_first_must_be_done(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="first, right, which left, both need"):
+        plan(diamond(), tmp_path, Choice(start="left"))
+
+
+def test_what_a_stage_is_validated_by_comes_before_it() -> None:
+    judged = {"type": "task", "prompts": {"source": {"type": "sums", "size": 20}, "max_prompt_length": 8}}
+    by_model = judged | {"reward": {"name": "reward_model", "args": {"path": "stage:rm"}}}
+    engine = {"sampling": {"max_tokens": 8}, "rollout": {"max_model_len": 64}}
+    rm = {"type": "rm", "model": {"path": "stage:first"}, "loss": {"type": "pairwise"}, "comparisons_per_step": 8}
+    reason = {"type": "grpo", "model": {"path": "stage:first"}, "prompts": judged["prompts"], "steps": 1} | engine
+    stages = {
+        "first": SFT | {"model": {"init_config": "tiny"}},
+        "rm": rm | {name: SFT[name] for name in ("steps", "optimizer", "data")},
+        "reason": reason
+        | {"rewards": [{"name": "math"}], "prompts_per_step": 1, "group_size": 2, "optimizer": SFT["optimizer"]}
+        | {"validation": {"gate": "gate", "every_steps": 1}},
+        "gate": {"type": "gate", "candidate": {"path": "stage:reason"}, "parent": {"path": "stage:first"}}
+        | {"suites": {"own": by_model}, "rules": [{"type": "improve", "figure": "own/score_mean"}]}
+        | engine,
+    }
+    found = graph(Recipe.model_validate({"name": "validated", "stages": stages}))
+    assert found["reason"] == ["first", "rm"]
+    assert found["gate"] == ["first", "rm", "reason"]
