@@ -8,22 +8,33 @@ from configs.base import Settings
 
 
 class ModelConfig(Settings):
-    """A causal language model: a checkpoint, an earlier stage's result, or a fresh one of a given architecture."""
+    """A language model as a `transformers` checkpoint."""
+
+    path: str
+    """Folder or hub name of the checkpoint; `stage:NAME` takes the result of an earlier stage."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights in the forward pass, in training and rollout alike."""
+    chat_template: str | None = None
+    """File with a Jinja chat template that replaces the checkpoint's own. None keeps the checkpoint's."""
+
+
+class FirstModelConfig(Settings):
+    """The model that a recipe starts from: a checkpoint, or a fresh one of a given architecture."""
 
     path: str | None = None
-    """Folder or hub name of a `transformers` checkpoint; `stage:NAME` takes the result of an earlier stage."""
+    """Folder or hub name of the checkpoint; `stage:NAME` takes the result of an earlier stage."""
     init_config: str | None = None
     """`transformers` config.json of a model to make instead of load: a file, or the name of a shipped one (`tiny`, a
     DeepSeek-V3 of 2 million parameters; `moe_25m`, of 25 million). Exactly one of `path` and `init_config` is set."""
     init_seed: int = 0
     """Seed of a fresh model's weights. Has an effect only with `init_config`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights in the forward pass, in training and rollout alike."""
+    """Precision of the weights in the forward pass."""
     chat_template: str | None = None
     """File with a Jinja chat template that replaces the checkpoint's own. None keeps the checkpoint's."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "ModelConfig":
+    def _one_origin(self) -> "FirstModelConfig":
         if (self.path is None) == (self.init_config is None):
             raise ValueError("set exactly one of 'path' and 'init_config'")
         if self.init_config is None and self.init_seed:

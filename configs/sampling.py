@@ -5,7 +5,21 @@ from pydantic import Field, model_validator
 from configs.base import Settings
 
 
-class SamplingConfig(Settings):
+class CompletionConfig(Settings):
+    """Where a completion ends. GRPO has no more to say of sampling: its completions come from the policy itself, since
+    any temperature, top_p or top_k would draw from another distribution than the one that is trained."""
+
+    max_tokens: int = Field(ge=1)
+    """Longest completion in tokens."""
+    ignore_eos: bool = False
+    """Sample exactly `max_tokens` tokens. For benchmarks."""
+
+    def of_policy(self) -> "SamplingConfig":
+        """Sampling from the policy's own distribution."""
+        return SamplingConfig(max_tokens=self.max_tokens, ignore_eos=self.ignore_eos)
+
+
+class SamplingConfig(CompletionConfig):
     """How one completion is sampled."""
 
     temperature: float = Field(default=1.0, ge=0)
@@ -14,10 +28,6 @@ class SamplingConfig(Settings):
     """Nucleus size; 1 keeps the whole distribution."""
     top_k: int = Field(default=0, ge=0)
     """Keep the k likeliest tokens; 0 keeps all."""
-    max_tokens: int = Field(ge=1)
-    """Longest completion in tokens."""
-    ignore_eos: bool = False
-    """Sample exactly `max_tokens` tokens. For benchmarks."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> "SamplingConfig":

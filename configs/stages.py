@@ -1,313 +1,39 @@
-"""The stages: supervised fine-tuning, GRPO, evaluation."""
+"""The stages by type, and a recipe of them."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from configs.base import Settings
-from configs.data import COLUMN, ConversationData, PromptData
-from configs.model import ModelConfig
-from configs.rewards import RewardPoolConfig, RewardSpec
-from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig
-from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
+from configs.evaluation import EvalConfig
+from configs.gate import GateConfig
+from configs.grpo import GRPOConfig
+from configs.preferences import PreferencesConfig
+from configs.references import references
+from configs.reward_model import RewardModelConfig
+from configs.sample import SampleConfig
+from configs.sft import SFTConfig
 
-
-class SFTConfig(Settings):
-    """Supervised fine-tuning: masked cross-entropy on packed conversations."""
-
-    type: Literal["sft"]
-    """Selects this stage."""
-    model: ModelConfig
-    """Where training starts."""
-    data: ConversationData
-    """What is learned."""
-    eval_data: ConversationData | None = None
-    """Held-out conversations for the evaluation loss. None measures none."""
-    eval_every_steps: int = Field(default=0, ge=0)
-    """Steps between evaluation losses; 0 measures only after the last. Set together with eval_data."""
-    conversations_per_step: int = Field(ge=1)
-    """Conversations of one optimizer step, over all ranks."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps. Exactly one of `steps` and `epochs` is set."""
-    epochs: int | None = Field(default=None, ge=1)
-    """Passes over the data, the last incomplete step of each carried into the next."""
-    optimizer: OptimizerConfig
-    """AdamW and its schedule."""
-    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
-    """The DeepSpeed ranks."""
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    """How often the stage can be resumed from."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the data order."""
-
-    @model_validator(mode="after")
-    def _sound(self) -> "SFTConfig":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("set exactly one of 'steps' and 'epochs'")
-        if self.eval_data is None and self.eval_every_steps:
-            raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")
-        if self.steps is not None and self.optimizer.schedule.warmup_steps >= self.steps:
-            raise ValueError(
-                f"optimizer.schedule.warmup_steps={self.optimizer.schedule.warmup_steps} never ends within "
-                f"steps={self.steps}"
-            )
-        if self.conversations_per_step % self.trainer.num_ranks:
-            raise ValueError(
-                f"conversations_per_step={self.conversations_per_step} must be a multiple of "
-                f"trainer.num_ranks={self.trainer.num_ranks}"
-            )
-        return self
-
-
-class ObjectiveConfig(Settings):
-    """GRPO's objective; the defaults are the equation as printed (DeepSeekMath eq. 3, DeepSeek-V2 eq. 32-34)."""
-
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """The ratio is clipped below at 1 - clip_low."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """The ratio is clipped above at 1 + clip_high. Larger than clip_low: DAPO's clip-higher."""
-    ratio: Literal["token", "sequence"] = "token"
-    """Level of the importance ratio: per token, or its geometric mean over the completion (GSPO)."""
-    surrogate: Literal["clip", "cispo"] = "clip"
-    """`clip`: min(ratio A, clip(ratio) A). `cispo`: the clipped ratio, detached, weighs A log pi."""
-    aggregation: Literal["sequence", "token", "fixed"] = "sequence"
-    """`sequence`: mean over a completion's tokens, then over completions (as printed). `token`: mean over all tokens
-    (DAPO). `fixed`: sum over tokens divided by sampling.max_tokens, then mean over completions (Dr. GRPO)."""
-    normalize_std: bool = True
-    """Divide a group's centred rewards by their standard deviation. False: Dr. GRPO."""
-    kl_coef: float = Field(default=0.04, ge=0)
-    """Coefficient beta of the unbiased k3 divergence to the reference; 0 loads no reference."""
-    importance_cap: float | None = Field(default=None, gt=0)
-    """Truncated importance sampling: each token's weight pi_trainer/pi_rollout is capped here. None applies none."""
-
-
-class OverlongConfig(Settings):
-    """What happens to completions that reach max_tokens without an end."""
-
-    mask: bool = False
-    """Leave them out of the loss (DAPO's overlong filtering). Their reward still counts in the group."""
-    shaping_tokens: int = Field(default=0, ge=0)
-    """Soft punishment over the last so many tokens before max_tokens: linear from 0 to -1 (DAPO eq. 13). 0 is off."""
-
-
-class DynamicSamplingConfig(Settings):
-    """Replace groups whose rewards are all equal, which carry no gradient (DAPO section 3.2)."""
-
-    max_rounds: int = Field(default=1, ge=1)
-    """Rounds of generation a step may take; 1 never refills."""
-
-
-class GRPOConfig(Settings):
-    """Group relative policy optimization."""
-
-    type: Literal["grpo"]
-    """Selects this stage."""
-    model: ModelConfig
-    """The policy's start, and the frozen reference."""
-    prompts: PromptData
-    """What is asked, and the truth to judge by."""
-    rewards: list[RewardSpec] = Field(min_length=1)
-    """The rewards and their coefficients."""
-    mixing: Literal["none", "batch", "group"] = "none"
-    """What is done to each reward's scores before they are summed. `none`: nothing. `batch`: centred and divided by the
-    standard deviation of the step. `group`: of the completion's own group; the sums, normalised over the step, are the
-    advantages (GDPO)."""
-    reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
-    """Where the rewards run."""
-    steps: int = Field(ge=1)
-    """Rollout batches: sample, judge, update, sync."""
-    prompts_per_step: int = Field(ge=1)
-    """Prompts P of one step."""
-    group_size: int = Field(ge=2)
-    """Completions G of one prompt."""
-    updates_per_batch: int = Field(default=1, ge=1)
-    """Optimizer steps on one rollout batch."""
-    sampling: SamplingConfig
-    """How completions are drawn."""
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
-    """The loss."""
-    overlong: OverlongConfig = Field(default_factory=OverlongConfig)
-    """Completions that did not end."""
-    dynamic_sampling: DynamicSamplingConfig = Field(default_factory=DynamicSamplingConfig)
-    """Refilling of groups without spread."""
-    optimizer: OptimizerConfig
-    """AdamW and its schedule."""
-    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
-    """The DeepSpeed ranks."""
-    rollout: RolloutConfig
-    """The vLLM engines."""
-    sync: SyncConfig = Field(default_factory=SyncConfig)
-    """Weights to the engines, and the proof."""
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    """How often the stage can be resumed from."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of prompt order and sampling."""
-
-    @model_validator(mode="after")
-    def _sound(self) -> "GRPOConfig":
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature=0 makes every completion of a group the same; set it above 0")
-        if self.sampling.temperature != 1.0 or self.sampling.top_p < 1 or self.sampling.top_k > 0:
-            raise ValueError(
-                "GRPO samples from the policy itself: temperature, top_p and top_k other than 1, 1 and 0 make the "
-                "rollout's distribution differ from the one that is trained; remove them"
-            )
-        if self.prompts_per_step % self.updates_per_batch:
-            raise ValueError(
-                f"prompts_per_step={self.prompts_per_step} must be a multiple of "
-                f"updates_per_batch={self.updates_per_batch}"
-            )
-        minibatch = self.prompts_per_step // self.updates_per_batch
-        if minibatch % self.trainer.num_ranks:
-            raise ValueError(
-                f"prompts of one update ({minibatch}) must be a multiple of trainer.num_ranks={self.trainer.num_ranks}"
-            )
-        longest = self.prompts.max_prompt_length + self.sampling.max_tokens
-        if longest > self.rollout.max_model_len:
-            raise ValueError(
-                f"prompts.max_prompt_length + sampling.max_tokens = {longest} exceeds "
-                f"rollout.max_model_len={self.rollout.max_model_len}"
-            )
-        if self.objective.surrogate == "cispo" and self.objective.ratio == "sequence":
-            raise ValueError("objective.surrogate=cispo weighs tokens by their own ratio; use ratio=token")
-        if self.overlong.shaping_tokens and self.mixing == "group":
-            raise ValueError(
-                "overlong.shaping_tokens would be added to rewards that mixing=group has made advantages already; "
-                "remove it, or give the reward `length` a weight instead"
-            )
-        if self.overlong.shaping_tokens >= self.sampling.max_tokens:
-            raise ValueError("overlong.shaping_tokens must be smaller than sampling.max_tokens")
-        return self
-
-    @model_validator(mode="after")
-    def _rewards_judge(self) -> "GRPOConfig":
-        labels = [spec.label for spec in self.rewards]
-        if len(set(labels)) < len(labels):
-            raise ValueError(f"rewards: every name may appear once (a plug-in's: what follows the colon), got {labels}")
-        if not any(spec.weight for spec in self.rewards):
-            raise ValueError("rewards: every weight is 0, so nothing would be learned; give one a weight")
-        named = (self.prompts.reward or "").split()
-        if named and not named[0].startswith(COLUMN):
-            for label in named:
-                if label not in labels:
-                    raise ValueError(f"prompts.reward='{label}' is not among rewards: {labels}")
-            idle = [label for label in labels if label not in named]
-            if idle:
-                raise ValueError(f"rewards: '{idle[0]}' has no effect, since prompts.reward names others; remove it")
-        if len(labels) == 1 and (self.rewards[0].gate is not None or self.mixing != "none"):
-            raise ValueError("rewards.0.gate and mixing have no effect on a single reward; remove them")
-        if self.mixing == "group" and not self.objective.normalize_std:
-            raise ValueError(
-                "objective.normalize_std has no effect with mixing=group, which normalises every reward in its group; "
-                "remove one of them"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _options_fit(self) -> "GRPOConfig":
-        if self.model.dtype == "bfloat16" and self.sync.max_mean_gap < 1e-3:
-            raise ValueError(
-                f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; in bfloat16 trainer and engine differ by "
-                "more than 1e-3: raise sync.max_mean_gap and sync.max_gap"
-            )
-        if self.updates_per_batch == 1 and (self.objective.ratio, self.objective.surrogate) != ("token", "clip"):
-            raise ValueError(
-                "objective.ratio and objective.surrogate have no effect with updates_per_batch=1, where the ratio is "
-                "exactly 1; raise updates_per_batch or remove them"
-            )
-        return self
-
-
-class TaskSuite(Settings):
-    """Prompts judged by a reward: pass@1, pass@k and accuracy with its interval."""
-
-    type: Literal["task"]
-    """Selects this form of suite."""
-    prompts: PromptData
-    """The questions."""
-    reward: RewardSpec
-    """Who judges; a score of at least `pass_score` is a pass."""
-    pass_score: float = 1.0
-    """Score from which on a completion passes."""
-    samples: int = Field(default=1, ge=1)
-    """Completions per prompt besides the greedy one."""
-    k: list[int] = Field(default_factory=list[int])
-    """Values of k for the unbiased pass@k; each at most `samples`."""
-
-    @model_validator(mode="after")
-    def _enough(self) -> "TaskSuite":
-        if any(k < 1 or k > self.samples for k in self.k):
-            raise ValueError(f"every k of {self.k} must lie between 1 and samples={self.samples}")
-        return self
-
-
-class TextSuite(Settings):
-    """Bits per byte of a text file."""
-
-    type: Literal["text"]
-    """Selects this form of suite."""
-    path: str
-    """UTF-8 text file."""
-    window_tokens: int = Field(default=512, ge=2)
-    """The text is scored in windows of so many tokens."""
-
-
-Suite = Annotated[TaskSuite | TextSuite, Field(discriminator="type")]
-
-
-class EvalConfig(Settings):
-    """Evaluation of one checkpoint on named suites."""
-
-    type: Literal["eval"]
-    """Selects this stage."""
-    model: ModelConfig
-    """The checkpoint."""
-    suites: dict[str, Suite] = Field(min_length=1)
-    """The suites by name."""
-    sampling: SamplingConfig
-    """How the sampled completions are drawn; the greedy one takes only max_tokens from here."""
-    rollout: RolloutConfig
-    """The vLLM engines."""
-    reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
-    """Where the rewards run."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of sampling."""
-
-    @model_validator(mode="after")
-    def _sound(self) -> "EvalConfig":
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature=0 repeats the greedy completion; raise it")
-        if self.sampling.max_tokens >= self.rollout.max_model_len:
-            raise ValueError(
-                f"sampling.max_tokens={self.sampling.max_tokens} leaves no room for a prompt in "
-                f"rollout.max_model_len={self.rollout.max_model_len}"
-            )
-        for name, suite in self.suites.items():
-            if isinstance(suite, TextSuite) and suite.window_tokens >= self.rollout.max_model_len:
-                raise ValueError(
-                    f"suites.{name}.window_tokens={suite.window_tokens} must be smaller than "
-                    f"rollout.max_model_len={self.rollout.max_model_len}"
-                )
-            if isinstance(suite, TaskSuite) and (
-                suite.prompts.reward is not None or suite.reward.weight != 1 or suite.reward.gate is not None
-            ):
-                raise ValueError(
-                    f"suites.{name}: prompts.reward, reward.weight and reward.gate have no effect in an evaluation; "
-                    "remove them"
-                )
-        return self
-
-
-StageConfig = Annotated[SFTConfig | GRPOConfig | EvalConfig, Field(discriminator="type")]
-STAGES: dict[str, type[SFTConfig | GRPOConfig | EvalConfig]] = {
+AnyStage = SFTConfig | PreferencesConfig | SampleConfig | RewardModelConfig | GRPOConfig | EvalConfig | GateConfig
+StageConfig = Annotated[AnyStage, Field(discriminator="type")]
+STAGES: dict[str, type[AnyStage]] = {
     "sft": SFTConfig,
+    "preferences": PreferencesConfig,
+    "sample": SampleConfig,
+    "rm": RewardModelConfig,
     "grpo": GRPOConfig,
     "eval": EvalConfig,
+    "gate": GateConfig,
 }
+
+RESULTS = {"sft": "hf", "grpo": "hf", "gate": "hf", "rm": "hf", "preferences": "data", "sample": "data"}
+"""Folder of what a stage of each type makes, in its own; `stage:NAME` stands for it. An evaluation makes none."""
+
+LANGUAGE_MODELS = ("sft", "grpo", "gate")
 
 
 class Recipe(Settings):
-    """Stages in the order they run; `model.path: stage:NAME` hands one's result to another."""
+    """Stages, each after those that it refers to; `stage:NAME` hands one's result to another."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """Name of the run: its folder below `runs_dir`."""
@@ -316,20 +42,37 @@ class Recipe(Settings):
     seed: int | None = None
     """A number that stages may refer to as `${seed}`, so that one override reseeds the whole recipe."""
     stages: dict[str, StageConfig] = Field(min_length=1)
-    """The stages by name, in order."""
+    """The stages by name. A stage stands after those that it refers to; those that don't need each other may run side
+    by side."""
 
     @model_validator(mode="after")
     def _known_parents(self) -> "Recipe":
-        seen: list[str] = []
+        seen: dict[str, str] = {}
         for name, stage in self.stages.items():
-            path = stage.model.path or ""
-            if path.startswith("stage:"):
-                parent = path.removeprefix("stage:")
+            for key, parent in references(stage).items():
+                where = f"stages.{name}.{key}='stage:{parent}'"
                 if parent not in seen:
-                    raise ValueError(
-                        f"stages.{name}.model.path={path!r}: no earlier stage '{parent}'; earlier stages: {seen}"
-                    )
-                if self.stages[parent].type == "eval":
-                    raise ValueError(f"stages.{name}.model.path={path!r}: an eval stage makes no model")
-            seen.append(name)
+                    raise ValueError(f"{where}: no earlier stage '{parent}'; earlier stages: {list(seen)}")
+                fitting = _fitting(key, stage.type)
+                if seen[parent] not in fitting:
+                    raise ValueError(f"{where}: a stage of type '{seen[parent]}', but {' or '.join(fitting)} fits here")
+            seen[name] = stage.type
         return self
+
+    @model_validator(mode="after")
+    def _known_gates(self) -> "Recipe":
+        for name, stage in self.stages.items():
+            gate = stage.validation.gate if isinstance(stage, GRPOConfig) and stage.validation else None
+            if gate in self.stages and self.stages[gate].type != "gate":
+                raise ValueError(f"stages.{name}.validation.gate='{gate}' is a stage of type {self.stages[gate].type}")
+        return self
+
+
+def _fitting(key: str, stage_type: str) -> tuple[str, ...]:
+    """Types of the stages whose result may stand at `key` of a stage of `stage_type`."""
+    parts = key.split(".")
+    if "source" in parts:
+        return ("preferences", "sample")
+    if "args" in parts:
+        return ("rm", *LANGUAGE_MODELS)
+    return (*LANGUAGE_MODELS, "rm") if stage_type == "rm" else LANGUAGE_MODELS

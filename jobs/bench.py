@@ -11,12 +11,12 @@ from pathlib import Path
 
 import ray
 
+from configs.grpo import GRPOConfig
 from configs.load import load
-from configs.stages import GRPOConfig
 from pipeline.fleet import cluster, start_all, start_policy, start_rollout
-from pipeline.models.load import resolve_model
-from pipeline.recipe import run_stage
-from pipeline.report import read_metrics
+from pipeline.models.fresh import create_model
+from pipeline.reports.report import read_metrics
+from pipeline.stage import run_stage
 from pipeline.sync import probe_sequences, sync_weights
 from pipeline.train.engine import TrainSpec
 from rollout.pool import vllm_alone_seconds
@@ -38,9 +38,9 @@ def grpo_step(steps: int) -> dict[str, float]:
         run_stage(config, folder / "grpo")
         rows = read_metrics(folder / "grpo")[1:]
         with cluster():
-            model = resolve_model(config.model, run_folder=None, workdir=folder / "grpo")
+            model = Path(config.model.path)
             prompts = [[3 + (7 * i + j) % 256 for j in range(length)] for i, length in enumerate(PROMPT_LENGTHS)]
-            request = (model, config.rollout, prompts, config.sampling, config.group_size)
+            request = (model, config.rollout, prompts, config.sampling.of_policy(), config.group_size)
             alone, expanded = (
                 statistics.median(vllm_alone_seconds(*request, repeats=steps, latent=latent))
                 for latent in (True, False)
@@ -62,7 +62,7 @@ def sync(steps: int) -> dict[str, float]:
     """Weights of the 25M-parameter model from one rank to one engine, proof included; medians of `steps` syncs."""
     with tempfile.TemporaryDirectory(prefix="alignyard-bench-") as made, cluster():
         config = _grpo_config(Path(made), steps)
-        model = resolve_model(config.model, run_folder=None, workdir=Path(made))
+        model = Path(config.model.path)
         spec = TrainSpec(model, "float32", config.trainer, config.optimizer, 1)
         probe = probe_sequences(264, config.sync.probe_prompts, max_model_len=config.rollout.max_model_len)
         with start_all(
@@ -90,7 +90,9 @@ def _grpo_config(folder: Path, steps: int) -> GRPOConfig:
     ]
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load(str(GRPO_STEP), [f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"], GRPOConfig).config
+    model = create_model("moe_25m", 0, folder / "moe_25m")
+    overrides = [f"model.path={model}", f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"]
+    return load(str(GRPO_STEP), overrides, GRPOConfig).config
 
 
 def _median(rows: list[dict[str, float]], name: str) -> float:

@@ -5,48 +5,21 @@ A verb imports what it needs when it runs: `alignyard --help` must not wait for 
 
 import argparse
 import json
-import os
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TypeAlias
 
-from rich.console import Console
 from rich.table import Table
 
+from jobs.gate import add_gate
+from jobs.lineage import add_lineage
+from jobs.preferences import add_preferences
 from jobs.reward import add_reward
-from jobs.rooms import check_rooms
+from jobs.run import add_run
+from jobs.verbs import EXIT_CODES, OUT, Verbs, add_overrides, add_verb, exit_code, quieten
+from jobs.watch import add_watch
 
-OUT, ERR = Console(), Console(stderr=True)
-
-# Set before any heavy import, and inherited by the processes Ray starts; what the user has set stays.
-QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-
-EXIT_CODES = """\
-exit codes:
-  0    done
-  1    a fault: the traceback says where (doctor: something required is missing; reward check: a promise is broken)
-  2    a wrong configuration or input: the message says what to change
-  3    the run stopped itself: rewards kept failing, or a weight sync could not be proven
-  130  interrupted
-"""
-
-RUN = """\
-Runs a recipe's stages in order, each in its folder below <runs_dir>/<name>/. A run that was stopped or killed goes on
-where it was when the same command is given again.
-
-examples:
-  alignyard run demo
-  alignyard run my.yaml stages.reason.steps=300 name=longer
-"""
 CONFIG = """\
 Prints the whole configuration as YAML, defaults included, each value with its origin (a file, an override, or the
 default) as a comment. The output is itself a configuration that runs the same.
@@ -105,36 +78,20 @@ BENCHES = {
 }
 """Where each benchmark is, so that only the one that runs is imported: what is loaded moves what is measured."""
 
-WRONG_INPUT, STOPPED, INTERRUPTED = 2, 3, 130
-
-Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+STAGE_VERBS = {
+    "sft": "supervised fine-tuning on conversations",
+    "rm": "a reward model, of comparisons",
+    "grpo": "reinforcement by GRPO",
+    "sample": "conversations of a model's own verified answers",
+}
+"""The stages that are started alike, in the foreground."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     args = parse(argv)
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    for category in (DeprecationWarning, FutureWarning):
-        warnings.simplefilter("ignore", category)
+    quieten()
     return exit_code(lambda: args.verb(args), resumes=args.resumes)
-
-
-def exit_code(verb: Callable[[], int], *, resumes: bool) -> int:
-    """Runs `verb`; what it raises becomes a message and an exit code, save a fault, which keeps its traceback."""
-    try:
-        check_rooms()
-    except ValueError as error:
-        return _refuse(str(error), WRONG_INPUT)
-    from pipeline.errors import RunStopped
-
-    try:
-        return verb()
-    except RunStopped as error:
-        return _refuse(f"the run stopped itself: {error}", STOPPED)
-    except ValueError as error:
-        return _refuse(str(error), WRONG_INPUT)
-    except KeyboardInterrupt:
-        return _refuse("interrupted" + ("; the same command resumes the run" if resumes else ""), INTERRUPTED)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -153,121 +110,91 @@ def build_parser() -> argparse.ArgumentParser:
     """All verbs."""
     parser = argparse.ArgumentParser(
         prog="alignyard",
-        description="From a base language model to an aligned one: SFT, GRPO, and evaluation between.",
+        description="From a base language model to an aligned one: SFT, reward models, GRPO, and gates between.",
         epilog=f"alignyard VERB --help explains a verb.\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    _add_run_and_config(verbs)
+    add_run(verbs)
+    add_watch(verbs)
+    _add_config(verbs)
     _add_stages(verbs)
     _add_eval(verbs)
     _add_bench(verbs)
     _add_import_gguf(verbs)
+    add_gate(verbs)
+    add_lineage(verbs)
+    add_preferences(verbs)
     add_reward(verbs, EXIT_CODES)
-    _add_verb(verbs, "doctor", _doctor, "what this machine has, and what is missing for what", DOCTOR)
+    add_verb(verbs, "doctor", _doctor, "what this machine has, and what is missing for what", DOCTOR)
     return parser
 
 
-def _add_run_and_config(verbs: Verbs) -> None:
-    run = _add_verb(verbs, "run", _run, "run a recipe, every stage in order", RUN, resumes=True)
-    config = _add_verb(verbs, "config", _config, "show what would run, and where each value comes from", CONFIG)
-    run.add_argument("file", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
-    config.add_argument("file", metavar="FILE", help="a recipe or the configuration of one stage")
-    _add_overrides(run)
-    _add_overrides(config)
+def _add_config(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "config", _config, "show what would run, and where each value comes from", CONFIG)
+    parser.add_argument("file", metavar="FILE", help="a recipe or the configuration of one stage")
+    add_overrides(parser)
 
 
 def _add_stages(verbs: Verbs) -> None:
-    for stage, summary in (("sft", "supervised fine-tuning on conversations"), ("grpo", "reinforcement by GRPO")):
-        parser = _add_verb(verbs, stage, _train, summary, STAGE.format(stage=stage), resumes=True)
+    for stage, summary in STAGE_VERBS.items():
+        parser = add_verb(verbs, stage, _stage, summary, STAGE.format(stage=stage), resumes=True)
         parser.set_defaults(stage=stage)
         parser.add_argument("file", metavar="CONFIG", help=f"a YAML file with `type: {stage}` and its keys at the root")
-        _add_overrides(parser)
+        add_overrides(parser)
         parser.add_argument(
             "--output", metavar="DIR", type=Path, help="folder of the run (default: runs/<CONFIG's name>)"
         )
 
 
 def _add_eval(verbs: Verbs) -> None:
-    parser = _add_verb(verbs, "eval", _eval, "evaluate a checkpoint on suites", EVAL)
+    parser = add_verb(verbs, "eval", _eval, "evaluate a checkpoint on suites", EVAL)
     parser.add_argument("target", metavar="CONFIG|CHECKPOINT", help="a YAML file, or with --suite a checkpoint")
-    _add_overrides(parser)
+    add_overrides(parser)
     parser.add_argument("--suite", metavar="FILE", help="the YAML file to evaluate CHECKPOINT by")
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder of the run (default: below runs/)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
 
 
 def _add_bench(verbs: Verbs) -> None:
-    parser = _add_verb(verbs, "bench", _bench, "measure this machine", BENCH)
+    parser = add_verb(verbs, "bench", _bench, "measure this machine", BENCH)
     parser.add_argument("what", choices=list(BENCHES), help="a GRPO step, a weight sync, or what judges")
     parser.add_argument("--steps", type=int, default=3, help="how often to measure (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
 
 
 def _add_import_gguf(verbs: Verbs) -> None:
-    parser = _add_verb(verbs, "import-gguf", _import_gguf, "make a transformers checkpoint of a GGUF file", GGUF)
+    parser = add_verb(verbs, "import-gguf", _import_gguf, "make a transformers checkpoint of a GGUF file", GGUF)
     parser.add_argument("file", metavar="FILE", type=Path, help="the GGUF file")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
 
 
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    explanation = "sets any key of the configuration, dotted, to a value in YAML: stages.reason.steps=3"
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=explanation)
-
-
-def _add_verb(
-    verbs: Verbs,
-    name: str,
-    verb: Callable[[argparse.Namespace], int],
-    summary: str,
-    text: str,
-    *,
-    resumes: bool = False,
-) -> argparse.ArgumentParser:
-    """A verb's parser; `resumes` says whether the same command goes on after an interruption."""
-    parser = verbs.add_parser(
-        name, help=summary, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(verb=verb, resumes=resumes)
-    return parser
-
-
-def _run(args: argparse.Namespace) -> int:
-    from configs.load import load
-    from configs.stages import Recipe
-
-    recipe = load(args.file, args.overrides, Recipe).config
-    from pipeline.recipe import run_recipe  # after load: a wrong key is told at once, before torch is imported
-
-    run_recipe(recipe)
-    return 0
-
-
-def _train(args: argparse.Namespace) -> int:
+def _stage(args: argparse.Namespace) -> int:
     from configs.load import load
     from configs.stages import STAGES
 
     config = load(args.file, args.overrides, STAGES[args.stage]).config
-    from pipeline.recipe import run_stage
+    from pipeline.stage import run_stage
 
     run_stage(config, args.output or Path("runs") / Path(args.file).stem)
     return 0
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from configs.evaluation import EvalConfig
     from configs.load import load
-    from configs.stages import EvalConfig
 
     file, overrides, name = args.target, args.overrides, Path(args.target).stem
     if args.suite:
-        # Every checkpoint ends in the same few folder names: three of them tell it from others.
-        checkpoint = "-".join(Path(args.target).resolve().parts[1:][-3:])
-        file, name = args.suite, f"{Path(args.suite).stem}-{checkpoint}"
-        overrides = [f"model.path={json.dumps(args.target)}", *overrides]
+        # Of a folder that a running stage replaces, what it is now. Every checkpoint ends in the same few folder names:
+        # three of them tell it from others.
+        checkpoint = str(Path(args.target).resolve()) if Path(args.target).is_dir() else args.target
+        file, name = args.suite, "-".join([Path(args.suite).stem, *Path(checkpoint).resolve().parts[1:][-3:]])
+        overrides = [f"model.path={json.dumps(checkpoint)}", *overrides]
     elif Path(args.target).is_dir():
         raise ValueError(f"{args.target} is a folder: say by --suite FILE what to evaluate it on")
     config = load(file, overrides, EvalConfig).config
-    from pipeline.recipe import run_stage
+    from pipeline.stage import run_stage
 
     write_figures(run_stage(config, args.output or Path("runs") / name), args.json)
     return 0
@@ -317,11 +244,6 @@ def write_figures(figures: Mapping[str, float], file: Path | None) -> None:
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     partial.replace(file)
-
-
-def _refuse(message: str, code: int) -> int:
-    ERR.print(f"alignyard: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    return code
 
 
 if __name__ == "__main__":

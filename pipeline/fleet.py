@@ -6,6 +6,7 @@ share the same devices and take turns.
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,17 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
 
+from configs.grpo import GRPOConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
-from configs.stages import GRPOConfig
+from configs.stages import AnyStage
 from pipeline.checkpoints import Checkpoints
+from pipeline.demand import Demand, Node, demand, options
+from pipeline.errors import RunStopped
 from pipeline.sync import sync_weights
 from pipeline.train.engine import TrainSpec
 from pipeline.train.worker import Policy
 from rewards.plugins import absolute
 from rewards.pool import RewardPool
 from rollout.pool import RolloutPool
+
+ROOM_SECONDS = 24 * 3600.0
+"""Longest a stage waits for others to leave the devices it asks for."""
+LOOK_SECONDS = 5.0
 
 
 @contextmanager
@@ -41,6 +52,41 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """The machines of the cluster that are alive."""
+    free = available_resources_per_node()
+    return [
+        Node(
+            node["NodeManagerHostname"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+            free.get(node["NodeID"], {}).get("CPU", 0.0),
+            free.get(node["NodeID"], {}).get("GPU", 0.0),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def await_room(config: AnyStage, tell: Callable[[str], None]) -> None:
+    """Return when what the stage asks of the cluster is free; why it waits, and for whom, is told when that changes.
+
+    Raises ValueError with the reason when the cluster can never give it, RunStopped when it was not free for a day.
+    """
+    asked, told, deadline = demand(config), "", time.monotonic() + ROOM_SECONDS
+    never = asked.never(nodes())
+    if never:
+        raise ValueError(never)
+    while reason := asked.busy(nodes()):
+        reason = f"waiting for room: {reason}{_holders(asked)}"
+        if time.monotonic() > deadline:
+            raise RunStopped(f"{reason}; gave up after {ROOM_SECONDS / 3600:g} hours, the same command goes on")
+        if reason != told:
+            tell(reason)
+            told = reason
+        time.sleep(LOOK_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -67,12 +113,12 @@ def start_policy(spec: TrainSpec) -> Policy:
     """
     if spec.trainer.offload_optimizer and not ray.cluster_resources().get("GPU"):
         raise ValueError("trainer.offload_optimizer has no effect without a GPU; remove it")
-    return Policy(spec, resources=_devices(spec.trainer.num_ranks))
+    return Policy(spec, resources=_devices())
 
 
 def start_rollout(model: Path, config: RolloutConfig, *, dtype: str, seed: int) -> RolloutPool:
     """Engines that speak with the weights in `model`."""
-    return RolloutPool(model, config, dtype, seed, resources=_devices(config.num_engines * config.tensor_parallel_size))
+    return RolloutPool(model, config, dtype, seed, resources=_devices())
 
 
 def start_rewards(specs: list[RewardSpec], config: RewardPoolConfig) -> RewardPool:
@@ -92,15 +138,22 @@ def start_all(*starts: Callable[[], Any]) -> Iterator[list[Any]]:
         yield [future.result() for future in futures]  # raises what the first failed start raised
 
 
-def _devices(count: int) -> dict[str, Any]:
-    """What each of `count` actors asks Ray for: half a GPU, since ranks and engines share them in pairs. On a machine
-    without GPUs almost nothing: they take turns on all cores.
+def _devices() -> dict[str, Any]:
+    """What one rank or engine asks Ray for; whether that is to be had, `await_room` has found out."""
+    return options(gpus=ray.cluster_resources().get("GPU", 0) >= 1)
 
-    Raises ValueError when the cluster has fewer GPUs than actors, which Ray would wait for without a word.
-    """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus == 0:
-        return {"num_cpus": 0.1}
-    if count > gpus:
-        raise ValueError(f"{count} GPUs asked for, the cluster has {gpus}; lower num_ranks or num_engines")
-    return {"num_cpus": 1, "num_gpus": 0.5}
+
+def _holders(asked: Demand) -> str:
+    """Whose actors claim what the stage waits for."""
+    scarce = "GPU" if asked.gpus and ray.cluster_resources().get("GPU") else "CPU"
+    try:
+        actors: list[Any] = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+    except (RayStateApiException, ConnectionError):
+        return "; the cluster runs no dashboard that could say who holds them"
+    held: dict[str, float] = {}
+    for actor in actors:
+        amount = (actor.required_resources or {}).get(scarce, 0.0)
+        if amount:
+            name = f"{actor.class_name} of Ray job {actor.job_id}"
+            held[name] = held.get(name, 0.0) + amount
+    return "; held by " + ", ".join(f"{name} ({amount:g} {scarce})" for name, amount in held.items()) if held else ""

@@ -6,7 +6,8 @@ import pytest
 from configs.base import Settings
 from configs.reference import keys, leaf_count, reference
 from configs.schema import item_of, models_in
-from configs.stages import STAGES, Recipe, SFTConfig
+from configs.sft import SFTConfig
+from configs.stages import STAGES, Recipe
 from configs.train import OptimizerConfig
 
 DOCS = Path(__file__).parents[2] / "docs" / "configs.md"

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from configs.load import load
 from configs.stages import STAGES, Recipe
-from jobs.cli import exit_code, main, parse, write_figures
-from pipeline.errors import RunStopped
+from jobs.cli import STAGE_VERBS, main, parse, write_figures
+from jobs.verbs import exit_code
+from pipeline.errors import DecisionNeeded, RunStopped
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
-VERBS = ("run", "config", "sft", "grpo", "eval", "bench", "import-gguf", "reward", "doctor")
+OF_RUNS = ("run", "submit", "list", "status", "logs", "stop")
+OTHERS = ("config", "eval", "bench", "import-gguf", "reward", "doctor", "preferences", "gate", "lineage")
+VERBS = (*OF_RUNS, *STAGE_VERBS, *OTHERS)
 
 
 def raising(error: BaseException):
@@ -46,6 +50,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     [
         (ValueError("steps=0: set it to 1 or more"), 2, "alignyard: steps=0: set it to 1 or more\n"),
         (RunStopped("rewards failed [math]"), 3, "alignyard: the run stopped itself: rewards failed [math]\n"),
+        (DecisionNeeded("gate 'g'"), 4, "alignyard: a decision is needed: gate 'g'\n"),
         (KeyboardInterrupt(), 130, "alignyard: interrupted; the same command resumes the run\n"),
     ],
 )
@@ -77,6 +82,37 @@ def test_what_is_not_understood_is_refused(line: list[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(line)
     assert done.value.code == 2
+
+
+def test_a_dry_run_of_what_a_hub_would_provide_needs_no_hub(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.run.OUT", Console(width=200))
+    recipe = load(RECIPE, ["stages.warm.model={path: some/model}"], Recipe).config
+    file = tmp_path / "far.yaml"
+    OmegaConf.save(OmegaConf.create(recipe.model_dump(mode="json")), file)
+    assert main(["run", str(file), "--dry-run", f"runs_dir={tmp_path}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not fetched" in printed and "stage:warm" in printed and "ZeRO-1" in printed
+    assert not (tmp_path / recipe.name).exists()
+
+
+def test_a_dry_run_tells_what_is_lacking_here(capsys: pytest.CaptureFixture[str]) -> None:
+    source = "stages.reason.prompts.source={type: file, paths: [no.jsonl]}"
+    assert main(["run", RECIPE, "--dry-run", source]) == 0  # the cluster may have it
+    printed = capsys.readouterr().out
+    assert "no.jsonl" in printed and "before it can run here: what reason lack" in printed
+    assert main(["run", RECIPE, "--from", "resaon"]) == 2
+    assert "did you mean 'reason'?" in capsys.readouterr().err
+
+
+def test_what_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--runs-dir", str(tmp_path)]) == 2
+    assert "no runs below" in capsys.readouterr().err
+    assert main(["stop", "gone", "--runs-dir", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert main(["list", "--address", "http://127.0.0.1:1"]) == 2
+    assert "no Ray job server answers" in capsys.readouterr().err
 
 
 def test_config_prints_a_recipe_that_runs_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

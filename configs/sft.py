@@ -1,0 +1,57 @@
+"""Supervised fine-tuning."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from configs.base import Settings
+from configs.data import ConversationData
+from configs.model import FirstModelConfig
+from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
+
+
+class SFTConfig(Settings):
+    """Supervised fine-tuning: masked cross-entropy on packed conversations."""
+
+    type: Literal["sft"]
+    """Selects this stage."""
+    model: FirstModelConfig
+    """Where training starts."""
+    data: ConversationData
+    """What is learned."""
+    eval_data: ConversationData | None = None
+    """Held-out conversations for the evaluation loss. None measures none."""
+    eval_every_steps: int = Field(default=0, ge=0)
+    """Steps between evaluation losses; 0 measures only after the last. Set together with eval_data."""
+    conversations_per_step: int = Field(ge=1)
+    """Conversations of one optimizer step, over all ranks."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps. Exactly one of `steps` and `epochs` is set."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the data, the last incomplete step of each carried into the next."""
+    optimizer: OptimizerConfig
+    """AdamW and its schedule."""
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    """The DeepSpeed ranks."""
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    """How often the stage can be resumed from."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the data order."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "SFTConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set exactly one of 'steps' and 'epochs'")
+        if self.eval_data is None and self.eval_every_steps:
+            raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")
+        if self.steps is not None and self.optimizer.schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.schedule.warmup_steps={self.optimizer.schedule.warmup_steps} never ends within "
+                f"steps={self.steps}"
+            )
+        if self.conversations_per_step % self.trainer.num_ranks:
+            raise ValueError(
+                f"conversations_per_step={self.conversations_per_step} must be a multiple of "
+                f"trainer.num_ranks={self.trainer.num_ranks}"
+            )
+        return self

@@ -1,0 +1,61 @@
+"""One writer at a time in a folder: a lock that ends with its holder, however that ends."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+LOCK = ".lock"
+WAIT_SECONDS = 30.0
+"""What a killed job's processes may take to end, and then some."""
+
+
+@contextmanager
+def locked(folder: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
+    """Holds `folder`, which is made, while the block runs. The kernel lets go of it when the process dies.
+
+    Raises ValueError naming who holds it, when that one has not let go after `wait_seconds`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
+        deadline = time.monotonic() + wait_seconds
+        while not _taken(lock):
+            if time.monotonic() >= deadline:
+                raise ValueError(
+                    f"'{folder}' is being written by {holder(folder) or 'another process'}; wait for it or stop it"
+                )
+            time.sleep(0.1)
+        lock.truncate(0)
+        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        lock.flush()
+        yield
+
+
+def holder(folder: Path) -> str:
+    """Who holds `folder`, in words; empty where nobody does."""
+    file = folder / LOCK
+    if not file.is_file():
+        return ""
+    with file.open("r+", encoding="utf-8") as lock:
+        if _taken(lock):
+            return ""
+        text = lock.read()
+    try:
+        named = json.loads(text)
+    except json.JSONDecodeError:  # taken a moment ago, not signed yet
+        return "another process"
+    return f"process {named['pid']} on {named['host']}"
+
+
+def _taken(lock: TextIO) -> bool:
+    """Whether the lock could be taken; it is held until the file is closed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""What running a recipe would do, told before anything starts."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+from configs.base import Settings
+from configs.data import Source
+from configs.model import FirstModelConfig
+from configs.references import PREFIX
+from configs.sampling import RolloutConfig
+from configs.stages import AnyStage, Recipe
+from configs.train import TrainerConfig
+from pipeline.demand import Demand, demand
+from pipeline.models.fresh import architecture_file
+from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.recipe import chosen, graph, missing
+from pipeline.stage import check_stage, standing
+
+UNKNOWN_SIZE = "size unknown here: not fetched"
+SOURCES = get_args(get_args(Source)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which stages of a recipe are to run, as `run` takes it (see pipeline.recipe.chosen)."""
+
+    start: str | None = None
+    until: str | None = None
+    only: str | None = None
+
+
+@dataclass(slots=True)
+class Planned:
+    """A stage in the plan."""
+
+    name: str
+    config: AnyStage
+    waits_for: list[str]
+    chosen: bool
+    standing: Literal["new", "started", "done"] = "new"
+    differs: str = ""
+    """How what its folder holds differs from what it would be now."""
+    lacks: str = ""
+    """What it needs and is not to be found from here."""
+
+    @property
+    def action(self) -> str:
+        """What would be done with it."""
+        if self.differs:
+            return "refused"
+        if self.standing == "done":
+            return "reused"
+        if not self.chosen:
+            return "left out"
+        return "resumed" if self.standing == "started" else "runs"
+
+    @property
+    def demand(self) -> Demand:
+        """The processes it starts."""
+        return demand(self.config)
+
+
+def plan(recipe: Recipe, folder: Path, choice: Choice | None = None) -> list[Planned]:
+    """The stages in order, each looked at as far as it can be before its inputs are there; `folder` is the run's.
+
+    Raises ValueError for a choice that the recipe doesn't have, or that needs stages which are not done.
+    """
+    choice, stages = choice or Choice(), graph(recipe)
+    names = chosen(stages, start=choice.start, until=choice.until, only=choice.only)
+    planned: dict[str, Planned] = {}
+    for name, config in recipe.stages.items():
+        stage = planned[name] = Planned(name, config, stages[name], name in names)
+        try:
+            if all(planned[parent].standing == "done" for parent in stages[name]):
+                stage.standing = standing(config, folder / name, recipe)
+        except ValueError as error:
+            stage.differs = str(error)
+            continue
+        try:
+            if stage.chosen and stage.standing != "done":
+                check_stage(config)
+        except ValueError as error:
+            stage.lacks = str(error)
+    undone = missing(stages, names, [name for name in planned if planned[name].standing == "done"])
+    if undone:
+        raise ValueError(f"not done in '{folder}': {', '.join(undone)}, which {', '.join(names)} need; run these first")
+    return list(planned.values())
+
+
+def refuse(stages: list[Planned]) -> None:
+    """Raises ValueError with everything that stands against the plan."""
+    against = [
+        f"{stage.name}: {why}" for stage in stages for why in (stage.differs, stage.lacks) if stage.chosen and why
+    ]
+    if against:
+        raise ValueError("\n".join(against))
+
+
+def told_model(config: AnyStage, recipe: Recipe) -> str:
+    """The model a stage starts from and its parameters in all, where they are known without fetching anything."""
+    model = config.candidate if config.type == "gate" else config.model
+    if model is None:
+        return ""
+    if isinstance(model, FirstModelConfig) and model.init_config is not None:
+        return f"{model.init_config}, {_size(architecture_file(model.init_config))}"
+    path = str(model.path)
+    if path.startswith(PREFIX):
+        of_parent = told_model(recipe.stages[path.removeprefix(PREFIX)], recipe)
+        return f"{path}, {of_parent.rpartition(', ')[2]}"
+    return f"{path}, {_size(Path(path).expanduser() / 'config.json')}"
+
+
+def told_layout(config: AnyStage) -> list[str]:
+    """How a stage is spread over processes."""
+    lines: list[str] = []
+    trainer: TrainerConfig | None = getattr(config, "trainer", None)
+    if trainer is not None:
+        lines.append(f"{trainer.num_ranks} x rank, ZeRO-{trainer.zero_stage}")
+    rollout: RolloutConfig | None = getattr(config, "rollout", None)
+    if rollout is not None:
+        lines.append(f"{rollout.num_engines} x engine, TP {rollout.tensor_parallel_size}")
+    judges = [some for some in demand(config).actors if not some.shares]
+    return lines + [f"{some.count} x {some.noun}" for some in judges]
+
+
+def told_sources(config: AnyStage) -> list[str]:
+    """Where a stage's rows come from."""
+    return list(dict.fromkeys(_told_source(source) for source in _sources(config)))
+
+
+def told_parameters(count: int) -> str:
+    """`1.9M parameters`."""
+    for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name} parameters"
+    return f"{count} parameters"
+
+
+def _size(config_json: Path) -> str:
+    if not config_json.is_file():
+        return UNKNOWN_SIZE
+    settings: dict[str, Any] = json.loads(config_json.read_text(encoding="utf-8"))
+    if settings.get("model_type") not in CONFIG_MAPPING:
+        return f"size unknown: model_type '{settings.get('model_type')}'"
+    settings.setdefault("vocab_size", len(byte_tokenizer()))  # as a fresh model's is
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+    return told_parameters(sum(weights.numel() for weights in model.parameters()))
+
+
+def _sources(node: Any) -> Iterator[Any]:
+    """Every source that a stage's configuration names, wherever it stands."""
+    if isinstance(node, SOURCES):
+        yield node
+    elif isinstance(node, dict):
+        for value in cast(dict[Any, Any], node).values():
+            yield from _sources(value)
+    elif isinstance(node, Settings):
+        for name in type(node).model_fields:
+            yield from _sources(getattr(node, name))
+
+
+def _told_source(source: Any) -> str:
+    kind, settings = source.type, source.model_dump(exclude_defaults=True)
+    named = settings.get("paths") or [settings.get("path") or settings.get("task") or ""]
+    rows = f"{settings['size']} rows" if "size" in settings else ""
+    split = settings.get("split", "")
+    return " ".join(part for part in (kind, *map(str, named), rows, split) if part)

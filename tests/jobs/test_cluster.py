@@ -1,0 +1,92 @@
+"""Runs on a cluster that was there before, as from another machine: nothing but the address of its job server."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.ranks
+
+SECONDS = 240
+BIN = Path(sys.executable).parent
+STAGE = """
+type: sft
+model: {init_config: tiny}
+data: {source: {type: sums, size: 200}, max_length: 64}
+conversations_per_step: 8
+steps: 2
+optimizer: {learning_rate: 5e-3}
+"""
+HEAD = ("start", "--head", "--block", "--include-dashboard=true", "--num-gpus=1", "--disable-usage-stats")
+PORTS = ("--port=0", "--dashboard-port=0", "--dashboard-agent-listen-port=0")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster with one GPU, which it only believes in."""
+    with tempfile.TemporaryDirectory(prefix="ay") as made:  # Ray's sockets need a short path
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+        with socket.socket() as probe:  # the one port that Ray wants to be told
+            probe.bind(("", 0))
+            client_port = probe.getsockname()[1]
+        command = [str(BIN / "ray"), *HEAD, *PORTS, f"--ray-client-server-port={client_port}", f"--temp-dir={made}"]
+        log = Path(made, "head.log")
+        with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as head:
+            try:
+                deadline = time.monotonic() + SECONDS
+                while not (known := Path(made, "ray_current_cluster")).is_file():
+                    assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+                    time.sleep(0.2)
+                yield known.read_text().strip()
+            finally:
+                head.terminate()
+                head.wait(timeout=60)
+
+
+def alignyard(folder: Path, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [str(BIN / "alignyard"), *arguments],
+        cwd=folder,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(900)
+def test_two_jobs_at_once_and_one_that_never_fits(address: str, tmp_path: Path) -> None:
+    (tmp_path / "stage.yaml").write_text(STAGE)
+    for name, override in (("one", "seed=1"), ("two", "seed=2"), ("big", "trainer.num_ranks=2")):
+        code, text = alignyard(
+            tmp_path, "submit", "sft", "stage.yaml", override, "--output", f"runs/{name}", "--address", address
+        )
+        assert code == 0 and f"started {name}" in text, text
+    states: dict[str, str] = {}
+    deadline = time.monotonic() + SECONDS
+    while set(states.values()) != {"done", "failed"} or len(states) < 3:
+        assert time.monotonic() < deadline, [alignyard(tmp_path, "logs", n, "--address", address) for n in states]
+        time.sleep(1)
+        files = {name: tmp_path / "runs" / name / "run.json" for name in ("one", "two", "big")}
+        states = {name: json.loads(file.read_text())["state"] for name, file in files.items() if file.is_file()}
+        assert "failed" not in (states.get("one"), states.get("two")), alignyard(
+            tmp_path, "logs", "one", "--address", address
+        )
+    assert states == {"one": "done", "two": "done", "big": "failed"}
+    refused = alignyard(tmp_path, "logs", "big", "--address", address)[1]
+    assert "asks for 2 GPUs (2 training ranks), the cluster has 1" in refused and "lower trainer.num_ranks" in refused
+    listed = alignyard(tmp_path, "list", "--address", address)[1]
+    assert all(name in listed for name in states)
+    status = alignyard(tmp_path, "status", "two", "--address", address)[1]
+    assert "two-sft-" in status and "succeeded" in status
+    assert "2/2" in alignyard(tmp_path, "logs", "two", "sft", "--address", address)[1]
+    assert "two is not running" in alignyard(tmp_path, "stop", "two", "--address", address)[1]

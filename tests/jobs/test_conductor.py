@@ -1,0 +1,195 @@
+"""A recipe run for real, on this machine: watched, left alone, stopped, killed, and gone on with.
+
+Everything happens once, in one story, since a Ray cluster and a training stage take their seconds.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from jobs.record import RunRecord
+from pipeline.lock import holder
+
+pytestmark = pytest.mark.ranks
+
+SECONDS = 240
+"""For what takes ten on a quiet machine."""
+STEPS = 120
+STAGE = """
+    type: sft
+    model: {model}
+    data: {{source: {{type: sums, size: 200}}, max_length: 64}}
+    conversations_per_step: 8
+    steps: {steps}
+    optimizer: {{learning_rate: 5e-3}}
+    trainer: {{threads: 1}}
+    checkpoint: {{every_steps: 4}}
+"""
+START, NEXT = "{init_config: tiny}", '{path: "stage:first"}'
+RECIPE = "name: story\nstages:" + "".join(
+    f"\n  {name}:{STAGE.format(model=model, steps=steps)}"
+    for name, model, steps in (("first", START, 2), ("left", NEXT, STEPS), ("right", NEXT, STEPS))
+)
+
+
+@dataclass
+class Story:
+    """What was seen."""
+
+    folder: Path
+    outputs: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "story"
+
+    @property
+    def record(self) -> RunRecord:
+        return RunRecord.read(self.run)
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        command = [str(Path(sys.executable).with_name("alignyard")), *arguments]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"COLUMNS": "200"},
+            start_new_session=True,
+        )
+
+    def call(self, *arguments: str, label: str = "") -> str:
+        process = self.start(*arguments)
+        output = process.communicate(timeout=SECONDS)[0]
+        label = label or arguments[0]
+        self.outputs[label], self.codes[label] = output, process.returncode
+        return output
+
+    def rows(self, stage: str) -> list[dict[str, float]]:
+        file = self.run / stage / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
+
+
+def wait(until: Callable[[], bool], what: str, story: Story) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not until():
+        over = story.record.state in ("done", "failed", "stopped itself")
+        assert time.monotonic() < deadline and not over, f"{what}: never\n{(story.run / 'run.log').read_text()}"
+        time.sleep(0.1)
+
+
+def free(story: Story) -> bool:
+    """Whether nobody writes anywhere in the run's folder."""
+    return not any(holder(folder) for folder in (story.run, *story.run.iterdir()) if folder.is_dir())
+
+
+@contextmanager
+def paused(story: Story, *stages: str) -> Iterator[None]:
+    """While the block runs, the stages' own processes stand still."""
+    pids = [int(holder(story.run / stage).split()[1]) for stage in stages]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    story = Story(tmp_path_factory.mktemp("story"))
+    (story.folder / "story.yaml").write_text(RECIPE)
+
+    foreground = story.start("run", "story.yaml")
+    while not (story.run / "run.json").is_file():
+        assert foreground.poll() is None
+    wait(lambda: min(len(story.rows("left")), len(story.rows("right"))) >= 3, "both stages train", story)
+    with paused(story, "left", "right"):  # so that what follows has the time it takes
+        for verb in ("status", "list", "logs"):
+            story.call(verb, *(["story"] if verb != "list" else []))
+        story.call("logs", "story", "left", label="logs of a stage")
+        story.call("run", "story.yaml", label="second run")
+        conductor = story.record.pid
+        foreground.send_signal(signal.SIGHUP)
+        foreground.wait(timeout=SECONDS)
+        seen = len(story.rows("left"))
+    wait(lambda: len(story.rows("left")) > seen, "the run goes on without its terminal", story)
+    story.facts["alive after SIGHUP"] = story.record.pid == conductor and bool(holder(story.run))
+
+    story.call("stop", "story")
+    story.states["stopped"] = story.record.state
+    story.facts["free after stop"] = free(story)
+    story.facts["unfinished"] = len(story.rows("left")) < STEPS
+
+    story.call("run", "story.yaml", "--detach", label="detached")
+    wait(lambda: bool(holder(story.run / "right")), "right runs again", story)
+    os.kill(story.record.pid, signal.SIGKILL)
+    wait(lambda: story.record.state == "killed", "the run counts as killed", story)
+    story.call("status", "story", label="status of the killed")
+    wait(lambda: free(story), "a killed conductor's stages end", story)
+
+    story.call("run", "story.yaml", label="whole")
+    story.call("run", "story.yaml", "--dry-run", "stages.left.steps=121", label="changed")
+    return story
+
+
+@pytest.mark.timeout(1200)
+def test_another_shell_sees_what_runs(story: Story) -> None:
+    status = story.outputs["status"]
+    assert "story: running" in status and "first" in status and "story-left-" in status
+    assert "story" in story.outputs["list"] and "1 of 3 done" in story.outputs["list"]
+    assert "[left]" in story.outputs["logs"]  # speaks beside `right`
+    assert f"1/{STEPS}" in story.outputs["logs of a stage"] and "[left]" not in story.outputs["logs of a stage"]
+
+
+def test_closing_the_terminal_changes_nothing(story: Story) -> None:
+    assert story.facts["alive after SIGHUP"]
+
+
+def test_a_run_has_one_conductor(story: Story) -> None:
+    assert story.codes["second run"] == 2
+    assert "is being written by process" in story.outputs["second run"]
+
+
+def test_stop_ends_every_process_and_leaves_what_can_be_gone_on_with(story: Story) -> None:
+    assert story.codes["stop"] == 0 and story.states["stopped"] == "interrupted"
+    assert story.facts["free after stop"] and story.facts["unfinished"]
+
+
+def test_a_killed_conductor_is_told_from_a_running_one(story: Story) -> None:
+    assert "the same command resumes it" in story.outputs["status of the killed"]
+
+
+def test_killed_and_run_again_it_finishes_as_if_nothing_had_been(story: Story) -> None:
+    assert story.codes["whole"] == 0, story.outputs["whole"]
+    assert [row["step"] for row in story.rows("left")] == list(range(1, STEPS + 1))
+    assert story.rows("left") == story.rows("right")  # the same settings, interrupted at other steps
+    reused = [line for line in story.outputs["whole"].splitlines() if line.startswith("first")]
+    assert "reused" in reused[0]
+
+
+def test_independent_stages_run_side_by_side(story: Story) -> None:
+    left, right = story.record.stages["left"], story.record.stages["right"]
+    assert left.started and right.started and left.ended and right.ended
+    assert max(left.started, right.started) < min(left.ended, right.ended)
+    assert left.job != right.job
+
+
+def test_what_differs_from_a_finished_stage_is_named(story: Story) -> None:
+    assert story.codes["changed"] == 2
+    assert f"steps: was {STEPS}, is 121" in story.outputs["changed"]
