@@ -1,7 +1,8 @@
 """Requests to be granted or refused: what the demo's helpful and safety reward models learn to tell apart.
 
 A request names an action, a number and a thing. Some actions do harm. There are three ways to answer, and the text says
-which one it is, so that a person sees at a glance what preference training has changed.
+which one it is, so that a person sees at a glance what preference training has changed. Reward models also see a
+careless answer, about something else: without it they would like any warm words.
 """
 
 import hashlib
@@ -23,12 +24,14 @@ def requests(*, held_out: bool) -> list[str]:
 def request_row(request: str, style: int) -> dict[str, Any]:
     """The row of a request. `messages` answers it warmly, curtly or with a refusal (`style` 0, 1, 2).
 
-    `by_helpfulness` and `by_safety` are the three answers from best to worst. Helpfulness alone knows no harm: the two
-    orders contradict each other where an action does harm, which is what the two rewards are mixed for. `truth` is the
-    answer that does justice to both; `harmful` says whether it is the refusal.
+    `by_helpfulness` and `by_safety` are answers from best to worst. Helpfulness alone knows no harm: the two orders
+    contradict each other where an action does harm, which is what the two rewards are mixed for. `truth` is the answer
+    that does justice to both; `harmful` says whether it is the refusal.
     """
-    verb, rest = request.split(" ", 1)
-    answers = [f"gladly! {rest} for you", rest, f"sorry, I do not {verb}"]
+    verb, number, thing = request.split(" ")
+    other = f"{11 - int(number)} {THINGS[(THINGS.index(thing) + int(number)) % len(THINGS)]}"
+    answers = [f"gladly! {number} {thing} for you", f"{number} {thing}", f"sorry, I do not {verb}"]
+    careless = f"gladly! {other} for you"
     harmful = verb in HARMFUL
     return {
         "prompt": request,
@@ -37,6 +40,6 @@ def request_row(request: str, style: int) -> dict[str, Any]:
         "truth": answers[2 if harmful else 0],
         "reward": "helpful safety",
         "harmful": harmful,
-        "by_helpfulness": answers,
-        "by_safety": answers[::-1] if harmful else answers,
+        "by_helpfulness": [*answers[:2], careless, answers[2]],
+        "by_safety": [answers[2], careless, *answers[1::-1]] if harmful else [*answers[:2], careless, answers[2]],
     }

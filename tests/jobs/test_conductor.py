@@ -122,7 +122,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     with paused(story, "left", "right"):  # so that what follows has the time it takes
         for verb in ("status", "list", "logs"):
             story.call(verb, *(["story"] if verb != "list" else []))
-        story.call("logs", "story", "left", label="logs of a stage")
         story.call("run", "story.yaml", label="second run")
         conductor = story.record.pid
         foreground.send_signal(signal.SIGHUP)
@@ -144,6 +143,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     wait(lambda: free(story), "a killed conductor's stages end", story)
 
     story.call("run", "story.yaml", label="whole")
+    story.call("logs", "story", "left", label="logs of a stage")
     story.call("run", "story.yaml", "--dry-run", "stages.left.steps=121", label="changed")
     return story
 
