@@ -43,7 +43,6 @@ REPETITION_RISE = 0.2
 LOOKED_AT = (
     "step",
     "reward/total/mean",
-    "reward/total/unmixed_mean",
     "reward/total/length_slope",
     "reward/*/mean",
     "rollout/length/mean",
@@ -217,8 +216,7 @@ def slope_t(points: Sequence[tuple[float, float]]) -> float:
 
 
 def _reward(row: Row) -> float:
-    """The mean total before normalisation, under which every step's mean would be 0."""
-    return row.get("reward/total/unmixed_mean", row.get("reward/total/mean", math.nan))
+    return row.get("reward/total/mean", math.nan)
 
 
 def _means(name: str, *rows: Sequence[Row]) -> tuple[float, ...]:

@@ -23,6 +23,8 @@ from rewards.mix import DECIMALS, mix, shape_overlong, statistics
 from rewards.types import Verdict
 from rollout.types import Completion, Group
 
+Rewards = NDArray[np.float64]
+
 GRAM = 4
 """Tokens of a phrase whose repetition is counted."""
 
@@ -46,7 +48,7 @@ class Experience:
     """P judged groups; rewards_PG is NaN where a completion could not be judged."""
 
     judged: list[JudgedGroup]
-    rewards_PG: NDArray[np.float64]
+    rewards_PG: Rewards
 
     def samples(self) -> list[Sample]:
         """What a person reads: one sample a completion."""
@@ -66,15 +68,17 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> tu
     num_prompts, max_rounds = config.prompts_per_step, config.dynamic_sampling.max_rounds
     drawn: list[JudgedGroup] = []
     metrics: dict[str, float] = {}
-    rewards_PG, spread_P = np.empty((0, config.group_size)), np.empty(0, bool)
+    rewards_PG = totals_PG = np.empty((0, config.group_size))
+    spread_P = np.empty(0, bool)
     for draw in range((step - 1) * max_rounds + 1, step * max_rounds + 1):
         drawn += _sample(config, prompts.take(draw, num_prompts), fleet, seed=config.seed * 1_000_003 + draw)
-        rewards_PG, metrics = _mix(config, drawn)
+        lengths_PG = np.array([judged.lengths_G for judged in drawn])
+        rewards_PG, totals_PG, metrics = mixed_rewards(config, [judged.verdicts for judged in drawn], lengths_PG)
         spread_P = has_spread(rewards_PG)
         if spread_P.sum() >= num_prompts:
             break
     useful_first = np.argsort(~spread_P, kind="stable")[:num_prompts]
-    metrics |= _statistics(drawn, rewards_PG) | {
+    metrics |= _statistics(drawn, totals_PG) | {
         "rollout/sampled_groups": float(len(spread_P)),
         "rollout/mixed_groups_rate": float(spread_P.mean()),
     }
@@ -93,9 +97,11 @@ def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: in
     return [JudgedGroup(prompt, groups[i], verdicts[i]) for i, prompt in enumerate(prompts)]
 
 
-def _mix(config: GRPOConfig, drawn: list[JudgedGroup]) -> tuple[NDArray[np.float64], dict[str, float]]:
-    """rewards_PG with the punishment for overlong completions, and what the mix looks like in numbers."""
-    verdicts, lengths_PG = [judged.verdicts for judged in drawn], np.array([judged.lengths_G for judged in drawn])
+def mixed_rewards(
+    config: GRPOConfig, verdicts: list[list[dict[str, Verdict]]], lengths_PG: NDArray[np.int64]
+) -> tuple[Rewards, Rewards, dict[str, float]]:
+    """rewards_PG with the punishment for overlong completions; the same totals before any normalisation, under which
+    every step's mean would be 0 and no trend would show; and what the mix looks like in numbers."""
     mixed = mix(verdicts, config.rewards, normalize=config.mixing)
     punishment_PG = shape_overlong(
         lengths_PG, max_tokens=config.sampling.max_tokens, shaping_tokens=config.overlong.shaping_tokens
@@ -103,14 +109,12 @@ def _mix(config: GRPOConfig, drawn: list[JudgedGroup]) -> tuple[NDArray[np.float
     rewards_PG = np.round(mixed.rewards_PG + punishment_PG, DECIMALS)
     metrics = statistics(mixed, lengths_PG)
     totals_PG = rewards_PG
-    if config.mixing != "none":  # normalised totals have the mean 0 at every step; a trend shows in these
+    if config.mixing != "none":
         weights_K = np.array([spec.weight for spec in config.rewards])
-        totals_PG = np.tensordot(weights_K, np.nan_to_num(mixed.capped_KPG), axes=1)
+        totals_PG = np.tensordot(weights_K, np.nan_to_num(mixed.capped_KPG), axes=1) + punishment_PG
         totals_PG[np.isnan(rewards_PG)] = np.nan
-        if not np.isnan(totals_PG).all():
-            metrics["reward/total/unmixed_mean"] = float(np.nanmean(totals_PG))
     slope = length_slope(totals_PG, lengths_PG)
-    return rewards_PG, metrics if slope is None else metrics | {"reward/total/length_slope": slope}
+    return rewards_PG, totals_PG, metrics if slope is None else metrics | {"reward/total/length_slope": slope}
 
 
 def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:
@@ -129,7 +133,7 @@ def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:
     return float((lengths_PG * rewards_PG).sum() / spread) if spread > 1e-9 else None
 
 
-def _statistics(drawn: list[JudgedGroup], rewards_PG: NDArray[np.float64]) -> dict[str, float]:
+def _statistics(drawn: list[JudgedGroup], rewards_PG: Rewards) -> dict[str, float]:
     """Figures of everything a step sampled. The entropy, in nats a token, is estimated by what was sampled: the mean of
     -log p, whose expectation it is."""
     completions = [completion for judged in drawn for completion in judged.group.completions]

@@ -41,6 +41,11 @@ RECIPE = "name: story\nstages:" + "".join(
 )
 
 
+def _hears_of_its_terminal() -> None:
+    """Under nohup, which these tests may run under, a process is deaf to SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @dataclass
 class Story:
     """What was seen."""
@@ -69,6 +74,7 @@ class Story:
             stderr=subprocess.STDOUT,
             env=os.environ | {"COLUMNS": "200"},
             start_new_session=True,
+            preexec_fn=_hears_of_its_terminal,
         )
 
     def call(self, *arguments: str, label: str = "") -> str:

@@ -9,8 +9,9 @@ import pytest
 from configs.grpo import GRPOConfig
 from pipeline.alarms import SPAN, WINDOW, Alarms, alarms, slope_t
 from pipeline.errors import RunStopped
-from pipeline.experience import length_slope, repetition_rate
+from pipeline.experience import length_slope, mixed_rewards, repetition_rate
 from pipeline.reports.report import Report, read_metrics
+from rewards.types import Verdict
 
 CALM = {"reward/total/collapsed_rate": 0.1, "reward/total/left_out_rate": 0.1, "reward/math/mean": 0.5}
 COLLAPSED = CALM | {"reward/total/collapsed_rate": 0.5}
@@ -110,11 +111,15 @@ def test_a_reward_that_rises_by_length_alone() -> None:
     assert "reward hacking" in said and "(reward/total/length_controlled) fell" in said
 
 
-def test_a_normalised_reward_is_watched_before_it_is_normalised() -> None:
-    """Under mixing=batch or group every step's mean total is 0."""
-    hacked: dict[str, Series] = {"reward__total__mean": lambda _: 0.0, "reward__judge__mean": lambda x: 0.5 - 0.8 * x}
-    assert raised(series(**hacked)) == []
-    assert "reward hacking" in raised(series(reward__total__unmixed_mean=lambda x: 0.2 + 0.5 * x, **hacked))[0]
+def test_totals_keep_their_level_where_rewards_are_normalised() -> None:
+    """Two groups of two, judged by two rewards with the coefficients 1 and 0.5: totals 1.0, 0.5 and 2.0, 0.0."""
+    scores = [[(1.0, 0.0), (0.0, 1.0)], [(2.0, 0.0), (0.0, 0.0)]]
+    verdicts = [[{"a": Verdict(a), "b": Verdict(b)} for a, b in group] for group in scores]
+    given = {"rewards": [{"name": "m:a"}, {"name": "m:b", "weight": 0.5}], "mixing": "batch"}
+    normalised = GRPOConfig.model_validate(config().model_dump() | given)
+    rewards_PG, totals_PG, _ = mixed_rewards(normalised, verdicts, np.full((2, 2), 5))
+    assert rewards_PG.mean() == pytest.approx(0)
+    assert totals_PG.tolist() == [[1.0, 0.5], [2.0, 0.0]]
 
 
 @pytest.mark.parametrize("end", [3.0, 0.3])
