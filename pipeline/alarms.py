@@ -148,7 +148,8 @@ def reward_hacking(window: Sequence[Row], held_out: Sequence[str]) -> str | None
     constant length is taken with the mean slope of the window.
     """
     steps, totals = [row["step"] for row in window], [_reward(row) for row in window]
-    if not slope_t(list(zip(steps, totals, strict=True))) >= RISING_T:
+    judged = [(step, total) for step, total in zip(steps, totals, strict=True) if not math.isnan(total)]
+    if len(judged) < WINDOW // 2 or not slope_t(judged) >= RISING_T:
         return None
     watched = {
         f"reward/{label}/mean": [row.get(f"reward/{label}/mean", math.nan) for row in window] for label in held_out
@@ -159,11 +160,12 @@ def reward_hacking(window: Sequence[Row], held_out: Sequence[str]) -> str | None
         watched["the reward at constant length (reward/total/length_controlled)"] = [
             total - fmean(slopes) * (length - lengths[0]) for total, length in zip(totals, lengths, strict=True)
         ]
+    risen = _ends([total for _, total in judged])
     for name, values in watched.items():
         points = [(step, value) for step, value in zip(steps, values, strict=True) if not math.isnan(value)]
         if len(points) >= WINDOW // 2 and slope_t(points) <= -FALLING_T:
             return (
-                f"over {len(window)} steps the reward rose from {_ends(totals)}, while {name} fell from "
+                f"over {len(window)} steps the reward rose from {risen}, while {name} fell from "
                 f"{_ends([value for _, value in points])}: the policy learns what the reward says, not what it means; "
                 "look at the samples, raise kl_coef, or mend the reward"
             )

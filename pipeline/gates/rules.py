@@ -28,10 +28,13 @@ LOWER_IS_BETTER = (
     "bits_per_byte",
     "brier_score",
     "byte_perplexity",
+    "likelihood_diff",
     "mean_length",
     "nll_mean",
     "over_refusal_rate",
+    "pct_stereotype",
     "perplexity",
+    "ter",
     "truncated_rate",
     "unjudged_rate",
     "word_perplexity",
@@ -137,7 +140,7 @@ def fewest(confidence: float) -> int:
 
 def lower_is_better(figure: str) -> bool:
     """Whether `SUITE/FIGURE` improves by falling."""
-    return figure.rpartition("/")[2] in LOWER_IS_BETTER
+    return figure.rpartition("/")[2].partition(",")[0] in LOWER_IS_BETTER
 
 
 def value_of(figure: str, evaluation: Mapping[str, SuiteResult]) -> float:

@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 
 from configs.sampling import SamplingConfig
 from pipeline.judging.checkpoint import CheckpointJudge
-from rewards.judging.rubric import TRIES, NoScore, Rubric, Vote, averaged
+from rewards.judging.rubric import TRIES, NoScore, Rubric, Vote, averaged, excerpt
 from rewards.types import Status, Task, Verdict
+from rollout.types import Completion
 
 if TYPE_CHECKING:
     from pipeline.data.chat import ChatFormat
@@ -76,7 +77,9 @@ class SelfJudge(Rubric, CheckpointJudge):
             answers = self._answers([questions[index] for index in missing], attempt) if missing else []
             for index, answer in zip(missing, answers, strict=True):
                 try:
-                    votes[index].append((self.read(answer), answer))
+                    if answer.finish_reason == "length":  # a number in an unfinished thought is no score
+                        raise NoScore(f"an answer cut short; raise max_tokens: {excerpt(answer.text)}")
+                    votes[index].append((self.read(answer.text), answer.text))
                 except NoScore as error:
                     troubles[index] = str(error)
                     again.append(index)
@@ -102,11 +105,11 @@ class SelfJudge(Rubric, CheckpointJudge):
             )
         return token_ids
 
-    def _answers(self, questions: list[list[int]], attempt: int) -> list[str]:
+    def _answers(self, questions: list[list[int]], attempt: int) -> list[Completion]:
         """What the judge says to each."""
         sampling = SamplingConfig(max_tokens=self.max_tokens, temperature=self.temperature)
         groups = self._engine.generate(questions, sampling, 1, self.seed + attempt)
-        return [group.completions[0].text for group in sorted(groups, key=lambda group: group.index)]
+        return [group.completions[0] for group in sorted(groups, key=lambda group: group.index)]
 
     @cached_property
     def _chat(self) -> "ChatFormat":

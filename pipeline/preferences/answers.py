@@ -150,7 +150,8 @@ class Sampler:
     def _kept(self, name: str, prompts: list[Prompt]) -> list[Answered]:
         kept: list[Answered] = []
         for file, batch in self._batches(name, prompts):
-            records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            with file.open(encoding="utf-8") as lines:  # splitlines() would also split at what JSON leaves in a text
+                records = [json.loads(line) for line in lines]
             if [record["key"] for record in records] != [prompt_key(prompt.task.conversation) for prompt in batch]:
                 raise ValueError(f"'{file}' holds answers to other prompts than are asked now; remove it")
             for prompt, record in zip(batch, records, strict=True):

@@ -24,8 +24,12 @@ def prompt_key(messages: Sequence[Message]) -> str:
 
 
 def is_held_out(messages: Sequence[Message], share: float) -> bool:
-    """Whether a prompt belongs to the held-out `share`, for good: whatever the seed and wherever it comes from."""
-    return int(prompt_key(messages)[:16], 16) < share * 16**16
+    """Whether a prompt belongs to the held-out `share`, for good: whatever the seed and wherever it comes from.
+
+    Its first question decides, so a dialogue and what goes on from it are on the same side.
+    """
+    opening = next((place for place, message in enumerate(messages) if message["role"] == "user"), 0)
+    return int(prompt_key(messages[: opening + 1])[:16], 16) < share * 16**16
 
 
 def save_splits(folder: Path, rows: Sequence[dict[str, Any]], held_out: Sequence[bool], features: Features) -> None:

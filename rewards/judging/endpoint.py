@@ -82,4 +82,6 @@ def _text(response: httpx.Response) -> str:
         raise NoScore(f"no chat completion: {excerpt(response.text)}") from error
     if not isinstance(text, str) or not text.strip():
         raise NoScore(f"an answer without text, ended by {reason!r}")
+    if reason == "length":  # a number in an unfinished thought is no score
+        raise NoScore(f"an answer cut short; raise max_tokens: {excerpt(text)}")
     return text

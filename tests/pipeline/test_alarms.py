@@ -200,3 +200,9 @@ def test_phrases_said_again() -> None:
     assert repetition_rate([1, 2, 3]) == 0.0 == repetition_rate([1, 2, 3, 4, 5]) == repetition_rate([])
     assert repetition_rate([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)  # 1234 2341 3412 4123 1234
     assert repetition_rate([7] * 103) == pytest.approx(0.99)
+
+
+def test_a_step_without_verdicts_hides_nothing() -> None:
+    rows = list(series(reward__judge__mean=lambda x: 0.5 - 0.8 * x))
+    rows[len(rows) // 2] |= {"reward/total/mean": float("nan")}
+    assert any("reward hacking" in said for said in raised(iter(rows)))

@@ -301,3 +301,11 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     bad_rows = BadRows()
     assert list(read_comparisons(ComparisonData.model_validate({"source": source}), bad_rows)) == given
     assert not bad_rows.counts
+
+
+def test_a_dialogue_and_what_goes_on_from_it_are_on_the_same_side() -> None:
+    for number in range(50):
+        opening = [{"role": "user", "content": f"question {number}"}]
+        going_on = [*opening, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and then?"}]
+        assert is_held_out(opening, 0.5) == is_held_out(going_on, 0.5)
+        assert prompt_key(opening) != prompt_key(going_on)

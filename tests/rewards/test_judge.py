@@ -70,6 +70,7 @@ def test_what_may_pass_is_asked_again(server: Judge, trouble: str) -> None:
         ("raw <html>", "no chat completion: '<html>'"),
         ('raw {"choices": []}', "no chat completion"),
         ('raw {"choices": [{"message": {"content": null}, "finish_reason": "length"}]}', "ended by 'length'"),
+        ('raw {"choices": [{"message": {"content": "[[3]] or"}, "finish_reason": "length"}]}', "cut short"),
     ],
 )
 def test_garbage_is_asked_for_again_and_never_a_score(server: Judge, answer: str, said: str) -> None:

@@ -12,6 +12,7 @@ from pipeline.judging.self_judge import SelfJudge
 from pipeline.models.score import new_score_model
 from pipeline.models.tokenizer import byte_tokenizer
 from rewards.types import Status, Task
+from rollout.types import Completion
 from tests.rollout import tiny
 
 RUBRIC = "Rate {completion} like [[7]]"
@@ -24,9 +25,10 @@ class Scripted(SelfJudge):
     script: list[list[str]] = []  # noqa: RUF012
     asked: list[int] = []  # noqa: RUF012
 
-    def _answers(self, questions: Sequence[list[int]], attempt: int) -> list[str]:
+    def _answers(self, questions: Sequence[list[int]], attempt: int) -> list[Completion]:
         self.asked.append(len(questions))
-        return [self.script[attempt].pop(0) for _ in questions]
+        texts = [self.script[attempt].pop(0) for _ in questions]
+        return [Completion([5], [0.0], text, "length" if text.endswith("...") else "stop", 0) for text in texts]
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +54,11 @@ def scripted(folder: Path, script: list[list[str]], **args: Any) -> Scripted:
 
 
 def test_votes_are_averaged_and_missing_ones_drawn_again(judge_folder: Path) -> None:
-    script = [["[[4]]", "no", "[[8]]", "[[8]]"], ["[[6]]"]]
+    """An answer without a mark is asked for again, and one cut short, whatever mark it holds."""
+    script = [["[[4]]", "perhaps [[2]], but...", "[[8]]", "no"], ["[[6]]", "[[8]]"]]
     judge = scripted(judge_folder, script, votes=2)
     first, second = judge.score_batch([TASK, TASK], ["a", "b"])
-    assert (first.score, second.score) == (5.0, 8.0) and judge.asked == [4, 1]
+    assert (first.score, second.score) == (5.0, 8.0) and judge.asked == [4, 2]
 
 
 def test_what_stays_garbage_is_a_failure_of_its_own_completion_only(judge_folder: Path) -> None:
