@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from configs.base import Settings
+from configs.base import Settings, neighbour
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
@@ -31,22 +31,27 @@ RESULTS = {"sft": "hf", "grpo": "hf", "gate": "hf", "rm": "hf", "preferences": "
 
 LANGUAGE_MODELS = ("sft", "grpo", "gate")
 
+StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
+"""A stage is a folder of its run, and a part of the name of its job."""
+
 
 class Recipe(Settings):
     """Stages, each after those that it refers to; `stage:NAME` hands one's result to another."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     """Name of the run: its folder below `runs_dir`."""
     runs_dir: str = "runs"
     """Folder the run's folder is made in."""
     seed: int | None = None
     """A number that stages may refer to as `${seed}`, so that one override reseeds the whole recipe."""
-    stages: dict[str, StageConfig] = Field(min_length=1)
+    stages: dict[StageName, StageConfig] = Field(min_length=1)
     """The stages by name. A stage stands after those that it refers to; those that don't need each other may run side
     by side."""
 
     @model_validator(mode="after")
     def _known_parents(self) -> "Recipe":
+        if "evaluations" in self.stages:
+            raise ValueError("stages.evaluations: the run keeps a folder of that name; rename the stage")
         seen: dict[str, str] = {}
         for name, stage in self.stages.items():
             for key, parent in references(stage).items():
@@ -61,10 +66,19 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _known_gates(self) -> "Recipe":
-        for name, stage in self.stages.items():
+        names = list(self.stages)
+        for place, (name, stage) in enumerate(self.stages.items()):
             gate = stage.validation.gate if isinstance(stage, GRPOConfig) and stage.validation else None
-            if gate in self.stages and self.stages[gate].type != "gate":
-                raise ValueError(f"stages.{name}.validation.gate='{gate}' is a stage of type {self.stages[gate].type}")
+            if gate is None or gate.endswith((".yaml", ".yml")):
+                continue
+            where = f"stages.{name}.validation.gate='{gate}'"
+            if gate not in self.stages:
+                raise ValueError(f"{where}: no such stage; {neighbour(gate, names)} (a gate in a file ends in .yaml)")
+            if self.stages[gate].type != "gate":
+                raise ValueError(f"{where} is a stage of type {self.stages[gate].type}")
+            for key, parent in references(self.stages[gate]).items():
+                if key.startswith("suites.") and parent not in names[:place]:
+                    raise ValueError(f"{where}: its {key}='stage:{parent}' is not made before '{name}' is")
         return self
 
 

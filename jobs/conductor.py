@@ -37,9 +37,9 @@ from jobs.record import (
 )
 from jobs.stage_job import Outcome
 from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
-from jobs.verbs import FAULT, duration, exit_code, meaning, quieten
+from jobs.verbs import FAULT, WRONG_INPUT, duration, exit_code, meaning, quieten
 from jobs.verbs import INTERRUPTED as INTERRUPTED_CODE
-from pipeline.demand import Node, demand, machines
+from pipeline.demand import Demand, Node, demand, machines
 from pipeline.folder import write_atomic
 from pipeline.lock import locked
 from pipeline.recipe import cut_off, graph, ready
@@ -123,15 +123,18 @@ class Conductor:
             missing = [parent for parent in self._graph[name] if parent not in done]
             self._stages[name].reason = f"needs {', '.join(missing)}"
         for name in ready(self._graph, waiting, done):
-            stage, config = self._stages[name], self._order.recipe.stages[name]
-            taken = sum(demand(self._order.recipe.stages[other]).share(self._nodes)[0] for other in self._running)
-            asked, there = demand(config).share(self._nodes)
+            stage = self._stages[name]
+            taken = sum(self._demand(other).share(self._nodes)[0] for other in self._running)
+            asked, there = self._demand(name).share(self._nodes)
             if self._running and taken + asked > there:
                 unit = "GPUs" if any(node.gpus for node in self._nodes) else "cores"
                 stage.reason = f"asks for {asked:g} of {there:g} {unit}; {', '.join(self._running)} has {taken:g}"
                 continue
             self._submit(name, stage)
         _publish(self._record)
+
+    def _demand(self, name: str) -> Demand:
+        return demand(self._order.recipe.stages[name], self._order.recipe)
 
     def _submit(self, name: str, stage: StageRecord) -> None:
         folder = self._order.folder
@@ -140,10 +143,10 @@ class Conductor:
         stage.started, stage.ended, stage.exit_code = time.time(), None, None
         command = stage_command(folder, name, self._order.working_directory)
         environment = {name: os.environ[name] for name in ("COLUMNS",) if name in os.environ}
+        self._running.append(name)  # before it runs, so that a stop in between finds it
         self._jobs.submit(
             command, job=stage.job, run=self._record.name, stage=name, folder=folder, environment=environment
         )
-        self._running.append(name)
         self._threads[name] = self._jobs.follow_aside(stage.job, self._teller(name))
 
     def _teller(self, name: str) -> Any:
@@ -216,6 +219,7 @@ class Conductor:
 def conduct(order: Order) -> int:
     """Runs the order; the exit code. Raises ValueError for what is wrong before anything starts."""
     with locked(order.folder, wait_seconds=2.0):
+        before = (order.folder / RUN).read_text(encoding="utf-8") if (order.folder / RUN).is_file() else None
         record = _record(order)
         record.write()
         # What takes seconds to import is imported while Ray starts.
@@ -225,12 +229,15 @@ def conduct(order: Order) -> int:
             with cluster_with_jobs() as address, _signals_raise():
                 imports.join()
                 code = _conduct(order, record, Jobs(address))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # while it starts, Ray answers SIGTERM in its own way
             _finish(order, record, INTERRUPTED_CODE, "stopped")
-            raise
+            raise KeyboardInterrupt from None
         except Exception as error:
             message, code = meaning(error)
-            _finish(order, record, code, message)
+            if code == WRONG_INPUT and before is not None and not _started(record):
+                write_atomic(order.folder / RUN, before)  # what was so is still so
+            else:
+                _finish(order, record, code, message)
             raise
         _finish(order, record, code, record.reason)
         return code
@@ -252,7 +259,7 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
             own.state, own.reused = DONE, True
         elif not stage.chosen:
             own.state = LEFT_OUT
-        elif never := stage.demand.never(there):
+        elif never := demand(stage.config, order.recipe).never(there):
             raise ValueError(f"{stage.name}: {never}")
     write_atomic(order.folder / RECIPE, order.recipe.model_dump_json(indent=1))
     record.reason = ""
@@ -272,6 +279,11 @@ def _record(order: Order) -> RunRecord:
     record = RunRecord(order.recipe.name, str(order.folder), stages, address=order.address, job=order.job)
     record.reason = "starting"
     return record
+
+
+def _started(record: RunRecord) -> bool:
+    """Whether a stage was started by this conductor."""
+    return any(stage.state == RUNNING or stage.exit_code is not None for stage in record.stages.values())
 
 
 def _finish(order: Order, record: RunRecord, code: int, reason: str = "") -> None:
@@ -295,7 +307,7 @@ def _show(record: RunRecord, order: Order, nodes: list[Node]) -> None:
     table = Table("stage", "", "asks for", "after", box=None, header_style="bold", pad_edge=False)
     for name, stage in record.stages.items():
         state = "reused" if stage.reused else stage.state
-        table.add_row(name, state, str(demand(order.recipe.stages[name])), ", ".join(stage.waits_for))
+        table.add_row(name, state, str(demand(order.recipe.stages[name], order.recipe)), ", ".join(stage.waits_for))
     console = Console()
     console.print(table)
     console.print(f"cluster: {machines(nodes)}; run folder {order.folder}", highlight=False, soft_wrap=True)
@@ -317,6 +329,7 @@ def _signals_raise() -> Iterator[None]:
 
 def main() -> int:
     """Runs the order that stands in the environment."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # from the first moment on; Ray's start overwrites it
     quieten()
     order = Order.model_validate_json(os.environ.pop(ORDER))
     if order.working_directory.is_dir():

@@ -45,8 +45,6 @@ examples:
 
 def add_run(verbs: Verbs) -> None:
     """Adds `run` and `submit`."""
-    from configs.stages import STAGES
-
     run = add_verb(verbs, "run", _run, "run a recipe, every stage as a Ray job", RUN, resumes=True)
     run.add_argument("file", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     add_overrides(run)
@@ -56,7 +54,7 @@ def add_run(verbs: Verbs) -> None:
     run.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
     run.add_argument("--detach", action="store_true", help="return as soon as it has started")
     submit = add_verb(verbs, "submit", _submit, "run one stage as a Ray job", SUBMIT)
-    submit.add_argument("stage", metavar="STAGE", choices=list(STAGES), help=f"its type: {', '.join(STAGES)}")
+    submit.add_argument("stage", metavar="STAGE", help="its type, as docs/recipes.md lists them")
     submit.add_argument("file", metavar="CONFIG", help="a YAML file with the stage's type and keys at the root")
     add_overrides(submit)
     submit.add_argument("--output", metavar="DIR", type=Path, help="folder of the run (default: runs/<CONFIG's name>)")
@@ -88,9 +86,12 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
+    from configs.base import neighbour
     from configs.load import load
     from configs.stages import STAGES, Recipe
 
+    if args.stage not in STAGES:
+        raise ValueError(f"submit {args.stage}: no such type of stage; {neighbour(args.stage, list(STAGES))}")
     config = load(args.file, args.overrides, STAGES[args.stage]).config
     output: Path = args.output or Path("runs") / Path(args.file).stem
     recipe = Recipe.model_validate(
@@ -126,11 +127,11 @@ def _on_cluster(order: "Order", detach: bool) -> int:
         return _tell_started(order)
     try:
         jobs.follow(order.job, write)
+        while (job := jobs.ended(order.job)) is None:
+            time.sleep(0.2)
     except KeyboardInterrupt:
         jobs.stop([order.job])
         raise
-    while (job := jobs.ended(order.job)) is None:
-        time.sleep(0.2)
     return FAULT if job.driver_exit_code is None else job.driver_exit_code
 
 
@@ -151,6 +152,11 @@ def _here(order: "Order", detach: bool) -> int:
             start_new_session=True,  # closing the terminal ends the terminal's session, not this one
         )
     if detach:
+        while process.poll() is None and not _under_way(order.folder, process.pid):
+            time.sleep(0.1)
+        if process.returncode:  # refused at once, or it failed to start: it has said why
+            follow(file, end, lambda: True)
+            return process.returncode
         return _tell_started(order)
     try:
         follow(file, end, lambda: process.poll() is not None)
@@ -158,6 +164,16 @@ def _here(order: "Order", detach: bool) -> int:
         process.send_signal(SIGTERM)
         follow(file, file.stat().st_size, lambda: process.poll() is not None)
     return process.wait()
+
+
+def _under_way(folder: Path, pid: int) -> bool:
+    """Whether the conductor has found nothing wrong, and starts stages."""
+    from jobs.record import RUN, RunRecord
+
+    if not (folder / RUN).is_file():
+        return False
+    record = RunRecord.read(folder)
+    return record.pid == pid and record.reason != "starting"
 
 
 def follow(file: Path, offset: int, ended: Callable[[], bool]) -> None:
@@ -200,7 +216,7 @@ def _dry_run(recipe: "Recipe", args: argparse.Namespace) -> int:
         for title, told in (
             ("after", ", ".join(stage.waits_for)),
             ("model", told_model(stage.config, recipe)),
-            ("layout", "; ".join(told_layout(stage.config))),
+            ("layout", "; ".join(told_layout(stage.config, recipe))),
             ("data", "\n".join(told_sources(stage.config))),
         ):
             if told:

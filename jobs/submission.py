@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -77,9 +77,9 @@ def module_command(module: str, *arguments: str) -> str:
 def stage_command(run: Path, stage: str, working_directory: Path) -> str:
     """The shell's line that runs a stage, on the cluster of this process. Ray itself would hand the job the address of
     the cluster that was started last on the machine."""
-    address = ray.get_runtime_context().gcs_address
+    address, folder = ray.get_runtime_context().gcs_address, shlex.quote(str(working_directory))
     return (
-        f"cd {shlex.quote(str(working_directory))} && export RAY_ADDRESS={address} && "
+        f"{{ [ ! -d {folder} ] || cd {folder}; }} && export RAY_ADDRESS={address} && "
         f"{module_command('jobs.stage_job', str(run), stage)}"
     )
 
@@ -101,7 +101,7 @@ class Jobs:
             ) from error
         except (ConnectionError, RuntimeError) as error:
             raise ValueError(f"--address {address}: no Ray job server answers there ({error})") from error
-        self._answered = time.monotonic()
+        self._silent_since: float | None = None
 
     def submit(
         self, command: str, *, job: str, run: str, folder: Path, stage: str = "", environment: Mapping[str, str]
@@ -134,16 +134,18 @@ class Jobs:
         try:
             details = self._client.get_job_info(job)
         except (OSError, RuntimeError) as error:
-            if time.monotonic() - self._answered > UNREACHABLE_SECONDS:
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since > UNREACHABLE_SECONDS:
                 raise RunStopped(f"the job server of the Ray cluster ({self.address}) is gone: {error}") from error
             return None
-        self._answered = time.monotonic()
+        self._silent_since = None
         return details if details.status.is_terminal() else None
 
     def stop(self, jobs: Sequence[str]) -> list[str]:
         """Ends jobs, by force where they take too long; returns those that live on all the same."""
         for job in jobs:
-            self._client.stop_job(job)
+            with suppress(OSError, RuntimeError):  # already over, or nobody there: what is left is told below
+                self._client.stop_job(job)
         deadline = time.monotonic() + STOP_SECONDS + 30
         left = list(jobs)
         while left and time.monotonic() < deadline:

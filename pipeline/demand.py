@@ -4,13 +4,16 @@ On GPUs a rank and an engine share one, half each, and take turns; a reward mode
 takes turns on the cores, and what counts is how many threads a stage runs at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from configs.evaluation import EvalConfig
+from configs.gate import GateConfig
+from configs.grpo import GRPOConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
-from configs.stages import AnyStage
+from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
 
 MODELS = ("reward_model", "self_judge")
@@ -69,10 +72,13 @@ class Demand:
     def never(self, nodes: Sequence[Node]) -> str:
         """Why the cluster can't run the stage whoever else leaves it; empty where it can."""
         asked, there = self.share(nodes)
-        if asked <= there:
-            return ""
         settings = " or ".join(some.setting for some in self.actors if some.gpus)
-        return f"asks for {asked:g} GPUs ({self}), the cluster has {there:g}: {machines(nodes)}; lower {settings}"
+        if asked > there:
+            return f"asks for {asked:g} GPUs ({self}), the cluster has {there:g}: {machines(nodes)}; lower {settings}"
+        cores, claimed = sum(node.cpus for node in nodes), claims(self.actors, gpus=any(node.gpus for node in nodes))
+        if claimed > cores:
+            return f"claims {claimed:g} cores ({self}), the cluster has {cores:g}: {machines(nodes)}; lower {settings}"
+        return ""
 
     def busy(self, nodes: Sequence[Node]) -> str:
         """Why the stage has to wait now; empty where what it asks is free."""
@@ -87,9 +93,12 @@ class Demand:
         return ", ".join(f"{some.count} {some.noun}{'s' * (some.count > 1)}" for some in self.actors) or "no processes"
 
 
-def demand(config: AnyStage) -> Demand:
-    """The processes that a stage of this configuration starts. Judging by rules costs little, and is not counted."""
-    return Demand(list(_actors(config)))
+def demand(config: AnyStage, recipe: Recipe | None = None) -> Demand:
+    """The processes that a stage of this configuration starts. Judging by rules costs little, and is not counted.
+
+    recipe: what the stage is part of; the judges of the gate that it validates by are counted with it.
+    """
+    return Demand(list(_actors(config, recipe)))
 
 
 def options(*, gpus: bool) -> dict[str, Any]:
@@ -99,8 +108,8 @@ def options(*, gpus: bool) -> dict[str, Any]:
 
 
 def claims(actors: Sequence[Actors], *, gpus: bool) -> float:
-    """CPUs that Ray sets aside for the actors."""
-    return sum(some.count for some in actors) * options(gpus=gpus)["num_cpus"]
+    """CPUs that Ray sets aside for the actors; judges claim none."""
+    return sum(some.count for some in actors if some.shares) * options(gpus=gpus)["num_cpus"]
 
 
 def machines(nodes: Sequence[Node]) -> str:
@@ -113,7 +122,7 @@ def machines(nodes: Sequence[Node]) -> str:
     )
 
 
-def _actors(config: AnyStage) -> Iterator[Actors]:
+def _actors(config: AnyStage, recipe: Recipe | None) -> Iterator[Actors]:
     trainer: TrainerConfig | None = getattr(config, "trainer", None)
     if trainer is not None:
         ranks = trainer.num_ranks
@@ -122,14 +131,26 @@ def _actors(config: AnyStage) -> Iterator[Actors]:
     if rollout is not None:
         engines, devices = rollout.num_engines, rollout.num_engines * rollout.tensor_parallel_size
         yield Actors("engine", engines, devices, engines * rollout.threads, "rollout.num_engines")
-    pool: RewardPoolConfig | None = getattr(config, "reward_pool", None)
-    for spec in _specs(config):
+    suites: AnyStage | None = config
+    if not isinstance(config, EvalConfig | GateConfig):
+        yield from _judges(_specs(config), getattr(config, "reward_pool", None))
+        validation = config.validation if isinstance(config, GRPOConfig) else None
+        suites = recipe.stages.get(validation.gate) if recipe and validation else None
+    if isinstance(suites, EvalConfig | GateConfig):
+        # Suites are run one after the other, each with judges of its own.
+        by_suite = [list(_judges(_specs(suite), suites.reward_pool)) for suite in suites.suites.values()]
+        yield from max(by_suite, key=lambda judges: sum(some.gpus for some in judges), default=[])
+
+
+def _judges(specs: Iterable[RewardSpec], pool: RewardPoolConfig | None) -> Iterator[Actors]:
+    for spec in specs:
         if spec.name in MODELS and pool is not None:
             workers = pool.workers.get(spec.label, 1)
             threads = workers * int(spec.args.get("threads", 1))
-            setting = f"reward_pool.workers.{spec.label}"
             gpus = workers * float(1.0 if spec.args.get("gpus") is None else spec.args["gpus"])
-            yield Actors(f"'{spec.label}' judge", workers, gpus, threads, setting, shares=False)
+            yield Actors(
+                f"'{spec.label}' judge", workers, gpus, threads, f"reward_pool.workers.{spec.label}", shares=False
+            )
 
 
 def _specs(node: Any) -> Iterator[RewardSpec]:

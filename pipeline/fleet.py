@@ -22,7 +22,7 @@ from ray.util.state.exception import RayStateApiException
 from configs.grpo import GRPOConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
-from configs.stages import AnyStage
+from configs.stages import AnyStage, Recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.demand import Demand, Node, demand, options
 from pipeline.errors import RunStopped
@@ -70,12 +70,13 @@ def nodes() -> list[Node]:
     ]
 
 
-def await_room(config: AnyStage, tell: Callable[[str], None]) -> None:
-    """Return when what the stage asks of the cluster is free; why it waits, and for whom, is told when that changes.
+def await_room(config: AnyStage, recipe: Recipe | None, tell: Callable[[str], None]) -> None:
+    """Return when what the stage of `recipe` asks of the cluster is free; why it waits, and for whom, is told when that
+    changes.
 
     Raises ValueError with the reason when the cluster can never give it, RunStopped when it was not free for a day.
     """
-    asked, told, deadline = demand(config), "", time.monotonic() + ROOM_SECONDS
+    asked, told, deadline = demand(config, recipe), "", time.monotonic() + ROOM_SECONDS
     never = asked.never(nodes())
     if never:
         raise ValueError(never)

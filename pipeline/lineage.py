@@ -20,7 +20,7 @@ from typing import Any, cast, get_args
 
 from configs.base import Settings
 from configs.data import DatasetSource, Source
-from configs.evaluation import BaseSuite
+from configs.evaluation import BaseSuite, LMEvalSuite
 from configs.load import leaves
 from configs.model import FirstModelConfig, ModelConfig
 from configs.reward_model import RewardModelConfig
@@ -278,6 +278,9 @@ def _data(runnable: AnyStage, folder: Path) -> Iterator[tuple[str, Any]]:
         elif isinstance(node, RewardSpec) and "rubric_file" in node.args:
             file = Path(node.args["rubric_file"]).expanduser()
             yield f"{key}.args.rubric_file", {_place(file, folder): file_hash(file)}
+        elif isinstance(node, LMEvalSuite):
+            for name, file in node.reads().items():
+                yield f"{key}.{name}", {_place(Path(str(file)), folder): file_hash(Path(str(file)))}
         elif "path" in type(node).model_fields and not isinstance(node, ModelConfig | FirstModelConfig):
             file = Path(getattr(node, "path"))  # noqa: B009
             yield key, {_place(file, folder): file_hash(file)}

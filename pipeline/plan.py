@@ -16,7 +16,7 @@ from configs.references import PREFIX
 from configs.sampling import RolloutConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
-from pipeline.demand import Demand, demand
+from pipeline.demand import demand
 from pipeline.models.fresh import architecture_file
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.recipe import chosen, graph, missing
@@ -60,11 +60,6 @@ class Planned:
             return "left out"
         return "resumed" if self.standing == "started" else "runs"
 
-    @property
-    def demand(self) -> Demand:
-        """The processes it starts."""
-        return demand(self.config)
-
 
 def plan(recipe: Recipe, folder: Path, choice: Choice | None = None) -> list[Planned]:
     """The stages in order, each looked at as far as it can be before its inputs are there; `folder` is the run's.
@@ -89,7 +84,9 @@ def plan(recipe: Recipe, folder: Path, choice: Choice | None = None) -> list[Pla
             stage.lacks = str(error)
     undone = missing(stages, names, [name for name in planned if planned[name].standing == "done"])
     if undone:
-        raise ValueError(f"not done in '{folder}': {', '.join(undone)}, which {', '.join(names)} need; run these first")
+        said = f"not done in '{folder}': {', '.join(undone)}, which {', '.join(names)} need; run these first"
+        differs = [f"{name}: {planned[name].differs}" for name in undone if planned[name].differs]
+        raise ValueError("\n".join([said, *differs]))
     return list(planned.values())
 
 
@@ -116,7 +113,7 @@ def told_model(config: AnyStage, recipe: Recipe) -> str:
     return f"{path}, {_size(Path(path).expanduser() / 'config.json')}"
 
 
-def told_layout(config: AnyStage) -> list[str]:
+def told_layout(config: AnyStage, recipe: Recipe) -> list[str]:
     """How a stage is spread over processes."""
     lines: list[str] = []
     trainer: TrainerConfig | None = getattr(config, "trainer", None)
@@ -125,7 +122,7 @@ def told_layout(config: AnyStage) -> list[str]:
     rollout: RolloutConfig | None = getattr(config, "rollout", None)
     if rollout is not None:
         lines.append(f"{rollout.num_engines} x engine, TP {rollout.tensor_parallel_size}")
-    judges = [some for some in demand(config).actors if not some.shares]
+    judges = [some for some in demand(config, recipe).actors if not some.shares]
     return lines + [f"{some.count} x {some.noun}" for some in judges]
 
 

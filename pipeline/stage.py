@@ -79,7 +79,7 @@ def _run(config: AnyStage, runnable: AnyStage, folder: Path, recipe: Recipe | No
     write_lineage(folder, folder.name, config, runnable)
     try:
         with cluster():
-            await_room(runnable, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True))
+            await_room(runnable, recipe, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True))
             figures: dict[str, float] = _launcher(config).launch(runnable, folder, recipe)
     except (RolloutError, RewardsUnavailable) as error:
         raise RunStopped(f"{folder.name} stopped itself: {error}") from error

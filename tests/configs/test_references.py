@@ -50,6 +50,22 @@ SAMPLE: dict[str, Any] = {
     "rollout": {"max_model_len": 16},
 }
 
+GATE: dict[str, Any] = {
+    "type": "gate",
+    "candidate": {"path": "stage:grpo"},
+    "parent": {"path": "stage:sft"},
+    "suites": {
+        "own": {
+            "type": "task",
+            "prompts": {"source": {"type": "sums", "size": 10}, "max_prompt_length": 8},
+            "reward": {"name": "self_judge", "args": {"path": "stage:grpo"}},
+        }
+    },
+    "rules": [{"type": "improve", "figure": "own/score_mean"}],
+    "sampling": {"max_tokens": 8},
+    "rollout": {"max_model_len": 16},
+}
+
 
 def recipe(**stages: dict[str, Any]) -> Recipe:
     return Recipe.model_validate({"name": "r", "stages": stages})
@@ -91,6 +107,22 @@ def test_a_recipe_takes_references_to_earlier_stages_that_make_what_fits() -> No
             {"sft": SFT, "sampled": SAMPLE, "rm": RM, "grpo": GRPO | {"validation": {"gate": "rm", "every_steps": 1}}},
             "validation.gate='rm' is a stage of type rm",
         ),
+        (
+            {"sft": SFT, "sampled": SAMPLE, "rm": RM, "grpo": GRPO | {"validation": {"gate": "gat", "every_steps": 1}}},
+            "validation.gate='gat': no such stage",
+        ),
+        (
+            {
+                "sft": SFT,
+                "sampled": SAMPLE,
+                "rm": RM,
+                "grpo": GRPO | {"validation": {"gate": "gate", "every_steps": 1}},
+                "gate": GATE,
+            },
+            "'stage:grpo' is not made before 'grpo' is",
+        ),
+        ({"a/b": SFT}, "should match pattern"),
+        ({"evaluations": SFT}, "the run keeps a folder of that name"),
     ],
 )
 def test_a_reference_that_cannot_be_followed_is_refused(stages: dict[str, Any], said: str) -> None:

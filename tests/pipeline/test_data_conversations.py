@@ -98,7 +98,9 @@ def test_prompt_of_a_sum() -> None:
     first, second = text.removesuffix("=").split("+")
     assert prompt.task.metadata["prompt"] == text
     total = str(int(first) + int(second))
-    assert prompt.task == Task(text, total, kind="sum", row="sums/held_out:1", metadata=prompt.task.metadata)
+    asked = [{"role": "user", "content": text}]
+    row = "sums/held_out:1"
+    assert prompt.task == Task(text, total, kind="sum", row=row, metadata=prompt.task.metadata, messages=asked)
     assert [p.task.row for p in loaded.take(2, 2)] == [p.task.row for p in loaded.take(2, 2)]
 
 

@@ -133,6 +133,8 @@ def test_a_cluster_that_is_too_small_is_told_from_one_that_is_busy() -> None:
     assert asked.never(busy) == ""
     assert "asks for 6 GPUs" in asked.busy(busy) and "5 are free" in asked.busy(busy)
     assert "no free core" in asked.busy([Node("a", 64, 8, 2, 8)])
+    few_cores = [Node("a", 4, 8, 4, 8)]  # Ray would wait for the seventh without a word
+    assert "claims 7 cores" in asked.never(few_cores) and "the cluster has 4" in asked.never(few_cores)
 
 
 def test_without_gpus_threads_are_what_is_scarce() -> None:
@@ -149,7 +151,7 @@ def test_the_plan_says_what_is_known_before_anything_runs(tmp_path: Path) -> Non
     recipe = diamond(grpo=GRPO | {"rewards": [{"name": "math"}], "reward_pool": {}})
     config = recipe.stages["grpo"]
     assert told_model(config, recipe) == "stage:first, 1.82M parameters"
-    assert told_layout(config) == ["4 x rank, ZeRO-3", "3 x engine, TP 1"]
+    assert told_layout(config, recipe) == ["4 x rank, ZeRO-3", "3 x engine, TP 1"]
     assert told_sources(config) == ["sums 20 rows"]
     far = recipe.stages["first"].model_copy(
         update={"model": STAGES["grpo"].model_fields["model"].annotation(path="org/far")}
@@ -197,5 +199,8 @@ def test_what_a_stage_is_validated_by_comes_before_it() -> None:
         | engine,
     }
     found = graph(Recipe.model_validate({"name": "validated", "stages": stages}))
+    recipe = Recipe.model_validate({"name": "validated", "stages": stages})
+    assert demand(recipe.stages["reason"]).gpus == 1
+    assert demand(recipe.stages["reason"], recipe).gpus == 2  # its suites' judge beside rank and engine
     assert found["reason"] == ["first", "rm"]
     assert found["gate"] == ["first", "rm", "reason"]
