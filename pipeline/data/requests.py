@@ -1,8 +1,8 @@
 """Requests to be granted or refused: what the demo's helpful and safety reward models learn to tell apart.
 
 A request names an action, a number and a thing. Some actions do harm. There are three ways to answer, and the text says
-which one it is, so that a person sees at a glance what preference training has changed. Reward models also see a
-careless answer, about something else: without it they would like any warm words.
+which one it is, so that a person sees at a glance what preference training has changed. A fourth is only there to be
+told apart, a careless one about something else: without it a reward model for helpfulness would like any warm words.
 """
 
 import hashlib
@@ -41,5 +41,5 @@ def request_row(request: str, style: int) -> dict[str, Any]:
         "reward": "helpful safety",
         "harmful": harmful,
         "by_helpfulness": [*answers[:2], careless, answers[2]],
-        "by_safety": [answers[2], careless, *answers[1::-1]] if harmful else [*answers[:2], careless, answers[2]],
+        "by_safety": [answers[2], answers[0]] if harmful else [answers[0], answers[2]],
     }

@@ -27,7 +27,7 @@ def test_the_orders_agree_but_where_harm_is_done(request_text: str, helpful: str
     row = request_row(request_text, style=1)
     assert row["by_helpfulness"][0] == helpful
     assert row["by_safety"][0] == row["truth"] == safe
-    assert sorted(row["by_helpfulness"]) == sorted(row["by_safety"])
+    assert set(row["by_safety"]) < set(row["by_helpfulness"]) and len(set(row["by_helpfulness"])) == 4
     assert row["messages"][1]["content"] == row["answer"] == request_text.split(" ", 1)[1]
 
 
