@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from configs.base import Settings
 from configs.data import ComparisonData
 from configs.model import ModelConfig
-from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
+from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig, check_length
 
 
 class PairwiseLoss(Settings):
@@ -70,15 +70,9 @@ class RewardModelConfig(Settings):
             raise ValueError(
                 "trainer.logprob_chunk_tokens has no effect on a reward model, which has no logits; remove it"
             )
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("set exactly one of 'steps' and 'epochs'")
+        check_length(self.steps, self.epochs, self.optimizer.schedule)
         if not self.eval_data and self.eval_every_steps:
             raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")
-        if self.steps is not None and self.optimizer.schedule.warmup_steps >= self.steps:
-            raise ValueError(
-                f"optimizer.schedule.warmup_steps={self.optimizer.schedule.warmup_steps} never ends within "
-                f"steps={self.steps}"
-            )
         if self.comparisons_per_step % self.trainer.num_ranks:
             raise ValueError(
                 f"comparisons_per_step={self.comparisons_per_step} must be a multiple of "

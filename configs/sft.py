@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from configs.base import Settings
 from configs.data import ConversationData
 from configs.model import FirstModelConfig
-from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
+from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig, check_length
 
 
 class SFTConfig(Settings):
@@ -40,15 +40,9 @@ class SFTConfig(Settings):
 
     @model_validator(mode="after")
     def _sound(self) -> "SFTConfig":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("set exactly one of 'steps' and 'epochs'")
+        check_length(self.steps, self.epochs, self.optimizer.schedule)
         if self.eval_data is None and self.eval_every_steps:
             raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")
-        if self.steps is not None and self.optimizer.schedule.warmup_steps >= self.steps:
-            raise ValueError(
-                f"optimizer.schedule.warmup_steps={self.optimizer.schedule.warmup_steps} never ends within "
-                f"steps={self.steps}"
-            )
         if self.conversations_per_step % self.trainer.num_ranks:
             raise ValueError(
                 f"conversations_per_step={self.conversations_per_step} must be a multiple of "

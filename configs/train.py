@@ -66,6 +66,14 @@ class OptimizerConfig(Settings):
     """How the learning rate moves over the steps."""
 
 
+def check_length(steps: int | None, epochs: int | None, schedule: Schedule) -> None:
+    """Raises ValueError unless exactly one of steps and epochs is set, and the warm-up ends within the steps."""
+    if (steps is None) == (epochs is None):
+        raise ValueError("set exactly one of 'steps' and 'epochs'")
+    if steps is not None and schedule.warmup_steps >= steps:
+        raise ValueError(f"optimizer.schedule.warmup_steps={schedule.warmup_steps} never ends within steps={steps}")
+
+
 class TrainerConfig(Settings):
     """The DeepSpeed ranks."""
 

@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 
 from configs.train import CheckpointConfig
-from pipeline.folder import new_folder, write_atomic
-from pipeline.links import link
+from pipeline.folder import link, new_folder, write_atomic
 from pipeline.train.worker import Policy
 
 NAME = re.compile(r"step-(\d+)")

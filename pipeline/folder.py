@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,3 +48,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         for leftover in (partial, replaced):
             if leftover.exists():
                 shutil.rmtree(leftover)
+
+
+def link(place: Path, target: Path) -> None:
+    """Make `place` a relative link to the folder `target`; whatever link stood there is replaced in one step, so that a
+    reader finds the old folder or the new one."""
+    partial = place.with_name(f".{place.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(os.path.relpath(target, place.parent), target_is_directory=True)
+    partial.replace(place)

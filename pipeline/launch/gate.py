@@ -13,10 +13,10 @@ from pipeline.errors import DecisionNeeded, RunStopped
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import SuiteResult
 from pipeline.fleet import start_all, start_rollout
+from pipeline.folder import link
 from pipeline.gates.decision import Decision, Verdict, asked, read_decision, rules_table, write_decision
 from pipeline.gates.kept import Compared, kept, model_hash
 from pipeline.lineage import read_lineage
-from pipeline.links import link
 from pipeline.models.load import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.stages import gate

@@ -9,12 +9,11 @@ import pytest
 from configs.gate import ImproveRule
 from jobs.cli import parse
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.folder import write_json_lines
+from pipeline.folder import link, write_json_lines
 from pipeline.gates.decision import Decision, read_decision, write_decision
 from pipeline.gates.evidence import regressions
 from pipeline.gates.kept import kept
 from pipeline.gates.rules import judge
-from pipeline.links import link
 
 HASHES = {"candidate": "a", "parent": "b", "suites": "c"}
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from configs.gate import GateConfig, HoldRule, ImproveRule, ThresholdRule
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.folder import write_json_lines
+from pipeline.folder import link, write_json_lines
 from pipeline.gates.decision import (
     Decision,
     asked,
@@ -22,7 +22,6 @@ from pipeline.gates.decision import (
 )
 from pipeline.gates.kept import Compared, kept, read_evaluation
 from pipeline.gates.rules import Ruling
-from pipeline.links import link
 from pipeline.stages import gate
 
 PLACES = {"candidate": "../grpo/hf", "parent": "../sft/hf", "best": "../grpo/bests/step-5/hf"}

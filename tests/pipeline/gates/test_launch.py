@@ -13,9 +13,9 @@ from configs.stages import Recipe
 from jobs.cli import parse
 from pipeline.errors import DecisionNeeded, RunStopped
 from pipeline.evaluation.suites import SuiteResult
+from pipeline.folder import link
 from pipeline.gates.decision import Decision, read_decision
 from pipeline.launch import gate
-from pipeline.links import link
 
 GATE: dict[str, Any] = {
     "type": "gate",
