@@ -30,6 +30,7 @@ WORKER_START_SECONDS = 120.0
 _HEARTBEAT_SECONDS = 10.0
 """How long a worker may judge before it is asked whether it lives, and again after as long."""
 _ANSWER_SECONDS = 30.0
+_CLOSE_SECONDS = 5.0
 _ATTEMPTS = 2
 
 Judged = list[dict[str, Verdict]]
@@ -56,6 +57,10 @@ class RewardWorker:
 
     def alive(self) -> None:
         """Answers, which a process that was stopped does not."""
+
+    def close(self) -> None:
+        """End the judging process, and clear away the files it left."""
+        self._guard.close()
 
 
 @dataclass(frozen=True)
@@ -110,10 +115,13 @@ class _Crew:
         return self._threads.submit(self._run, job)
 
     def close(self) -> None:
-        """End the workers, and with them the jobs. Their judging processes end when the channel to them closes."""
+        """End the workers, and with them the jobs."""
         with self._closing:
             self._closed = True
-        for worker in list(self._workers):
+        workers = list(self._workers)
+        closing = [worker.close.remote() for worker in workers]
+        ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+        for worker in workers:
             ray.kill(worker)
         self._threads.shutdown(cancel_futures=True)
 
@@ -130,12 +138,11 @@ class _Crew:
     def _dismiss(self, worker: Any) -> None:
         ray.kill(worker)
         self._workers.remove(worker)
-        self._idle.put(None)
 
     def _run(self, job: _Job) -> _Done:
         started, reason = time.monotonic(), ""
+        worker = self._idle.get_nowait()
         for replaced in range(_ATTEMPTS):
-            worker = self._idle.get_nowait()
             try:
                 if worker is None:
                     worker = self._new_worker()
@@ -144,9 +151,11 @@ class _Crew:
             except RayError as error:
                 reason = str(error)
                 self._dismiss(worker)
+                worker = None  # the second try gets a new one: the next idle one may have died in the same accident
             else:
                 self._idle.put(worker)
                 return _Done(job, judged, Passage(job.submitted, started, time.monotonic()), replaced)
+        self._idle.put(None)
         lost = Verdict(None, Status.INFRA_ERROR, f"lost {_ATTEMPTS} reward workers, the last because {reason}"[:500])
         judged = [dict.fromkeys(job.labels, lost) for _ in job.completions]
         return _Done(job, judged, Passage(job.submitted, started, time.monotonic()), _ATTEMPTS)
