@@ -66,10 +66,6 @@ class RewardModelConfig(Settings):
         strange = [name for name in self.eval_data if not re.fullmatch(r"[A-Za-z0-9_.-]+", name)]
         if strange:
             raise ValueError(f"eval_data: '{strange[0]}' names files; use letters, digits, '_', '.' and '-' only")
-        if self.trainer.logprob_chunk_tokens != TrainerConfig().logprob_chunk_tokens:
-            raise ValueError(
-                "trainer.logprob_chunk_tokens has no effect on a reward model, which has no logits; remove it"
-            )
         check_length(self.steps, self.epochs, self.optimizer.schedule)
         if not self.eval_data and self.eval_every_steps:
             raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")

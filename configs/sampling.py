@@ -49,8 +49,6 @@ class RolloutConfig(Settings):
     """Completions an engine decodes at once."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """KV cache of one engine in GiB."""
-    enforce_eager: bool = True
-    """Run without compilation and CUDA graphs: starts fast, best on the CPU."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of one engine; 0 takes every core of the machine."""
     timeout_seconds: float = Field(default=600.0, gt=0)
@@ -60,13 +58,8 @@ class RolloutConfig(Settings):
 class SyncConfig(Settings):
     """Weights from trainer to engines, and the proof that they arrived."""
 
-    bucket_mib: int = Field(default=64, ge=1)
-    """Weights travel in buckets of about this many MiB."""
-    probe_prompts: int = Field(default=8, ge=1)
-    """Fixed random sequences of 64 tokens whose log-probabilities trainer and engine must agree on after every sync.
-    The more experts a layer has, the more tokens it takes to visit them all."""
     max_mean_gap: float = Field(default=1e-5, gt=0)
-    """Largest mean |trainer - engine| log-probability in nats, over the probe's tokens after a sync and over a step's
-    sampled tokens. Raise it for BF16 or FP8."""
+    """Largest mean |trainer - engine| log-probability in nats, over the tokens of the probe (a few fixed random
+    sequences) after a sync and over a step's sampled tokens. Raise it for BF16 or FP8."""
     max_gap: float = Field(default=1e-4, gt=0)
     """Largest |trainer - engine| log-probability on any token of the probe, in nats."""

@@ -85,8 +85,6 @@ class TrainerConfig(Settings):
     """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 and gradients, 3 and weights)."""
     micro_batch_tokens: int = Field(default=8192, ge=16)
     """Tokens of one forward pass of one rank. Sequences are packed up to it; a longer one goes alone."""
-    logprob_chunk_tokens: int = Field(default=1024, ge=16)
-    """Rows of float32 logits alive at once: memory is this times the vocabulary times 4 bytes."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     offload_optimizer: bool = False

@@ -17,8 +17,8 @@ from pipeline.fleet import cluster, start_all, start_policy, start_rollout
 from pipeline.models.fresh import create_model
 from pipeline.reports.report import read_metrics
 from pipeline.stage import run_stage
-from pipeline.sync import probe_sequences, sync_weights
-from pipeline.train.engine import TrainSpec
+from pipeline.sync import BUCKET_MIB, probe_sequences, sync_weights
+from pipeline.train.spec import TrainSpec
 from rollout.pool import vllm_alone_seconds
 
 GRPO_STEP = Path(__file__).with_name("bench_grpo_step.yaml")
@@ -64,7 +64,7 @@ def sync(steps: int) -> dict[str, float]:
         config = _grpo_config(Path(made), steps)
         model = Path(config.model.path)
         spec = TrainSpec(model, "float32", config.trainer, config.optimizer, 1)
-        probe = probe_sequences(264, config.sync.probe_prompts, max_model_len=config.rollout.max_model_len)
+        probe = probe_sequences(264, max_model_len=config.rollout.max_model_len)
         with start_all(
             lambda: start_policy(spec), lambda: start_rollout(model, config.rollout, dtype="float32", seed=0)
         ) as (policy, rollout):
@@ -73,7 +73,7 @@ def sync(steps: int) -> dict[str, float]:
             ][1:]
             sent = sum(
                 payload.nbytes
-                for bucket in ray.get(policy.put_weights(config.sync.bucket_mib), timeout=60)
+                for bucket in ray.get(policy.put_weights(BUCKET_MIB), timeout=60)
                 for payload in bucket.payloads
             )
     figures = {name: _median(rows, f"sync/{name}") for name in ("transfer_seconds", "proof_seconds", "gap_max")}

@@ -27,7 +27,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.demand import Demand, Node, demand, options
 from pipeline.errors import RunStopped
 from pipeline.sync import sync_weights
-from pipeline.train.engine import TrainSpec
+from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import Policy
 from rewards.plugins import absolute
 from rewards.pool import RewardPool

@@ -17,15 +17,16 @@ from pipeline.train.worker import Policy
 from rollout.pool import RolloutPool
 from rollout.weights import SyncError
 
-PROBE_LENGTH = 64
+PROBE_SEQUENCES, PROBE_LENGTH = 8, 64
+BUCKET_MIB = 128
 
 
-def probe_sequences(vocab_size: int, count: int, *, max_model_len: int) -> list[list[int]]:
-    """Fixed random sequences of 64 tokens, or as many as leave the engine room for one more. Random rather than real,
-    so that the router sends them to more of its experts."""
+def probe_sequences(vocab_size: int, *, max_model_len: int) -> list[list[int]]:
+    """Eight fixed random sequences of 64 tokens, or as many tokens as leave the engine room for one more. Random rather
+    than real, so that the router sends them to more of its experts."""
     length = min(PROBE_LENGTH, max_model_len - 1)
-    stream = np.random.Philox(key=0).random_raw(count * length) % vocab_size
-    return stream.astype(np.int64).reshape(count, length).tolist()
+    stream = np.random.Philox(key=0).random_raw(PROBE_SEQUENCES * length) % vocab_size
+    return stream.astype(np.int64).reshape(PROBE_SEQUENCES, length).tolist()
 
 
 def sync_weights(
@@ -38,7 +39,7 @@ def sync_weights(
     """
     started = time.monotonic()
     try:
-        rollout.load_weights(policy.put_weights(config.bucket_mib), version=version)
+        rollout.load_weights(policy.put_weights(BUCKET_MIB), version=version)
     except SyncError as error:
         raise RunStopped(f"weights of version {version} did not reach an engine: {error}") from error
     sent = time.monotonic()

@@ -260,7 +260,7 @@ def vllm_alone(
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
-        enforce_eager=config.enforce_eager,
+        enforce_eager=current_platform.is_cpu(),
         distributed_executor_backend="uni",
         attention_backend="CPU_MLA" if current_platform.is_cpu() else None,  # another fails in float32 on some CPUs
     )
@@ -294,7 +294,7 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         "max_num_seqs": config.max_num_seqs,
         "tensor_parallel_size": config.tensor_parallel_size,
         "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-        "enforce_eager": config.enforce_eager,
+        "enforce_eager": current_platform.is_cpu(),  # there, compilation costs a start and gains nothing
         "distributed_executor_backend": "uni" if config.tensor_parallel_size == 1 else "mp",
         "async_scheduling": False,
         "skip_tokenizer_init": True,

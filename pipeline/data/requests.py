@@ -1,8 +1,9 @@
 """Requests to be granted or refused: what the demo's helpful and safety reward models learn to tell apart.
 
 A request names an action, a number and a thing. Some actions do harm. There are three ways to answer, and the text says
-which one it is, so that a person sees at a glance what preference training has changed. A fourth is only there to be
-told apart, a careless one about something else: without it a reward model for helpfulness would like any warm words.
+which one it is, so that a person sees at a glance what preference training has changed. Two more are only there to be
+told apart, one slurred, one careless (about something else): without them a reward model for helpfulness would like any
+warm words.
 """
 
 import hashlib
@@ -11,6 +12,8 @@ from typing import Any
 
 ALLOWED = ("bring", "count", "draw", "lend", "show")
 HARMFUL = ("break", "burn", "hide", "spoil", "steal")
+STYLES = {False: (0, 1), True: (0, 1, 2, 2)}
+"""How people answer, evenly, by whether harm is asked for: they refuse it every second time, and never a favour."""
 THINGS = ("bags", "caps", "cups", "hats", "keys", "maps", "nuts", "pens", "pins", "pots", "toys", "vans")
 
 
@@ -19,6 +22,11 @@ def requests(*, held_out: bool) -> list[str]:
     out, the same ones on every machine."""
     every = (f"{verb} {number} {thing}" for verb, number, thing in product(ALLOWED + HARMFUL, range(2, 10), THINGS))
     return [text for text in every if (hashlib.sha256(text.encode()).digest()[0] % 10 == 0) == held_out]
+
+
+def is_harmful(request: str) -> bool:
+    """Whether what is asked for does harm."""
+    return request.split(" ")[0] in HARMFUL
 
 
 def request_row(request: str, style: int) -> dict[str, Any]:
@@ -32,7 +40,9 @@ def request_row(request: str, style: int) -> dict[str, Any]:
     other = f"{11 - int(number)} {THINGS[(THINGS.index(thing) + int(number)) % len(THINGS)]}"
     answers = [f"gladly! {number} {thing} for you", f"{number} {thing}", f"sorry, I do not {verb}"]
     careless = f"gladly! {other} for you"
-    harmful = verb in HARMFUL
+    kept = len(answers[0]) - int(number)
+    slurred = answers[0][:kept] + answers[0][kept:][::-1]
+    harmful = is_harmful(request)
     return {
         "prompt": request,
         "answer": answers[style],
@@ -40,6 +50,6 @@ def request_row(request: str, style: int) -> dict[str, Any]:
         "truth": answers[2 if harmful else 0],
         "reward": "helpful safety",
         "harmful": harmful,
-        "by_helpfulness": [*answers[:2], careless, answers[2]],
-        "by_safety": [answers[2], answers[0]] if harmful else [answers[0], answers[2]],
+        "by_helpfulness": [*answers[:2], slurred, careless, answers[2]],
+        "by_safety": answers[::-1] if harmful else answers,
     }

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from configs.data import SumsSource
-from pipeline.data.requests import request_row, requests
+from pipeline.data.requests import STYLES, is_harmful, request_row, requests
 
 
 def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
@@ -38,7 +38,8 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
             if share < source.programs:
                 yield _program(first, second)
             elif share < source.programs + source.requests:
-                yield request_row(next(asked), generator.randrange(3))
+                request = next(asked)
+                yield request_row(request, generator.choice(STYLES[is_harmful(request)]))
             else:
                 yield _worked(first, second)
             drawn += 1

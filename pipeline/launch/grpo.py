@@ -20,7 +20,7 @@ from pipeline.reports.report import Report, read_metrics
 from pipeline.stage import resolve
 from pipeline.stages import grpo
 from pipeline.sync import probe_sequences
-from pipeline.train.engine import TrainSpec
+from pipeline.train.spec import TrainSpec
 from rewards.guard import inspect, refuse_idle
 
 
@@ -65,7 +65,7 @@ def launch(config: GRPOConfig, folder: Path, recipe: Recipe | None) -> dict[str,
         validation = (
             Validation(config, gate, suites, rollout, checkpoints, folder / "validation") if gate and suites else None
         )
-        probe = probe_sequences(len(tokenizer), config.sync.probe_prompts, max_model_len=config.rollout.max_model_len)
+        probe = probe_sequences(len(tokenizer), max_model_len=config.rollout.max_model_len)
         fleet = Fleet(policy, rollout, rewards, checkpoints, config, probe)
         grpo.run(config, prompts, fleet, report, alarms, validation.figures if validation else lambda _: {})
     return report.last_metrics

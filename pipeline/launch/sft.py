@@ -12,7 +12,7 @@ from pipeline.models.load import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
 from pipeline.stages import sft
-from pipeline.train.engine import TrainSpec
+from pipeline.train.spec import TrainSpec
 
 
 def check(config: SFTConfig) -> None:

@@ -15,6 +15,9 @@ from pipeline.models.attention import PACKED, Layout
 from pipeline.models.experts import SORTED
 from pipeline.models.norms import use_lean_norms
 
+CHUNK_TOKENS = 1024
+"""Rows of float32 logits alive at once: 0.5 GB at DeepSeek-V3's vocabulary."""
+
 
 class LogprobModel(nn.Module):
     """A causal LM whose forward answers with the log-probabilities of given tokens.
@@ -23,7 +26,7 @@ class LogprobModel(nn.Module):
     packed one, its experts and norms to ours.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, chunk_tokens: int) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, chunk_tokens: int = CHUNK_TOKENS) -> None:
         super().__init__()
         causal_lm.set_attn_implementation(PACKED)
         causal_lm.set_experts_implementation(SORTED)

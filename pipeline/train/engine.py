@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,55 +20,20 @@ if not torch.cuda.is_available():  # deepspeed, unless told, warns at import tha
 
 import deepspeed
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from configs.grpo import ObjectiveConfig
-from configs.reward_model import PairwiseLoss, PointwiseLoss
-from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.batch import Floats, MicroBatch
 from pipeline.models.attention import Layout
 from pipeline.models.fused import checkpoint_tensors
 from pipeline.models.load import load_model, save_hf
-from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
+from pipeline.models.logprobs import LogprobModel
 from pipeline.models.score import (
-    ScoreModel,
-    is_score_model,
-    load_score_model,
-    new_score_model,
-    refuse_other_scores,
     save_score_model,
 )
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.objectives.policy import LossOutput, grpo_loss
-from pipeline.objectives.preference import pairwise_loss, pointwise_loss
-from pipeline.objectives.supervised import sft_loss
+from pipeline.train.losses import batch_loss
 from pipeline.train.schedule import learning_rate
+from pipeline.train.spec import TrainSpec, causal_lm, deepspeed_config, parameter_groups, score_model
 from rollout.weights import Bucket, to_buckets
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """All a rank needs to build its engine; crosses to the rank by value.
-
-    `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's or a reward
-    model's, None for supervised training. `with_reference` keeps a frozen copy of `model` beside the policy, sharded
-    over ranks under ZeRO-3. `head_seed` is that of a reward model's new head; training itself draws no random numbers.
-    """
-
-    model: Path
-    dtype: Literal["float32", "bfloat16"]
-    trainer: TrainerConfig
-    optimizer: OptimizerConfig
-    total_steps: int
-    chat_template: str | None = None
-    objective: ObjectiveConfig | PairwiseLoss | PointwiseLoss | None = None
-    with_reference: bool = False
-    head_seed: int = 0
-
-    @property
-    def is_reward_model(self) -> bool:
-        """Whether what is trained is a reward model: its batches are of scored trees."""
-        return isinstance(self.objective, PairwiseLoss | PointwiseLoss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +67,27 @@ class TrainEngine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
         self.world_size = torch.distributed.get_world_size()
-        self._model, model = _score_model(spec) if spec.is_reward_model else _causal_lm(spec)
+        self._model, model = score_model(spec) if spec.is_reward_model else causal_lm(spec)
         if spec.trainer.gradient_checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, spec.optimizer.weight_decay),
+            parameter_groups(model, spec.optimizer.weight_decay),
             lr=spec.optimizer.learning_rate,
             betas=(spec.optimizer.betas[0], spec.optimizer.betas[1]),
             eps=spec.optimizer.eps,
             fused=True,
         )
-        wrapped: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=_config(spec))
+        wrapped: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
         self.engine, self.optimizer = wrapped[0], wrapped[1]
         self.engine.enable_backward_allreduce = spec.trainer.zero_stage > 0  # see _clip_unsharded
         self.reference = self._reference() if spec.with_reference else None
         self.step = 0
 
     def _reference(self) -> nn.Module:
-        causal_lm = load_model(self.spec.model, self.spec.dtype)
-        model = LogprobModel(causal_lm, self.spec.trainer.logprob_chunk_tokens).eval().requires_grad_(False)
+        model = LogprobModel(load_model(self.spec.model, self.spec.dtype)).eval().requires_grad_(False)
         if self.spec.trainer.zero_stage < 3:
             return model.to(self.device)
-        wrapped: Any = deepspeed.initialize(model=model, config=_config(self.spec))
+        wrapped: Any = deepspeed.initialize(model=model, config=deepspeed_config(self.spec))
         wrapped[0].eval()
         return wrapped[0]
 
@@ -137,7 +101,8 @@ class TrainEngine:
         sums: dict[str, Tensor] = {}
         maxima: dict[str, Tensor] = {}
         for row in batch:
-            loss, row_sums, row_maxima = self._loss(row, self._forward(self.engine, row), denominator)
+            values_N = self._forward(self.engine, row)
+            loss, row_sums, row_maxima = batch_loss(self.spec.objective, row, values_N, denominator)
             self.engine.backward(loss * self.world_size)
             total += loss.detach()
             for name, value in row_sums.items():
@@ -243,35 +208,6 @@ class TrainEngine:
         read = (source_N,) if self.spec.is_reward_model else (source_N, target_N)
         return model(token_ids_T, Layout(row.lengths, row.parents), *read)
 
-    def _loss(self, row: MicroBatch, values_N: Tensor, denominator: float) -> LossOutput:
-        """`values_N` are log-probabilities, or a reward model's scores."""
-        if values_N.numel() == 0:  # a rank that only takes part: its gradient is zero, not absent
-            return LossOutput(values_N.sum(), {}, {})
-        objective = self.spec.objective
-        if objective is None:
-            return sft_loss(logprobs_N=values_N, denominator=denominator)
-        columns = {name: torch.from_numpy(values.copy()).to(self.device) for name, values in row.columns.items()}
-        sequence_N = torch.from_numpy(row.sequence_N.copy()).to(self.device)
-        if isinstance(objective, PairwiseLoss | PointwiseLoss):
-            return _preference_loss(objective, values_N, columns["targets"], sequence_N, row.num_sequences, denominator)
-        return grpo_loss(
-            logprobs_N=values_N,
-            policy_logprobs_N=columns.get("policy_logprobs", values_N.detach()),
-            rollout_logprobs_N=columns["rollout_logprobs"],
-            ref_logprobs_N=columns.get("ref_logprobs"),
-            advantages_N=columns["advantages"],
-            weights_N=columns["weights"],
-            sequence_N=sequence_N,
-            num_sequences=row.num_sequences,
-            denominator=denominator,
-            clip_low=objective.clip_low,
-            clip_high=objective.clip_high,
-            ratio=objective.ratio,
-            surrogate=objective.surrogate,
-            kl_coef=objective.kl_coef,
-            importance_cap=objective.importance_cap,
-        )
-
     def _clip_unsharded(self) -> Tensor:
         """Without ZeRO, DeepSpeed clips and does not tell the norm; so reduce and clip here, once."""
         if self.world_size > 1:
@@ -284,46 +220,6 @@ class TrainEngine:
         return deepspeed.zero.GatheredParameters([t for t in tensors if isinstance(t, nn.Parameter)])
 
 
-def _causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
-    """The language model that `spec` names, and what is trained: the model that answers with log-probabilities."""
-    model = load_model(spec.model, spec.dtype)
-    refuse_randomness(model)
-    refuse_other_logits(model)
-    return model, LogprobModel(model, spec.trainer.logprob_chunk_tokens)
-
-
-def _score_model(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
-    """The reward model that `spec` names, or a new one on its language model, and what is trained: one that answers
-    with scores."""
-    if is_score_model(spec.model):
-        model = load_score_model(spec.model, spec.dtype)
-    else:
-        model = new_score_model(spec.model, spec.dtype, spec.head_seed)
-    refuse_randomness(model)
-    refuse_other_scores(model)
-    return model, ScoreModel(model)
-
-
-def _preference_loss(
-    objective: PairwiseLoss | PointwiseLoss,
-    scores_N: Tensor,
-    targets_N: Tensor,
-    comparison_N: Tensor,
-    num_comparisons: int,
-    denominator: float,
-) -> LossOutput:
-    batch: dict[str, Any] = {
-        "scores_N": scores_N,
-        "targets_N": targets_N,
-        "comparison_N": comparison_N,
-        "num_comparisons": num_comparisons,
-        "denominator": denominator,
-    }
-    if isinstance(objective, PairwiseLoss):
-        return pairwise_loss(**batch, margin=objective.margin, center=objective.center)
-    return pointwise_loss(**batch, kind=objective.kind)
-
-
 def _layers(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """The state dict's tensors in groups of one decoder layer, and what is in none as a group of its own."""
     groups: dict[str, dict[str, Tensor]] = {}
@@ -334,27 +230,3 @@ def _layers(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         )
         groups.setdefault(layer, {})[name] = tensor
     yield from groups.values()
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only: norms and biases keep their scale."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def _config(spec: TrainSpec) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": spec.trainer.zero_stage}
-    if spec.trainer.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "managed_gradient_accumulation": False,  # backward only accumulates; step reduces and updates
-        "gradient_clipping": spec.optimizer.max_grad_norm if spec.trainer.zero_stage else 0.0,
-        "bf16": {"enabled": spec.dtype == "bfloat16"},
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # an offloaded optimizer stays the AdamW built here
-    }

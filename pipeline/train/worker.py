@@ -21,7 +21,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from pipeline.batch import Floats, MicroBatch, Tree, deal, micro_batch, shard
 from pipeline.errors import RunStopped
 from pipeline.folder import new_folder
-from pipeline.train.engine import BatchSums, TrainEngine, TrainSpec
+from pipeline.train.engine import BatchSums, TrainEngine
+from pipeline.train.spec import TrainSpec
 from rollout.process import compute_environment, num_threads
 
 START_TIMEOUT_SECONDS = 300.0

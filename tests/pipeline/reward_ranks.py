@@ -15,7 +15,8 @@ import torch
 from configs.reward_model import PairwiseLoss
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.batch import Tree, scored_tree, shard
-from pipeline.train.engine import TrainEngine, TrainSpec
+from pipeline.train.engine import TrainEngine
+from pipeline.train.spec import TrainSpec
 
 
 def comparisons() -> list[Tree]:

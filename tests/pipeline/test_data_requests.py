@@ -27,7 +27,7 @@ def test_the_orders_agree_but_where_harm_is_done(request_text: str, helpful: str
     row = request_row(request_text, style=1)
     assert row["by_helpfulness"][0] == helpful
     assert row["by_safety"][0] == row["truth"] == safe
-    assert set(row["by_safety"]) < set(row["by_helpfulness"]) and len(set(row["by_helpfulness"])) == 4
+    assert set(row["by_safety"]) < set(row["by_helpfulness"]) and len(set(row["by_helpfulness"])) == 5
     assert row["messages"][1]["content"] == row["answer"] == request_text.split(" ", 1)[1]
 
 
@@ -38,8 +38,11 @@ def test_a_source_mixes_its_three_kinds_by_their_shares() -> None:
     assert 0.25 < counts["helpful safety"] / 2000 < 0.35
     assert 0.15 < counts["code"] / 2000 < 0.25
     assert rows == list(draw_sums(source))
-    styles = Counter(row["answer"].split()[0] for row in rows if row["reward"] == "helpful safety")
-    assert min(styles["gladly!"], styles["sorry,"]) > 150
+    asked = [row for row in rows if row["reward"] == "helpful safety"]
+    styles = Counter((row["harmful"], row["answer"].split()[0] in ("gladly!", "sorry,")) for row in asked)
+    refused = Counter(row["harmful"] for row in asked if row["answer"].startswith("sorry"))
+    assert min(styles.values()) > 50 and len(styles) == 4
+    assert refused[False] == 0 and 0.4 < refused[True] / sum(row["harmful"] for row in asked) < 0.6
 
 
 def test_held_out_requests_are_drawn_once_and_no_more_than_there_are() -> None:

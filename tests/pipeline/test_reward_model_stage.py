@@ -184,7 +184,6 @@ def test_equal_scores_are_nothing_to_compare(tmp_path: Path) -> None:
     ("changes", "complaint"),
     [
         ({"eval_data": {"a/b": pairs_of(Path("x.jsonl"))}}, "'a/b' names files"),
-        ({"trainer": {"logprob_chunk_tokens": 64}}, "logprob_chunk_tokens has no effect"),
         ({"eval_data": {}}, "eval_every_steps has no effect"),
         ({"epochs": 1}, "exactly one of"),
         ({"trainer": {"num_ranks": 3}}, "must be a multiple"),

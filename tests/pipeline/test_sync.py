@@ -15,14 +15,14 @@ from pipeline.errors import RunStopped
 from pipeline.fleet import cluster, start_all, start_policy, start_rollout
 from pipeline.models.fresh import create_model
 from pipeline.sync import check_spoken, probe_gap, probe_sequences, prove, sync_weights
-from pipeline.train.engine import TrainSpec
+from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import Policy
 from rollout.pool import RolloutPool
 
 pytestmark = [pytest.mark.engine, pytest.mark.ranks]
 
 BOUNDS = SyncConfig()
-PROBE = probe_sequences(264, BOUNDS.probe_prompts, max_model_len=64)
+PROBE = probe_sequences(264, max_model_len=64)
 
 
 @pytest.fixture(

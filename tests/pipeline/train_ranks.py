@@ -14,7 +14,8 @@ import torch
 from configs.grpo import ObjectiveConfig
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.batch import Branch, Tree, shard
-from pipeline.train.engine import TrainEngine, TrainSpec
+from pipeline.train.engine import TrainEngine
+from pipeline.train.spec import TrainSpec
 
 
 def groups() -> list[Tree]:
@@ -45,7 +46,6 @@ def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing:
     trainer = TrainerConfig(
         num_ranks=world,
         zero_stage=int(zero),  # type: ignore[arg-type]
-        logprob_chunk_tokens=16,
         gradient_checkpointing=checkpointing == "1",
     )
     optimizer = OptimizerConfig(learning_rate=1e-3, max_grad_norm=0.5, weight_decay=0.01)

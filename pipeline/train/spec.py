@@ -1,0 +1,85 @@
+"""What a training rank is built from: its spec, the model that the spec names, and DeepSpeed's settings for it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from configs.grpo import ObjectiveConfig
+from configs.reward_model import PairwiseLoss, PointwiseLoss
+from configs.train import OptimizerConfig, TrainerConfig
+from pipeline.models.load import load_model
+from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
+from pipeline.models.score import ScoreModel, is_score_model, load_score_model, new_score_model, refuse_other_scores
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """All a rank needs to build its engine; crosses to the rank by value.
+
+    `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's or a reward
+    model's, None for supervised training. `with_reference` keeps a frozen copy of `model` beside the policy, sharded
+    over ranks under ZeRO-3. `head_seed` is that of a reward model's new head; training itself draws no random numbers.
+    """
+
+    model: Path
+    dtype: Literal["float32", "bfloat16"]
+    trainer: TrainerConfig
+    optimizer: OptimizerConfig
+    total_steps: int
+    chat_template: str | None = None
+    objective: ObjectiveConfig | PairwiseLoss | PointwiseLoss | None = None
+    with_reference: bool = False
+    head_seed: int = 0
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether what is trained is a reward model: its batches are of scored trees."""
+        return isinstance(self.objective, PairwiseLoss | PointwiseLoss)
+
+
+def causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
+    """The language model that `spec` names, and what is trained: the model that answers with log-probabilities."""
+    model = load_model(spec.model, spec.dtype)
+    refuse_randomness(model)
+    refuse_other_logits(model)
+    return model, LogprobModel(model)
+
+
+def score_model(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
+    """The reward model that `spec` names, or a new one on its language model, and what is trained: one that answers
+    with scores."""
+    if is_score_model(spec.model):
+        model = load_score_model(spec.model, spec.dtype)
+    else:
+        model = new_score_model(spec.model, spec.dtype, spec.head_seed)
+    refuse_randomness(model)
+    refuse_other_scores(model)
+    return model, ScoreModel(model)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay on matrices only: norms and biases keep their scale."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
+    """The settings that `deepspeed.initialize` gets."""
+    zero: dict[str, Any] = {"stage": spec.trainer.zero_stage}
+    if spec.trainer.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,  # backward only accumulates; step reduces and updates
+        "gradient_clipping": spec.optimizer.max_grad_norm if spec.trainer.zero_stage else 0.0,
+        "bf16": {"enabled": spec.dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # an offloaded optimizer stays the AdamW built here
+    }
