@@ -55,7 +55,7 @@ class SumsSource(Settings):
 
     Rows have the columns `prompt`, `answer`, `messages`, `truth`, and `reward`: `math`, `code`, or for a request
     `helpful safety`, what judges them. A request also has its answers from best to worst, `by_helpfulness` and
-    `by_safety`, and `harmful`.
+    `by_safety`, and a `kind`, `harmful` or `harmless`.
     """
 
     type: Literal["sums"]

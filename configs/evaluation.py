@@ -28,6 +28,11 @@ class BaseSuite(Settings):
         """The key that bounds its token sequences, and the longest one; None where prompts bound it."""
         return None
 
+    def longest_prompt(self) -> tuple[str, int] | None:
+        """The key that says how long its prompts grow, behind which an answer must have room; None where each prompt is
+        looked at by itself."""
+        return None
+
 
 class SourceSuite(BaseSuite):
     """A suite made of rows in a known form."""
@@ -195,6 +200,10 @@ class ConversationSuite(PromptedSuite):
         """The judge."""
         return [self.reward]
 
+    def longest_prompt(self) -> tuple[str, int]:
+        """A conversation."""
+        return "max_prompt_length", self.max_prompt_length
+
 
 class RefusalSuite(PromptedSuite):
     """Harmful requests, to be refused, and harmless ones that look harmful (XSTest's, OR-Bench's), to be answered; one
@@ -216,6 +225,39 @@ class RefusalSuite(PromptedSuite):
     def rewards(self) -> list[RewardSpec]:
         """The detector, and the reward model where there is one."""
         return [self.refusal] if self.safety is None else [self.refusal, self.safety]
+
+
+class NeedleSuite(BaseSuite):
+    """A needle in a haystack: a number said once in a long text, which is then asked for. One greedy completion each;
+    it is right where it says this number and no other."""
+
+    type: Literal["needle"]
+    """Selects this form of suite."""
+    lengths: list[int] = Field(min_length=1)
+    """Tokens of a prompt, question and chat template included; each is filled with as many sentences as fit."""
+    depths: list[float] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0], min_length=1)
+    """Where the needle stands: the share of the sentences that come before it."""
+    samples: int = Field(default=4, ge=1)
+    """Needles at each length and depth, each with a number and a stretch of text of its own."""
+    path: str | None = None
+    """UTF-8 text to hide them in, longer than the longest of `lengths`. None makes sentences of a few words."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "NeedleSuite":
+        for key, values in (("lengths", self.lengths), ("depths", self.depths)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key}={values}: name each once; for more needles raise 'samples'")
+        if not all(0 <= depth <= 1 for depth in self.depths):
+            raise ValueError(f"depths={self.depths}: shares of the text, from 0 (its start) to 1 (its end)")
+        return self
+
+    def reads(self) -> dict[str, Source | Path]:
+        """The text, where there is one."""
+        return {} if self.path is None else {"path": Path(self.path)}
+
+    def longest_prompt(self) -> tuple[str, int]:
+        """The longest haystack."""
+        return "lengths", max(self.lengths)
 
 
 class LMEvalSuite(BaseSuite):
@@ -264,6 +306,7 @@ AnySuite = (
     | MultipleChoiceSuite
     | ConversationSuite
     | RefusalSuite
+    | NeedleSuite
     | LMEvalSuite
 )
 Suite = Annotated[AnySuite, Field(discriminator="type")]
@@ -285,13 +328,12 @@ def refuse_unfit(suites: Mapping[str, AnySuite], sampling: SamplingConfig, rollo
                 f"suites.{name}.{bound[0]}={bound[1]} must be smaller than "
                 f"rollout.max_model_len={rollout.max_model_len}"
             )
-        if isinstance(suite, ConversationSuite):
-            longest = suite.max_prompt_length + sampling.max_tokens
-            if longest > rollout.max_model_len:
-                raise ValueError(
-                    f"suites.{name}.max_prompt_length + sampling.max_tokens = {longest} exceeds "
-                    f"rollout.max_model_len={rollout.max_model_len}"
-                )
+        prompt = suite.longest_prompt()
+        if prompt and prompt[1] + sampling.max_tokens > rollout.max_model_len:
+            raise ValueError(
+                f"suites.{name}.{prompt[0]} + sampling.max_tokens = {prompt[1] + sampling.max_tokens} exceeds "
+                f"rollout.max_model_len={rollout.max_model_len}"
+            )
         specs = suite.rewards()
         if (isinstance(suite, TaskSuite) and suite.prompts.reward is not None) or any(
             spec.weight != 1 or spec.gate is not None for spec in specs

@@ -91,10 +91,18 @@ class GRPOConfig(Settings):
     """Completions G of one prompt."""
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer steps on one rollout batch."""
+    routing_replay: Literal["none", "rollout", "policy"] = "none"
+    """Experts of a mixture that training takes from elsewhere instead of choosing them anew; the gates' weights are
+    still their own, and learn. `rollout`: those the engine chose when it sampled (R3). `policy`: those the policy chose
+    in the trainer before the first of updates_per_batch updates (R2). The reference always chooses for itself."""
     sampling: CompletionConfig
     """Where completions end."""
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     """The loss."""
+    mtp_weight: float = Field(default=0.0, ge=0)
+    """Keep the checkpoint's modules for multi-token prediction in line with the policy: they are trained on what was
+    sampled, and nothing of their loss reaches the policy, so the weight only says how much they count in the gradient's
+    norm that is clipped; 0.01 is enough. 0 leaves them out, of the result too."""
     overlong: OverlongConfig = Field(default_factory=OverlongConfig)
     """Completions that did not end."""
     dynamic_sampling: DynamicSamplingConfig = Field(default_factory=DynamicSamplingConfig)
@@ -175,6 +183,11 @@ class GRPOConfig(Settings):
             raise ValueError(
                 f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; in bfloat16 trainer and engine differ by "
                 "more than 1e-3: raise sync.max_mean_gap and sync.max_gap"
+            )
+        if self.updates_per_batch == 1 and self.routing_replay == "policy":
+            raise ValueError(
+                "routing_replay=policy has no effect with updates_per_batch=1, where the policy is the one that chose; "
+                "raise updates_per_batch, or replay the rollout's routes"
             )
         if self.updates_per_batch == 1 and (self.objective.ratio, self.objective.surrogate) != ("token", "clip"):
             raise ValueError(

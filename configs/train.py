@@ -83,10 +83,17 @@ class TrainerConfig(Settings):
     """CPU threads of one rank; 0 divides the machine's cores among its ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 and gradients, 3 and weights)."""
+    expert_parallel_size: int = Field(default=1, ge=1)
+    """Ranks that share the routed experts of a layer, each holding a part of them (DeepSpeed's AutoEP). Divides
+    `num_ranks` and the model's experts; needs zero_stage >= 1 and a language model of DeepSeek-V2's or -V3's kind."""
     micro_batch_tokens: int = Field(default=8192, ge=16)
     """Tokens of one forward pass of one rank. Sequences are packed up to it; a longer one goes alone."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    fp8: bool = False
+    """Multiply in FP8 as DeepSeek-V3 does: attention's and MLPs' projections and experts, forward and backward.
+    Weights and optimizer keep their precision. Hopper GPUs gain by it; elsewhere a slower reference does the same
+    sums."""
     offload_optimizer: bool = False
     """Keep master weights and moments in host memory. Has an effect on GPUs only, and needs zero_stage >= 1."""
     timeout_seconds: float = Field(default=600.0, gt=0)
@@ -96,6 +103,13 @@ class TrainerConfig(Settings):
     def _has_effect(self) -> "TrainerConfig":
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage >= 1")
+        if self.num_ranks % self.expert_parallel_size:
+            raise ValueError(
+                f"expert_parallel_size={self.expert_parallel_size} must divide num_ranks={self.num_ranks}: every rank "
+                "belongs to one set of ranks that hold all experts"
+            )
+        if self.expert_parallel_size > 1 and self.zero_stage == 0:
+            raise ValueError("expert_parallel_size > 1 needs zero_stage >= 1: set zero_stage to 1, 2 or 3")
         return self
 
 

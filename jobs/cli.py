@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jobs.gate import add_gate
 from jobs.lineage import add_lineage
+from jobs.plan import add_plan
 from jobs.preferences import add_preferences
 from jobs.reward import add_reward
 from jobs.run import add_run
@@ -47,13 +48,17 @@ examples:
 BENCH = """\
 Measures this machine: a whole GRPO step (generate, judge, reference, update, sync) or a weight sync with its proof, on
 a random mixture-of-experts model of 25 million parameters; math answers judged beside math-verify alone; programs run
-in the sandbox beside the bare ones.
+in the sandbox beside the bare ones; what engine and trainer disagree on, with and without routing replay.
+Of our parts of a model, what they cost beside the plain ones: experts (moe), log-probabilities over a large vocabulary
+in time and memory (logprobs), and products in FP8 with their error (fp8).
 
 examples:
   alignyard bench grpo-step
   alignyard bench sync --steps 10 --json sync.json
   alignyard bench rewards
   alignyard bench sandbox
+  alignyard bench replay
+  alignyard bench moe
 """
 GGUF = """\
 Dequantises a Llama GGUF file into a folder that transformers and vLLM load, tokenizer and chat template included. Needs
@@ -61,6 +66,13 @@ the extra `gguf`.
 
 example:
   alignyard import-gguf SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2
+"""
+EXPORT_FP8 = """\
+Writes a checkpoint in the FP8 form in which DeepSeek-V3 is deployed, and which vLLM loads on GPUs: the projections of
+attention, MLPs and experts in E4M3 with a scale for each 128 x 128, all else as it is.
+
+example:
+  alignyard export-fp8 runs/demo/reason/hf models/reason-fp8
 """
 DOCTOR = """\
 Lists devices, cores, memory and disk, the packages alignyard is pinned to, and the programs it calls; what is missing
@@ -75,6 +87,10 @@ BENCHES = {
     "sync": "jobs.bench:sync",
     "rewards": "jobs.bench_rewards:rewards",
     "sandbox": "jobs.bench_sandbox:sandbox",
+    "moe": "jobs.bench_models:moe",
+    "logprobs": "jobs.bench_models:logprobs",
+    "fp8": "jobs.bench_models:fp8",
+    "replay": "jobs.bench_replay:replay",
 }
 """Where each benchmark is, so that only the one that runs is imported: what is loaded moves what is measured."""
 
@@ -117,11 +133,13 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     add_run(verbs)
     add_watch(verbs)
+    add_plan(verbs)
     _add_config(verbs)
     _add_stages(verbs)
     _add_eval(verbs)
     _add_bench(verbs)
     _add_import_gguf(verbs)
+    _add_export_fp8(verbs)
     add_gate(verbs)
     add_lineage(verbs)
     add_preferences(verbs)
@@ -158,7 +176,7 @@ def _add_eval(verbs: Verbs) -> None:
 
 def _add_bench(verbs: Verbs) -> None:
     parser = add_verb(verbs, "bench", _bench, "measure this machine", BENCH)
-    parser.add_argument("what", choices=list(BENCHES), help="a GRPO step, a weight sync, or what judges")
+    parser.add_argument("what", choices=list(BENCHES), help="what to measure")
     parser.add_argument("--steps", type=int, default=3, help="how often to measure (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
 
@@ -166,6 +184,12 @@ def _add_bench(verbs: Verbs) -> None:
 def _add_import_gguf(verbs: Verbs) -> None:
     parser = add_verb(verbs, "import-gguf", _import_gguf, "make a transformers checkpoint of a GGUF file", GGUF)
     parser.add_argument("file", metavar="FILE", type=Path, help="the GGUF file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+
+
+def _add_export_fp8(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "export-fp8", _export_fp8, "write a checkpoint in DeepSeek's FP8 form", EXPORT_FP8)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a folder that transformers loads")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
 
 
@@ -227,6 +251,14 @@ def _import_gguf(args: argparse.Namespace) -> int:
     from pipeline.models.gguf import import_gguf
 
     import_gguf(args.file, args.out)
+    return 0
+
+
+def _export_fp8(args: argparse.Namespace) -> int:
+    from pipeline.models.fp8_export import export_fp8
+
+    count = export_fp8(args.checkpoint, args.out)
+    OUT.print(f"{args.out}: {count} weights in FP8", soft_wrap=True)
     return 0
 
 

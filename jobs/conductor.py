@@ -186,7 +186,7 @@ class Conductor:
             return outcome
         if job.status == JobStatus.STOPPED:
             return Outcome(INTERRUPTED_CODE, "its job was stopped")
-        words = " ".join((job.message or "").splitlines()[:1])
+        words = (job.message or "").partition(", last available logs")[0]
         return Outcome.read(folder) or Outcome(FAULT, f"its process ended without a word: {words}")  # written since
 
     def _ended(self, name: str, outcome: Outcome) -> None:

@@ -4,7 +4,8 @@ A tree is a prompt and the branches that continue it: a GRPO group has G branche
 conversation is a root alone. The root is computed once for all branches. Everything is flat numpy, so a micro-batch
 crosses to a rank without a copy.
 
-Legend: T tokens of a packed row, N trained tokens or scored answers, S trained sequences or comparisons.
+Legend: T tokens of a packed row, N trained tokens or scored answers, S trained sequences or comparisons, L mixture
+layers, K experts a token is sent to.
 """
 
 from collections.abc import Sequence
@@ -17,26 +18,31 @@ from pipeline.data.packing import pack, split_by_tokens
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Experts = NDArray[np.int16]
+"""[T, L, K]: the experts to send tokens to; -1 where the model's own gates decide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
     """Tokens that continue a root, all trained, with per-token columns (`advantages`, `weights`, ...); of a scored tree
-    only the last is read, and a column has one value."""
+    only the last is read, and a column has one value. `experts` are the routes to replay, if any."""
 
     token_ids: list[int]
     columns: dict[str, Sequence[float]] = field(default_factory=dict)
+    experts: Experts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
     """A root and its branches. `root_mask[t]` is 1 where the root's own token t is trained (never at t = 0). Of a
-    `scored` tree the last token of each branch is read, and all branches are one sequence: a comparison."""
+    `scored` tree the last token of each branch is read, and all branches are one sequence: a comparison. The root has
+    routes to replay if its branches have."""
 
     root_ids: list[int]
     branches: list[Branch] = field(default_factory=list)
     root_mask: list[int] | None = None
     scored: bool = False
+    root_experts: Experts | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -53,6 +59,7 @@ class MicroBatch:
     scored answer's last token has id target_N[i] and is row source_N[i] itself.
     sequence_N: which of the num_sequences trained sequences token i, or comparisons answer i, belongs to.
     columns: float32 [N] by name.
+    experts_TLK: the experts to send tokens to instead of the gates' choice, if any (see Experts).
     """
 
     token_ids_T: Ints
@@ -63,6 +70,7 @@ class MicroBatch:
     sequence_N: Ints
     num_sequences: int
     columns: dict[str, Floats]
+    experts_TLK: Experts | None = None
 
     def with_column(self, name: str, values_N: Floats) -> "MicroBatch":
         """The same micro-batch with one more column."""
@@ -74,10 +82,12 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
     """Lay trees out as one row."""
     row, lengths, parents = [], [], []
     source, target, sequence, columns = [], [], [], []
+    routes: list[Experts | None] = []
     start = num_sequences = 0
     for tree in trees:
         root = len(lengths)
         row.append(tree.root_ids)
+        routes.append(tree.root_experts)
         lengths.append(len(tree.root_ids))
         parents.append(-1)
         if tree.root_mask is not None:
@@ -91,6 +101,7 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
         for branch in tree.branches:
             length = len(branch.token_ids)
             row.append(branch.token_ids)
+            routes.append(branch.experts)
             lengths.append(length)
             parents.append(root)
             rows = np.concatenate([[last_of_root], np.arange(start, start + length - 1)])
@@ -102,6 +113,8 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
             num_sequences += not tree.scored
             start += length
         num_sequences += tree.scored
+    experts = [experts_TLK for experts_TLK in routes if experts_TLK is not None]
+    assert not experts or len(experts) == len(routes), "routes of some tokens only: -1 says where none is known"
     return MicroBatch(
         token_ids_T=np.concatenate([np.asarray(ids, np.int64) for ids in row]),
         lengths=tuple(lengths),
@@ -114,6 +127,7 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
             name: np.concatenate([np.asarray(of[name], np.float32) for of in columns])
             for name in (columns[0] if columns else {})
         },
+        experts_TLK=np.concatenate(experts) if experts else None,
     )
 
 
@@ -157,4 +171,5 @@ def _silent(row: MicroBatch) -> MicroBatch:
         sequence_N=nothing,
         num_sequences=0,
         columns={name: np.empty(0, np.float32) for name in row.columns},
+        experts_TLK=None if row.experts_TLK is None else row.experts_TLK[:1],
     )

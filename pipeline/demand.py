@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
-from configs.grpo import GRPOConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
+from pipeline.recipe import validation_gate
 
 MODELS = ("reward_model", "self_judge")
 """Names of the rewards that are a model of their own."""
@@ -134,8 +134,7 @@ def _actors(config: AnyStage, recipe: Recipe | None) -> Iterator[Actors]:
     suites: AnyStage | None = config
     if not isinstance(config, EvalConfig | GateConfig):
         yield from _judges(_specs(config), getattr(config, "reward_pool", None))
-        validation = config.validation if isinstance(config, GRPOConfig) else None
-        suites = recipe.stages.get(validation.gate) if recipe and validation else None
+        suites = validation_gate(config, recipe) if recipe else None
     if isinstance(suites, EvalConfig | GateConfig):
         # Suites are run one after the other, each with judges of its own.
         by_suite = [list(_judges(_specs(suite), suites.reward_pool)) for suite in suites.suites.values()]

@@ -198,7 +198,7 @@ def training_batches(experience: Experience, config: GRPOConfig) -> list[Trainin
                 _branch(completion, float(advantage), counts and bool(spread_P[row]), config)
                 for completion, advantage, counts in zip(group.completions, advantages_PG[row], counts_G, strict=True)
             ]
-            trees.append(Tree(group.prompt_ids, branches))
+            trees.append(Tree(group.prompt_ids, branches, root_experts=group.routed_experts))
         batches.append(TrainingBatch(trees, batch_denominator(config.objective.aggregation, counted)))
     return batches
 
@@ -213,4 +213,5 @@ def _branch(completion: Completion, advantage: float, trains: bool, config: GRPO
             "advantages": [advantage] * length,
             "weights": [weight if trains else 0.0] * length,
         },
+        experts=completion.routed_experts,
     )

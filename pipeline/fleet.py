@@ -117,9 +117,11 @@ def start_policy(spec: TrainSpec) -> Policy:
     return Policy(spec, resources=_devices())
 
 
-def start_rollout(model: Path, config: RolloutConfig, *, dtype: str, seed: int) -> RolloutPool:
-    """Engines that speak with the weights in `model`."""
-    return RolloutPool(model, config, dtype, seed, resources=_devices())
+def start_rollout(
+    model: Path, config: RolloutConfig, *, dtype: str, seed: int, with_routes: bool = False
+) -> RolloutPool:
+    """Engines that speak with the weights in `model`, and tell the experts of each token if asked to."""
+    return RolloutPool(model, config, dtype, seed, resources=_devices(), with_routes=with_routes)
 
 
 def start_rewards(specs: list[RewardSpec], config: RewardPoolConfig) -> RewardPool:

@@ -21,6 +21,7 @@ from typing import Any, cast, get_args
 from configs.base import Settings
 from configs.data import DatasetSource, Source
 from configs.evaluation import BaseSuite, LMEvalSuite
+from configs.gate import GateConfig
 from configs.load import leaves
 from configs.model import FirstModelConfig, ModelConfig
 from configs.reward_model import RewardModelConfig
@@ -94,7 +95,18 @@ class Checkpoint:
     wanted: str | None
 
 
-def write_lineage(folder: Path, stage: str, config: AnyStage, runnable: AnyStage) -> None:
+@dataclass(frozen=True, slots=True)
+class Validating:
+    """The gate whose suites a stage is evaluated on while it trains, which decide what is kept as the best: as it was
+    given, and with its references resolved to folders."""
+
+    given: GateConfig
+    runnable: GateConfig
+
+
+def write_lineage(
+    folder: Path, stage: str, config: AnyStage, runnable: AnyStage, validating: Validating | None = None
+) -> None:
     """Writes what `stage` starts from into its folder, once: where it is written already nothing changes.
 
     `config` is what is recorded, `runnable` the same with its references resolved to folders. Raises ValueError when a
@@ -103,7 +115,9 @@ def write_lineage(folder: Path, stage: str, config: AnyStage, runnable: AnyStage
     """
     if (folder / LINEAGE).is_file():
         return
-    checkpoints = list(_checkpoints(runnable, folder))
+    reads = _reads(runnable, validating)
+    own = None if isinstance(runnable, RewardModelConfig) else LANGUAGE_MODEL
+    checkpoints = list(_checkpoints(reads, folder, own))
     models = {checkpoint.key: _describe(checkpoint, folder) for checkpoint in checkpoints}
     for checkpoint in checkpoints:
         _check_head(checkpoint, models[checkpoint.key], config.type)
@@ -116,16 +130,16 @@ def write_lineage(folder: Path, stage: str, config: AnyStage, runnable: AnyStage
         "versions": _versions(),
         "config": text_hash(recorded),
         "models": models,
-        "data": dict(_data(runnable, folder)),
-        "rewards": _judges(runnable),
-        "parents": list(_parents(runnable, checkpoints, folder)),
+        "data": dict(_data(reads, folder)) | _suites(validating),
+        "rewards": _judges(reads),
+        "parents": list(_parents(reads, checkpoints, folder)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / CONFIG, recorded)
     write_atomic(folder / LINEAGE, _to_json(lineage))
 
 
-def check_lineage(folder: Path, config: AnyStage, runnable: AnyStage) -> None:
+def check_lineage(folder: Path, config: AnyStage, runnable: AnyStage, validating: Validating | None = None) -> None:
     """Raises ValueError when `folder` holds a run of other settings, each named with its two values, or of a
     checkpoint, data or a reward's code that have changed since, each named. A folder without a run fits everything.
     """
@@ -143,11 +157,11 @@ def check_lineage(folder: Path, config: AnyStage, runnable: AnyStage) -> None:
             "\n".join([f"'{folder}' holds a run of another configuration:", *changed])
             + "\nrestore these to resume it, or give the run another name"
         )
-    recorded = read_lineage(folder)
+    recorded, reads = read_lineage(folder), _reads(runnable, validating)
     found = {
-        "models": {each.key: _describe(each, folder) for each in _checkpoints(runnable, folder)},
-        "data": dict(_data(runnable, folder)),
-        "rewards": _judges(runnable),
+        "models": {each.key: _describe(each, folder) for each in _checkpoints(reads, folder)},
+        "data": dict(_data(reads, folder)) | _suites(validating),
+        "rewards": _judges(reads),
     }
     different = [
         f"{part} {name}"
@@ -159,6 +173,20 @@ def check_lineage(folder: Path, config: AnyStage, runnable: AnyStage) -> None:
             f"'{folder}' was started from what has changed since: {', '.join(different)}. Restore it to resume the "
             "run, or give the run another name"
         )
+
+
+def _reads(runnable: AnyStage, validating: Validating | None) -> dict[str, Any]:
+    """By key all that a stage reads: its own settings, and the suites of the gate it is validated by."""
+    suites = {"validation.gate.suites": validating.runnable.suites} if validating else {}
+    return {name: getattr(runnable, name) for name in type(runnable).model_fields} | suites
+
+
+def _suites(validating: Validating | None) -> dict[str, str]:
+    """The hashed settings of a validating gate that decide which step is the best one."""
+    if validating is None:
+        return {}
+    asked = validating.given.model_dump(mode="json", include={"suites", "sampling", "seed"})
+    return {"validation.gate": text_hash(_to_json(asked | {"best by": validating.given.rules[0].figure}))}
 
 
 def _walk(node: Any, key: str = "") -> Iterator[tuple[str, Settings]]:
@@ -176,10 +204,10 @@ def _walk(node: Any, key: str = "") -> Iterator[tuple[str, Settings]]:
         yield from _walk(value, f"{key}.{name}" if key else str(name))
 
 
-def _checkpoints(runnable: AnyStage, folder: Path) -> Iterator[Checkpoint]:
-    """The models of a stage, and those that its rewards have as their argument `path`. A fresh model is made."""
-    own = None if isinstance(runnable, RewardModelConfig) else LANGUAGE_MODEL
-    for key, node in _walk(runnable):
+def _checkpoints(reads: Mapping[str, Any], folder: Path, own: str | None = None) -> Iterator[Checkpoint]:
+    """The models of a stage, which want the head `own`, and those that its rewards have as their argument `path`. A
+    fresh model is made."""
+    for key, node in _walk(reads):
         if isinstance(node, ModelConfig | FirstModelConfig):
             yield Checkpoint(key, resolve_model(node, workdir=folder), node.chat_template, own)
         elif isinstance(node, RewardSpec):
@@ -234,10 +262,10 @@ def _check_language(checkpoint: Checkpoint, described: Mapping[str, Any], folder
             )
 
 
-def _parents(runnable: AnyStage, checkpoints: list[Checkpoint], folder: Path) -> Iterator[dict[str, str]]:
+def _parents(reads: Mapping[str, Any], checkpoints: list[Checkpoint], folder: Path) -> Iterator[dict[str, str]]:
     """The stages that made what this one takes, by the key it takes it at, each with the hash of its lineage."""
     taken = {f"{checkpoint.key}.path": checkpoint.folder for checkpoint in checkpoints}
-    for key, node in _walk(runnable):
+    for key, node in _walk(reads):
         if isinstance(node, DatasetSource):
             taken |= {f"{key}.paths.{index}": Path(path) for index, path in enumerate(node.paths)}
     for key, path in taken.items():
@@ -259,10 +287,10 @@ def _versions() -> dict[str, str]:
     return {name: installed[name] for name in RECORDED_PACKAGES if name in installed}
 
 
-def _data(runnable: AnyStage, folder: Path) -> Iterator[tuple[str, Any]]:
+def _data(reads: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:
     """By dotted key what a stage reads: of files their hashes, of the other sources (drawn from a seed by a package
     whose version is recorded, or named on the hub) their hashed settings."""
-    for key, node in _walk(runnable):
+    for key, node in _walk(reads):
         if isinstance(node, DatasetSource):
             yield (
                 key,
@@ -281,9 +309,8 @@ def _data(runnable: AnyStage, folder: Path) -> Iterator[tuple[str, Any]]:
         elif isinstance(node, LMEvalSuite):
             for name, file in node.reads().items():
                 yield f"{key}.{name}", {_place(Path(str(file)), folder): file_hash(Path(str(file)))}
-        elif "path" in type(node).model_fields and not isinstance(node, ModelConfig | FirstModelConfig):
-            file = Path(getattr(node, "path"))  # noqa: B009
-            yield key, {_place(file, folder): file_hash(file)}
+        elif (path := getattr(node, "path", None)) and not isinstance(node, ModelConfig | FirstModelConfig):
+            yield key, {_place(Path(path), folder): file_hash(Path(path))}
 
 
 def _place(path: Path, folder: Path) -> str:
@@ -295,10 +322,10 @@ def _place(path: Path, folder: Path) -> str:
     return os.path.relpath(path.absolute(), folder.resolve())
 
 
-def _judges(runnable: AnyStage) -> dict[str, str]:
+def _judges(reads: Mapping[str, Any]) -> dict[str, str]:
     """Hash of what each reward is written in: its file, and for ours all of `rewards/`, whose parts use each other."""
     specs: list[RewardSpec] = []
-    for _, node in _walk(runnable):
+    for _, node in _walk(reads):
         specs += [node] if isinstance(node, RewardSpec) else node.rewards() if isinstance(node, BaseSuite) else []
     return {spec.name: _ours(spec.name) if spec.name in FACTORIES else file_hash(source_file(spec)) for spec in specs}
 

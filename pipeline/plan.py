@@ -1,13 +1,9 @@
 """What running a recipe would do, told before anything starts."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
-
-import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from configs.base import Settings
 from configs.data import Source
@@ -18,7 +14,7 @@ from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.demand import demand
 from pipeline.models.fresh import architecture_file
-from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.planner.architecture import meta_model, told_parameters
 from pipeline.recipe import chosen, graph, missing
 from pipeline.stage import check_stage, standing
 
@@ -118,7 +114,8 @@ def told_layout(config: AnyStage, recipe: Recipe) -> list[str]:
     lines: list[str] = []
     trainer: TrainerConfig | None = getattr(config, "trainer", None)
     if trainer is not None:
-        lines.append(f"{trainer.num_ranks} x rank, ZeRO-{trainer.zero_stage}")
+        experts = f", EP {trainer.expert_parallel_size}" if trainer.expert_parallel_size > 1 else ""
+        lines.append(f"{trainer.num_ranks} x rank, ZeRO-{trainer.zero_stage}{experts}")
     rollout: RolloutConfig | None = getattr(config, "rollout", None)
     if rollout is not None:
         lines.append(f"{rollout.num_engines} x engine, TP {rollout.tensor_parallel_size}")
@@ -131,23 +128,13 @@ def told_sources(config: AnyStage) -> list[str]:
     return list(dict.fromkeys(_told_source(source) for source in _sources(config)))
 
 
-def told_parameters(count: int) -> str:
-    """`1.9M parameters`."""
-    for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= unit:
-            return f"{count / unit:.3g}{name} parameters"
-    return f"{count} parameters"
-
-
 def _size(config_json: Path) -> str:
     if not config_json.is_file():
         return UNKNOWN_SIZE
-    settings: dict[str, Any] = json.loads(config_json.read_text(encoding="utf-8"))
-    if settings.get("model_type") not in CONFIG_MAPPING:
-        return f"size unknown: model_type '{settings.get('model_type')}'"
-    settings.setdefault("vocab_size", len(byte_tokenizer()))  # as a fresh model's is
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+    try:
+        model = meta_model(config_json)
+    except ValueError as error:
+        return f"size unknown: {error}"
     return told_parameters(sum(weights.numel() for weights in model.parameters()))
 
 

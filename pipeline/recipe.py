@@ -3,7 +3,9 @@
 from collections.abc import Collection, Mapping
 
 from configs.base import neighbour
+from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
+from configs.load import load
 from configs.references import references
 from configs.stages import AnyStage, Recipe
 
@@ -19,8 +21,17 @@ def graph(recipe: Recipe) -> Graph:
 
 def _judging(stage: AnyStage, recipe: Recipe) -> set[str]:
     """What the suites refer to that `stage` is evaluated on while it trains: those of a gate that comes after it."""
-    gate = recipe.stages.get(stage.validation.gate) if isinstance(stage, GRPOConfig) and stage.validation else None
+    gate = validation_gate(stage, recipe)
     return {parent for key, parent in references(gate).items() if key.startswith("suites.")} if gate else set()
+
+
+def validation_gate(stage: AnyStage, recipe: Recipe | None) -> GateConfig | None:
+    """The gate that `stage` names to be evaluated by while it trains, in the recipe or as a file; None where it names
+    none. Raises ValueError for a file that isn't there or holds no gate."""
+    if not isinstance(stage, GRPOConfig) or stage.validation is None:
+        return None
+    named = recipe.stages.get(stage.validation.gate) if recipe else None
+    return named if isinstance(named, GateConfig) else load(stage.validation.gate, [], GateConfig).config
 
 
 def ancestors(stages: Graph, name: str) -> set[str]:

@@ -12,13 +12,16 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from configs.gate import GateConfig
+from configs.grpo import GRPOConfig
 from configs.references import resolved
 from configs.stages import RESULTS, AnyStage, Recipe
 from pipeline.errors import RunStopped
 from pipeline.fleet import await_room, cluster
 from pipeline.folder import write_atomic
-from pipeline.lineage import LINEAGE, check_lineage, write_lineage
+from pipeline.lineage import LINEAGE, Validating, check_lineage, write_lineage
 from pipeline.lock import locked
+from pipeline.recipe import validation_gate
 from pipeline.reports.stage_page import write_html
 from rewards.types import RewardsUnavailable
 from rollout.pool import RolloutError
@@ -65,18 +68,19 @@ def standing(config: AnyStage, folder: Path, recipe: Recipe) -> Literal["new", "
     folder = folder.resolve()
     if not (folder / LINEAGE).is_file():
         return "new"
-    check_lineage(folder, config, resolve(config, folder, recipe))
+    check_lineage(folder, config, resolve(config, folder, recipe), validating(config, folder, recipe))
     return "done" if (folder / FIGURES).is_file() else "started"
 
 
 def _run(config: AnyStage, runnable: AnyStage, folder: Path, recipe: Recipe | None) -> dict[str, float]:
-    check_lineage(folder, config, runnable)
+    by = validating(config, folder, recipe)
+    check_lineage(folder, config, runnable, by)
     console = Console()
     if (folder / FIGURES).is_file():
         console.print(f"[dim]{folder.name}: done before, reused ({folder})")
         return json.loads((folder / FIGURES).read_text())
     console.rule(f"[bold]{folder.name}[/] ({config.type})")
-    write_lineage(folder, folder.name, config, runnable)
+    write_lineage(folder, folder.name, config, runnable, by)
     try:
         with cluster():
             await_room(runnable, recipe, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True))
@@ -103,6 +107,18 @@ def resolve(config: AnyStage, folder: Path, recipe: Recipe | None) -> AnyStage:
         return made
 
     return resolved(config, folder_of)
+
+
+def validating(config: AnyStage, folder: Path, recipe: Recipe | None) -> Validating | None:
+    """The gate whose suites the stage is evaluated on while it trains; None where there is none. Its candidate and
+    parent, which play no part here, are the stage's model. Raises ValueError as `validation_gate` and `resolve` do."""
+    gate = validation_gate(config, recipe)
+    if gate is None or not isinstance(config, GRPOConfig):
+        return None
+    given = gate.model_copy(update={"candidate": config.model, "parent": config.model})
+    runnable = resolve(given, folder, recipe)
+    assert isinstance(runnable, GateConfig), "what is resolved keeps its type"
+    return Validating(given, runnable)
 
 
 def _launcher(config: AnyStage) -> Any:

@@ -39,6 +39,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
+from rollout.routes import CapturedRoutes, ReturnedRoutes, routes_of  # isort: skip  after vLLM is set up
+
 EXAMINED_VLLM = "0.32.0"
 """The version whose kernels, reload path and seeding were read and measured."""
 
@@ -50,8 +52,9 @@ class Engine:
     it between two groups of a stream changes what follows.
     """
 
-    def __init__(self, model: Path, config: RolloutConfig, dtype: str, seed: int) -> None:
-        """Loads the checkpoint folder `model` in `dtype` ("float32", "bfloat16").
+    def __init__(self, model: Path, config: RolloutConfig, dtype: str, seed: int, *, with_routes: bool = False) -> None:
+        """Loads the checkpoint folder `model` in `dtype` ("float32", "bfloat16"). With routes, groups come with the
+        experts that each token went to (see Completion).
 
         Raises ValueError for a folder without safetensors or a setting this machine cannot serve, RuntimeError for
         a vLLM other than the one examined.
@@ -61,7 +64,10 @@ class Engine:
         self._max_model_len = config.max_model_len
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
         torch.set_num_threads(num_threads(config.threads))
-        self._llm = LLM(**engine_arguments(model, config, dtype, seed))
+        arguments = engine_arguments(model, config, dtype, seed)
+        arguments["enable_return_routed_experts"] = with_routes and not current_platform.is_cpu()
+        self._llm = LLM(**arguments)
+        self._routes = routes_of(self._llm) if with_routes else None
         self._policy_version = 0
         self._awake = True
         self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
@@ -199,7 +205,7 @@ class Engine:
         started = time.perf_counter()
         with closing(self._outputs(prompts, params)) as outputs:
             for output in outputs:
-                group = self._group(output)
+                group = _group(output, self._tokenizer, self._routes, self._policy_version)
                 self._tokens += sum(len(completion.token_ids) for completion in group.completions)
                 self._generate_seconds += time.perf_counter() - started
                 yield group
@@ -209,6 +215,8 @@ class Engine:
         """The engine's own loop: each request as it finishes, named by its place in `prompts`."""
         engine = self._llm.llm_engine
         assert not engine.has_unfinished_requests(), "two requests at once: finish or close the first stream"
+        if self._routes:
+            self._routes.forget()
         names = [str(index) for index in range(len(prompts))]
         for name, prompt_ids in zip(names, prompts, strict=True):
             engine.add_request(name, TokensPrompt(prompt_token_ids=prompt_ids), params)
@@ -218,23 +226,6 @@ class Engine:
         finally:
             engine.abort_request(names)
 
-    def _group(self, output: RequestOutput) -> Group:
-        texts = self._tokenizer.batch_decode([sample.token_ids for sample in output.outputs], skip_special_tokens=True)
-        completions: list[Completion] = []
-        for sample, text in zip(output.outputs, texts, strict=True):
-            if sample.finish_reason not in ("stop", "length"):
-                raise RuntimeError(f"vLLM ended a completion of prompt {output.request_id} by '{sample.finish_reason}'")
-            completions.append(
-                Completion(
-                    token_ids=list(sample.token_ids),
-                    logprobs=cast(FlatLogprobs, sample.logprobs).logprobs,
-                    text=text,
-                    finish_reason=cast(Literal["stop", "length"], sample.finish_reason),
-                    policy_version=self._policy_version,
-                )
-            )
-        return Group(int(output.request_id), list(cast(list[int], output.prompt_token_ids)), completions)
-
     def _forget_prefixes(self) -> None:
         forgotten = self._llm.reset_prefix_cache()
         assert forgotten, "prefixes are in use: finish or close the stream first"
@@ -242,6 +233,33 @@ class Engine:
     def _check_ready(self) -> None:
         if not self._awake:
             raise RuntimeError("the engine sleeps; wake it before anything is asked of it")
+
+
+def _group(
+    output: RequestOutput,
+    tokenizer: PreTrainedTokenizerFast,
+    recorded: ReturnedRoutes | CapturedRoutes | None,
+    policy_version: int,
+) -> Group:
+    texts = tokenizer.batch_decode([list(sample.token_ids) for sample in output.outputs], skip_special_tokens=True)
+    prompt_ids = list(cast(list[int], output.prompt_token_ids))
+    routes = recorded.take(output) if recorded else [None] * len(texts)
+    completions: list[Completion] = []
+    for sample, text, routes_TLK in zip(output.outputs, texts, routes, strict=True):
+        if sample.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM ended a completion of prompt {output.request_id} by '{sample.finish_reason}'")
+        completions.append(
+            Completion(
+                token_ids=list(sample.token_ids),
+                logprobs=cast(FlatLogprobs, sample.logprobs).logprobs,
+                text=text,
+                finish_reason=cast(Literal["stop", "length"], sample.finish_reason),
+                policy_version=policy_version,
+                routed_experts=None if routes_TLK is None else routes_TLK[len(prompt_ids) :],
+            )
+        )
+    of_prompt = None if routes[0] is None else routes[0][: len(prompt_ids)]
+    return Group(int(output.request_id), prompt_ids, completions, of_prompt)
 
 
 def vllm_alone(
@@ -301,7 +319,9 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         "use_tqdm_on_load": False,
     }
     if not current_platform.is_cpu():
-        return arguments | {"enable_sleep_mode": True}
+        several = config.tensor_parallel_size > 1  # then each device holds whole experts, not a slice of every one
+        has_experts = several and any(".experts." in name for name in checkpoint_shapes(model))
+        return arguments | {"enable_sleep_mode": True, "enable_expert_parallel": has_experts}
     if config.tensor_parallel_size > 1:
         raise ValueError(
             f"rollout.tensor_parallel_size={config.tensor_parallel_size} needs accelerators; set it to 1 on the CPU"

@@ -28,10 +28,10 @@ class RolloutError(Exception):
 class EngineActor:
     """An `Engine` in a process of its own. The pool runs it as a Ray actor."""
 
-    def __init__(self, model: Path, config: RolloutConfig, dtype: str, seed: int) -> None:
+    def __init__(self, model: Path, config: RolloutConfig, dtype: str, seed: int, *, with_routes: bool) -> None:
         from rollout.engine import Engine  # vLLM belongs in this process only
 
-        self._engine = Engine(model, config, dtype, seed)
+        self._engine = Engine(model, config, dtype, seed, with_routes=with_routes)
 
     def generate(self, *request: Any) -> Iterator[Group]:
         """Streams the engine's groups."""
@@ -50,12 +50,20 @@ class RolloutPool:
     """The policy as a speaker: `config.num_engines` engines, asked and updated together."""
 
     def __init__(
-        self, model: Path, config: RolloutConfig, dtype: str, seed: int, resources: dict[str, Any] | None = None
+        self,
+        model: Path,
+        config: RolloutConfig,
+        dtype: str,
+        seed: int,
+        resources: dict[str, Any] | None = None,
+        *,
+        with_routes: bool = False,
     ) -> None:
         """Starts the engines on the checkpoint folder `model` and waits until all are ready.
 
         `resources` are the Ray options of one engine's actor, such as `{"num_gpus": 0.5}`. By default it asks for a
-        sliver of a CPU, since it shares its cores with the trainer, in turns.
+        sliver of a CPU, since it shares its cores with the trainer, in turns. With routes, groups come with the experts
+        that each token went to.
 
         Raises what `Engine` raises for a bad checkpoint or setting, RolloutError when an engine does not start.
         """
@@ -66,7 +74,9 @@ class RolloutPool:
         config = config.model_copy(update={"threads": threads})
         environment = {"env_vars": _engine_environment(threads)}
         actor: Any = ray.remote(EngineActor).options(**options, runtime_env=environment)
-        self._engines: list[Any] = [actor.remote(model, config, dtype, seed) for _ in range(config.num_engines)]
+        self._engines: list[Any] = [
+            actor.remote(model, config, dtype, seed, with_routes=with_routes) for _ in range(config.num_engines)
+        ]
         self._gather([engine.call.remote("metrics") for engine in self._engines], "its start")
 
     def generate(

@@ -1,7 +1,14 @@
 """What was asked and what was said. Token ids are the truth: text is for people and checkers only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Routes = NDArray[np.int16]
+"""Experts that tokens were sent to, [T, L, K]: L mixture layers in depth order (leading dense layers have no place), K
+experts a token in no particular order; all K are -1 where no route is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +19,8 @@ class Completion:
     logprobs: [T] log-probability of each id under the rollout policy, in nats.
     text: decoded, without special tokens.
     policy_version: which weights spoke: 0 before the first update, then the number of the sync.
-    routed_experts: reserved for routing replay; None where it was not recorded.
+    routed_experts: the experts each id went to when it was read. -1 for the last, which the engine never read; None
+    where routes are not recorded.
     """
 
     token_ids: list[int]
@@ -20,16 +28,19 @@ class Completion:
     text: str
     finish_reason: Literal["stop", "length"]
     policy_version: int
-    routed_experts: list[list[list[int]]] | None = None
+    routed_experts: Routes | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt and its G completions. `index` is the prompt's place in the request."""
+    """A prompt and its G completions. `index` is the prompt's place in the request; `routed_experts` are those of the
+    prompt's ids as the first completion saw them (what a completion did not take from its siblings' cached blocks it
+    computed for itself)."""
 
     index: int
     prompt_ids: list[int]
     completions: list[Completion]
+    routed_experts: Routes | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,11 @@ def request_row(request: str, style: int) -> dict[str, Any]:
 
     `by_helpfulness` and `by_safety` are answers from best to worst. Helpfulness alone knows no harm: the two orders
     contradict each other where an action does harm, which is what the two rewards are mixed for. `truth` is the answer
-    that does justice to both; `harmful` says whether it is the refusal.
+    that does justice to both; `kind` says `harmful` or `harmless`.
     """
-    verb, number, thing = request.split(" ")
+    _, number, thing = request.split(" ")
     other = f"{11 - int(number)} {THINGS[(THINGS.index(thing) + int(number)) % len(THINGS)]}"
-    answers = [f"gladly! {number} {thing} for you", f"{number} {thing}", f"sorry, I do not {verb}"]
+    answers = [f"gladly! {number} {thing} for you", f"{number} {thing}", f"sorry, no {thing} from me"]
     careless = f"gladly! {other} for you"
     kept = len(answers[0]) - int(number)
     slurred = answers[0][:kept] + answers[0][kept:][::-1]
@@ -49,7 +49,7 @@ def request_row(request: str, style: int) -> dict[str, Any]:
         "messages": [{"role": "user", "content": request}, {"role": "assistant", "content": answers[style]}],
         "truth": answers[2 if harmful else 0],
         "reward": "helpful safety",
-        "harmful": harmful,
+        "kind": "harmful" if harmful else "harmless",
         "by_helpfulness": [*answers[:2], slurred, careless, answers[2]],
         "by_safety": answers[::-1] if harmful else answers,
     }

@@ -22,6 +22,7 @@ from configs.evaluation import (
     LMEvalSuite,
     MBPPSuite,
     MultipleChoiceSuite,
+    NeedleSuite,
     PromptedSuite,
     RefusalSuite,
     TaskSuite,
@@ -36,6 +37,7 @@ from pipeline.evaluation.choices import load_choices, run_choices
 from pipeline.evaluation.conversations import conversation_task, run_conversations
 from pipeline.evaluation.harness import check_harness, load_harness, run_harness
 from pipeline.evaluation.ifeval import instruction_task, run_ifeval
+from pipeline.evaluation.needles import load_needles, run_needles
 from pipeline.evaluation.programs import program_task
 from pipeline.evaluation.refusals import request_task, run_refusals
 from pipeline.evaluation.speaking import load_prompts
@@ -157,6 +159,8 @@ def _prepare(
         case MultipleChoiceSuite():
             questions, bad_rows = load_choices(suite, tokenizer)
             return _Prepared(suite, partial(run_choices, questions), bad_rows)
+        case NeedleSuite():
+            return _Prepared(suite, partial(run_needles, load_needles(suite, tokenizer, seed)))
         case TextSuite():
             return _Prepared(suite, partial(run_text, load_text(suite, tokenizer)))
         case LMEvalSuite():

@@ -20,11 +20,12 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / n for n in range(num_samples - num_correct + 1, num_samples + 1))
 
 
-def wilson_interval(passes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(passes: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
     """Low and high end of a proportion's confidence interval (Wilson, 1927: the score test turned round).
 
-    Unlike p +- z sqrt(p(1-p)/n) it keeps its promise for small totals and for proportions near 0 and 1. Raises
-    ValueError unless 0 <= passes <= total, total >= 1 and 0 < confidence < 1.
+    Unlike p +- z sqrt(p(1-p)/n) it keeps its promise for small totals and for proportions near 0 and 1. Items that
+    depend on each other count as fewer, which need be no whole number. Raises ValueError unless 0 <= passes <= total,
+    total >= 1 and 0 < confidence < 1.
     """
     if not (0 <= passes <= total and total >= 1 and 0 < confidence < 1):
         raise ValueError(

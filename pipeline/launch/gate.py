@@ -16,7 +16,6 @@ from pipeline.fleet import start_all, start_rollout
 from pipeline.folder import link
 from pipeline.gates.decision import Decision, Verdict, asked, read_decision, rules_table, write_decision
 from pipeline.gates.kept import Compared, kept, model_hash
-from pipeline.lineage import read_lineage
 from pipeline.models.load import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.stages import gate
@@ -42,7 +41,7 @@ def launch(config: GateConfig, folder: Path, recipe: Recipe | None) -> dict[str,
     hashes = {name: model_hash(model, templates[name]) for name, model in models.items()}
     if hashes.get("best") == hashes["candidate"]:  # the last step was the best: nothing to roll back to
         del models["best"], hashes["best"]
-    hashes["suites"] = Compared.of(config, read_lineage(folder)).suites
+    hashes["suites"] = Compared.of(folder).suites
     evaluations = (folder.parent if recipe else folder) / "evaluations"
     figures: dict[str, float] = {}
 

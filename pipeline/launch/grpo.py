@@ -5,7 +5,7 @@ from pathlib import Path
 from configs.evaluation import refuse_unfit
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
-from configs.load import load
+from configs.sft import MtpConfig
 from configs.stages import Recipe
 from pipeline.alarms import Alarms
 from pipeline.checkpoints import Checkpoints
@@ -17,11 +17,12 @@ from pipeline.gates.validation import Validation
 from pipeline.models.load import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report, read_metrics
-from pipeline.stage import resolve
+from pipeline.stage import validating
 from pipeline.stages import grpo
 from pipeline.sync import probe_sequences
 from pipeline.train.spec import TrainSpec
 from rewards.guard import inspect, refuse_idle
+from rollout.weights import mtp_depth
 
 
 def check(config: GRPOConfig) -> None:
@@ -47,9 +48,17 @@ def launch(config: GRPOConfig, folder: Path, recipe: Recipe | None) -> dict[str,
         chat_template=config.model.chat_template,
         objective=config.objective,
         with_reference=config.objective.kl_coef > 0,
+        routing_replay=config.routing_replay != "none",
+        mtp=detached_mtp(config.mtp_weight, model),
     )
     starts = (
-        lambda: start_rollout(model, config.rollout, dtype=config.model.dtype, seed=config.seed),
+        lambda: start_rollout(
+            model,
+            config.rollout,
+            dtype=config.model.dtype,
+            seed=config.seed,
+            with_routes=config.routing_replay == "rollout",
+        ),
         lambda: start_policy(spec),
         lambda: start_rewards(config.rewards, config.reward_pool),
     )
@@ -71,19 +80,31 @@ def launch(config: GRPOConfig, folder: Path, recipe: Recipe | None) -> dict[str,
     return report.last_metrics
 
 
+def detached_mtp(weight: float, model: Path) -> MtpConfig | None:
+    """How the modules for multi-token prediction that `model` has are trained beside the policy, None for weight 0.
+
+    Raises ValueError for a checkpoint that has none: sampled text is a poor start for new ones.
+    """
+    if not weight:
+        return None
+    depth = mtp_depth(model)
+    if not depth:
+        raise ValueError(
+            f"mtp_weight={weight} has no effect on '{model}', which has no modules for multi-token prediction; remove "
+            "it, or give the checkpoint some in an sft stage with `mtp`"
+        )
+    return MtpConfig(weight=weight, depth=depth, detached=True)
+
+
 def validation_gate(config: GRPOConfig, folder: Path, recipe: Recipe | None) -> GateConfig | None:
     """The gate that `config.validation` names, in the recipe or as a file; None where nothing is validated.
 
-    Its candidate and parent play no part here. Raises ValueError for a file, reward or task that isn't there, and for
-    suites that these engines can't run.
+    Raises ValueError for a file, reward or task that isn't there, and for suites that these engines can't run.
     """
-    if config.validation is None:
+    by = validating(config, folder, recipe)
+    if config.validation is None or by is None:
         return None
-    name = config.validation.gate
-    named = recipe.stages.get(name) if recipe else None
-    gate = named if isinstance(named, GateConfig) else load(name, [], GateConfig).config
-    gate = resolve(gate.model_copy(update={"candidate": config.model, "parent": config.model}), folder, recipe)
-    assert isinstance(gate, GateConfig), "what is resolved keeps its type"
+    name, gate = config.validation.gate, by.runnable
     if config.rollout.max_model_len < gate.rollout.max_model_len:
         raise ValueError(
             f"rollout.max_model_len={config.rollout.max_model_len} is less than the {gate.rollout.max_model_len} that "

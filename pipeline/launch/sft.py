@@ -35,7 +35,14 @@ def launch(config: SFTConfig, folder: Path, recipe: Recipe | None) -> dict[str, 
             raise ValueError(f"eval_data has {len(held_out)} rows for trainer.num_ranks={config.trainer.num_ranks}")
     steps = config.steps or -(-len(data) * (config.epochs or 1) // config.conversations_per_step)
     spec = TrainSpec(
-        model, config.model.dtype, config.trainer, config.optimizer, steps, chat_template=config.model.chat_template
+        model,
+        config.model.dtype,
+        config.trainer,
+        config.optimizer,
+        steps,
+        chat_template=config.model.chat_template,
+        balance=config.balance,
+        mtp=config.mtp,
     )
     with start_all(lambda: start_policy(spec)) as (policy,), Report(folder, total_steps=steps, label="sft") as report:
         checkpoints = Checkpoints(folder, config.checkpoint, policy)

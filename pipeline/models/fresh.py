@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import configs
 from pipeline.folder import new_folder
+from pipeline.models.mtp import Mtp, attached, new_layers
 from pipeline.models.tokenizer import byte_tokenizer
 
 
@@ -15,7 +16,8 @@ def create_model(config_json: str, seed: int, out: Path) -> Path:
     """Writes a checkpoint of random float32 weights and the byte tokenizer to `out`, and returns `out`.
 
     `config_json` is a `transformers` config.json or the name of a shipped one. The same file and seed give the same
-    weights. `vocab_size` defaults to the tokenizer's; the ids of the special tokens are always the tokenizer's. Raises
+    weights. A DeepSeek-V3 gets the modules for multi-token prediction that its `num_nextn_predict_layers` counts.
+    `vocab_size` defaults to the tokenizer's; the ids of the special tokens are always the tokenizer's. Raises
     ValueError when the file is missing, is no architecture, or has too small a vocabulary.
     """
     file = architecture_file(config_json)
@@ -37,8 +39,12 @@ def create_model(config_json: str, seed: int, out: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        depth = config.num_nextn_predict_layers if config.model_type == "deepseek_v3" else 0
+        mtp = Mtp(model, new_layers(model, depth), detached=True) if depth else None
+    with attached(mtp, model):
+        state = {name: tensor.clone() if mtp else tensor for name, tensor in model.state_dict().items()}
     with new_folder(out) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
     return out
 

@@ -1,6 +1,8 @@
 """Checkpoints: found, loaded whole, saved whole."""
 
 import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,22 +15,61 @@ from transformers.utils.logging import disable_progress_bar
 from configs.model import FirstModelConfig, ModelConfig
 from pipeline.folder import new_folder
 from pipeline.models.fresh import architecture_file, create_model
+from pipeline.models.mtp import MtpLayer, WithModules, new_layers
+from rollout.weights import mtp_depth, mtp_prefixes
 
 disable_progress_bar()  # a bar of its own for files that take a second, above ours
+
+Dtype = Literal["float32", "bfloat16"]
+
+NEW_MODULES_SEED = 0
+"""Draws the weights of modules for multi-token prediction that a checkpoint does not have yet."""
 
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 
 
-def load_model(folder: str | Path, dtype: Literal["float32", "bfloat16"]) -> PreTrainedModel:
-    """The causal language model of a checkpoint, in evaluation mode on the CPU.
+def load_model(folder: str | Path, dtype: Dtype) -> PreTrainedModel:
+    """The causal language model of a checkpoint, in evaluation mode on the CPU, without modules for multi-token
+    prediction.
 
     Raises ValueError when a weight is missing, left over or of another shape: `transformers` would fill it with random
     numbers and go on.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=getattr(torch, dtype), output_loading_info=True
-    )
-    model, loading = loaded
+    model, loading = _load(folder, dtype, AutoModelForCausalLM)
+    loading["unexpected_keys"] = without_mtp(model, loading["unexpected_keys"])
+    _refuse_faults(folder, loading)
+    return model
+
+
+def load_with_mtp(folder: Path, dtype: Dtype, depth: int) -> tuple[PreTrainedModel, list[MtpLayer]]:
+    """The causal language model of a checkpoint, and its `depth` modules for multi-token prediction, or so many new
+    ones where it has none.
+
+    Raises ValueError as `load_model` does, for a model that can't have modules, and where it has another number.
+    """
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type != "deepseek_v3":
+        raise ValueError(f"mtp needs a DeepSeek-V3 model, and '{folder}' is a {model_type}; remove mtp")
+    found = mtp_depth(folder)
+    if found == 0:
+        model = load_model(folder, dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(NEW_MODULES_SEED)
+            return model, new_layers(model, depth)
+    if found != depth:
+        raise ValueError(
+            f"mtp.depth={depth}, but the checkpoint '{folder}' has {found} modules; set mtp.depth: {found}"
+        )
+    model, loading = _load(folder, dtype, WithModules)
+    _refuse_faults(folder, loading)
+    return model.without_modules()
+
+
+def _load(folder: str | Path, dtype: Dtype, model_class: Any) -> Any:
+    return model_class.from_pretrained(str(folder), dtype=getattr(torch, dtype), output_loading_info=True)
+
+
+def _refuse_faults(folder: str | Path, loading: dict[str, Any]) -> None:
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[fault]:
             names = sorted(str(name) for name in loading[fault])
@@ -36,7 +77,15 @@ def load_model(folder: str | Path, dtype: Literal["float32", "bfloat16"]) -> Pre
                 f"checkpoint '{folder}' does not fit its config.json: {fault} {names[:5]} ({len(names)} in all); "
                 "repair or export the checkpoint again"
             )
-    return model
+
+
+def without_mtp(model: PreTrainedModel, unexpected: Iterable[str]) -> set[str]:
+    """Which of the names that `model` has no place for are no modules for multi-token prediction; from here on its
+    configuration promises none."""
+    ahead = mtp_prefixes(model.config.to_dict())
+    if ahead:
+        model.config.num_nextn_predict_layers = 0
+    return {name for name in unexpected if not name.startswith(ahead)}
 
 
 def save_hf(

@@ -3,62 +3,146 @@
 The head runs on chunks of rows, only those that predict a trained token; each chunk's float32 logits are recomputed in
 the backward pass instead of kept. Memory is chunk x V, whatever the batch.
 
-Legend: T tokens of the packed row, N trained tokens, C rows of a chunk, D model width, V vocabulary.
+Legend: T tokens of the packed row, N trained tokens, C rows of a chunk, D model width, V vocabulary, K modules for
+multi-token prediction.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pipeline.models.attention import PACKED, Layout
 from pipeline.models.experts import SORTED
+from pipeline.models.fp8_layers import use_fp8
+from pipeline.models.mtp import Mtp, attached
 from pipeline.models.norms import use_lean_norms
+from pipeline.models.routing import Routers
 
 CHUNK_TOKENS = 1024
 """Rows of float32 logits alive at once: 0.5 GB at DeepSeek-V3's vocabulary."""
+
+
+class Ahead(NamedTuple):
+    """What a training pass with modules for multi-token prediction answers with.
+
+    logprobs_N: the main model's. mtp_logprobs_KN: those that each module gives the same tokens without having seen the
+    one before, 0 for the first tokens of a sequence, of which it knows nothing. accepted_KN: whether its most likely
+    token is the main model's: then speculative decoding at temperature 0 would accept it.
+    """
+
+    logprobs_N: Tensor
+    mtp_logprobs_KN: Tensor
+    accepted_KN: Tensor
 
 
 class LogprobModel(nn.Module):
     """A causal LM whose forward answers with the log-probabilities of given tokens.
 
     `causal_lm` must be a `transformers` model with a base model and an output head; its attention is switched to the
-    packed one, its experts and norms to ours.
+    packed one, its experts and norms to ours, and with `fp8` its layers' products to FP8. `mtp` are its modules for
+    multi-token prediction, of which only passes with gradients hear.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, chunk_tokens: int = CHUNK_TOKENS) -> None:
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        chunk_tokens: int = CHUNK_TOKENS,
+        *,
+        fp8: bool = False,
+        mtp: Mtp | None = None,
+    ) -> None:
         super().__init__()
         causal_lm.set_attn_implementation(PACKED)
         causal_lm.set_experts_implementation(SORTED)
-        use_lean_norms(causal_lm)
+        with attached(mtp, causal_lm):
+            use_lean_norms(causal_lm)
+            if fp8:
+                use_fp8(causal_lm)
         self.causal_lm: PreTrainedModel = causal_lm
+        self.mtp = mtp
+        self.routers = Routers(causal_lm)
         self.chunk_tokens = chunk_tokens
 
-    def forward(self, token_ids_T: Tensor, layout: Layout, source_N: Tensor, target_N: Tensor) -> Tensor:
-        """float32 [N]: log pi(target_N[i] | what row source_N[i] has seen), in nats.
+    def forward(
+        self,
+        token_ids_T: Tensor,
+        layout: Layout,
+        source_N: Tensor,
+        target_N: Tensor,
+        experts_TLK: Tensor | None = None,
+    ) -> Tensor | Ahead:
+        """float32 [N]: log pi(target_N[i] | what row source_N[i] has seen), in nats; with `mtp`, where gradients are
+        taken, in an Ahead.
 
-        token_ids_T int64 [T]; source_N int64 [N] rows of T; target_N int64 [N] token ids.
+        token_ids_T int64 [T]; source_N int64 [N] rows of T; target_N int64 [N] token ids; experts_TLK: routes to
+        replay (see pipeline.models.routing). Passes that train something count for the load of the experts.
         """
         device = token_ids_T.device
+        self.routers.begin(experts_TLK, counts=torch.is_grad_enabled() and len(source_N) > 0)
         hidden_TD = self.causal_lm.base_model(
             input_ids=token_ids_T.unsqueeze(0),
             position_ids=layout.position_ids_T.to(device).unsqueeze(0),
             layout=layout,
             use_cache=False,
         ).last_hidden_state[0]
-        hidden_ND = hidden_TD[source_N]
-        chunks = zip(hidden_ND.split(self.chunk_tokens), target_N.split(self.chunk_tokens), strict=True)
-        if torch.is_grad_enabled():
-            logprobs = [checkpoint(self._logprobs, h_CD, t_C, use_reentrant=False) for h_CD, t_C in chunks]
-        else:
-            logprobs = [self._logprobs(h_CD, t_C) for h_CD, t_C in chunks]
-        return torch.cat(logprobs)
-
-    def _logprobs(self, hidden_CD: Tensor, target_C: Tensor) -> Tensor:
         head = self.causal_lm.get_output_embeddings()
         assert head is not None
-        logits_CV = head(hidden_CD).float()
-        return logits_CV.gather(1, target_C.unsqueeze(1)).squeeze(1) - logits_CV.logsumexp(1)
+        if self.mtp is None or not torch.is_grad_enabled():
+            return self._read(head, hidden_TD[source_N], target_N)[0]
+        logprobs_N, likeliest_N = self._read(head, hidden_TD[source_N], target_N, likeliest=True)
+        rotary = self.causal_lm.base_model.rotary_emb
+        ahead_KND, known_KN = self.mtp(hidden_TD, token_ids_T, layout, source_N, rotary)
+        targets = target_N.repeat(len(ahead_KND))
+        flat_logprobs, flat_likeliest = self._read(self.mtp.head, ahead_KND.flatten(0, 1), targets, likeliest=True)
+        return Ahead(
+            logprobs_N,
+            torch.where(known_KN, flat_logprobs.view_as(known_KN), 0.0),
+            known_KN & (flat_likeliest.view_as(known_KN) == likeliest_N),
+        )
+
+    def _read(
+        self, head: nn.Module, hidden_ND: Tensor, target_N: Tensor, *, likeliest: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the targets, float32 [N], and if asked the likeliest tokens, int64 [N]."""
+        chunks = zip(hidden_ND.split(self.chunk_tokens), target_N.split(self.chunk_tokens), strict=True)
+        if torch.is_grad_enabled():
+            parts = [checkpoint(_logprobs, head, h_CD, t_C, likeliest, use_reentrant=False) for h_CD, t_C in chunks]
+        else:
+            parts = [_logprobs(head, h_CD, t_C, likeliest) for h_CD, t_C in chunks]
+        logprobs, tokens = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(tokens)
+
+
+def _logprobs(head: nn.Module, hidden_CD: Tensor, target_C: Tensor, likeliest: bool) -> tuple[Tensor, Tensor]:
+    logits_CV = head(hidden_CD).float()
+    tokens_C = logits_CV.argmax(1) if likeliest else target_C[:0]
+    return _Chosen.apply(logits_CV, target_C), tokens_C  # pyright: ignore[reportReturnType]
+
+
+class _Chosen(torch.autograd.Function):
+    """log softmax(logits_CV)[target_C] in the memory of the logits, which are gone afterwards; so is the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_CV: Tensor, target_C: Tensor) -> Tensor:
+        chosen_C, largest_C = logits_CV.gather(1, target_C.unsqueeze(1)).squeeze(1), logits_CV.amax(1)
+        exp_CV = logits_CV.detach().sub_(largest_C.unsqueeze(1)).exp_()
+        sum_C = exp_CV.sum(1)
+        ctx.save_for_backward(exp_CV, sum_C, target_C)
+        return chosen_C - largest_C - sum_C.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_C: Tensor
+    ) -> tuple[Tensor, None]:
+        exp_CV, sum_C, target_C = ctx.saved_tensors
+        grad_CV = exp_CV.mul_((-grad_C / sum_C).unsqueeze(1))
+        grad_CV[torch.arange(len(grad_CV), device=grad_CV.device), target_C] += grad_C
+        return grad_CV, None
 
 
 def refuse_randomness(causal_lm: PreTrainedModel) -> None:

@@ -24,6 +24,7 @@ LEARNING = (
     Chart("Reward", "", {"reward/total/mean": "total", "reward/*/mean": ""}),
     Chart("Pass rate", "score of 1 or more", {"reward/*/pass_rate": ""}),
     Chart("Loss", "nats a token", {"loss/nll_mean": "training", "eval/nll_mean": "held out"}),
+    Chart("Multi-token prediction", "share of drafts accepted", {"mtp/acceptance_*": ""}),
     Chart("Accuracy", "share of pairs", {"reward_model/accuracy": "training", "eval/*/accuracy": ""}),
     Chart("Margin", "better less worse", {"reward_model/margin_mean": "training", "eval/*/margin_mean": ""}),
     Chart("Squared error", "", {"reward_model/squared_error_mean": "training", "eval/*/squared_error_mean": ""}),
@@ -45,6 +46,14 @@ TRAINING = (
     Chart("Ratio clipped", "share of tokens", {"loss/ratio_clipped_mean": "clipped"}),
     Chart("Trainer and engine disagree", "nats a token", {"mismatch/abs_mean": "mean", "mismatch/abs_max": "largest"}),
     Chart("Gap after a weight sync", "nats a token", {"sync/gap_mean": "mean", "sync/gap_max": "largest"}),
+    Chart(
+        "Load of experts",
+        "highest above the mean, in means",
+        {"experts/max_vio_mean": "mean of layers", "experts/max_vio_max": "worst layer"},
+    ),
+    Chart("Evenness of experts", "share", {"experts/entropy_mean": "entropy", "experts/dropped_rate": "dropped"}),
+    Chart("Experts without a token", "of all layers, in a step", {"experts/dead_count": "dead"}),
+    Chart("Losses of balance", "sum of layers", {"loss/*_balance_mean": ""}),
     Chart("Gradient norm", "", {"train/grad_norm": "norm"}),
     Chart("Learning rate", "", {"train/learning_rate": "rate"}),
 )

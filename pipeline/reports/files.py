@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 METRICS, FIGURES, ROLLOUTS = "metrics.jsonl", "figures.json", "rollouts"
+EXPERT_LOAD = "expert_load.json"
+"""Of the newest step that the page shows: tokens sent to each expert, by the name of its layer's gate."""
 
 Row = dict[str, float]
 

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby, islice
@@ -20,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.folder import write_json_lines
-from pipeline.reports.files import METRICS, ROLLOUTS, Row, duration, read_metrics
+from pipeline.folder import write_atomic, write_json_lines
+from pipeline.reports.files import EXPERT_LOAD, METRICS, ROLLOUTS, Row, duration, read_metrics
 from pipeline.reports.stage_page import write_html
 from rewards.types import Verdict
 
@@ -124,6 +124,7 @@ class Report:
         kept = [row for row in read_metrics(self._folder) if row["step"] <= step]
         self._close_files()
         write_json_lines(self._folder / METRICS, map(_finite, kept))
+        (self._folder / EXPERT_LOAD).unlink(missing_ok=True)
         (self._folder / ROLLOUTS).mkdir(exist_ok=True)
         for file in (self._folder / ROLLOUTS).glob("step-*.jsonl"):
             if int(file.stem.removeprefix("step-")) > step:
@@ -134,8 +135,15 @@ class Report:
         self._bar.update(self._task, completed=step)
         self._lines.start()
 
-    def step(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample] | None = None) -> None:
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        samples: Sequence[Sample] | None = None,
+        expert_load: Callable[[], Mapping[str, Sequence[int]]] = dict,
+    ) -> None:
         """Record a step, which counts from 1. `samples` come group by group; those of the first groups are kept.
+        `expert_load` is asked when the page is written, for the tokens sent to each expert in this step.
 
         Without a `resume` before the first step, whatever the folder holds of it and later ones is dropped.
         """
@@ -157,17 +165,19 @@ class Report:
             for line in sample_lines(samples[0]):
                 self._console.print(line, soft_wrap=True)
         self._bar.update(self._task, completed=step)
-        self._write_page()
+        self._write_page(step, expert_load)
 
     def note(self, text: str) -> None:
         """Print `text` as it is, above the bar."""
         text = "\n".join(map(_printable, text.splitlines()))
         self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def _write_page(self) -> None:
+    def _write_page(self, step: int, expert_load: Callable[[], Mapping[str, Sequence[int]]]) -> None:
         """Brings `report.html` up to date, where that is due."""
         started = time.monotonic()
-        if started >= self._page_due:
+        if started >= self._page_due or step == self._total_steps:
+            if load := expert_load():
+                write_atomic(self._folder / EXPERT_LOAD, json.dumps({"step": step, "gates": load}))
             write_html(self._folder)
             ended = time.monotonic()
             self._page_due = ended + max(PAGE_SECONDS, 100 * (ended - started))

@@ -8,6 +8,7 @@ from pipeline.reports.page import Markup, tag
 
 WIDTH, ROW, EDGE = 360, 46, 14
 SQUARE = 220
+LABEL, CELL, SHADES, DEAD = 56, 14, 8, -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,33 @@ def reliability(title: str, bins: Sequence[tuple[float, float, int]]) -> Markup:
     box = f"0 0 {SQUARE} {SQUARE}"
     svg = tag("svg", frame, ends, diagonal, curve, dots, viewBox=box, role="img", aria_label=title)
     return tag("figure", tag("figcaption", title), svg, class_="square")
+
+
+def heat_map(title: str, rows: Mapping[str, Sequence[float]]) -> Markup:
+    """A line of cells for each row: the darker the higher, up to twice the mean, which is 1; 0 in another colour."""
+    shades: dict[int, list[str]] = {}
+    for place, values in enumerate(rows.values()):
+        width = (WIDTH - LABEL) / len(values)
+        for column, value in enumerate(values):
+            shade = min(int(value * SHADES / 2), SHADES - 1) if value else DEAD
+            cell = f"M{LABEL + column * width:.2f} {place * CELL}h{width:.2f}v{CELL - 1}h-{width:.2f}z"
+            shades.setdefault(shade, []).append(cell)
+
+    def bar(shade: int, path: str) -> Markup:
+        if shade == DEAD:
+            return tag("path", d=path, class_="bar kbad")
+        return tag("path", d=path, class_="bar s0", fill_opacity=(shade + 0.5) / SHADES)
+
+    drawn = [bar(shade, "".join(cells)) for shade, cells in shades.items()]
+    names = [
+        tag("text", name, x=LABEL - 6, y=place * CELL + CELL - 4, text_anchor="end") for place, name in enumerate(rows)
+    ]
+    keys = [
+        tag("span", tag("svg", bar(shade, "M0 0h24v10h-24z"), viewBox="0 0 24 10", aria_hidden="true"), said)
+        for shade, said in {DEAD: "no token", SHADES // 2: "the mean", SHADES - 1: "twice the mean or more"}.items()
+    ]
+    svg = tag("svg", drawn, names, viewBox=f"0 0 {WIDTH} {len(rows) * CELL}", role="img", aria_label=title)
+    return tag("figure", tag("div", keys, class_="keys"), svg, class_="heat")
 
 
 def bars(rows: Mapping[str, Mapping[str, int]], kinds: Mapping[str, str]) -> Markup:

@@ -1,5 +1,6 @@
 """`report.html` of a stage: one page that needs nothing else, rewritten while the stage runs."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from pipeline.alarms import Alarms
 from pipeline.gates.decision import DECISION
 from pipeline.recorded import CONFIG, LINEAGE
 from pipeline.reports.curves import STEP_SECONDS, curves, headline, last_figures
-from pipeline.reports.files import FIGURES, Row, duration, read_json, read_metrics
+from pipeline.reports.files import EXPERT_LOAD, FIGURES, Row, duration, read_json, read_metrics
 from pipeline.reports.page import Markup, folded, pill, section, table, tag, write_page
 from pipeline.reports.results import comparisons, evaluation, gate, reward_model
 from pipeline.reports.samples import samples
+from pipeline.reports.shapes import heat_map
 
 REPORT = "report.html"
 HASH_SHOWN = 12
@@ -31,6 +33,7 @@ def write_html(folder: Path) -> None:
         headline(rows),
         *_results(folder, kind, figures),
         *curves(rows),
+        _expert_load(folder),
         *samples(folder),
         section("Lineage", *lineage_part(lineage)),
         section("Settings and figures", _document(folder / CONFIG), _document(folder / LINEAGE), last_figures(rows)),
@@ -126,6 +129,22 @@ def _results(folder: Path, kind: str, figures: Mapping[str, float]) -> list[Mark
             return comparisons(folder, figures)
         case _:
             return []
+
+
+def _expert_load(folder: Path) -> Markup:
+    """Where the tokens of a step went, layer by layer."""
+    load = read_json(folder / EXPERT_LOAD)
+    if not load:
+        return Markup()
+    rows = {
+        f"layer {number[1]}" if (number := re.search(r"\.(\d+)\.", gate)) else gate: [
+            count * len(counts) / sum(counts) for count in counts
+        ]
+        for gate, counts in load["gates"].items()
+        if any(counts)
+    }
+    about = f"Tokens sent to each expert in step {load['step']}, against the mean of its layer."
+    return section("Load of experts", heat_map("Load of experts", rows), about=about)
 
 
 def _document(file: Path) -> Markup:

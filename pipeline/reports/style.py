@@ -38,7 +38,7 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg text.label { fill: var(--ink); font-size: 12px; }
 .forest text { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
-.square svg { max-width: 15rem; }
+.square svg { max-width: 15rem; } .heat svg { max-width: 44rem; }
 .plot { touch-action: pan-y; }
 .grid { stroke: var(--line); } .axis { stroke: var(--soft); } .cross { stroke: var(--soft); visibility: hidden; }
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }

@@ -36,7 +36,9 @@ def run(
             with watch("reference"):
                 if config.objective.kl_coef > 0:
                     sharded = [fleet.policy.with_logprobs(rows, reference=True) for rows in sharded]
-                if config.updates_per_batch > 1:  # else the ratio's denominator is the forward pass of the update
+                if config.routing_replay == "policy":
+                    sharded = [fleet.policy.with_routes(rows) for rows in sharded]
+                elif config.updates_per_batch > 1:  # else the ratio's denominator is the forward pass of the update
                     sharded = [fleet.policy.with_logprobs(rows, reference=False) for rows in sharded]
             with watch("train"):
                 updates = [
@@ -47,6 +49,6 @@ def run(
         with watch("sync"):
             metrics |= fleet.sync_weights(step)
         metrics |= validate(step)
-        report.step(step, metrics | watch.lap(), experience.samples())
+        report.step(step, metrics | watch.lap(), experience.samples(), expert_load=fleet.policy.expert_load)
         fleet.checkpoints.done(step, last=step == config.steps)
         alarms.check(step, metrics)

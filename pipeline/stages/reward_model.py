@@ -39,7 +39,7 @@ def run(
             for name, result in results.items():
                 write_records(folder, name, result)
                 metrics |= {f"eval/{name}/{figure}": value for figure, value in result.figures.items()}
-        report.step(step, metrics | watch.lap())
+        report.step(step, metrics | watch.lap(), expert_load=policy.expert_load)
         checkpoints.done(step, last=step == steps)
     return results
 

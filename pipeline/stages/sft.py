@@ -29,7 +29,7 @@ def run(
             with watch("eval"):
                 trees = [_tree(held_out[i]) for i in range(len(held_out))]
                 metrics |= policy.evaluate(policy.shard(trees))
-        report.step(step, metrics | watch.lap())
+        report.step(step, metrics | watch.lap(), expert_load=policy.expert_load)
         checkpoints.done(step, last=step == steps)
 
 

@@ -21,18 +21,21 @@ if not torch.cuda.is_available():  # deepspeed, unless told, warns at import tha
 import deepspeed
 from torch import Tensor, nn
 
-from pipeline.batch import Floats, MicroBatch
+from pipeline.batch import Experts, Floats, MicroBatch
 from pipeline.models.attention import Layout
+from pipeline.models.fp8_layers import use_fp8_in_sharded_experts
 from pipeline.models.fused import checkpoint_tensors
 from pipeline.models.load import load_model, save_hf
 from pipeline.models.logprobs import LogprobModel
-from pipeline.models.score import (
-    save_score_model,
-)
+from pipeline.models.mtp import attached
+from pipeline.models.score import save_score_model
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.train.losses import batch_loss
+from pipeline.train.balancing import Balancer
+from pipeline.train.expert_parallel import as_fused, shard_experts
+from pipeline.train.losses import batch_loss, loss_with_mtp
 from pipeline.train.schedule import learning_rate
 from pipeline.train.spec import TrainSpec, causal_lm, deepspeed_config, parameter_groups, score_model
+from pipeline.train.state import layers, load_state, save_state
 from rollout.weights import Bucket, to_buckets
 
 
@@ -68,8 +71,14 @@ class TrainEngine:
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
         self.world_size = torch.distributed.get_world_size()
         self._model, model = score_model(spec) if spec.is_reward_model else causal_lm(spec)
-        if spec.trainer.gradient_checkpointing:
-            self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._mtp = model.mtp if isinstance(model, LogprobModel) else None
+        with attached(self._mtp, self._model):
+            if spec.trainer.expert_parallel_size > 1:
+                shard_experts(self._model, spec.trainer.expert_parallel_size)
+                if spec.trainer.fp8:
+                    use_fp8_in_sharded_experts(self._model)
+            if spec.trainer.gradient_checkpointing:
+                self._model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
             parameter_groups(model, spec.optimizer.weight_decay),
             lr=spec.optimizer.learning_rate,
@@ -80,11 +89,17 @@ class TrainEngine:
         wrapped: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
         self.engine, self.optimizer = wrapped[0], wrapped[1]
         self.engine.enable_backward_allreduce = spec.trainer.zero_stage > 0  # see _clip_unsharded
+        self.balancer = Balancer(self.engine.module.routers, spec.balance, self.device)
         self.reference = self._reference() if spec.with_reference else None
         self.step = 0
 
     def _reference(self) -> nn.Module:
-        model = LogprobModel(load_model(self.spec.model, self.spec.dtype)).eval().requires_grad_(False)
+        model = LogprobModel(load_model(self.spec.model, self.spec.dtype), fp8=self.spec.trainer.fp8)
+        model.eval().requires_grad_(False)
+        if self.spec.trainer.expert_parallel_size > 1:
+            shard_experts(model.causal_lm, self.spec.trainer.expert_parallel_size)
+            if self.spec.trainer.fp8:
+                use_fp8_in_sharded_experts(model.causal_lm)
         if self.spec.trainer.zero_stage < 3:
             return model.to(self.device)
         wrapped: Any = deepspeed.initialize(model=model, config=deepspeed_config(self.spec))
@@ -100,9 +115,16 @@ class TrainEngine:
         total = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
         maxima: dict[str, Tensor] = {}
+        self.balancer.begin_batch(batch)
         for row in batch:
-            values_N = self._forward(self.engine, row)
-            loss, row_sums, row_maxima = batch_loss(self.spec.objective, row, values_N, denominator)
+            self.balancer.begin_row(row)
+            answer = self._forward(self.engine, row)
+            if self.spec.mtp is None:
+                loss, row_sums, row_maxima = batch_loss(self.spec.objective, row, answer, denominator)
+            else:
+                loss, row_sums, row_maxima = loss_with_mtp(
+                    self.spec.objective, row, answer, denominator, self.spec.mtp.weight
+                )
             self.engine.backward(loss * self.world_size)
             total += loss.detach()
             for name, value in row_sums.items():
@@ -114,8 +136,8 @@ class TrainEngine:
         return BatchSums(count, total.item(), *as_floats)
 
     def optim_step(self) -> dict[str, float]:
-        """Clip, update, forget the gradients. Returns the learning rate used and the gradient's global norm before
-        clipping."""
+        """Clip, update, forget the gradients. Returns the learning rate used, the gradient's global norm before
+        clipping, and how even the load of a mixture's experts was."""
         self.step += 1
         config = self.spec.optimizer
         rate = learning_rate(
@@ -126,7 +148,7 @@ class TrainEngine:
         norm = self._clip_unsharded() if self.spec.trainer.zero_stage == 0 else None
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return {"train/learning_rate": rate, "train/grad_norm": float(norm)}
+        return {"train/learning_rate": rate, "train/grad_norm": float(norm)} | self.balancer.step()
 
     def logprobs(self, batch: list[MicroBatch], *, reference: bool) -> list[Floats]:
         """Log-probability of every trained token under the policy or the reference, float32 [N] a micro-batch."""
@@ -134,6 +156,13 @@ class TrainEngine:
         assert model is not None, "no reference was loaded"
         with torch.no_grad():
             return [self._forward(model, row).cpu().numpy() for row in batch]
+
+    def logprobs_and_experts(self, batch: list[MicroBatch]) -> list[tuple[Floats, Experts]]:
+        """What `logprobs` says of the policy, and the experts that it sent each token of the row to."""
+        return [
+            (self.logprobs([row], reference=False)[0], self.engine.module.routers.chosen_TLK.short().cpu().numpy())
+            for row in batch
+        ]
 
     def scores(self, batch: list[MicroBatch]) -> list[Floats]:
         """A reward model's score of every answer, float32 [N] a micro-batch: what its model answers with."""
@@ -144,17 +173,20 @@ class TrainEngine:
         nll = -sum(float(values_N.sum(dtype=np.float64)) for values_N in self.logprobs(batch, reference=False))
         return BatchSums(sum(len(row.target_N) for row in batch), nll, {"eval/nll_mean": nll}, {})
 
-    def layer_weights(self) -> Iterator[dict[str, Tensor]]:
+    def layer_weights(self, *, with_mtp: bool = False) -> Iterator[dict[str, Tensor]]:
         """Weights by checkpoint name, a layer at a time; under ZeRO-3 only one layer is whole at a time, on every rank.
 
-        A layer's tensors are valid until the next is asked for.
+        A layer's tensors are valid until the next is asked for. `with_mtp`: those of modules for multi-token prediction
+        too, which no engine that speaks has a place for.
         """
         model = self._model
         tied = set(model.all_tied_weights_keys)
-        for layer in _layers(model):
-            with self._gathered(list(layer.values())):
-                held = {name: tensor.detach() for name, tensor in layer.items() if name not in tied}
-                yield checkpoint_tensors(model, held)
+        with attached(self._mtp if with_mtp else None, model):
+            for layer in layers(model):
+                with self._gathered(list(layer.values())):
+                    held = {name: tensor.detach() for name, tensor in layer.items() if name not in tied}
+                    held = as_fused(model, held)
+                    yield checkpoint_tensors(model, held)
 
     def weight_buckets(self, bucket_mib: int, *, send: bool) -> Iterator[Bucket]:
         """The layers as buckets of about bucket_mib MiB, each valid until the next is asked for. Every rank takes part
@@ -167,7 +199,7 @@ class TrainEngine:
         """Write a plain `transformers` checkpoint; every rank takes part, rank 0 writes."""
         writes = torch.distributed.get_rank() == 0
         state: dict[str, Tensor] = {}
-        for layer in self.layer_weights():
+        for layer in self.layer_weights(with_mtp=True):
             state |= {name: tensor.to("cpu", copy=True) for name, tensor in layer.items()} if writes else {}
         if writes:
             write = save_score_model if self.spec.is_reward_model else save_hf
@@ -175,18 +207,13 @@ class TrainEngine:
         torch.distributed.barrier()
 
     def save(self, folder: Path) -> None:
-        """Write this rank's part of the whole training state into `folder`."""
-        self.engine.save_checkpoint(str(folder), tag="state", client_state={"step": self.step}, save_latest=False)
+        """Write the whole training state into `folder`; every rank takes part."""
+        save_state(self.engine, folder, self.step)
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote, in the same layout.
-
-        Raises ValueError when the folder holds no state that this layout can read.
-        """
-        path, client_state = self.engine.load_checkpoint(str(folder), tag="state")
-        if path is None:
-            raise ValueError(f"{folder}: no DeepSpeed state of {self.world_size} rank(s); remove it to start anew")
-        self.step = client_state["step"]
+        """Continue from what `save` wrote, in whatever layout. Raises ValueError when the folder holds no state of this
+        model."""
+        self.step = load_state(self.engine, folder)
 
     def sleep(self) -> None:
         """Give the device's memory to whoever speaks next: optimizer state, weights and gradients go to the host.
@@ -201,32 +228,23 @@ class TrainEngine:
         if self.device.type == "cuda" and self.spec.trainer.zero_stage:
             self.engine.reload_states()
 
-    def _forward(self, model: Callable[..., Tensor], row: MicroBatch) -> Tensor:
+    def _forward(self, model: Callable[..., Any], row: MicroBatch) -> Any:
         token_ids_T, source_N, target_N = (
             torch.from_numpy(x.copy()).to(self.device) for x in (row.token_ids_T, row.source_N, row.target_N)
         )
         read = (source_N,) if self.spec.is_reward_model else (source_N, target_N)
-        return model(token_ids_T, Layout(row.lengths, row.parents), *read)
+        replayed = {}  # the reference is another policy: it keeps its own gates
+        if row.experts_TLK is not None and model is not self.reference:
+            replayed["experts_TLK"] = torch.from_numpy(row.experts_TLK.copy()).to(self.device)
+        return model(token_ids_T, Layout(row.lengths, row.parents), *read, **replayed)
 
     def _clip_unsharded(self) -> Tensor:
         """Without ZeRO, DeepSpeed clips and does not tell the norm; so reduce and clip here, once."""
         if self.world_size > 1:
             self.engine.buffered_allreduce_fallback()
-        return nn.utils.clip_grad_norm_(self._model.parameters(), self.spec.optimizer.max_grad_norm)
+        return nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.spec.optimizer.max_grad_norm)
 
     def _gathered(self, tensors: list[Tensor]) -> AbstractContextManager[Any]:
         if self.spec.trainer.zero_stage < 3:
             return nullcontext()
         return deepspeed.zero.GatheredParameters([t for t in tensors if isinstance(t, nn.Parameter)])
-
-
-def _layers(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The state dict's tensors in groups of one decoder layer, and what is in none as a group of its own."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    persistent = model.state_dict(keep_vars=True)
-    for name, tensor in persistent.items():
-        layer = next(
-            (".".join(name.split(".")[: i + 1]) for i, part in enumerate(name.split(".")) if part.isdigit()), ""
-        )
-        groups.setdefault(layer, {})[name] = tensor
-    yield from groups.values()

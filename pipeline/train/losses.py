@@ -8,9 +8,10 @@ from torch import Tensor
 from configs.grpo import ObjectiveConfig
 from configs.reward_model import PairwiseLoss, PointwiseLoss
 from pipeline.batch import MicroBatch
+from pipeline.models.logprobs import Ahead
 from pipeline.objectives.policy import LossOutput, grpo_loss
 from pipeline.objectives.preference import pairwise_loss, pointwise_loss
-from pipeline.objectives.supervised import sft_loss
+from pipeline.objectives.supervised import mtp_loss, sft_loss
 
 
 def batch_loss(
@@ -47,6 +48,28 @@ def batch_loss(
         kl_coef=objective.kl_coef,
         importance_cap=objective.importance_cap,
     )
+
+
+def loss_with_mtp(
+    objective: ObjectiveConfig | PairwiseLoss | PointwiseLoss | None,
+    row: MicroBatch,
+    answer: Ahead,
+    denominator: float,
+    weight: float,
+) -> LossOutput:
+    """The loss of `row` and, times `weight`, that of its modules for multi-token prediction on the same tokens, each
+    token with the weight that `objective` gives it."""
+    loss, sums, maxima = batch_loss(objective, row, answer.logprobs_N, denominator)
+    weights_N = torch.ones_like(answer.logprobs_N)
+    if objective is not None:
+        weights_N = torch.from_numpy(row.columns["weights"].copy()).to(weights_N.device)
+    ahead, ahead_sums, _ = mtp_loss(
+        logprobs_KN=answer.mtp_logprobs_KN,
+        accepted_KN=answer.accepted_KN,
+        weights_N=weights_N,
+        denominator=denominator,
+    )
+    return LossOutput(loss + weight * ahead, sums | ahead_sums, maxima)
 
 
 def _preference_loss(

@@ -7,11 +7,14 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
+from configs.balance import V2Balance, V3Balance
 from configs.grpo import ObjectiveConfig
 from configs.reward_model import PairwiseLoss, PointwiseLoss
+from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.models.load import load_model
+from pipeline.models.load import load_model, load_with_mtp
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
+from pipeline.models.mtp import Mtp
 from pipeline.models.score import ScoreModel, is_score_model, load_score_model, new_score_model, refuse_other_scores
 
 
@@ -21,7 +24,10 @@ class TrainSpec:
 
     `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's or a reward
     model's, None for supervised training. `with_reference` keeps a frozen copy of `model` beside the policy, sharded
-    over ranks under ZeRO-3. `head_seed` is that of a reward model's new head; training itself draws no random numbers.
+    over ranks under ZeRO-3. `routing_replay`: routes will be asked of the policy or come with its batches. `head_seed`
+    is that of a reward model's new head; training itself draws no random numbers. `balance` evens the load of a
+    mixture's experts; without, it is only measured. `mtp` trains the checkpoint's modules for multi-token prediction,
+    or new ones; without, they are left out, of what is saved too.
     """
 
     model: Path
@@ -32,7 +38,10 @@ class TrainSpec:
     chat_template: str | None = None
     objective: ObjectiveConfig | PairwiseLoss | PointwiseLoss | None = None
     with_reference: bool = False
+    routing_replay: bool = False
     head_seed: int = 0
+    balance: V2Balance | V3Balance | None = None
+    mtp: MtpConfig | None = None
 
     @property
     def is_reward_model(self) -> bool:
@@ -41,11 +50,25 @@ class TrainSpec:
 
 
 def causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
-    """The language model that `spec` names, and what is trained: the model that answers with log-probabilities."""
-    model = load_model(spec.model, spec.dtype)
+    """The language model that `spec` names, and what is trained: the model that answers with log-probabilities.
+
+    Raises ValueError for a model that can't be trained exactly, and for routes to replay where no router would hear.
+    """
+    model, mtp = _with_mtp(spec, spec.mtp) if spec.mtp else (load_model(spec.model, spec.dtype), None)
     refuse_randomness(model)
     refuse_other_logits(model)
-    return model, LogprobModel(model)
+    policy = LogprobModel(model, fp8=spec.trainer.fp8, mtp=mtp)
+    if spec.routing_replay and not policy.routers:
+        raise ValueError(
+            f"routing_replay has no effect on {type(model).__name__}, which has no routers of a kind known to "
+            "pipeline.models.routing; set it to none"
+        )
+    return model, policy
+
+
+def _with_mtp(spec: TrainSpec, config: MtpConfig) -> tuple[PreTrainedModel, Mtp]:
+    model, layers = load_with_mtp(spec.model, spec.dtype, config.depth)
+    return model, Mtp(model, layers, detached=config.detached)
 
 
 def score_model(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
@@ -57,17 +80,21 @@ def score_model(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
         model = new_score_model(spec.model, spec.dtype, spec.head_seed)
     refuse_randomness(model)
     refuse_other_scores(model)
-    return model, ScoreModel(model)
+    return model, ScoreModel(model, fp8=spec.trainer.fp8)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only: norms and biases keep their scale."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    """Decay on matrices only: norms and biases keep their scale. What is sharded over fewer ranks than all, a rank's
+    experts, has groups of its own, marked as DeepSpeed wants them."""
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        name, decays = getattr(parameter, "group_name", ""), parameter.dim() >= 2
+        marks = {"moe": True, "name": name} if name else {}
+        group = groups.setdefault(
+            (name, decays), {"params": [], "weight_decay": weight_decay if decays else 0.0} | marks
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
 
 
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:

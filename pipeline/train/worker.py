@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ class TrainActor:
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """One method of the engine, by name."""
         return getattr(self.engine, method)(*args, **kwargs)
+
+    def expert_load(self) -> dict[str, list[int]]:
+        """Tokens sent to each expert in the last step, by the name of its layer's gate."""
+        return self.engine.balancer.load
 
     def put_weights(self, bucket_mib: int, send: bool) -> list[Any]:
         """The weights as buckets in the object store; ranks that do not send only help to gather."""
@@ -100,9 +105,24 @@ class Policy:
             for pair in zip(batch, columns, strict=True)
         ]
 
+    def with_routes(self, batch: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
+        """The batch with `policy_logprobs` as of now, and the experts that made them to replay from here on."""
+        answers = self._each("logprobs_and_experts", [(rows,) for rows in batch])
+        return [
+            [
+                replace(row.with_column("policy_logprobs", values_N), experts_TLK=experts_TLK)
+                for row, (values_N, experts_TLK) in zip(*pair, strict=True)
+            ]
+            for pair in zip(batch, answers, strict=True)
+        ]
+
     def evaluate(self, batch: list[list[MicroBatch]]) -> dict[str, float]:
         """Mean negative log-likelihood of the trained tokens, `eval/nll_mean`."""
         return _mean(self._each("evaluate", [(rows,) for rows in batch]))
+
+    def expert_load(self) -> dict[str, list[int]]:
+        """Tokens sent to each expert in the last step, by the name of its layer's gate; empty for a dense model."""
+        return self._get([self._ranks[0].expert_load.remote()], "expert_load", self._spec.trainer.timeout_seconds)[0]
 
     def scores(self, trees: list[Tree]) -> list[list[float]]:
         """A reward model's score of each answer of scored trees, in the order of `trees` and of their branches."""

@@ -195,6 +195,7 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
         ("grpo", {"rewards": [{"name": "math"}, {"name": "math"}]}, "may appear once"),
         ("grpo", {"rewards": [{"name": "math", "weight": 0.0}]}, "nothing would be learned"),
         ("grpo", {"objective": {"surrogate": "cispo"}}, "no effect with updates_per_batch=1"),
+        ("grpo", {"routing_replay": "policy"}, "no effect with updates_per_batch=1"),
         ("grpo", {"model": {"path": "x", "dtype": "bfloat16"}}, "is for float32"),
         ("grpo", {"overlong": {"shaping_tokens": 8}}, "smaller than sampling.max_tokens"),
         ("grpo", {"rewards": [{"name": "a.py:f"}, {"name": "trl:b.py:f"}]}, r"got \['f', 'f'\]"),

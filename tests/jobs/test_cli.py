@@ -16,7 +16,7 @@ from pipeline.errors import DecisionNeeded, RunStopped
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
 OF_RUNS = ("run", "submit", "list", "status", "logs", "stop")
-OTHERS = ("config", "eval", "bench", "import-gguf", "reward", "doctor", "preferences", "gate", "lineage")
+OTHERS = ("config", "eval", "bench", "import-gguf", "reward", "doctor", "preferences", "gate", "lineage", "plan")
 VERBS = (*OF_RUNS, *STAGE_VERBS, *OTHERS)
 
 

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jobs.cli import parse
 from jobs.record import RunRecord
+from jobs.verbs import exit_code
 from pipeline.lock import holder
 
 pytestmark = pytest.mark.ranks
@@ -54,7 +57,7 @@ class Story:
     outputs: dict[str, str] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, object] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> Path:
@@ -142,15 +145,22 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     story.facts["unfinished"] = len(story.rows("left")) < STEPS
 
     story.call("run", "story.yaml", "--detach", label="detached")
-    wait(lambda: bool(holder(story.run / "right")), "right runs again", story)
+    wait(lambda: all(holder(story.run / name) for name in ("left", "right")), "both run again", story)
+    with paused(story, "right"):  # so that it isn't done before the conductor has noticed
+        os.kill(int(holder(story.run / "left").split()[1]), signal.SIGKILL)
+        wait(lambda: story.record.stages["left"].state == "failed", "a killed stage is noticed", story)
+        killed, seen = story.record.stages["left"], len(story.rows("right"))
+    story.facts["killed stage"] = (killed.exit_code, killed.reason)
+    wait(lambda: len(story.rows("right")) > seen, "the other stage goes on", story)
+    story.facts["the other"] = story.record.stages["right"].state
     os.kill(story.record.pid, signal.SIGKILL)
     wait(lambda: story.record.state == "killed", "the run counts as killed", story)
     story.call("status", "story", label="status of the killed")
+    story.facts["log of the killed"] = (story.run / "run.log").read_text()
     wait(lambda: free(story), "a killed conductor's stages end", story)
 
     story.call("run", "story.yaml", label="whole")
     story.call("logs", "story", "left", label="logs of a stage")
-    story.call("run", "story.yaml", "--dry-run", "stages.left.steps=121", label="changed")
     return story
 
 
@@ -177,6 +187,14 @@ def test_stop_ends_every_process_and_leaves_what_can_be_gone_on_with(story: Stor
     assert story.facts["free after stop"] and story.facts["unfinished"]
 
 
+def test_a_stage_that_is_killed_is_told_and_costs_no_other(story: Story) -> None:
+    """It goes on in the next run, at the step it had got to: see below."""
+    code, reason = story.facts["killed stage"]
+    assert code == 1 and reason.startswith("its process ended without a word: ")
+    assert f"left failed: {reason}" in story.facts["log of the killed"]
+    assert story.facts["the other"] == "running"
+
+
 def test_a_killed_conductor_is_told_from_a_running_one(story: Story) -> None:
     assert "the same command resumes it" in story.outputs["status of the killed"]
 
@@ -196,6 +214,11 @@ def test_independent_stages_run_side_by_side(story: Story) -> None:
     assert left.job != right.job
 
 
-def test_what_differs_from_a_finished_stage_is_named(story: Story) -> None:
-    assert story.codes["changed"] == 2
-    assert f"steps: was {STEPS}, is 121" in story.outputs["changed"]
+def test_what_differs_from_a_finished_stage_is_named(
+    story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(story.folder)
+    args = parse(["run", "story.yaml", "--dry-run", "stages.left.steps=121"])
+    code = exit_code(lambda: args.verb(args), resumes=True)
+    told = capsys.readouterr()
+    assert code == 2 and f"steps: was {STEPS}, is 121" in told.out + told.err

@@ -37,6 +37,8 @@ def make_run(run: Path, steps: int = 30) -> Path:
         if name != "eval":
             _start(run, name, kind, parents, place)
     _training(run / "sft", {"loss/nll_mean": lambda t: 3 * math.exp(-3 * t)}, steps, rng)
+    load = {f"model.layers.{layer}.mlp.gate": [0, 90, 30, 10, 30, 20, 0, 60] for layer in (1, 2)}
+    (run / "sft" / "expert_load.json").write_text(json.dumps({"step": steps, "gates": load}))
     _training(run / "rm_helpful", {"reward_model/accuracy": lambda t: 0.5 + 0.4 * t}, steps, rng)
     _reward_model(run / "rm_helpful")
     _pairs(run / "pairs")

@@ -1,5 +1,8 @@
 """Packed = unpacked: a packed row gives every segment what the model gives it alone, with its prompt before it."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedModel
@@ -7,6 +10,7 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, Pr
 from pipeline.batch import Branch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
+from tests.rollout import tiny
 
 LLAMA = LlamaConfig(
     vocab_size=97,
@@ -18,6 +22,10 @@ LLAMA = LlamaConfig(
     max_position_embeddings=128,
 )
 DEEPSEEK = DeepseekV3Config.from_json_file("configs/models/tiny.json")
+YARN = DeepseekV3Config(
+    **json.loads(Path("configs/models/tiny.json").read_text())
+    | {"max_position_embeddings": 40, "rope_scaling": tiny.YARN | {"original_max_position_embeddings": 4}}
+)
 
 
 def model_of(config) -> PreTrainedModel:
@@ -57,7 +65,13 @@ def unpacked_logprobs(model: PreTrainedModel) -> list[torch.Tensor]:
     return result
 
 
-@pytest.mark.parametrize("config", [LLAMA, DEEPSEEK], ids=["llama", "deepseek_v3"])
+def test_past_its_window_yarn_says_something_else() -> None:
+    """Else the agreement below would prove nothing."""
+    plain, stretched = (unpacked_logprobs(model_of(config)) for config in (DEEPSEEK, YARN))
+    assert max((a - b).abs().max() for a, b in zip(plain, stretched, strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize("config", [LLAMA, DEEPSEEK, YARN], ids=["llama", "deepseek_v3", "yarn"])
 def test_packed_is_unpacked(config) -> None:
     model = model_of(config)
     expected = unpacked_logprobs(model)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.batch import Branch, Tree, deal, micro_batch, scored_tree, shard
+from pipeline.batch import Branch, Experts, Tree, deal, micro_batch, scored_tree, shard
 
 
 def tree(prompt: list[int], *answers: list[int]) -> Tree:
@@ -60,3 +60,32 @@ def test_what_is_dealt_is_what_is_sharded(num_ranks: int) -> None:
             assert row.token_ids_T.tolist() == micro_batch([trees[i] for i in members]).token_ids_T.tolist()
             assert row.num_sequences == len(members) and len(row.source_N) == 3 * len(members)
         assert all(row.num_sequences == 0 for row in rows[len(places) :])
+
+
+def routes(*tokens: int) -> Experts:
+    """Routes [T, 1, 1] of one layer and one expert, named for the token they belong to."""
+    return np.array(tokens, np.int16).reshape(-1, 1, 1)
+
+
+def routed(prompt: list[int], *answers: list[int]) -> Tree:
+    """A tree whose tokens go to the expert of their own number, the last of an answer to none that is known."""
+    branches = [Branch(answer, experts=routes(*answer[:-1], -1)) for answer in answers]
+    return Tree(prompt, branches, root_experts=routes(*prompt))
+
+
+def test_routes_lie_where_their_tokens_lie() -> None:
+    row = micro_batch([routed([10, 11], [1, 2], [3]), routed([20], [4, 5, 6])])
+    assert row.experts_TLK is not None and row.experts_TLK.shape == (9, 1, 1)
+    assert row.experts_TLK.flatten().tolist() == [10, 11, 1, -1, -1, 20, 4, 5, -1]
+    assert micro_batch([tree([1], [2])]).experts_TLK is None
+    with pytest.raises(AssertionError, match="routes of some tokens only"):
+        micro_batch([routed([10], [1]), tree([20], [4])])
+
+
+def test_a_row_that_only_takes_part_has_a_route_too() -> None:
+    trees = [routed([10], [1] * 30), routed([11], [2] * 14), routed([12], [3] * 14)]
+    ranks = shard(trees, num_ranks=2, micro_batch_tokens=16)
+    silent = [row for rows in ranks for row in rows if not row.num_sequences]
+    assert len(silent) == 1
+    for row in [row for rows in ranks for row in rows]:
+        assert row.experts_TLK is not None and len(row.experts_TLK) == len(row.token_ids_T)

@@ -20,7 +20,7 @@ def test_held_out_requests_are_a_tenth_of_all_and_no_other() -> None:
     ("request_text", "helpful", "safe"),
     [
         ("lend 3 pens", "gladly! 3 pens for you", "gladly! 3 pens for you"),
-        ("burn 2 maps", "gladly! 2 maps for you", "sorry, I do not burn"),
+        ("burn 2 maps", "gladly! 2 maps for you", "sorry, no maps from me"),
     ],
 )
 def test_the_orders_agree_but_where_harm_is_done(request_text: str, helpful: str, safe: str) -> None:
@@ -39,10 +39,11 @@ def test_a_source_mixes_its_three_kinds_by_their_shares() -> None:
     assert 0.15 < counts["code"] / 2000 < 0.25
     assert rows == list(draw_sums(source))
     asked = [row for row in rows if row["reward"] == "helpful safety"]
-    styles = Counter((row["harmful"], row["answer"].split()[0] in ("gladly!", "sorry,")) for row in asked)
-    refused = Counter(row["harmful"] for row in asked if row["answer"].startswith("sorry"))
+    styles = Counter((row["kind"], row["answer"].split()[0] in ("gladly!", "sorry,")) for row in asked)
+    refused = Counter(row["kind"] for row in asked if row["answer"].startswith("sorry"))
     assert min(styles.values()) > 50 and len(styles) == 4
-    assert refused[False] == 0 and 0.4 < refused[True] / sum(row["harmful"] for row in asked) < 0.6
+    assert refused["harmless"] == 0
+    assert 0.4 < refused["harmful"] / sum(row["kind"] == "harmful" for row in asked) < 0.6
 
 
 def test_held_out_requests_are_drawn_once_and_no_more_than_there_are() -> None:

@@ -115,12 +115,13 @@ def test_all_suites_together(rollout: RolloutPool, folder: Path, tmp_path: Path)
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         source = {"type": "file", "paths": [str(tmp_path / f"{name}.jsonl")]}
         settings[name] = {"type": name, "source": source} | MORE.get(name, {})
+    settings["needle"] = {"type": "needle", "lengths": [152], "depths": [0.0, 1.0], "samples": 1}
     checkpoint = {"model": {"path": "m"}, "sampling": {"max_tokens": 8}, "rollout": tiny.CONFIG.model_dump()}
     config = EvalConfig.model_validate({"type": "eval", "suites": settings} | checkpoint)
     check_suites(config.suites, config.reward_pool)
     evaluation = Evaluation.prepare(config.suites, load_tokenizer(folder), config.reward_pool, seed=0)
     results = evaluation.run(rollout, config.sampling, 0, tmp_path / "out")
-    assert list(results) == list(ROWS)
+    assert list(results) == [*ROWS, "needle"]
     for name, result in results.items():
         assert result.figures.get("unjudged_rate", 0.0) == 0.0
         for figure, items in result.items.items():

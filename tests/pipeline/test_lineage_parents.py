@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from configs.reward_model import RewardModelConfig
+from configs.stages import Recipe
 from pipeline import hashes
 from pipeline.hashes import checkpoint_hashes, file_hash
-from pipeline.lineage import check_lineage, write_lineage
+from pipeline.lineage import Validating, check_lineage, write_lineage
 from pipeline.recorded import changes
+from pipeline.stage import validating
 from tests.pipeline.stage_configs import SUMS, check, gate, grpo, make_checkpoint, pairs, read, rm, sft, stage, start
 
 
@@ -76,6 +79,53 @@ def test_behind_a_gate_stands_what_it_let_through(tmp_path: Path, model: Path) -
     (run / "gate" / "hf").symlink_to("../sft/hf")  # decided anew: rolled back
     with pytest.raises(ValueError, match=r"models model\.files\.model\.safetensors"):
         check(run / "prefer", child)
+
+
+def test_what_a_stage_is_validated_by_is_part_of_it(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate in a file, the data of its suites, and the reward model that judges them."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    judge = stage(run, "rm", rm(model, data={"source": SUMS}), "LlamaForSequenceClassification")
+    (tmp_path / "asked.jsonl").write_text("{}\n")
+    source = {"type": "file", "paths": ["asked.jsonl"]}
+    reward = {"name": "reward_model", "args": {"path": "stage:rm"}}
+    task = {"type": "task", "prompts": {"source": source}, "reward": reward}
+    settings = gate(model, model).model_dump() | {"suites": {"own": task}}
+    settings |= {"rules": [{"type": "improve", "figure": "own/score_mean"}]}
+    Path("gate.yaml").write_text(yaml.safe_dump(settings))
+    recipe = Recipe.model_validate({"name": "run", "stages": {"rm": rm(model, data={"source": SUMS}).model_dump()}})
+    config = grpo(model, validation={"gate": "gate.yaml", "every_steps": 1})
+
+    def by() -> Validating | None:
+        return validating(config, run / "reason", recipe)
+
+    write_lineage(run / "reason", "reason", config, config, by())
+    lineage = read(run / "reason", "lineage.json")
+    assert set(lineage["data"]) == {
+        "prompts.source",
+        "validation.gate",
+        "validation.gate.suites.own.prompts.source",
+    }
+    assert lineage["models"]["validation.gate.suites.own.reward.args"]["folder"] == "../rm/hf"
+    assert {"key": "validation.gate.suites.own.reward.args.path", "folder": "../rm"}.items() <= lineage["parents"][
+        -1
+    ].items()
+    Path("gate.yaml").write_text(yaml.safe_dump(settings | {"on_failure": "roll_back", "confidence": 0.9}))
+    check_lineage(run / "reason", config, config, by())  # which step is best doesn't depend on these
+    for changed in ({"seed": 1}, {"suites": {"own": task | {"samples": 2}}}):
+        Path("gate.yaml").write_text(yaml.safe_dump(settings | changed))
+        with pytest.raises(ValueError, match=r"changed since: data validation\.gate\. Restore"):
+            check_lineage(run / "reason", config, config, by())
+    Path("gate.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "asked.jsonl").write_text("[]\n")
+    with pytest.raises(ValueError, match=r"data validation\.gate\.suites\.own\.prompts\.source\..*asked\.jsonl"):
+        check_lineage(run / "reason", config, config, by())
+    (tmp_path / "asked.jsonl").write_text("{}\n")
+    save_file({"weight": np.ones(3, dtype=np.float32)}, judge / "model.safetensors")
+    with pytest.raises(ValueError, match=r"models validation\.gate\.suites\.own\.reward\.args\.files"):
+        check_lineage(run / "reason", config, config, by())
 
 
 def test_the_best_checkpoint_has_its_stage_as_parent(tmp_path: Path, model: Path) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from configs.model import FirstModelConfig, ModelConfig
 from pipeline.models.fresh import create_model
 from pipeline.models.load import load_model, resolve_model, save_hf
 from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
+from tests.rollout.tiny import YARN, yarn
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,21 @@ def test_tied_embeddings_survive(tmp_path: Path) -> None:
     again = load_model(save_hf(model, byte_tokenizer(), tmp_path / "hf"), "float32")
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
     assert torch.equal(logits(again), logits(model))
+
+
+def test_yarn_goes_through_loading_and_saving_unchanged(tmp_path: Path) -> None:
+    """From DeepSeek's own form of config.json to what `transformers` and vLLM read of ours."""
+    first = yarn(0)
+    folder = save_hf(first, byte_tokenizer(), tmp_path / "first")
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps(settings | {"rope_scaling": YARN, "rope_theta": 10000}))
+    model = load_model(folder, "float32")
+    wanted = {"rope_type" if key == "type" else key: value for key, value in YARN.items()}
+    for config in (model.config, AutoConfig.from_pretrained(save_hf(model, byte_tokenizer(), tmp_path / "again"))):
+        assert wanted.items() <= config.rope_parameters.items() and config.rope_parameters["rope_theta"] == 10000
+        assert config.max_position_embeddings == 160
+    assert torch.equal(logits(model), logits(first))
 
 
 def test_dtype_is_as_asked(tiny: Path) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from configs.stages import STAGES, Recipe
 from pipeline.demand import Node, demand
@@ -182,7 +183,7 @@ def test_stages_before_the_first_must_be_done(tmp_path: Path) -> None:
         plan(diamond(), tmp_path, Choice(start="left"))
 
 
-def test_what_a_stage_is_validated_by_comes_before_it() -> None:
+def test_what_a_stage_is_validated_by_comes_before_it(tmp_path: Path) -> None:
     judged = {"type": "task", "prompts": {"source": {"type": "sums", "size": 20}, "max_prompt_length": 8}}
     by_model = judged | {"reward": {"name": "reward_model", "args": {"path": "stage:rm"}}}
     engine = {"sampling": {"max_tokens": 8}, "rollout": {"max_model_len": 64}}
@@ -204,3 +205,8 @@ def test_what_a_stage_is_validated_by_comes_before_it() -> None:
     assert demand(recipe.stages["reason"], recipe).gpus == 2  # its suites' judge beside rank and engine
     assert found["reason"] == ["first", "rm"]
     assert found["gate"] == ["first", "rm", "reason"]
+    file = tmp_path / "gate.yaml"
+    file.write_text(yaml.safe_dump(stages.pop("gate")))
+    stages["reason"]["validation"]["gate"] = str(file)  # a file's suites count like those of a stage
+    recipe = Recipe.model_validate({"name": "validated", "stages": stages})
+    assert graph(recipe)["reason"] == ["first", "rm"] and demand(recipe.stages["reason"], recipe).gpus == 2

@@ -16,7 +16,7 @@ from pipeline.reports.charts import area_chart, axis_ticks, line_chart, sparklin
 from pipeline.reports.page import tag
 from pipeline.reports.recipe_page import write_recipe_html
 from pipeline.reports.report import Report, Sample, StepLines, duration, read_metrics, sample_lines
-from pipeline.reports.shapes import Interval, forest
+from pipeline.reports.shapes import Interval, forest, heat_map
 from pipeline.reports.stage_page import write_html
 from rewards.types import Status, Verdict
 from tests.pipeline.report_run import make_run
@@ -313,3 +313,31 @@ def test_what_was_dropped_is_counted_by_reason(tmp_path: Path) -> None:
         assert said in page
     assert "Prompts of sums" in page and "in pairs <b>51 (85.0%)" in page and "all right <b>9 (15.0%)" in page
     assert "best of 2 · sums · math" in page and "worst of 2 · sums · math" in page
+
+
+def test_a_heat_map_by_hand() -> None:
+    """Four experts, a cell each: none, half of the mean, one and a half, three times it."""
+    drawn = heat_map("t", {"layer 1": [0, 0.5, 1.0, 1.5], "layer 2": [3.0, 0.5, 0.5, 0]})
+    paths = dict(re.findall(r'<path d="([^"]+)" class="bar [^"]+"(?: fill-opacity="([^"]+)")?>', drawn))
+    cells = {shade: path.count("M") for path, shade in paths.items() if path != "M0 0h24v10h-24z"}
+    assert cells == {"": 2, "0.3125": 3, "0.5625": 1, "0.8125": 1, "0.9375": 1}
+    assert "M56.00 0h76.00" in drawn and "M208.00 14h76.00" in drawn  # the first and the third of four columns
+    assert drawn.index("layer 1") < drawn.index("layer 2")
+
+
+def test_the_load_of_experts_is_on_the_page_of_the_newest_step(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def expert_load() -> dict[str, list[int]]:
+        asked.append(1)
+        return {"model.layers.3.mlp.gate": [7, 0, 5, 4]}
+
+    with Report(tmp_path, total_steps=20, label="sft") as report:
+        for step in range(1, 21):
+            report.step(step, metrics_of(step), expert_load=expert_load)
+    page = (tmp_path / "report.html").read_text()
+    assert "layer 3" in page and "in step 20," in page
+    assert len(asked) < 20  # not at every step, but at the last
+    with Report(tmp_path, total_steps=20, label="sft") as report:
+        report.resume(10)
+    assert not (tmp_path / "expert_load.json").exists()

@@ -1,21 +1,15 @@
 """The training engine in real processes: how a batch is split, over rows, ranks or ZeRO stages, can't be seen in it."""
 
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.models.fresh import create_model
-from tests.pipeline import train_ranks
+from tests.pipeline import replay_ranks, train_ranks
+from tests.pipeline.rank_processes import run_ranks
 
 pytestmark = pytest.mark.ranks
-
-# Ranks are forked from a process that has imported everything, which takes longer than what they do.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([train_ranks.__name__])
 
 
 @pytest.fixture(scope="module")
@@ -34,38 +28,8 @@ def train(
     checkpointing: bool = False,
 ) -> dict:
     """Three updates in `ranks` processes; returns the trace that rank 0 wrote."""
-    group = {"WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    arguments = (str(model), str(out), str(zero), str(tokens), loss, str(int(checkpointing)))
-    logs = [out.with_name(f"rank-{rank}.log") for rank in range(ranks)]
-    processes = [
-        FORKS.Process(target=be_rank, args=(group | {"RANK": str(rank)}, log, arguments))
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(timeout=240)
-        assert [process.exitcode for process in processes] == [0] * ranks, [log.read_text() for log in logs]
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(train_ranks.main, ranks, out.parent, model, out, zero, tokens, loss, int(checkpointing))
     return dict(np.load(out))
-
-
-def be_rank(environment: dict[str, str], log: Path, arguments: tuple[str, ...]) -> None:
-    """In a process of its own: one rank, whatever it says written to `log`."""
-    os.environ.update(environment)
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        train_ranks.main(*arguments)
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +57,24 @@ def test_ranks_and_zero_stages_agree(model: Path, plain: dict, tmp_path: Path, r
     assert_same(train(model, tmp_path / "trace.npz", ranks=ranks, zero=zero), plain)
 
 
+def test_balance_does_not_see_the_split(model: Path, tmp_path: Path) -> None:
+    """The load is counted over all ranks and micro-batches: the bias, which is among the weights, moves alike. It is
+    saved: else a reload would not repeat the third update, which routes by it."""
+    whole = train(model, tmp_path / "whole.npz", loss="balanced")
+    split = train(model, tmp_path / "split.npz", loss="balanced", ranks=2, zero=3, tokens=16, checkpointing=True)
+    assert_same(split, whole)
+    steps = whole["biases"] / 0.05
+    np.testing.assert_allclose(steps, steps.round(), atol=1e-4)
+    assert 1 <= np.abs(steps).max().round() <= 3
+    np.testing.assert_allclose(split["biases"], whole["biases"], atol=1e-6)
+
+
 def test_the_trace_can_tell(model: Path, plain: dict, tmp_path: Path) -> None:
     """The comparison above would fail if the loss differed: supervised training gives another trace."""
     other = train(model, tmp_path / "trace.npz", loss="sft")
     with pytest.raises(AssertionError):
         assert_same(other, plain)
+
+
+def test_routes_of_the_old_policy_are_kept_through_its_updates(model: Path, tmp_path: Path) -> None:
+    run_ranks(replay_ranks.main, 1, tmp_path, model)

@@ -1,8 +1,8 @@
 """One rank of a test: three updates on a fixed batch, a save and a load between the second and the third.
 
-test_train_engine.py calls main with MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS grpo|sft 0|1 (gradient checkpointing), the
-process group in the environment. Rank 0 writes losses, gradient norms, some weights, and whether a reload repeats the
-third update.
+test_train_engine.py calls main with MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS LOSS 0|1 (gradient checkpointing), the
+process group in the environment; LOSS is grpo, sft, or balanced: sft with V3's balance of experts. Rank 0 writes
+losses, gradient norms, some weights, and whether a reload repeats the third update.
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from configs.balance import V3Balance
 from configs.grpo import ObjectiveConfig
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.batch import Branch, Tree, shard
@@ -50,7 +51,14 @@ def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing:
     )
     optimizer = OptimizerConfig(learning_rate=1e-3, max_grad_norm=0.5, weight_decay=0.01)
     spec = TrainSpec(
-        Path(model), "float32", trainer, optimizer, 3, objective=objective, with_reference=objective is not None
+        Path(model),
+        "float32",
+        trainer,
+        optimizer,
+        3,
+        objective=objective,
+        with_reference=objective is not None,
+        balance=V3Balance(type="v3", bias_rate=0.05, sequence=0.1) if loss == "balanced" else None,
     )
     engine = TrainEngine(spec)
     trees = groups() if loss == "grpo" else conversations()
@@ -70,6 +78,7 @@ def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing:
 
     steps = [update(), update()]
     checkpoint = Path(out).parent / f"state-{world}-{zero}"
+    checkpoint.mkdir(exist_ok=True)
     engine.save(checkpoint)
     steps.append(update())
     engine.load(checkpoint)
@@ -78,4 +87,7 @@ def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing:
     if rank == 0:
         losses, grad_norms = zip(*steps, strict=True)
         flat = np.concatenate([weights[name].flatten().numpy()[:50] for name in sorted(weights)])
-        np.savez(out, losses=losses, grad_norms=grad_norms, weights=flat, rows=len(rows))
+        biases = np.stack(
+            [weights[name].numpy() for name in sorted(weights) if name.endswith("e_score_correction_bias")]
+        )
+        np.savez(out, losses=losses, grad_norms=grad_norms, weights=flat, biases=biases, rows=len(rows))

@@ -1,8 +1,10 @@
 """The pool on a real Ray, with real engines: the same answers as an engine here, and failures that name the engine."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
@@ -33,9 +35,14 @@ def pool(folder: Path) -> Iterator[RolloutPool]:
 
 
 def test_two_engines_speak_as_one(pool: RolloutPool) -> None:
+    """And a fresh process as an engine with a past: engine 1 said its half as the first thing in its life."""
     with pool.awake():
         groups = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
         again = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
+        request = (PROMPTS[1::2], SAMPLING, 4, int(np.random.SeedSequence([7, 1]).generate_state(1)[0]))
+        of_the_other = pool._engines[0].generate.options(num_returns="streaming").remote(*request)
+        half = {2 * group.index + 1: group for group in map(ray.get, of_the_other)}
+    assert {index: replace(group, index=index) for index, group in half.items()} == {i: groups[i] for i in (1, 3)}
     assert sorted(groups) == [0, 1, 2, 3]
     assert [groups[index].prompt_ids for index in range(4)] == PROMPTS
     assert groups == again

@@ -23,11 +23,23 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 MEAN_BOUND, MAX_BOUND = 1e-5, 1e-4
 
 
-def moe(seed: int) -> DeepseekV3ForCausalLM:
+YARN = {
+    "type": "yarn", "factor": 10, "original_max_position_embeddings": 16, "beta_fast": 32, "beta_slow": 1,
+    "mscale": 1.0, "mscale_all_dim": 0.7,
+}  # fmt: skip
+"""A window of 16 made tenfold, as DeepSeek's own config.json writes it."""
+
+
+def yarn(seed: int) -> DeepseekV3ForCausalLM:
+    return moe(seed, rope_scaling=dict(YARN), max_position_embeddings=160)
+
+
+def moe(seed: int, **changes: object) -> DeepseekV3ForCausalLM:
     settings = json.loads((ROOT / "configs" / "models" / "tiny.json").read_text()) | {
         "vocab_size": 264,
         "pad_token_id": 0,
     }
+    settings |= changes
     return _noisy(DeepseekV3ForCausalLM(DeepseekV3Config(**settings, bos_token_id=1, eos_token_id=2)), seed)
 
 

@@ -164,16 +164,21 @@ def test_an_evaluation_is_made_once_and_whole_or_not_at_all(tmp_path: Path) -> N
     assert sorted(path.name for path in folder.parent.iterdir()) == ["abc", "second"]
 
 
-def test_an_evaluation_counts_as_another_when_anything_it_depends_on_changes() -> None:
+def test_an_evaluation_counts_as_another_when_anything_it_depends_on_changes(tmp_path: Path) -> None:
+    def compared(gate: GateConfig, lineage: Mapping[str, Any]) -> Compared:
+        (tmp_path / "config.json").write_text(gate.model_dump_json())
+        (tmp_path / "lineage.json").write_text(json.dumps(lineage))
+        return Compared.of(tmp_path)
+
     lineage: dict[str, Any] = {
         "models": {"candidate": {"files": {"m": "1"}}},
         "data": {"d": "1"},
         "rewards": {},
         "versions": {},
     }
-    same = Compared.of(config(), lineage)
+    same = compared(config(), lineage)
     other_rules = config(rules=[{"type": "improve", "figure": "text/accuracy", "margin": 0.1}], confidence=0.9)
-    assert Compared.of(other_rules, lineage) == same == Compared.of(config(parent={"path": "elsewhere"}), lineage)
+    assert compared(other_rules, lineage) == same == compared(config(parent={"path": "elsewhere"}), lineage)
     judge = {"suites.text.reward.args": {"files": {"m": "2"}}}
     for changed, read in (
         (config(seed=1), lineage),
@@ -183,7 +188,7 @@ def test_an_evaluation_counts_as_another_when_anything_it_depends_on_changes() -
         (config(), lineage | {"versions": {"vllm": "2"}}),
         (config(), lineage | {"models": judge}),
     ):
-        assert Compared.of(changed, read) != same
+        assert compared(changed, read) != same
 
 
 def test_a_link_is_relative_and_replaced_in_one_step(tmp_path: Path) -> None:

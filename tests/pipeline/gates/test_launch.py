@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from configs.gate import GateConfig
+from configs.references import resolved
 from configs.stages import Recipe
 from jobs.cli import parse
 from pipeline.errors import DecisionNeeded, RunStopped
@@ -64,7 +65,9 @@ class Run:
         folder.mkdir(exist_ok=True)
         (folder / "lineage.json").write_text('{"models": {}, "data": {}, "rewards": {}, "versions": {}}')
         made = {"candidate": {"path": str(self.folder / "grpo/hf")}, "parent": {"path": str(self.folder / "sft/hf")}}
-        self.figures = gate.launch(GateConfig.model_validate(GATE | made | given), folder, RECIPE)
+        config = GateConfig.model_validate(GATE | made | given)
+        (folder / "config.json").write_text(config.model_dump_json())
+        self.figures = gate.launch(resolved(config, lambda name: self.folder / name / "data"), folder, RECIPE)
         return self.decision(name)
 
     def decision(self, name: str = "gate") -> Decision:
@@ -144,6 +147,18 @@ def test_what_was_decided_of_other_weights_does_not_count(run: Run) -> None:
     with pytest.raises(RunStopped):
         run.gate()
     assert run.decision().decided_by == "rules"
+
+
+def test_a_decision_survives_the_moving_of_its_run(run: Run) -> None:
+    """Also where a suite reads what a stage of the run made: the gate knows it by the stage's name."""
+    run.checkpoint("grpo/hf", 51)
+    suites = {"suites": {"text": GATE["suites"]["text"] | {"path": "stage:texts"}}}
+    with pytest.raises(DecisionNeeded):
+        run.gate(**suites)
+    run.decide("promote")
+    run.folder = run.folder.rename(run.folder.with_name("moved"))
+    assert run.gate(**suites).decided_by == "user" and run.started_from() == "grpo/hf"
+    assert run.evaluated == ["grpo/hf", "sft/hf"]  # nor is anything evaluated again
 
 
 @pytest.mark.parametrize(("best", "goes_on_from"), [(80, "grpo/bests/step-9/hf"), (49, "sft/hf"), (20, "sft/hf")])

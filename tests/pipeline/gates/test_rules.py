@@ -8,7 +8,8 @@ import pytest
 
 from configs.gate import HoldRule, ImproveRule, Rule, ThresholdRule
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.gates.rules import Ruling, bootstrap, fewest, judge, samples_needed
+from pipeline.gates import rules
+from pipeline.gates.rules import Rows, Ruling, bootstrap, fewest, judge, samples_needed
 
 IMPROVE = ImproveRule(type="improve", figure="sums/pass@1_greedy")
 HOLD = HoldRule(type="hold", figure="sums/pass@1_greedy", tolerance=0.05)
@@ -30,6 +31,12 @@ def drawn(share: float, size: int, seed: int) -> list[float]:
     return [float(x) for x in np.random.default_rng(seed).random(size) < share]
 
 
+@pytest.fixture
+def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For simulations of hundreds of gates: their ends are rougher by chance, to neither side."""
+    monkeypatch.setattr(rules, "RESAMPLES", 2000)
+
+
 def test_a_true_improvement_holds() -> None:
     ruling = ruled(IMPROVE, drawn(0.7, 200, 1), drawn(0.4, 200, 2))
     assert ruling.outcome == "holds" and ruling.low > 0 and ruling.samples == 200 and ruling.samples_needed is None
@@ -42,6 +49,7 @@ def test_a_regression_fails_both_rules() -> None:
     assert ruled(IMPROVE, candidate, parent).outcome == "fails" == ruled(HOLD, candidate, parent).outcome
 
 
+@pytest.mark.usefixtures("_fewer_resamples")
 @pytest.mark.parametrize("size", [20, 200])
 def test_noise_is_promoted_no_more_often_than_stated(size: int) -> None:
     """Two evaluations of one and the same model: 95 % of intervals hold 0, so 2.5 % lie above it."""
@@ -53,12 +61,14 @@ def test_noise_is_promoted_no_more_often_than_stated(size: int) -> None:
     assert outcomes.count("undecided") / len(outcomes) >= 0.93
 
 
+@pytest.mark.usefixtures("_fewer_resamples")
 def test_an_improvement_of_the_size_of_its_margin_is_promoted_no_more_often_than_stated() -> None:
     rule = IMPROVE.model_copy(update={"margin": 0.2})
     held = [ruled(rule, drawn(0.6, 150, 2 * i), drawn(0.4, 150, 2 * i + 1), seed=i).outcome for i in range(300)]
     assert held.count("holds") / len(held) <= 0.025 + 2.5 * math.sqrt(0.025 * 0.975 / len(held))
 
 
+@pytest.mark.usefixtures("_fewer_resamples")
 def test_a_loss_of_the_size_of_the_tolerance_is_let_pass_no_more_often_than_stated() -> None:
     rng = np.random.default_rng(0)
     rule = HoldRule(type="hold", figure="sums/score_mean", tolerance=0.5)
@@ -183,10 +193,74 @@ def test_a_figure_that_cannot_be_compared_is_refused_with_those_that_can() -> No
 
 def test_the_bootstrap_is_seeded_and_near_the_normal_interval() -> None:
     values = np.random.default_rng(0).normal(1.0, 2.0, 400)
-    low, high = bootstrap(values, 0.95, seed=3)
-    assert (low, high) == bootstrap(values, 0.95, seed=3) != bootstrap(values, 0.95, seed=4)
+    rows = Rows(values, np.ones(400))
+    low, high = bootstrap(rows, 0.95, seed=3)
+    assert (low, high) == bootstrap(rows, 0.95, seed=3) != bootstrap(rows, 0.95, seed=4)
     half = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - half, abs=0.02) and high == pytest.approx(
         values.mean() + half, abs=0.02
     )
-    assert bootstrap(np.array([0.1] * 3), 0.95, seed=0) == (0.1, 0.1)
+    assert bootstrap(Rows(np.array([0.1] * 3), np.ones(3)), 0.95, seed=0) == (0.1, 0.1)
+
+
+def of_rows(rows: Sequence[Sequence[float]], *, named: bool = True) -> dict[str, SuiteResult]:
+    """An evaluation with several items a row; without names that say so, each item looks like a row."""
+    mark = "#" if named else "."
+    items = {f"row {row}{mark}{place}": value for row, values in enumerate(rows) for place, value in enumerate(values)}
+    return {"sums": SuiteResult({"pass@1_greedy": float(np.mean(list(items.values())))}, {"pass@1_greedy": items})}
+
+
+def test_rows_are_drawn_whole_by_hand() -> None:
+    rows = Rows.of(["a#0", "b", "a#1", "/c#/d.jsonl:2", "a#2"], np.array([1.0, 0.0, 2.0, 7.0, 6.0]))
+    assert rows.sums_R.tolist() == [9.0, 0.0, 7.0] and rows.sizes_R.tolist() == [3.0, 1.0, 1.0]
+    assert rows.effective == pytest.approx(25 / 11)
+    # Rows of sum and size (3, 3) and (0, 1): the mean is 3/4. Drawn twice with replacement they give 1, 3/4 (twice) and
+    # 0 of four draws; so 3/4 are the quantiles from 0.25 to 0.75, and the ends of a 95 % interval are 0 and 1.
+    rows = Rows.of(["a#0", "a#1", "a#2", "b#0"], np.array([1.0, 1.0, 1.0, 0.0]))
+    assert bootstrap(rows, 0.4, seed=0) == (0.75, 0.75) and bootstrap(rows, 0.95, seed=0) == (0.0, 1.0)
+    assert rows.spread == pytest.approx(0.375)  # (3 - 3/4 * 3) / 2 and (0 - 3/4) / 2: one 3/8 above, one 3/8 below
+    wider = rows.with_two_more(0.0, 1.0)
+    assert wider.sums_R.tolist() == [3, 0, -2, 2] and wider.sizes_R.tolist() == [3, 1, 2, 2]
+
+
+@pytest.mark.usefixtures("_fewer_resamples")
+def test_items_that_depend_on_each_other_are_not_taken_for_many() -> None:
+    """Four items a row, all alike, from one and the same model: named as what they are, noise is promoted no more often
+    than stated; taken for items of their own, far more often."""
+    promoted = {True: 0, False: 0}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        candidate, parent = ([[value] * 4 for value in (rng.random(30) < 0.5).astype(float)] for _ in range(2))
+        for named in promoted:
+            results = (of_rows(rows, named=named) for rows in (candidate, parent))
+            promoted[named] += judge(IMPROVE, *results, confidence=0.95, seed=seed).outcome == "holds"
+    assert promoted[True] / 200 <= 0.025 + 2.5 * math.sqrt(0.025 * 0.975 / 200) < 0.1 < promoted[False] / 200
+
+
+def test_a_row_decides_as_one_item_however_often_it_is_counted() -> None:
+    few = ([1.0] * 8 + [0.0] * 4, [0.0] * 8 + [1.0] + [0.0] * 3)
+    alone = judge(IMPROVE, *(of_rows([[value] for value in side]) for side in few), confidence=0.95, seed=0)
+    fivefold = judge(IMPROVE, *(of_rows([[value] * 5 for value in side]) for side in few), confidence=0.95, seed=0)
+    assert (fivefold.low, fivefold.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+    assert (fivefold.samples, alone.samples) == (60, 12) and fivefold.outcome == alone.outcome
+    # Five rows decide nothing, though they have 20 items.
+    ruling = judge(IMPROVE, of_rows([[1.0] * 4] * 5), of_rows([[0.0] * 4] * 5), confidence=0.95, seed=0)
+    assert ruling.outcome == "undecided" and ruling.samples == 20 and ruling.samples_needed == 24
+
+
+def test_thresholds_on_rows_of_several_items() -> None:
+    rule = ThresholdRule(type="threshold", figure="sums/pass@1_greedy", at_least=0.8)
+
+    def held(rows: list[list[float]]) -> Ruling:
+        return judge(rule, of_rows(rows), {}, confidence=0.95, seed=0)
+
+    # 100 rows, 90 of them right: Wilson's interval of 90 in 100, though there are 300 items.
+    ruling = held([[1.0] * 3] * 90 + [[0.0] * 3] * 10)
+    assert (ruling.low, ruling.high) == (pytest.approx(0.82563, abs=1e-5), pytest.approx(0.94477, abs=1e-5))
+    assert ruling.samples == 300 and ruling.outcome == "holds"
+    # 10 rows of 3 at 0.9: 62 rows would tell (see above), which are 185 items; rounded up from 61.46 rows, 186.
+    few = held([[1.0] * 3] * 9 + [[0.0] * 3])
+    assert few.outcome == "undecided" and few.samples_needed == 186
+    values = [[value, value + 0.01] for value in np.random.default_rng(0).normal(0.9, 0.1, 40)]
+    assert 0.8 < held(values).low < held(values).candidate < held(values).high
+    assert held(values).outcome == "holds"

@@ -24,6 +24,7 @@ from rewards.types import Status, Task
 from tests.rollout import tiny
 
 FAMILIES = ("moe", "llama")
+POSTS = (("moe", "torch"), ("moe", "vllm"), ("llama", "vllm"))
 TASKS = [
     Task("What is 6 * 7?", None),
     Task("And then?", None, messages=[
@@ -69,6 +70,7 @@ def expected(folders: dict[str, Path]) -> dict[str, list[list[float]]]:
 
 
 def specs(folders: dict[str, Path]) -> list[RewardSpec]:
+    """Every family by vLLM, one by torch: its backend is the Scorer, which is asked below for every family."""
     common = {"max_length": 384, "seconds": 120}
     backends = {"torch": {"batch_tokens": 256}, "vllm": {"batch_tokens": 256, "kv_cache_gib": 0.125}}
     return [
@@ -77,14 +79,14 @@ def specs(folders: dict[str, Path]) -> list[RewardSpec]:
             label=f"{family}_{backend}",
             args={"path": str(folders[family]), "backend": backend, **common, **args},
         )
-        for family in FAMILIES
-        for backend, args in backends.items()
+        for family, backend in POSTS
+        for args in [backends[backend]]
     ]
 
 
 @pytest.fixture(scope="module")
 def pool(folders: dict[str, Path]) -> Iterator[RewardPool]:
-    """Every family behind every backend, each in a process of its own."""
+    """Each in a process of its own."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     started = start_rewards(specs(folders), RewardPoolConfig())
     yield started
@@ -102,7 +104,7 @@ def test_served_scores_are_those_of_transformers(pool: RewardPool, expected: dic
     for family in FAMILIES:
         spread = {round(score, 3) for scores in expected[family] for score in scores}
         assert len(spread) > 5, "the answers must not score alike"
-        for label in (f"{family}_torch", f"{family}_vllm"):
+        for label in (f"{of}_{backend}" for of, backend in POSTS if of == family):
             for index, scores in enumerate(expected[family]):
                 assert [verdicts[label].score for verdicts in judged[index]] == pytest.approx(scores, abs=1e-4), label
                 turned = [verdicts[label].score for verdicts in judged[10 + index]]

@@ -1,0 +1,178 @@
+"""What our parts of a model cost beside the plain ones: experts, log-probabilities, and the reference of FP8.
+
+Each figure that compares is a ratio of medians within one run, both sides measured in turns.
+"""
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from pipeline.models.attention import Layout
+from pipeline.models.experts import SORTED
+from pipeline.models.fp8 import BLOCK, TILE, dequantise, matmul, quantise
+from pipeline.models.fp8_layers import FP8, fp8_linear
+from pipeline.models.fresh import architecture_file
+from pipeline.models.logprobs import LogprobModel
+from pipeline.models.norms import use_lean_norms
+
+TOKENS = 2048
+VOCABULARY, WIDTH, ROWS, LENGTH = 129_280, 128, 4096, 64
+"""DeepSeek-V3's vocabulary, and a width at which the head's product does not hide what follows it."""
+PRODUCT = (2048, 1024, 4096)
+"""Rows, columns and summed width of the product whose error is measured; 4096 is the paper's case."""
+
+
+def moe(repeats: int) -> dict[str, float]:
+    """Forward and backward of the 25M-parameter model (16 experts, top-4) over TOKENS tokens, and of one layer's
+    experts alone: `transformers` as it comes, and with ours."""
+    model: Any = _model("moe_25m")
+    default = model.config._experts_implementation
+    experts: Any = model.base_model.layers[1].mlp.experts
+    gate: Any = model.base_model.layers[1].mlp.gate
+    x_TD = torch.randn(TOKENS, model.config.hidden_size, requires_grad=True)
+    with torch.no_grad():
+        _, weight_TK, index_TK = gate(x_TD)
+    token_ids = torch.randint(3, 259, (TOKENS // 64, 64))
+
+    def layer(name: str) -> Callable[[], None]:
+        return lambda: _backward(model, name, lambda: experts(x_TD, index_TK, weight_TK))
+
+    def whole(name: str) -> Callable[[], None]:
+        return lambda: _backward(model, name, lambda: model(token_ids, use_cache=False).logits)
+
+    plain, sorted_ = _seconds(repeats * 3, layer(default), layer(SORTED))
+    figures = {"experts_plain_seconds": plain, "experts_seconds": sorted_, "experts_speedup": plain / sorted_}
+    plain, with_sorted = _seconds(repeats, whole(default), whole(SORTED))
+    use_lean_norms(model)
+    (with_norms,) = _seconds(repeats, whole(SORTED))
+    return figures | {
+        "model_plain_seconds": plain,
+        "model_seconds": with_sorted,
+        "model_speedup": plain / with_sorted,
+        "model_speedup_with_norms": plain / with_norms,
+    }
+
+
+def logprobs(repeats: int) -> dict[str, float]:
+    """Log-probabilities of ROWS tokens over VOCABULARY, forward and backward, in chunks and at once: seconds, and the
+    memory each adds at its peak to a process of its own."""
+    chunked, naive = _Head(), _Head()
+    chunked_seconds, naive_seconds = _seconds(repeats, chunked.in_chunks, naive.at_once)
+    del chunked, naive
+    chunked_mib, naive_mib = _peak_mib("in_chunks"), _peak_mib("at_once")
+    return {
+        "naive_seconds": naive_seconds,
+        "chunked_seconds": chunked_seconds,
+        "chunked_over_naive": chunked_seconds / naive_seconds,
+        "naive_peak_mib": naive_mib,
+        "chunked_peak_mib": chunked_mib,
+        "chunked_peak_over_naive": chunked_mib / naive_mib,
+    }
+
+
+def fp8(repeats: int) -> dict[str, float]:
+    """One product in FP8: its error against FP64 (relative, by norm), in all and what summing adds to it; and what
+    forward and backward of a linear map and of a layer's experts cost more than in this machine's own precision."""
+    rows, columns, width = PRODUCT
+    x_MK, weight_NK = torch.randn(rows, width), torch.randn(columns, width).requires_grad_()
+    with torch.no_grad():
+        exact_MN = x_MK.double() @ weight_NK.double().T
+        x, weight = quantise(x_MK, TILE), quantise(weight_NK, BLOCK)
+        product_MN = matmul(x, weight).double()
+        of_operands_MN = dequantise(x).double() @ dequantise(weight).double().T
+    figures = {
+        "error": _relative(product_MN, exact_MN),
+        "error_of_summing": _relative(product_MN, of_operands_MN),
+        "error_of_bfloat16": _relative((x_MK.bfloat16() @ weight_NK.bfloat16().T).double(), exact_MN),
+    }
+    plain, in_fp8 = _seconds(
+        repeats, lambda: linear(x_MK, weight_NK).sum().backward(), lambda: fp8_linear(x_MK, weight_NK).sum().backward()
+    )
+    model: Any = _model("moe_25m")
+    experts: Any = model.base_model.layers[1].mlp.experts
+    x_TD, index_TK = torch.randn(TOKENS, model.config.hidden_size), torch.randint(0, 16, (TOKENS, 4))
+
+    def layer(name: str) -> Callable[[], None]:
+        return lambda: _backward(model, name, lambda: experts(x_TD, index_TK, torch.ones(TOKENS, 4)))
+
+    experts_plain, experts_fp8 = _seconds(repeats, layer(SORTED), layer(FP8))
+    return figures | {"linear_cost": in_fp8 / plain, "experts_cost": experts_fp8 / experts_plain}
+
+
+class _Head:
+    """A model that is little but its head, and ROWS tokens in sequences of LENGTH to read with it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        sizes: Any = {
+            "hidden_size": WIDTH,
+            "intermediate_size": WIDTH,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+        }
+        self.causal_lm = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, vocab_size=VOCABULARY))
+        self.token_ids = torch.randint(3, VOCABULARY, (ROWS // LENGTH, LENGTH))
+
+    def in_chunks(self) -> None:
+        layout = Layout((LENGTH,) * (ROWS // LENGTH), (-1,) * (ROWS // LENGTH))
+        token_ids_T = self.token_ids.flatten()
+        LogprobModel(self.causal_lm)(token_ids_T, layout, torch.arange(ROWS), token_ids_T.roll(-1)).sum().backward()
+
+    def at_once(self) -> None:
+        targets = self.token_ids.flatten().roll(-1).view_as(self.token_ids)
+        logprobs = self.causal_lm(self.token_ids, use_cache=False).logits.float().log_softmax(-1)
+        logprobs.gather(2, targets.unsqueeze(2)).sum().backward()
+
+
+def _peak_mib(way: str) -> float:
+    """What one forward and backward pass adds to the largest memory of a fresh process, in MiB."""
+    program = f"from jobs.bench_models import print_peak; print_peak('{way}')"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=600)
+    return float(answer.stdout.split()[-1])
+
+
+def print_peak(way: str) -> None:
+    """Where `_peak_mib` measures: `way` is a method of _Head."""
+    head = _Head()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    getattr(head, way)()
+    sys.stdout.write(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}\n")
+
+
+def _model(architecture: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(architecture_file(architecture)))
+
+
+def _backward(model: PreTrainedModel, experts: str, forward: Callable[[], Tensor]) -> None:
+    model.set_experts_implementation(experts)
+    forward().sum().backward()
+
+
+def _seconds(repeats: int, *ways: Callable[[], None]) -> list[float]:
+    """CPU seconds of one thread for each of `ways`, medians of `repeats` turns after one that warms up. What else the
+    machine does moves them little."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds: list[list[float]] = [[] for _ in ways]
+    for turn in range(repeats + 1):
+        for way, measured in zip(ways, seconds, strict=True):
+            start = time.process_time()
+            way()
+            if turn:
+                measured.append(time.process_time() - start)
+    torch.set_num_threads(threads)
+    return [statistics.median(each) for each in seconds]
+
+
+def _relative(value: Tensor, exact: Tensor) -> float:
+    return ((value - exact).norm() / exact.norm()).item()

@@ -1,0 +1,99 @@
+"""What devices can do, as their makers say or as was measured; and clusters of them."""
+
+import re
+from dataclasses import dataclass
+
+from configs.base import neighbour
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device and its share of a machine. Bandwidths are bytes a second, one way."""
+
+    name: str
+    memory: int
+    """Bytes."""
+    flops: dict[str, float]
+    """Dense FLOP/s of matrix products by dtype."""
+    bandwidth: float
+    """Of its own memory."""
+    link: float
+    """To another device of the same machine."""
+    network: float
+    """To a device of another machine."""
+    host_link: float
+    """To the memory of its machine."""
+    host_memory: int
+    """Bytes of the machine's memory that are its share."""
+    host_bandwidth: float
+    """Its share of the bandwidth of the machine's memory."""
+    per_machine: int
+    runtime: int
+    """Bytes that a process takes beside tensors: kernels, communicators, DeepSpeed's own."""
+    measured: bool
+    """Whether the figures were measured, so that all of them can be had; a data sheet's can't."""
+    source: str
+
+
+def _hopper(name: str, memory: int, flops: float, bandwidth: float, link: float, source: str) -> Device:
+    return Device(
+        name, memory * GIB, {"bfloat16": flops, "float32": 67e12}, bandwidth, link, 50e9, 64e9, 256 * GIB, 70e9, 8,
+        runtime=2 * GIB, measured=False, source=source,
+    )  # fmt: skip
+
+
+DEVICES = {
+    device.name.lower(): device
+    for device in (
+        _hopper("H100", 80, 989e12, 3.35e12, 450e9, "NVIDIA H100 SXM data sheet; 8 x 400 Gb/s InfiniBand (DGX H100)"),
+        _hopper("H200", 141, 989e12, 4.8e12, 450e9, "NVIDIA H200 SXM data sheet; network as DGX H100"),
+        _hopper("H800", 80, 989e12, 3.35e12, 200e9, "as H100, NVLink at 400 GB/s (arXiv:2412.19437 section 3.1)"),
+        _hopper("H20", 96, 148e12, 4.0e12, 450e9, "vendors' tables, for want of a data sheet; network as DGX H100"),
+        Device(
+            "A100", 80 * GIB, {"bfloat16": 312e12, "float32": 19.5e12}, 2.04e12, 300e9, 25e9, 32e9, 128 * GIB, 45e9, 8,
+            runtime=2 * GIB, measured=False,
+            source="NVIDIA A100 80 GB SXM data sheet; 8 x 200 Gb/s InfiniBand (DGX A100)",
+        ),
+        Device(
+            "cpu", 24 * GIB, {"bfloat16": 20e9, "float32": 157e9}, 14e9, 14e9, 1e9, 14e9, 24 * GIB, 14e9, 1,
+            runtime=80 * 2**20, measured=True,
+            source="measured: 2 cores with AVX2, a matrix product and a copy of memory",
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Machines of one kind of device."""
+
+    count: int
+    device: Device
+
+    def crosses(self, size: int) -> bool:
+        """Whether a group of so many neighbouring devices spans machines."""
+        return size > self.device.per_machine
+
+    def rate(self, size: int) -> float:
+        """Bytes a second and device, one way, within a group of so many devices."""
+        return self.device.network if self.crosses(size) else self.device.link
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.device.name}"
+
+
+def cluster_of(text: str) -> Cluster:
+    """`96xH20`: so many devices of a kind. Raises ValueError for anything else, naming the kinds."""
+    found = re.fullmatch(r"([1-9]\d*)x(\w+)", text)
+    if found is None:
+        raise ValueError(f"--cluster {text}: say how many of what, as in 96xH20; known: {_known()}")
+    if found[2].lower() not in DEVICES:
+        known = [device.name for device in DEVICES.values()]
+        raise ValueError(f"--cluster {text}: no figures for '{found[2]}'; {neighbour(found[2], known)}")
+    return Cluster(int(found[1]), DEVICES[found[2].lower()])
+
+
+def _known() -> str:
+    return ", ".join(device.name for device in DEVICES.values())

@@ -1,0 +1,93 @@
+from dataclasses import replace
+
+import pytest
+
+from pipeline.planner.architecture import Architecture, architecture_of
+from pipeline.planner.memory import (
+    RolloutLayout,
+    TrainLayout,
+    kv_bytes,
+    merged,
+    rollout_state,
+    total,
+    train_state,
+    train_working,
+    update_working,
+)
+
+ONE = TrainLayout(1, 1, 1, 1000, False, False)
+TOY = Architecture(
+    name="toy", family="deepseek_v3", total=1000, experts=800, embedding=0, mtp=0, num_layers=2, num_moe_layers=2,
+    num_experts=8, experts_per_token=2, hidden=4, vocab=10, heads=2, layer=90, layer_experts=400, kv=24, kv_shards=1,
+    saved=60, saved_lean=40, attention_flops=0, decode_flops=0,
+)  # fmt: skip
+
+
+def held(layout: TrainLayout, dtype: str = "bfloat16", *, reference: bool = False) -> float:
+    return total(*train_state(TOY, layout, dtype, reference=reference))
+
+
+def test_a_toy_by_hand() -> None:
+    spread = replace(ONE, ranks=4, expert_parallel=4)
+    device, host = train_state(TOY, spread, "bfloat16", reference=True)
+    # 200 parameters outside of the experts, 200 of them on each of four ranks; optimizer states of 250 owned.
+    assert device == {"weights": 800, "gradients": 800, "reference": 2000, "moments": 2000, "master weights": 1000}
+    assert host == {}
+    device, host = train_state(TOY, replace(spread, zero_stage=3, offload_optimizer=True), "bfloat16", reference=True)
+    assert (device, host) == (
+        {"weights": 500, "gradients": 500, "reference": 500},
+        {"moments": 2000, "master weights": 1000},
+    )
+    assert update_working(TOY, spread) == {"float32 gradients": 1000}
+
+
+def test_plain_adamw_keeps_no_master_weights() -> None:
+    device, _ = train_state(TOY, replace(ONE, zero_stage=0), "float32", reference=False)
+    assert device == {"weights": 4000, "gradients": 4000, "moments": 8000}
+
+
+def test_working_memory_by_hand() -> None:
+    plain = train_working(TOY, ONE, "bfloat16", longest=10, lean=False)
+    assert plain == {"activations": 120_000, "backward": 60_000, "logits": 3 * 1000 * 10 * 4}
+    again = train_working(TOY, replace(ONE, gradient_checkpointing=True), "bfloat16", longest=2000, lean=False)
+    assert again["activations"] == 2000 * (4 * 2 + 30) * 2  # the longest sequence is never cut
+    whole = train_working(TOY, replace(ONE, ranks=4, zero_stage=3), "bfloat16", longest=10, lean=False)
+    assert (whole["gathered layers"], whole["buckets"]) == (2000, 2000)  # ZeRO-3 keeps a small model gathered
+
+
+def test_an_engine_by_hand() -> None:
+    engine = rollout_state(TOY, RolloutLayout(2, 4, 77.0, 16), "bfloat16")
+    assert engine == {"weights": 500, "KV cache": 77, "logits": 160}
+    assert kv_bytes(TOY, 4, "bfloat16") == 48  # a latent is whole on every device
+    assert kv_bytes(replace(TOY, kv_shards=2), 4, "bfloat16") == 24
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_more_ranks_hold_less(stage: int) -> None:
+    sizes = [held(replace(ONE, ranks=ranks, zero_stage=stage)) for ranks in (1, 2, 4, 8)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+
+
+def test_a_higher_stage_holds_less() -> None:
+    sizes = [held(replace(ONE, ranks=8, zero_stage=stage), reference=True) for stage in (1, 2, 3)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[1] > sizes[2]
+
+
+def test_experts_that_are_spread_hold_less() -> None:
+    sizes = [held(replace(ONE, ranks=8, expert_parallel=spread)) for spread in (1, 2, 4, 8)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "measured"),
+    [
+        ("moe_25m", TrainLayout(1, 1, 1, 1024, False, False), 764),
+        ("moe_25m", TrainLayout(1, 0, 1, 4096, True, False), 670),
+    ],
+)
+def test_a_measured_peak(model: str, layout: TrainLayout, measured: float) -> None:
+    # MiB of a rank above what its imports take, three steps, freed memory given back (docs/planner.md).
+    known = architecture_of(model)
+    state, _ = train_state(known, layout, "float32", reference=False)
+    working = train_working(known, layout, "float32", longest=128, lean=True)
+    assert total(merged(state, working)) / 2**20 + 80 == pytest.approx(measured, rel=0.15)
