@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 import rewards.pool
 from configs.rewards import RewardPoolConfig, RewardSpec
@@ -162,11 +163,19 @@ def test_no_failure_is_a_score(start: Any, form: str) -> None:
         assert metrics[f"reward/{behaviour}/failure_rate"] == 0.5
 
 
+def kill(worker: Any) -> None:
+    """End an actor, and wait until it has ended."""
+    ray.kill(worker)
+    with pytest.raises(RayActorError):
+        while True:
+            ray.get(worker.alive.remote(), timeout=30)
+
+
 def test_groups_of_killed_workers_are_judged_again(start: Any) -> None:
     pool = start(hostile.specs("length"), workers={"rule": 2})
     for groups in (1, 4):  # a lone group's second try must not go to the other dead worker
         for worker in list(pool._crews["rule"]._workers):
-            ray.kill(worker)
+            kill(worker)
         for index in range(groups):
             pool.submit(index, Task("", ""), ["a", "bb"])
         judged = pool.gather()
