@@ -74,6 +74,11 @@ def check_length(steps: int | None, epochs: int | None, schedule: Schedule) -> N
         raise ValueError(f"optimizer.schedule.warmup_steps={schedule.warmup_steps} never ends within steps={steps}")
 
 
+def num_steps(steps: int | None, epochs: int | None, *, rows: int, rows_per_step: int) -> int:
+    """Optimizer steps: `steps`, or as many as `epochs` passes over `rows` take; the last may be fed from the next."""
+    return steps or -(-rows * (epochs or 1) // rows_per_step)
+
+
 class TrainerConfig(Settings):
     """The DeepSpeed ranks."""
 

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.packing import pack, split_by_tokens
+from rollout.types import Routes
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Experts = NDArray[np.int16]
-"""[T, L, K]: the experts to send tokens to; -1 where the model's own gates decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Branch:
 
     token_ids: list[int]
     columns: dict[str, Sequence[float]] = field(default_factory=dict)
-    experts: Experts | None = None
+    experts: Routes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Tree:
     branches: list[Branch] = field(default_factory=list)
     root_mask: list[int] | None = None
     scored: bool = False
-    root_experts: Experts | None = None
+    root_experts: Routes | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -59,7 +58,7 @@ class MicroBatch:
     scored answer's last token has id target_N[i] and is row source_N[i] itself.
     sequence_N: which of the num_sequences trained sequences token i, or comparisons answer i, belongs to.
     columns: float32 [N] by name.
-    experts_TLK: the experts to send tokens to instead of the gates' choice, if any (see Experts).
+    experts_TLK: the experts to send tokens to instead of the gates' choice, if any (see rollout.types.Routes).
     """
 
     token_ids_T: Ints
@@ -70,7 +69,7 @@ class MicroBatch:
     sequence_N: Ints
     num_sequences: int
     columns: dict[str, Floats]
-    experts_TLK: Experts | None = None
+    experts_TLK: Routes | None = None
 
     def with_column(self, name: str, values_N: Floats) -> "MicroBatch":
         """The same micro-batch with one more column."""
@@ -82,7 +81,7 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
     """Lay trees out as one row."""
     row, lengths, parents = [], [], []
     source, target, sequence, columns = [], [], [], []
-    routes: list[Experts | None] = []
+    routes: list[Routes | None] = []
     start = num_sequences = 0
     for tree in trees:
         root = len(lengths)

@@ -23,10 +23,7 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.platforms import current_platform
 
-from rollout.types import Routes
-
-UNKNOWN = -1
-"""Where no route is known: of the last sampled token, which the engine never read."""
+from rollout.types import NO_ROUTE, Routes
 
 
 class ReturnedRoutes:
@@ -60,7 +57,7 @@ class CapturedRoutes:
         if len(cache.kv_cache_groups) > 1:  # a group of windowed layers gives its blocks away while a request runs
             raise ValueError("routes can't be kept for a model whose layers cache in several ways; don't replay them")
         num_slots = cache.num_blocks * cache.kv_cache_groups[0].kv_cache_spec.block_size
-        self._slots_SLK = np.full((num_slots, len(routers), routers[0].top_k), UNKNOWN, np.int16)
+        self._slots_SLK = np.full((num_slots, len(routers), routers[0].top_k), NO_ROUTE, np.int16)
         self._places: dict[str, int] = {}  # of each request of the last step, its row in what follows
         self._blocks, self._lengths = np.empty((0, 0), np.int64), np.empty(0, np.int64)
         self._left: dict[str, Routes] = {}  # the routes of those that were not in the step after: done or preempted
@@ -128,6 +125,6 @@ def _lengths(output: RequestOutput) -> list[int]:
 
 def _whole(routes: NDArray[Any], length: int) -> Routes:
     """The routes [length, L, K] of a sequence of which the last tokens may have none."""
-    whole = np.full((length, *routes.shape[1:]), UNKNOWN, np.int16)
+    whole = np.full((length, *routes.shape[1:]), NO_ROUTE, np.int16)
     whole[: len(routes)] = routes
     return whole

@@ -6,9 +6,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+NO_ROUTE = -1
+"""In the place of an expert where none is known: the trainer's own gate decides for that token and layer."""
 Routes = NDArray[np.int16]
 """Experts that tokens were sent to, [T, L, K]: L mixture layers in depth order (leading dense layers have no place), K
-experts a token in no particular order; all K are -1 where no route is known."""
+experts a token in no particular order; all K are NO_ROUTE where none is known."""
 
 
 @dataclass(frozen=True, slots=True)

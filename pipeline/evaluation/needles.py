@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerFast
 from configs.evaluation import NeedleSuite
 from pipeline.data.chat import ChatFormat
 from pipeline.data.rows import BadRowError
-from pipeline.evaluation.speaking import rates
+from pipeline.evaluation.speaking import rates, record
 from pipeline.evaluation.suites import Items, Record, Session, SuiteResult, result, watched
-from rewards.types import Status
+from rewards.types import Task, Verdict
 from rollout.types import Group
 
+SUITE = "needles"
 COLOURS = (
     "amber",
     "azure",
@@ -98,7 +99,7 @@ def run_needles(needles: Sequence[Needle], session: Session) -> SuiteResult:
     """One greedy completion of every prompt. For the figures see `needles_result`."""
     asked = [needle.token_ids for needle in needles]
     stream = session.rollout.generate(asked, session.greedy, 1, session.seed)
-    groups = {group.index: group for group in watched(stream, "needles", len(asked))}
+    groups = {group.index: group for group in watched(stream, SUITE, len(asked))}
     return needles_result(needles, [_record(index, needle, groups[index]) for index, needle in enumerate(needles)])
 
 
@@ -106,10 +107,10 @@ def needles_result(needles: Sequence[Needle], records: Sequence[Record]) -> Suit
     """`accuracy`, the share of needles found; `accuracy_<length>`, of those in prompts of a length;
     `accuracy_depth_<depth>`, of those at a depth; `accuracy_<length>_depth_<depth>`; all with intervals."""
     items: dict[str, Items] = {}
-    for needle, record in zip(needles, records, strict=True):
+    for needle, said in zip(needles, records, strict=True):
         length, depth = f"_{needle.length}", f"_depth_{needle.depth:g}"
         for part in ("", length, depth, length + depth):
-            items.setdefault(f"accuracy{part}", {})[needle.row] = float(record.score or 0.0)
+            items.setdefault(f"accuracy{part}", {})[needle.row] = float(said.score or 0.0)
     order = sorted(items, key=lambda name: (name.count("_"), "depth" in name))  # the overall figure first
     return result({name: items[name] for name in order}, items, rates(records), records)
 
@@ -119,20 +120,10 @@ def _record(index: int, needle: Needle, group: Group) -> Record:
     completion = group.completions[0]
     said = set(re.findall(r"\d+", SEPARATOR_OF_THOUSANDS.sub("", completion.text)))
     right = said == {needle.number}
-    return Record(
-        index=index,
-        row=needle.row,
-        prompt=needle.question,
-        truth=needle.number,
-        completion=completion.text,
-        mode="greedy",
-        score=float(right),
-        status=Status.OK,
-        outcome="found" if right else "another number" if said else "no number",
-        detail=needle.sentence,
-        num_tokens=len(completion.token_ids),
-        truncated=completion.finish_reason == "length",
-    )
+    outcome = "found" if right else "another number" if said else "no number"
+    task = Task(needle.question, needle.number, SUITE, needle.row)
+    verdict = Verdict(float(right), outcome=outcome, detail=needle.sentence)
+    return record(index, task, group, 0, "greedy", {SUITE: verdict})
 
 
 def _longest(

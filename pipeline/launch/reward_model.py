@@ -6,6 +6,7 @@ from rich.console import Console
 
 from configs.reward_model import PairwiseLoss, PointwiseLoss, RewardModelConfig
 from configs.stages import Recipe
+from configs.train import num_steps
 from pipeline.checkpoints import Checkpoints
 from pipeline.data.comparisons import Comparison, Comparisons
 from pipeline.data.rows import source_files, tell
@@ -33,7 +34,7 @@ def launch(config: RewardModelConfig, folder: Path, recipe: Recipe | None) -> di
     data = Comparisons.load(config.data, tokenizer, config.seed)
     refuse_unfit(config.loss, data)
     held_out = {name: Comparisons.load(each, tokenizer, config.seed) for name, each in config.eval_data.items()}
-    steps = config.steps or -(-len(data) * (config.epochs or 1) // config.comparisons_per_step)
+    steps = num_steps(config.steps, config.epochs, rows=len(data), rows_per_step=config.comparisons_per_step)
     spec = TrainSpec(
         model,
         config.model.dtype,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from configs.sft import SFTConfig
 from configs.stages import Recipe
+from configs.train import num_steps
 from pipeline.checkpoints import Checkpoints
 from pipeline.data.conversations import Conversations
 from pipeline.data.rows import source_files, tell
@@ -33,7 +34,7 @@ def launch(config: SFTConfig, folder: Path, recipe: Recipe | None) -> dict[str, 
         held_out = Conversations.load(config.eval_data, tokenizer, folder / "data", config.seed)
         if len(held_out) < config.trainer.num_ranks:
             raise ValueError(f"eval_data has {len(held_out)} rows for trainer.num_ranks={config.trainer.num_ranks}")
-    steps = config.steps or -(-len(data) * (config.epochs or 1) // config.conversations_per_step)
+    steps = num_steps(config.steps, config.epochs, rows=len(data), rows_per_step=config.conversations_per_step)
     spec = TrainSpec(
         model,
         config.model.dtype,

@@ -28,26 +28,22 @@ def sorted_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tenso
 
     hidden_states [T, D], top_k_index int64 [T, K], top_k_weights [T, K].
     """
-    if not _has_usual_form(experts, hidden_states, top_k_weights):
-        return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
     parameters: Any = experts
+    tensors = (hidden_states, top_k_weights, parameters.gate_up_proj)
+    on_cpu = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    if not (on_cpu and has_usual_form(experts)):
+        return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
     return _Experts.apply(  # pyright: ignore[reportReturnType]
         hidden_states, top_k_weights, parameters.gate_up_proj, parameters.down_proj, top_k_index
     )
 
 
-def _has_usual_form(experts: Any, hidden_TD: Tensor, weight_TK: Tensor) -> bool:
-    """float32 on the CPU, gate and up projections side by side, silu, no bias, every expert in this process."""
+def has_usual_form(experts: Any) -> bool:
+    """Gate and up projections side by side, silu, no bias, every expert in this process."""
     plain = experts.has_gate and experts.is_concatenated and not (experts.has_bias or experts.is_transposed)
-    own_gate = type(experts)._apply_gate.__module__ != grouped_mm_experts_forward.__module__
-    tensors = (hidden_TD, weight_TK, experts.gate_up_proj)
-    return (
-        plain
-        and not own_gate
-        and not experts._is_expert_parallel
-        and isinstance(experts.act_fn, nn.SiLU | SiLUActivation)
-        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    )
+    default_gate = type(experts)._apply_gate.__module__ == grouped_mm_experts_forward.__module__
+    usual_activation = isinstance(getattr(experts, "act_fn", None), nn.SiLU | SiLUActivation)
+    return plain and default_gate and usual_activation and not experts._is_expert_parallel
 
 
 class _Experts(torch.autograd.Function):

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
-from transformers.activations import SiLUActivation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from pipeline.models.experts import has_usual_form
 from pipeline.models.fp8 import BLOCK, TILE, Quantised, dequantise, matmul, quantise
 
 FP8 = "alignyard_fp8"
@@ -45,7 +45,7 @@ def use_fp8(model: PreTrainedModel) -> None:
     }
     experts: dict[str, Any] = {name: each for name, each in model.named_modules() if hasattr(each, "_apply_gate")}
     for name, each in experts.items():
-        if not _has_usual_form(each):
+        if not has_usual_form(each):
             raise ValueError(f"trainer.fp8: {name} ({type(each).__name__}) is not of the usual form; leave fp8 false")
     if not linears:
         raise ValueError(f"trainer.fp8 has no effect on {type(model).__name__}: it has no *_proj maps; leave it false")
@@ -96,13 +96,6 @@ def _forward_sharded(experts: Any, x_SD: Tensor, counts_E: Tensor) -> Tensor:
     padding_SD = x_SD.new_zeros(len(x_SD) - sum(counts), x_SD.shape[1])
     gate_up_EFD = torch.cat([experts.w1, experts.w3], dim=1)
     return torch.cat([sorted_experts_fp8(x_SD[: sum(counts)], gate_up_EFD, experts.w2, counts), padding_SD])
-
-
-def _has_usual_form(experts: Any) -> bool:
-    plain = experts.has_gate and experts.is_concatenated and not (experts.has_bias or experts.is_transposed)
-    default_gate = type(experts)._apply_gate.__module__ == "transformers.integrations.moe"
-    usual_activation = isinstance(getattr(experts, "act_fn", None), nn.SiLU | SiLUActivation)
-    return plain and default_gate and usual_activation and not experts._is_expert_parallel
 
 
 def _forward(module: nn.Linear, x: Tensor, power_of_two: bool = False) -> Tensor:

@@ -16,9 +16,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-NO_ROUTE = -1
-"""In the place of an expert where none is known: the gate decides for that token and layer."""
-
 
 @dataclass(frozen=True, slots=True)
 class Gate:

@@ -20,8 +20,10 @@ if not torch.cuda.is_available():  # deepspeed, unless told, warns at import tha
 
 import deepspeed
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from pipeline.batch import Experts, Floats, MicroBatch
+from configs.train import TrainerConfig
+from pipeline.batch import Floats, MicroBatch
 from pipeline.models.attention import Layout
 from pipeline.models.fp8_layers import use_fp8_in_sharded_experts
 from pipeline.models.fused import checkpoint_tensors
@@ -36,6 +38,7 @@ from pipeline.train.losses import batch_loss, loss_with_mtp
 from pipeline.train.schedule import learning_rate
 from pipeline.train.spec import TrainSpec, causal_lm, deepspeed_config, parameter_groups, score_model
 from pipeline.train.state import layers, load_state, save_state
+from rollout.types import Routes
 from rollout.weights import Bucket, to_buckets
 
 
@@ -73,10 +76,7 @@ class TrainEngine:
         self._model, model = score_model(spec) if spec.is_reward_model else causal_lm(spec)
         self._mtp = model.mtp if isinstance(model, LogprobModel) else None
         with attached(self._mtp, self._model):
-            if spec.trainer.expert_parallel_size > 1:
-                shard_experts(self._model, spec.trainer.expert_parallel_size)
-                if spec.trainer.fp8:
-                    use_fp8_in_sharded_experts(self._model)
+            _spread_experts(self._model, spec.trainer)
             if spec.trainer.gradient_checkpointing:
                 self._model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
@@ -96,10 +96,7 @@ class TrainEngine:
     def _reference(self) -> nn.Module:
         model = LogprobModel(load_model(self.spec.model, self.spec.dtype), fp8=self.spec.trainer.fp8)
         model.eval().requires_grad_(False)
-        if self.spec.trainer.expert_parallel_size > 1:
-            shard_experts(model.causal_lm, self.spec.trainer.expert_parallel_size)
-            if self.spec.trainer.fp8:
-                use_fp8_in_sharded_experts(model.causal_lm)
+        _spread_experts(model.causal_lm, self.spec.trainer)
         if self.spec.trainer.zero_stage < 3:
             return model.to(self.device)
         wrapped: Any = deepspeed.initialize(model=model, config=deepspeed_config(self.spec))
@@ -157,7 +154,7 @@ class TrainEngine:
         with torch.no_grad():
             return [self._forward(model, row).cpu().numpy() for row in batch]
 
-    def logprobs_and_experts(self, batch: list[MicroBatch]) -> list[tuple[Floats, Experts]]:
+    def logprobs_and_experts(self, batch: list[MicroBatch]) -> list[tuple[Floats, Routes]]:
         """What `logprobs` says of the policy, and the experts that it sent each token of the row to."""
         return [
             (self.logprobs([row], reference=False)[0], self.engine.module.routers.chosen_TLK.short().cpu().numpy())
@@ -248,3 +245,11 @@ class TrainEngine:
         if self.spec.trainer.zero_stage < 3:
             return nullcontext()
         return deepspeed.zero.GatheredParameters([t for t in tensors if isinstance(t, nn.Parameter)])
+
+
+def _spread_experts(model: PreTrainedModel, trainer: TrainerConfig) -> None:
+    """Over the ranks, where several share them."""
+    if trainer.expert_parallel_size > 1:
+        shard_experts(model, trainer.expert_parallel_size)
+        if trainer.fp8:
+            use_fp8_in_sharded_experts(model)

@@ -14,6 +14,7 @@ FORKS.set_forkserver_preload(
         "tests.pipeline.layout_ranks",
         "tests.pipeline.mtp_ranks",
         "tests.pipeline.replay_ranks",
+        "tests.pipeline.reward_ranks",
     ]
 )
 

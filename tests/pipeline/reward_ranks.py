@@ -1,12 +1,11 @@
 """One rank of a test: three updates of a reward model, a save and a load between the second and the third.
 
-Run by test_reward_engine.py: reward_ranks.py OUT ZERO_STAGES MICRO_BATCH_TOKENS MODEL..., with the process group in the
-environment. For each model and ZeRO stage (`0,3` are two) rank 0 writes NAME-STAGE.npz (losses, margins and gradient
-norms, some weights, every answer's score) into the folder OUT, and the ranks together the checkpoint OUT/NAME-STAGE.
+test_reward_engine.py calls main, the process group in the environment. For each model and ZeRO stage (`0,3` are two)
+rank 0 writes NAME-STAGE.npz (losses, margins and gradient norms, some weights, every answer's score) into the folder
+`out`, and the ranks together the checkpoint `out`/NAME-STAGE.
 """
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,3 @@ def main(out: str, zero_stages: str, tokens: str, *models: str) -> None:
     for model in models:
         for zero in zero_stages.split(","):
             train(Path(model), Path(out), int(zero), int(tokens))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

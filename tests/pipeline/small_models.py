@@ -8,6 +8,15 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, Pr
 from pipeline.models.tokenizer import byte_tokenizer
 
 IDS = {"vocab_size": 264, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALLEST = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Sizes of models whose weights alone matter, not what they say."""
 DENSE = {
     "hidden_size": 64,
     "intermediate_size": 96,

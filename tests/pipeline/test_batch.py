@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.batch import Branch, Experts, Tree, deal, micro_batch, scored_tree, shard
+from pipeline.batch import Branch, Tree, deal, micro_batch, scored_tree, shard
+from rollout.types import Routes
 
 
 def tree(prompt: list[int], *answers: list[int]) -> Tree:
@@ -62,7 +63,7 @@ def test_what_is_dealt_is_what_is_sharded(num_ranks: int) -> None:
         assert all(row.num_sequences == 0 for row in rows[len(places) :])
 
 
-def routes(*tokens: int) -> Experts:
+def routes(*tokens: int) -> Routes:
     """Routes [T, 1, 1] of one layer and one expert, named for the token they belong to."""
     return np.array(tokens, np.int16).reshape(-1, 1, 1)
 

@@ -7,20 +7,13 @@ from transformers import DeepseekV3Config, LlamaConfig, MixtralConfig, PreTraine
 
 from pipeline.models.experts import SORTED, _Experts
 from pipeline.models.norms import _Norm, use_lean_norms
+from tests.pipeline.small_models import SMALLEST
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 CONFIGS = {
     "deepseek_v3": DeepseekV3Config.from_json_file("configs/models/tiny.json"),
-    "qwen3_moe": Qwen3MoeConfig(**SIZES, moe_intermediate_size=24, num_experts=8, num_experts_per_tok=2),
-    "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
-    "llama": LlamaConfig(**SIZES),
+    "qwen3_moe": Qwen3MoeConfig(**SMALLEST, moe_intermediate_size=24, num_experts=8, num_experts_per_tok=2),
+    "mixtral": MixtralConfig(**SMALLEST, num_local_experts=4),
+    "llama": LlamaConfig(**SMALLEST),
 }
 
 

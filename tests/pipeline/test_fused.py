@@ -20,19 +20,12 @@ from pipeline.models.fresh import create_model
 from pipeline.models.fused import checkpoint_tensors
 from pipeline.models.load import load_model
 from rollout.weights import Bucket, checkpoint_shapes, open_buckets, to_buckets
+from tests.pipeline.small_models import SMALLEST
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 CONFIGS = {
-    "qwen3_moe": Qwen3MoeConfig(**SIZES, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2),
-    "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
-    "llama": LlamaConfig(**SIZES),
+    "qwen3_moe": Qwen3MoeConfig(**SMALLEST, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2),
+    "mixtral": MixtralConfig(**SMALLEST, num_local_experts=4),
+    "llama": LlamaConfig(**SMALLEST),
 }
 
 

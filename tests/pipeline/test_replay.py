@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import Branch, Experts, MicroBatch, Tree, micro_batch
+from pipeline.batch import Branch, MicroBatch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from pipeline.train.spec import TrainSpec, causal_lm
+from rollout.types import Routes
 from tests.rollout import tiny
 
 NUM_LAYERS, TOP_K, NUM_EXPERTS = 3, 2, 8
@@ -21,7 +22,7 @@ def model() -> LogprobModel:
     return LogprobModel(tiny.moe(0))
 
 
-def random_routes(rng: np.random.Generator, length: int) -> Experts:
+def random_routes(rng: np.random.Generator, length: int) -> Routes:
     routes = [rng.permutation(NUM_EXPERTS)[:TOP_K] for _ in range(length * NUM_LAYERS)]
     return np.array(routes, np.int16).reshape(length, NUM_LAYERS, TOP_K)
 
@@ -42,7 +43,7 @@ def groups() -> list[Tree]:
     return trees
 
 
-def logprobs(model: LogprobModel, row: MicroBatch, experts_TLK: Experts | None) -> torch.Tensor:
+def logprobs(model: LogprobModel, row: MicroBatch, experts_TLK: Routes | None) -> torch.Tensor:
     ids_T, source_N, target_N = (torch.from_numpy(x) for x in (row.token_ids_T, row.source_N, row.target_N))
     given = None if experts_TLK is None else torch.from_numpy(experts_TLK)
     return model(ids_T, Layout(row.lengths, row.parents), source_N, target_N, given)

@@ -1,9 +1,6 @@
 """Reward models in real training processes: how a batch is split can't be seen in it, and what is trained, saved and
 scored is one model."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +9,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.models.score import load_score_model
-from tests.pipeline.reward_ranks import comparisons
+from tests.pipeline.rank_processes import run_ranks
+from tests.pipeline.reward_ranks import comparisons, main
 from tests.pipeline.small_models import FAMILIES, small_causal_lm
 
 pytestmark = pytest.mark.ranks
 
-PROGRAM = Path(__file__).with_name("reward_ranks.py")
 Trace = dict[str, np.ndarray]
 
 
@@ -29,19 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def train(out: Path, *models: Path, ranks: int = 1, zero: str = "1", tokens: int = 4096) -> list[Trace]:
     """Three updates of each model in `ranks` processes; returns the trace of the first at each ZeRO stage."""
-    port = str(20000 + (os.getpid() + 7919) % 20000 + ranks)
-    environment = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment |= {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-m", "tests.pipeline.reward_ranks", *map(str, (out, zero, tokens, *models))]
-    processes = [
-        subprocess.Popen(arguments, cwd=PROGRAM.parents[2], env=environment | {"RANK": str(rank)})
-        for rank in range(ranks)
-    ]
-    try:
-        assert [process.wait(timeout=240) for process in processes] == [0] * ranks
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(main, ranks, out, out, zero, tokens, *models)
     return [dict(np.load(out / f"{models[0].name}-{stage}.npz")) for stage in zero.split(",")]
 
 

@@ -16,16 +16,11 @@ from transformers import (
 
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
-from pipeline.models.routing import NO_ROUTE, Routers
+from pipeline.models.routing import Routers
+from rollout.types import NO_ROUTE
+from tests.pipeline.small_models import SMALLEST
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+SIZES = SMALLEST | {"num_hidden_layers": 3}
 V2_SIZES = SIZES | {
     "num_key_value_heads": 4,
     "moe_intermediate_size": 24,
