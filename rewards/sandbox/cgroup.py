@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 
 _PREFIX = "alignyard-"
@@ -116,15 +117,20 @@ def exceeds(pid: int, memory_bytes: int) -> bool:
 
 
 def _family(pid: int) -> Iterator[int]:
-    with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-        children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
-        yield pid
-        for child in children:
-            yield from _family(child)
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return
+    yield pid
+    for child in chain.from_iterable(map(_children, tasks)):
+        yield from _family(child)
 
 
 def _children(task: Path) -> list[int]:
-    return [int(child) for child in (task / "children").read_text().split()]
+    try:
+        return [int(child) for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):  # this thread ended meanwhile; its process need not have
+        return []
 
 
 def _total(family: list[int], measure: Callable[[Path], int]) -> int:

@@ -1,5 +1,6 @@
 """The limits of a box: whatever a program does, it ends, is told apart by how, and leaves nothing behind."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -65,8 +66,10 @@ def _earlier() -> None:
 
 
 def children() -> list[str]:
-    tasks = Path("/proc/self/task").iterdir()
-    found = [child for task in tasks for child in (task / "children").read_text().split()]
+    found = list[str]()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread may end while the list is read
+            found += (task / "children").read_text().split()
     return [child for child in found if child not in EARLIER]
 
 
