@@ -14,7 +14,6 @@ Segments of one shape (own length, parent's length) are computed as one batch. T
 Legend: T tokens of the row, H heads, n segments of one shape, L own length, S parent's length + L, D head dimension.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -93,18 +92,20 @@ def packed_attention(
     queries, keys, values = (x.squeeze(0).split(layout.lengths, dim=1) for x in (query, key, padded))
     outputs: list[Tensor] = [query.new_empty(0)] * len(layout.lengths)
     for members, own, parent in layout.classes:
-        q_nHLD = torch.stack([queries[s] for s in members])
-        k_nHSD, v_nHSD = (_with_parent(x, members, layout.parents, parent) for x in (keys, values))
+        q_nHLD = _side_by_side([queries[s] for s in members], len(members))
+        k_nHSD, v_nHSD = (
+            _side_by_side([x[part] for s in members for part in (layout.parents[s], s) if part != -1], len(members))
+            for x in (keys, values)
+        )
         out_nHLD = _attend(q_nHLD, k_nHSD, v_nHSD, own=own, parent=parent, scaling=scaling, dropout=dropout)
         for segment, out_HLD in zip(members, out_nHLD.unbind(0), strict=True):
-            outputs[segment] = out_HLD
-    out_HTD = torch.cat([out for out in outputs if out.numel()], dim=1)[..., : value.shape[-1]]
-    return out_HTD.transpose(0, 1).unsqueeze(0), None
+            outputs[segment] = out_HLD[..., : value.shape[-1]].transpose(0, 1)
+    return torch.cat([out for out in outputs if out.numel()]).unsqueeze(0), None
 
 
-def _with_parent(pieces: Sequence[Tensor], members: list[int], parents: tuple[int, ...], parent: int) -> Tensor:
-    own = torch.stack([pieces[s] for s in members])
-    return torch.cat([torch.stack([pieces[parents[s]] for s in members]), own], dim=2) if parent else own
+def _side_by_side(pieces_HLD: list[Tensor], num_sequences: int) -> Tensor:
+    """[n, H, L, D] of the pieces that make up n sequences of one length, in one copy."""
+    return torch.cat(pieces_HLD, dim=1).unflatten(1, (num_sequences, -1)).transpose(0, 1)
 
 
 def _attend(
