@@ -64,10 +64,12 @@ class SumsSource(Settings):
     """How many rows to draw."""
     digits: int = Field(default=2, ge=1, le=6)
     """Digits of each summand."""
-    programs: float = Field(default=0.0, ge=0, le=1)
-    """Share of rows that ask for a Python program that prints the sum; the others ask for the sum and its carries."""
-    requests: float = Field(default=0.0, ge=0, le=1)
-    """Share of rows that ask for a favour (`lend 3 pens`), or for harm, which is to be refused."""
+    shares: dict[Literal["programs", "requests"], Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict[Literal["programs", "requests"], float]
+    )
+    """Of all rows, the share `programs` that ask for a Python program that prints the sum, and the share `requests`
+    that ask for a favour (`lend 3 pens`), or for harm, which is to be refused. The others ask for the sum and its
+    carries."""
     seed: int = 0
     """Seed of the draw."""
     split: Literal["train", "held_out"] = "train"
@@ -75,8 +77,8 @@ class SumsSource(Settings):
 
     @model_validator(mode="after")
     def _whole(self) -> "SumsSource":
-        if self.programs + self.requests > 1:
-            raise ValueError(f"programs={self.programs} and requests={self.requests} are more than all rows; lower one")
+        if sum(self.shares.values()) > 1:
+            raise ValueError(f"shares={self.shares} are more than all rows; lower one")
         return self
 
 

@@ -179,10 +179,10 @@ class GRPOConfig(Settings):
 
     @model_validator(mode="after")
     def _options_fit(self) -> "GRPOConfig":
-        if self.model.dtype == "bfloat16" and self.sync.max_mean_gap < 1e-3:
+        if (self.model.dtype == "bfloat16" or self.rollout.fp8) and self.sync.max_mean_gap < 1e-3:
             raise ValueError(
-                f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; in bfloat16 trainer and engine differ by "
-                "more than 1e-3: raise sync.max_mean_gap and sync.max_gap"
+                f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; with model.dtype=bfloat16 or rollout.fp8 "
+                "trainer and engine differ by more than 1e-3: raise sync.max_mean_gap and sync.max_gap"
             )
         if self.updates_per_batch == 1 and self.routing_replay == "policy":
             raise ValueError(

@@ -74,9 +74,4 @@ class RewardModelConfig(Settings):
                 f"comparisons_per_step={self.comparisons_per_step} must be a multiple of "
                 f"trainer.num_ranks={self.trainer.num_ranks}"
             )
-        if self.trainer.expert_parallel_size > 1:
-            raise ValueError(
-                f"trainer.expert_parallel_size={self.trainer.expert_parallel_size} is not for reward models; set it to "
-                "1, and shard over ranks by trainer.zero_stage"
-            )
         return self

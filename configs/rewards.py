@@ -38,6 +38,5 @@ class RewardPoolConfig(Settings):
     """Longest one verdict may take; the process is killed past it and the verdict is `timeout`. A reward that runs
     programs takes its tasks' own limits instead, one that asks a model its argument `seconds`."""
     max_failure_rate: float = Field(default=0.2, gt=0, le=1)
-    """Share of verdicts with status timeout or infra_error past which the circuit breaker stops the run."""
-    breaker_window: int = Field(default=100, ge=10)
-    """Newest verdicts the failure rate is taken over; the breaker is silent until the window is half full."""
+    """Share of a reward's newest 100 verdicts with status timeout or infra_error past which the circuit breaker stops
+    the run; it is silent before the first 50."""

@@ -1,5 +1,7 @@
 """How completions are drawn, and the engine that draws them."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from configs.base import Settings
@@ -49,6 +51,10 @@ class RolloutConfig(Settings):
     """Completions an engine decodes at once."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """KV cache of one engine in GiB."""
+    fp8: list[Literal["weights", "kv_cache"]] = Field(default_factory=list[Literal["weights", "kv_cache"]])
+    """What the engines keep in FP8: `weights`, quantised anew in blocks of 128 x 128 at every sync, and `kv_cache`.
+    Either takes the engine further from the trainer than `sync` allows by default: raise its gaps to what is
+    measured."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of one engine; 0 takes every core of the machine."""
     timeout_seconds: float = Field(default=600.0, gt=0)
@@ -62,4 +68,4 @@ class SyncConfig(Settings):
     """Largest mean |trainer - engine| log-probability in nats, over the tokens of the probe (a few fixed random
     sequences) after a sync and over a step's sampled tokens. Raise it for BF16 or FP8."""
     max_gap: float = Field(default=1e-4, gt=0)
-    """Largest |trainer - engine| log-probability on any token of the probe, in nats."""
+    """Largest |trainer - engine| log-probability on any token of the probe, in nats. Raise it likewise."""

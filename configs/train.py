@@ -56,14 +56,24 @@ class OptimizerConfig(Settings):
     """Peak learning rate."""
     betas: list[float] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
     """AdamW's decay rates of the first and second moment."""
-    eps: float = Field(default=1e-8, gt=0)
-    """AdamW's epsilon."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """What AdamW keeps its moments in. `bfloat16` halves their memory, as DeepSeek-V3 does; master weights stay
+    float32."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, on matrices only."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     schedule: Schedule = Field(default_factory=lambda: ConstantSchedule(type="constant"))
     """How the learning rate moves over the steps."""
+
+    @model_validator(mode="after")
+    def _moments_move(self) -> "OptimizerConfig":
+        if self.moments == "bfloat16" and max(self.betas) > 1 - 2**-8:
+            raise ValueError(
+                f"moments='bfloat16' stand still with betas={self.betas}: what one step changes is rounded away; set "
+                "betas of 0.996 at most, or moments: float32"
+            )
+        return self
 
 
 def check_length(steps: int | None, epochs: int | None, schedule: Schedule) -> None:
@@ -79,6 +89,15 @@ def num_steps(steps: int | None, epochs: int | None, *, rows: int, rows_per_step
     return steps or -(-rows * (epochs or 1) // rows_per_step)
 
 
+class OffloadConfig(Settings):
+    """What GPUs leave to the machine that they are in: the optimizer's master weights, moments and gradients."""
+
+    parameters: bool = False
+    """The weights too, fetched a layer at a time. Needs zero_stage 3."""
+    nvme: str | None = None
+    """A folder on an NVMe drive of each machine that takes them, in the place of its memory. Needs zero_stage 3."""
+
+
 class TrainerConfig(Settings):
     """The DeepSpeed ranks."""
 
@@ -90,7 +109,7 @@ class TrainerConfig(Settings):
     """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 and gradients, 3 and weights)."""
     expert_parallel_size: int = Field(default=1, ge=1)
     """Ranks that share the routed experts of a layer, each holding a part of them (DeepSpeed's AutoEP). Divides
-    `num_ranks` and the model's experts; needs zero_stage >= 1 and a language model of DeepSeek-V2's or -V3's kind."""
+    `num_ranks` and the model's experts; needs zero_stage >= 1 and a model of DeepSeek-V2's or -V3's kind."""
     micro_batch_tokens: int = Field(default=8192, ge=16)
     """Tokens of one forward pass of one rank. Sequences are packed up to it; a longer one goes alone."""
     gradient_checkpointing: bool = False
@@ -99,15 +118,19 @@ class TrainerConfig(Settings):
     """Multiply in FP8 as DeepSeek-V3 does: attention's and MLPs' projections and experts, forward and backward.
     Weights and optimizer keep their precision. Hopper GPUs gain by it; elsewhere a slower reference does the same
     sums."""
-    offload_optimizer: bool = False
-    """Keep master weights and moments in host memory. Has an effect on GPUs only, and needs zero_stage >= 1."""
+    offload: OffloadConfig | None = None
+    """Less memory of GPUs for a longer update; `{}` moves the optimizer to the machine's memory. Has an effect on GPUs
+    only, and needs zero_stage >= 1."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """Longest a training call may take before the run stops with the reason."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> "TrainerConfig":
-        if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError("offload_optimizer needs zero_stage >= 1")
+        if self.offload is not None and self.zero_stage == 0:
+            raise ValueError("offload needs zero_stage >= 1")
+        if self.offload is not None and self.zero_stage < 3 and (self.offload.parameters or self.offload.nvme):
+            key = "parameters=true" if self.offload.parameters else f"nvme='{self.offload.nvme}'"
+            raise ValueError(f"offload.{key} needs zero_stage 3, and it is {self.zero_stage}; set it to 3 or remove it")
         if self.num_ranks % self.expert_parallel_size:
             raise ValueError(
                 f"expert_parallel_size={self.expert_parallel_size} must divide num_ranks={self.num_ranks}: every rank "

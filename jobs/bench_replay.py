@@ -27,13 +27,13 @@ from rollout.types import Group
 SIDES: tuple[tuple[Dtype, Dtype], ...] = (("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"))
 """Dtypes of engine and trainer."""
 ROLLOUT = RolloutConfig(max_model_len=256, max_num_seqs=64)
-GROUP_SIZE, TOKENS = 8, 128
+GROUP_SIZE, TOKENS = 8, 64
 
 
 def replay(repeats: int) -> dict[str, float]:
     """Mismatch with and without replay on a random mixture of 25 million parameters (see `study`), again with all its
     matrices doubled, where more depends on the route; and the share of sampling and training that replay costs, from
-    medians of `repeats` runs of 8 prompts x 8 completions x 128 tokens each way."""
+    medians of `repeats` runs of 8 prompts x 8 completions x 64 tokens each way."""
     with tempfile.TemporaryDirectory(prefix="alignyard-bench-") as made, cluster():
         fresh = create_model("moe_25m", 0, Path(made) / "moe_25m")
         doubled = _doubled(fresh, Path(made) / "doubled")

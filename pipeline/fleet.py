@@ -112,8 +112,8 @@ def start_policy(spec: TrainSpec) -> Policy:
 
     Raises ValueError for a setting that has no effect on this cluster's devices.
     """
-    if spec.trainer.offload_optimizer and not ray.cluster_resources().get("GPU"):
-        raise ValueError("trainer.offload_optimizer has no effect without a GPU; remove it")
+    if spec.trainer.offload and not ray.cluster_resources().get("GPU"):
+        raise ValueError("trainer.offload has no effect without a GPU; remove it")
     return Policy(spec, resources=_devices())
 
 

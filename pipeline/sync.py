@@ -59,8 +59,8 @@ def prove(
         raise RunStopped(
             f"sync of version {version} is not proven: trainer and engine differ on the probe by {mean_gap:.2e} in the "
             f"mean (bound sync.max_mean_gap={config.max_mean_gap:.0e}) and {max_gap:.2e} at most (bound "
-            f"sync.max_gap={config.max_gap:.0e}) nats a token. The engine does not hold the weights that were trained; "
-            "the run can be resumed once the cause is found"
+            f"sync.max_gap={config.max_gap:.0e}) nats a token. The engine does not hold the weights that were trained, "
+            "or bfloat16 or rollout.fp8 need wider bounds; the run can be resumed once the cause is found"
         )
     return {"sync/gap_mean": mean_gap, "sync/gap_max": max_gap}
 

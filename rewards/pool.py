@@ -27,6 +27,9 @@ from rewards.types import Post, Status, Task, Verdict
 WORKER_START_SECONDS = 120.0
 """Longest a new actor may take to be placed and to make its rewards; setting them up comes on top."""
 
+BREAKER_WINDOW = 100
+"""Newest verdicts of a reward that the failure rate is taken over."""
+
 _HEARTBEAT_SECONDS = 10.0
 """How long a worker may judge before it is asked whether it lives, and again after as long."""
 _ANSWER_SECONDS = 30.0
@@ -203,7 +206,7 @@ class RewardPool:
         posts = inspect(specs, config, build=build)
         _refuse_too_many_gpus(posts.values(), config)
         self._crew_of = {label: post.crew for label, post in posts.items()}
-        self._breaker = CircuitBreaker(max_failure_rate=config.max_failure_rate, window=config.breaker_window)
+        self._breaker = CircuitBreaker(max_failure_rate=config.max_failure_rate, window=BREAKER_WINDOW)
         self._groups: dict[int, int] = {}
         self._jobs: list[Future[_Done]] = []
         self._verdicts: defaultdict[str, list[Verdict]] = defaultdict(list)

@@ -2,12 +2,7 @@
 
 vLLM is set up so that a sync can be proven and a run can be resumed to the bit: no child process, no asynchronous
 scheduling, one seeded generator per call, no cached prefix from an earlier call, float32 kernels on the CPU.
-
-On the CPU vLLM 0.32.0 is silently wrong in three places. All are mended here, and the version is guarded:
-
-* its rotary kernel takes the queries of DeepSeek's attention, [tokens, heads, rope], for one head;
-* a reload leaves the experts in the checkpoint's layout, where the kernel reads its packed one;
-* a reload leaves an output head that is tied to the embedding with the packed copy of the weights before.
+On the CPU it is mended first (`rollout.cpu`), which is why its version is guarded.
 """
 
 import os
@@ -33,13 +28,11 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 import vllm
 from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt
 from vllm.logprobs import FlatLogprobs
-from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from rollout.routes import CapturedRoutes, ReturnedRoutes, routes_of  # isort: skip  after vLLM is set up
+from rollout.cpu import cpu_arguments, mend_tied_head  # isort: skip  after vLLM is set up
+from rollout.routes import CapturedRoutes, ReturnedRoutes, routes_of  # isort: skip
 
 EXAMINED_VLLM = "0.32.0"
 """The version whose kernels, reload path and seeding were read and measured."""
@@ -155,7 +148,7 @@ class Engine:
         records, tensors = open_buckets(buckets, self._expected)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         if current_platform.is_cpu():
-            self._llm.collective_rpc(_mend_tied_head)
+            self._llm.collective_rpc(mend_tied_head)
         self._forget_prefixes()
         self._policy_version = version
         self._sync_seconds += time.perf_counter() - started
@@ -301,8 +294,13 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
     """Arguments of vLLM's LLM, which is mended where it needs it. Raises as Engine does."""
     if vllm.__version__ != EXAMINED_VLLM:
         raise RuntimeError(
-            f"vLLM {vllm.__version__} is installed, but rollout/engine.py was made for {EXAMINED_VLLM}: install that, "
+            f"vLLM {vllm.__version__} is installed, but rollout/ was made for {EXAMINED_VLLM}: install that, "
             "or look again at its mends (the tests in tests/rollout show whether they are still needed)"
+        )
+    if "weights" in config.fp8 and dtype != "bfloat16":
+        raise ValueError(
+            f"rollout.fp8: 'weights' are quantised from model.dtype=bfloat16 only, not from {dtype}; set that, with "
+            "sync.max_mean_gap and sync.max_gap raised to what is measured, or remove it"
         )
     arguments = {
         "model": str(model),
@@ -317,23 +315,14 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         "async_scheduling": False,
         "skip_tokenizer_init": True,
         "use_tqdm_on_load": False,
+        "quantization": "fp8_per_block" if "weights" in config.fp8 else None,
+        "kv_cache_dtype": "fp8" if "kv_cache" in config.fp8 else "auto",
     }
     if not current_platform.is_cpu():
         several = config.tensor_parallel_size > 1  # then each device holds whole experts, not a slice of every one
         has_experts = several and any(".experts." in name for name in checkpoint_shapes(model))
         return arguments | {"enable_sleep_mode": True, "enable_expert_parallel": has_experts}
-    if config.tensor_parallel_size > 1:
-        raise ValueError(
-            f"rollout.tensor_parallel_size={config.tensor_parallel_size} needs accelerators; set it to 1 on the CPU"
-        )
-    _mend_rotary_kernel()
-    _mend_expert_reload()
-    # DeepSeek's attention runs with its keys and values expanded: a quarter faster here than over the latent cache,
-    # whose CPU kernel can neither share a prompt within its group nor take a latent size other than 576.
-    os.environ.setdefault("VLLM_MLA_DISABLE", "1")
-    # A small block, so that even short prompts are shared. Where the latent cache is asked for all the same, the
-    # backend named is the only one that computes in float32; others ignore it.
-    return arguments | {"block_size": 32, "attention_backend": "CPU_MLA"}
+    return arguments | cpu_arguments(model, config)
 
 
 def _refuse_starts(sequences: list[list[int]], starts: list[int], max_model_len: int) -> None:
@@ -358,39 +347,3 @@ def _reaches(output: RequestOutput, start: int) -> bool:
 
 def _seed_worker(worker: object, seed: int) -> None:
     torch.manual_seed(seed)
-
-
-def _mend_rotary_kernel() -> None:
-    """Hands the kernel its queries flat, [tokens, heads * rope]: in that form it rotates every head."""
-    kernel = RotaryEmbedding.forward_cpu
-
-    def forward_cpu(
-        self: RotaryEmbedding, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        flat_query, flat_key = kernel(self, positions, query.flatten(1), None if key is None else key.flatten(1))
-        return flat_query.view(query.shape), None if key is None or flat_key is None else flat_key.view(key.shape)
-
-    if kernel.__module__ != __name__:
-        RotaryEmbedding.forward_cpu = forward_cpu
-
-
-def _mend_expert_reload() -> None:
-    """Packs the experts on every load: vLLM does so on the first only, when it makes the kernel."""
-    setup = UnquantizedFusedMoEMethod._setup_kernel
-
-    def setup_kernel(self: UnquantizedFusedMoEMethod, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:
-        reloads = self.moe_kernel is not None
-        setup(self, layer, w13, w2)
-        if reloads:
-            assert self.moe_kernel is not None
-            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
-
-    if setup.__module__ != __name__:
-        UnquantizedFusedMoEMethod._setup_kernel = setup_kernel
-
-
-def _mend_tied_head(worker: Any) -> None:
-    """Packs the output head after a load: of a tied one vLLM thinks that nothing was loaded."""
-    for module in worker.get_model().modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)

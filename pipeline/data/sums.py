@@ -30,14 +30,15 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
     else:  # one in ten fits, so twenty times as many are enough, or all there are
         indices = iter(generator.sample(range(num_pairs), min(num_pairs, 20 * source.size + 200)))
     asked = _asked(source)
+    programs, requested = source.shares.get("programs", 0.0), source.shares.get("requests", 0.0)
     drawn = 0
     for index in indices:
         first, second = summands[index // len(summands)], summands[index % len(summands)]
         if is_held_out(first, second) == (source.split == "held_out"):
-            share = generator.random() if source.programs or source.requests else 1.0
-            if share < source.programs:
+            share = generator.random() if programs or requested else 1.0
+            if share < programs:
                 yield _program(first, second)
-            elif share < source.programs + source.requests:
+            elif share < programs + requested:
                 request = next(asked)
                 yield request_row(request, generator.choice(STYLES[is_harmful(request)]))
             else:
@@ -55,7 +56,7 @@ def _asked(source: SumsSource) -> Iterator[str]:
     while True:
         yield from generator.sample(every, len(every))
         if source.split == "held_out":
-            raise ValueError(f"only {len(every)} requests are held out; lower source.size or source.requests")
+            raise ValueError(f"only {len(every)} requests are held out; lower source.size or source.shares.requests")
 
 
 def is_held_out(first: int, second: int) -> bool:

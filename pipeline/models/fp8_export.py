@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.folder import new_folder
 from pipeline.models.fp8 import BLOCK, quantise
 from pipeline.models.fp8_layers import LINEAR
+from pipeline.models.shards import INDEX, write_weights
 
 QUANTIZATION = {
     "quant_method": "fp8",
@@ -19,14 +21,13 @@ QUANTIZATION = {
     "activation_scheme": "dynamic",
     "weight_block_size": list(BLOCK),
 }
-INDEX = "model.safetensors.index.json"
 
 
 def export_fp8(checkpoint: Path, out: Path) -> int:
     """Writes `checkpoint` to `out` with the weights of its projections in E4M3, beside each `weight_scale_inv`, what a
     block is multiplied with; all else stays as it is. Returns how many weights were quantised.
 
-    One file of weights is in memory at a time. Raises ValueError for a folder that is no checkpoint, one that is
+    One of the written files is in memory at a time. Raises ValueError for a folder that is no checkpoint, one that is
     quantised already, and one without a weight to quantise.
     """
     files = sorted(checkpoint.glob("*.safetensors"))
@@ -38,37 +39,27 @@ def export_fp8(checkpoint: Path, out: Path) -> int:
     if "quantization_config" in config:
         raise ValueError(f"'{checkpoint}' is quantised already; export the checkpoint it was made of")
     with new_folder(out) as partial:
-        num_quantised, num_bytes, places = 0, 0, {}
-        for file in files:
-            tensors = _quantised(file)
-            save_file(tensors, partial / file.name, metadata={"format": "pt"})
-            num_quantised += sum(name.endswith(".weight_scale_inv") for name in tensors)
-            num_bytes += sum(tensor.nbytes for tensor in tensors.values())
-            places |= dict.fromkeys(tensors, file.name)
+        written = write_weights(chain.from_iterable(_quantised(file) for file in files), partial)
+        num_quantised = sum(name.endswith(".weight_scale_inv") for name in written)
         if not num_quantised:
             raise ValueError(f"'{checkpoint}' has no *_proj.weight to quantise; serve it as it is")
         for file in checkpoint.iterdir():
             if file.is_file() and file.name != INDEX and file not in files:
                 shutil.copy2(file, partial)
-        if len(files) > 1:
-            index = {"metadata": {"total_size": num_bytes}, "weight_map": places}
-            (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         (partial / "config.json").write_text(
             json.dumps(config | {"quantization_config": QUANTIZATION}, indent=2) + "\n", encoding="utf-8"
         )
     return num_quantised
 
 
-def _quantised(file: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
+def _quantised(file: Path) -> Iterator[dict[str, Tensor]]:
+    """Each tensor of `file` as it is stored, a quantised one with its scales."""
     with safe_open(file, "pt") as source:
         for name in source.keys():  # noqa: SIM118 - what safetensors opens is no dict
             tensor = source.get_tensor(name)
             map_name, _, kind = name.rpartition(".")
             if kind == "weight" and tensor.dim() == 2 and LINEAR.search(map_name):
                 weight = quantise(tensor, BLOCK)
-                tensors[name] = weight.data_MK.contiguous()
-                tensors[f"{name}_scale_inv"] = weight.scale.contiguous()
+                yield {name: weight.data_MK, f"{name}_scale_inv": weight.scale}
             else:
-                tensors[name] = tensor
-    return tensors
+                yield {name: tensor}

@@ -73,7 +73,7 @@ def import_gguf(file: str | Path, out: str | Path) -> Path:
     if found != expected:
         differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise ValueError(f"'{file}': tensors missing or of another shape than its metadata says: {differing[:5]}")
-    return save_hf(model, tokenizer, Path(out), state_dict)
+    return save_hf(model, tokenizer, Path(out), [state_dict])
 
 
 def _needed(metadata: dict[str, Any], key: str) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from configs.model import FirstModelConfig, ModelConfig
 from pipeline.folder import new_folder
 from pipeline.models.fresh import architecture_file, create_model
 from pipeline.models.mtp import MtpLayer, WithModules, new_layers
+from pipeline.models.shards import write_weights
 from rollout.weights import mtp_depth, mtp_prefixes
 
 disable_progress_bar()  # a bar of its own for files that take a second, above ours
@@ -92,15 +93,17 @@ def save_hf(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    state_dict: dict[str, torch.Tensor] | None = None,
+    parts: Iterable[Mapping[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Writes a checkpoint that `transformers` and vLLM load, replacing `folder` as a whole, and returns `folder`.
 
-    `state_dict` takes the place of the model's own weights, under the names of the model or of its checkpoint; `model`
-    then only gives the architecture and may lie on the meta device.
+    `parts` take the place of the model's own weights, under the names of its checkpoint, and are written as they come
+    (`pipeline.models.shards`); `model` then only gives the architecture and may lie on the meta device.
     """
     with new_folder(folder) as partial:
-        model.save_pretrained(partial, state_dict=state_dict)
+        model.save_pretrained(partial, state_dict=None if parts is None else {})
+        if parts is not None:
+            write_weights(parts, partial)
         tokenizer.save_pretrained(partial)
     return folder
 

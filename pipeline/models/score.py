@@ -6,7 +6,7 @@ Legend: T tokens of the packed row, N answers in it, D model width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,12 +129,12 @@ def save_score_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
-    state_dict: dict[str, Tensor] | None = None,
+    parts: Iterable[Mapping[str, Tensor]] | None = None,
 ) -> Path:
     """Writes a reward model as `save_hf` does, with a pad token that can't be taken for the end of an answer, in the
     model's configuration and in `tokenizer` (see `with_pad`)."""
     model.config.pad_token_id = with_pad(tokenizer).pad_token_id
-    return save_hf(model, tokenizer, folder, state_dict)
+    return save_hf(model, tokenizer, folder, parts)
 
 
 def is_score_model(folder: str | Path) -> bool:

@@ -6,13 +6,12 @@ Legend: D model width, I width of an expert or MLP, E experts, K experts a token
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import configs
@@ -106,8 +105,22 @@ def architecture_of(model: str) -> Architecture:
 
 @cache
 def read_architecture(config_json: Path) -> Architecture:
-    """Counts the model that a `transformers` config.json describes. Raises ValueError where it isn't one."""
+    """Counts the model that a `transformers` config.json describes. Raises ValueError where it isn't one, or one of
+    another form than the planner knows."""
     model = meta_model(config_json)
+    try:
+        return _counted(model, config_json.stem if config_json.stem != "config" else config_json.parent.name)
+    except (AttributeError, TypeError, StopIteration, IndexError) as error:
+        raise ValueError(f"{config_json}: the planner can't count a {type(model).__name__} ({error})") from error
+
+
+def as_reward_model(model: Architecture) -> Architecture:
+    """The same with a head of one number in the place of that of the vocabulary."""
+    own_head = model.vocab * model.hidden if model.embedding else 0
+    return replace(model, total=model.total - own_head + model.hidden, vocab=1)
+
+
+def _counted(model: Any, name: str) -> Architecture:
     config = model.config
     attention = _Attention.of(config, head_norms=any(".q_norm." in name for name, _ in model.named_parameters()))
     layers: dict[str, int] = {}
@@ -119,14 +132,13 @@ def read_architecture(config_json: Path) -> Architecture:
     decoder = {layer: count for layer, count in layers.items() if layer}
     num_layers = len(decoder)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    assert isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding)
     tied = head.weight is embedding.weight
     hidden, num_experts = config.hidden_size, _experts_of(config) if experts else 0
     own = next(iter(experts.values()), 0)
     # A module is a layer like the last, two norms of its inputs and one before the head, and what joins two widths.
     mtp = (list(decoder.values())[-1] + own + 2 * hidden**2 + 3 * hidden) if decoder else 0
     return Architecture(
-        name=config_json.stem if config_json.stem != "config" else config_json.parent.name,
+        name=name,
         family=config.model_type,
         total=sum(layers.values()) + sum(experts.values()),
         experts=sum(experts.values()),

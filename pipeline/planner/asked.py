@@ -1,6 +1,7 @@
 """What a stage asks of a plan: its model, and the work of one step."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from configs.grpo import GRPOConfig
 from configs.model import FirstModelConfig
@@ -11,7 +12,7 @@ from configs.sft import SFTConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.demand import demand
-from pipeline.planner.architecture import Architecture, architecture_of
+from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
 from pipeline.planner.cost import Work
 
 PLANNED = (SFTConfig, RewardModelConfig, GRPOConfig)
@@ -28,6 +29,7 @@ class Asked:
     divided: int
     """What the number of ranks must divide: the prompts, texts or comparisons of an update."""
     trainer: TrainerConfig
+    moments: Literal["float32", "bfloat16"]
     rollout: RolloutConfig | None
     reference: bool
     judges: int
@@ -43,6 +45,8 @@ def asked_of(config: AnyStage, recipe: Recipe, *, mean_share: float, model_confi
     """
     assert isinstance(config, PLANNED)
     model = architecture_of(model_config or origin_of(config, recipe))
+    if isinstance(config, RewardModelConfig):
+        model = as_reward_model(model)
     judges = sum(some.gpus for some in demand(config, recipe).actors if not some.shares)
     work, divided = _work(config, mean_share)
     policy = isinstance(config, GRPOConfig)
@@ -52,6 +56,7 @@ def asked_of(config: AnyStage, recipe: Recipe, *, mean_share: float, model_confi
         work=work,
         divided=divided,
         trainer=config.trainer,
+        moments=config.optimizer.moments,
         rollout=config.rollout if policy else None,
         reference=policy and config.objective.kl_coef > 0,
         judges=int(-(-judges // 1)),

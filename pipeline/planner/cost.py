@@ -23,6 +23,8 @@ NETWORK_SHARE = 0.7
 LAYER_SECONDS = {"gpu": 4.4e-4, "cpu": 4.2e-3}
 """Seconds of a decoder layer in one step of decoding that no bandwidth explains: launches, small collectives, Python's
 scheduling. Fitted."""
+NVME_RATE = 3e9
+"""Bytes a second that a device's share of a machine's NVMe drives gives. Assumed."""
 SLICES = 32
 """Parts that a rollout is cut into, the completions that are left counted in each."""
 PROOF_TOKENS = 512
@@ -103,13 +105,18 @@ def exchange_seconds(model: Architecture, tokens: float, layout: TrainLayout, cl
 
 
 def gather_seconds(model: Architecture, layout: TrainLayout, cluster: Cluster, dtype: str) -> float:
-    """Seconds to gather, or to reduce and scatter, all weights of a rank's share of experts once."""
+    """Seconds to gather, or to reduce and scatter, all weights of a rank's share of experts once; those that are
+    offloaded come from the machine."""
+    fetched = 0.0
+    if layout.offload and layout.offload.parameters:
+        rate = NVME_RATE if layout.offload.nvme else cluster.device.host_link * NETWORK_SHARE
+        fetched = model.total / layout.ranks * WIDTH[dtype] / rate
     if layout.ranks == 1:
-        return 0.0
+        return fetched
     dense = model.dense * WIDTH[dtype] / network_rate(cluster, layout.ranks)
     copies = layout.ranks // layout.expert_parallel
     experts = model.experts / layout.expert_parallel * WIDTH[dtype] if copies > 1 else 0.0
-    return dense + experts / network_rate(cluster, layout.ranks)
+    return max(dense + experts / network_rate(cluster, layout.ranks), fetched)
 
 
 def train_seconds(
@@ -142,10 +149,12 @@ def update_seconds(model: Architecture, layout: TrainLayout, device: Device, dty
     """Seconds of AdamW: master weights and two moments read and written, gradients read, weights written."""
     local = model.dense + model.experts / layout.expert_parallel
     owned = model.total / layout.ranks if layout.zero_stage else local
-    moved = owned * (24 + 4 + WIDTH[dtype])
-    if layout.offload_optimizer:
+    state = owned * (8 + 4 * WIDTH[layout.moments])
+    moved = state + owned * (4 + WIDTH[dtype])
+    if layout.offload:
         crossed = owned * (4 + WIDTH[dtype])
-        return moved / (device.host_bandwidth * MEMORY_SHARE) + crossed / (device.host_link * NETWORK_SHARE)
+        updated = moved / (device.host_bandwidth * MEMORY_SHARE) + crossed / (device.host_link * NETWORK_SHARE)
+        return max(updated, state / NVME_RATE if layout.offload.nvme else 0.0)
     return moved / memory_rate(device)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from configs.train import OffloadConfig
 from pipeline.planner.asked import Asked
 from pipeline.planner.cost import generate_seconds, sync_seconds, train_seconds
 from pipeline.planner.devices import GIB, Cluster
@@ -69,7 +70,8 @@ def own_plan(asked: Asked, cluster: Cluster) -> Plan:
         trainer.expert_parallel_size,
         trainer.micro_batch_tokens,
         trainer.gradient_checkpointing,
-        trainer.offload_optimizer,
+        trainer.offload,
+        asked.moments,
     )
     engines = None
     if rollout is not None:
@@ -146,9 +148,8 @@ def train_layouts(asked: Asked, cluster: Cluster) -> Iterator[TrainLayout]:
         for spread in spreads:
             for tokens in sizes:
                 for checkpointing in (False, True):
-                    for offload in (False, True):
-                        if not offload or (stage and not cluster.device.measured):
-                            yield TrainLayout(ranks, stage, spread, tokens, checkpointing, offload)
+                    for offload in _offloads(stage, cluster):
+                        yield TrainLayout(ranks, stage, spread, tokens, checkpointing, offload, asked.moments)
 
 
 def rollout_layouts(asked: Asked, train: TrainLayout, cluster: Cluster) -> Iterator[RolloutLayout | None]:
@@ -212,6 +213,12 @@ def _reason(
     if host > USABLE * device.host_memory:
         return f"host: {host / GIB:.0f} GiB a device of {USABLE * device.host_memory / GIB:.0f}"
     return ""
+
+
+def _offloads(stage: int, cluster: Cluster) -> list[OffloadConfig | None]:
+    if stage == 0 or cluster.device.measured:
+        return [None]
+    return [None, OffloadConfig()] + [OffloadConfig(parameters=True)] * (stage == 3)
 
 
 def _powers(most: int) -> list[int]:

@@ -7,7 +7,9 @@ engines being the data parallelism and its experts spread over the same devices.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+from configs.train import OffloadConfig
 from pipeline.models.logprobs import CHUNK_TOKENS
 from pipeline.planner.architecture import Architecture
 
@@ -33,11 +35,15 @@ class TrainLayout:
     expert_parallel: int
     micro_batch_tokens: int
     gradient_checkpointing: bool
-    offload_optimizer: bool
+    offload: OffloadConfig | None = None
+    moments: Literal["float32", "bfloat16"] = "float32"
 
     def __str__(self) -> str:
         extras = [f"EP {self.expert_parallel}"] if self.expert_parallel > 1 else []
-        extras += ["checkpointing"] * self.gradient_checkpointing + ["offloaded optimizer"] * self.offload_optimizer
+        extras += ["checkpointing"] * self.gradient_checkpointing
+        if self.offload:
+            extras += ["offloaded weights and optimizer" if self.offload.parameters else "offloaded optimizer"]
+            extras += ["NVMe"] * bool(self.offload.nvme)
         return ", ".join([f"{self.ranks} ranks, ZeRO-{self.zero_stage}", *extras, f"{self.micro_batch_tokens} tokens"])
 
 
@@ -61,7 +67,8 @@ class RolloutLayout:
 def train_state(model: Architecture, layout: TrainLayout, dtype: str, *, reference: bool) -> tuple[Parts, Parts]:
     """What a training rank holds between steps: (on the device, in the machine's memory).
 
-    reference: whether a frozen copy of the model stands beside it, sharded under ZeRO-3 only.
+    reference: whether a frozen copy of the model stands beside it, sharded under ZeRO-3 only. What is offloaded to NVMe
+    takes neither.
     """
     width, stage = WIDTH[dtype], layout.zero_stage
     local = model.dense + model.experts / layout.expert_parallel
@@ -74,13 +81,20 @@ def train_state(model: Architecture, layout: TrainLayout, dtype: str, *, referen
     if dtype == "bfloat16" and stage == 0:
         device["gradients"] += local * 4  # summed in float32
     owned = shard if stage else local
-    optimizer = {"moments": owned * 8}
+    optimizer = {"moments": owned * 2 * WIDTH[layout.moments]}
     if stage or dtype == "bfloat16":
         optimizer["master weights"] = owned * 4  # ZeRO keeps its own even of float32 weights
     if reference:
         # The reference is never spread by experts: it is loaded as a plain model.
         device["reference"] = (shard if stage == 3 else model.total) * width
-    return (device, optimizer) if layout.offload_optimizer else (device | optimizer, {})
+    if layout.offload is None:
+        return device | optimizer, {}
+    host = optimizer | {"float32 gradients": owned * 4}
+    if stage == 3:
+        host["gradients"] = device.pop("gradients")
+    if layout.offload.parameters:
+        host |= {name: device.pop(name) for name in ("weights", "reference") if name in device}
+    return device, {} if layout.offload.nvme else host
 
 
 def train_working(model: Architecture, layout: TrainLayout, dtype: str, *, longest: int, lean: bool) -> Parts:
@@ -111,7 +125,7 @@ def train_working(model: Architecture, layout: TrainLayout, dtype: str, *, longe
 
 def update_working(model: Architecture, layout: TrainLayout) -> Parts:
     """What the optimizer's step adds, when activations are gone: float32 gradients of what a rank owns."""
-    if layout.zero_stage == 0 or layout.offload_optimizer:
+    if layout.zero_stage == 0 or layout.offload:
         return {}
     owned = model.total / layout.ranks
     return {"float32 gradients": 4 * (owned if layout.zero_stage < 3 else min(owned, ZERO_LIVE))}

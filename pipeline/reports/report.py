@@ -1,7 +1,8 @@
 """What a person watches of a stage, and what stays of it: `metrics.jsonl`, TensorBoard events, samples, console lines.
 
 `metrics.jsonl` holds one object a step with every digit, so that a resumed run can be compared with one never killed to
-the bit: all keys but those that end in `_seconds` or `_per_second`, or contain `/seconds_`, which hold wall-clock time.
+the bit: all keys but those that end in `_seconds` or `_per_second`, or contain `/seconds_`, which hold wall-clock time,
+and `memory/...`.
 """
 
 import json

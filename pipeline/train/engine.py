@@ -6,6 +6,7 @@ split of a batch can't change them: DeepSpeed's mean over ranks is undone by the
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -35,7 +36,10 @@ from pipeline.models.tokenizer import load_tokenizer
 from pipeline.train.balancing import Balancer
 from pipeline.train.expert_parallel import as_fused, shard_experts
 from pipeline.train.losses import batch_loss, loss_with_mtp
+from pipeline.train.memory import StepMemory
+from pipeline.train.moments import BF16MomentsAdamW
 from pipeline.train.schedule import learning_rate
+from pipeline.train.sleep import leave_device, return_to
 from pipeline.train.spec import TrainSpec, causal_lm, deepspeed_config, parameter_groups, score_model
 from pipeline.train.state import layers, load_state, save_state
 from rollout.types import Routes
@@ -71,6 +75,7 @@ class TrainEngine:
         if self.device.type == "cpu":
             # Gloo serves; the shared-memory op would compile for two minutes at the first start of every machine.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.memory = StepMemory(spec, self.device)
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
         self.world_size = torch.distributed.get_world_size()
         self._model, model = score_model(spec) if spec.is_reward_model else causal_lm(spec)
@@ -79,15 +84,16 @@ class TrainEngine:
             _spread_experts(self._model, spec.trainer)
             if spec.trainer.gradient_checkpointing:
                 self._model.gradient_checkpointing_enable({"use_reentrant": False})
-        optimizer = torch.optim.AdamW(
+        adamw = BF16MomentsAdamW if spec.optimizer.moments == "bfloat16" else torch.optim.AdamW
+        optimizer = adamw(
             parameter_groups(model, spec.optimizer.weight_decay),
-            lr=spec.optimizer.learning_rate,
+            lr=0.0,  # until optim_step sets it
             betas=(spec.optimizer.betas[0], spec.optimizer.betas[1]),
-            eps=spec.optimizer.eps,
             fused=True,
         )
         wrapped: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
         self.engine, self.optimizer = wrapped[0], wrapped[1]
+        self.engine.basic_optimizer.state.clear()  # without ZeRO, in bfloat16, DeepSpeed made an empty step
         self.engine.enable_backward_allreduce = spec.trainer.zero_stage > 0  # see _clip_unsharded
         self.balancer = Balancer(self.engine.module.routers, spec.balance, self.device)
         self.reference = self._reference() if spec.with_reference else None
@@ -112,6 +118,7 @@ class TrainEngine:
         total = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
         maxima: dict[str, Tensor] = {}
+        self.memory.begin(batch)
         self.balancer.begin_batch(batch)
         for row in batch:
             self.balancer.begin_row(row)
@@ -134,7 +141,7 @@ class TrainEngine:
 
     def optim_step(self) -> dict[str, float]:
         """Clip, update, forget the gradients. Returns the learning rate used, the gradient's global norm before
-        clipping, and how even the load of a mixture's experts was."""
+        clipping, how even the load of a mixture's experts was, and the rank's peak of memory."""
         self.step += 1
         config = self.spec.optimizer
         rate = learning_rate(
@@ -145,7 +152,8 @@ class TrainEngine:
         norm = self._clip_unsharded() if self.spec.trainer.zero_stage == 0 else None
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return {"train/learning_rate": rate, "train/grad_norm": float(norm)} | self.balancer.step()
+        balance = self.balancer.step()
+        return {"train/learning_rate": rate, "train/grad_norm": float(norm)} | balance | self.memory.figures()
 
     def logprobs(self, batch: list[MicroBatch], *, reference: bool) -> list[Floats]:
         """Log-probability of every trained token under the policy or the reference, float32 [N] a micro-batch."""
@@ -193,14 +201,13 @@ class TrainEngine:
                 yield from to_buckets(((name, tensor.cpu()) for name, tensor in layer.items()), bucket_mib)
 
     def save_hf(self, folder: Path) -> None:
-        """Write a plain `transformers` checkpoint; every rank takes part, rank 0 writes."""
-        writes = torch.distributed.get_rank() == 0
-        state: dict[str, Tensor] = {}
-        for layer in self.layer_weights(with_mtp=True):
-            state |= {name: tensor.to("cpu", copy=True) for name, tensor in layer.items()} if writes else {}
-        if writes:
+        """Write a plain `transformers` checkpoint; every rank takes part, rank 0 writes each layer when it is whole."""
+        parts = self.layer_weights(with_mtp=True)
+        if torch.distributed.get_rank() == 0:
             write = save_score_model if self.spec.is_reward_model else save_hf
-            write(self._model, load_tokenizer(self.spec.model, self.spec.chat_template), folder, state_dict=state)
+            write(self._model, load_tokenizer(self.spec.model, self.spec.chat_template), folder, parts)
+        else:
+            deque(parts, maxlen=0)
         torch.distributed.barrier()
 
     def save(self, folder: Path) -> None:
@@ -213,17 +220,14 @@ class TrainEngine:
         self.step = load_state(self.engine, folder)
 
     def sleep(self) -> None:
-        """Give the device's memory to whoever speaks next: optimizer state, weights and gradients go to the host.
-
-        On the CPU the memory is the same, and nothing moves; without ZeRO DeepSpeed can't.
-        """
-        if self.device.type == "cuda" and self.spec.trainer.zero_stage:
-            self.engine.offload_states()
+        """Give the device's memory to whoever speaks next. On the CPU the memory is the same, and nothing moves."""
+        if self.device.type == "cuda":
+            leave_device(self.engine, self.spec.trainer)
 
     def wake(self) -> None:
         """Take back what `sleep` gave away."""
-        if self.device.type == "cuda" and self.spec.trainer.zero_stage:
-            self.engine.reload_states()
+        if self.device.type == "cuda":
+            return_to(self.device, self.engine, self.spec.trainer)
 
     def _forward(self, model: Callable[..., Any], row: MicroBatch) -> Any:
         token_ids_T, source_N, target_N = (

@@ -20,7 +20,7 @@ from pipeline.models.score import ScoreModel, is_score_model, load_score_model, 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """All a rank needs to build its engine; crosses to the rank by value.
+    """All a rank needs to build its engine; crosses to the rank by value. Raises ValueError for what doesn't go together.
 
     `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's or a reward
     model's, None for supervised training. `with_reference` keeps a frozen copy of `model` beside the policy, sharded
@@ -42,6 +42,13 @@ class TrainSpec:
     head_seed: int = 0
     balance: V2Balance | V3Balance | None = None
     mtp: MtpConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer.moments == "bfloat16" and self.trainer.offload and self.trainer.offload.nvme:
+            raise ValueError(
+                "optimizer.moments='bfloat16' can't be offloaded to NVMe, where DeepSpeed swaps float32 only; set it "
+                "to float32, or remove trainer.offload.nvme"
+            )
 
     @property
     def is_reward_model(self) -> bool:
@@ -99,14 +106,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     """The settings that `deepspeed.initialize` gets."""
-    zero: dict[str, Any] = {"stage": spec.trainer.zero_stage}
-    if spec.trainer.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    offload = spec.trainer.offload
+    offloaded = ["offload_optimizer"] * (offload is not None) + ["offload_param"] * bool(offload and offload.parameters)
+    place = {"device": "nvme", "nvme_path": offload.nvme} if offload and offload.nvme else {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,  # backward only accumulates; step reduces and updates
         "gradient_clipping": spec.optimizer.max_grad_norm if spec.trainer.zero_stage else 0.0,
         "bf16": {"enabled": spec.dtype == "bfloat16"},
-        "zero_optimization": zero,
+        "zero_optimization": {"stage": spec.trainer.zero_stage} | dict.fromkeys(offloaded, place),
         "zero_force_ds_cpu_optimizer": False,  # an offloaded optimizer stays the AdamW built here
+        "zero_allow_untested_optimizer": True,  # our AdamW with moments in bfloat16
     }

@@ -4,7 +4,7 @@ A file for each layer holds float32 weights, AdamW's two moments and buffers, wh
 whatever the number of ranks, the ZeRO stage or the expert parallelism that wrote it, any other reads it. Each rank
 writes its share of the layers, and reads of each layer what it holds. See docs/decisions/0005-state-without-layout.md.
 
-The names that DeepSpeed gives its optimizers' insides are known here and nowhere else.
+The names that DeepSpeed gives its optimizers' insides are known here and in `sleep.py` alone.
 """
 
 import json
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from pipeline.folder import write_atomic
 from pipeline.train.expert_parallel import as_fused, place_in_fused
+from pipeline.train.moments import BF16MomentsAdamW
 
 WEIGHT, BUFFER = "weight", "buffer"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -101,7 +102,7 @@ def _read(engine: Any, file: Any, name: str, tensor: Tensor) -> None:
 def _whole(engine: Any, parameter: Tensor, kind: str) -> Tensor:
     """float32, of the parameter's whole shape: its master weight or a moment."""
     if not engine.zero_optimization():
-        return _unsharded(engine, parameter, kind)
+        return _unsharded(engine, parameter, kind).float()
     if kind == WEIGHT:
         return cast(Tensor, safe_get_full_fp32_param(parameter))
     return cast(Tensor, safe_get_full_optimizer_state(parameter, kind))
@@ -138,12 +139,13 @@ def _unsharded(engine: Any, parameter: Tensor, kind: str) -> Tensor:
 def _make_moments(engine: Any, step: int) -> None:
     """Moments to be filled, which AdamW makes only at its first step, and its count of steps."""
     inner, zero = engine.basic_optimizer, engine.optimizer
+    dtype = torch.bfloat16 if isinstance(inner, BF16MomentsAdamW) else torch.float32
     masters = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO-3 keeps them out of the groups
     for master in masters or chain(*(group["params"] for group in inner.param_groups)):
         state = inner.state[master]
         state.setdefault("step", torch.zeros((), dtype=torch.float32, device=master.device)).fill_(step)
         for moment in MOMENTS:
-            state.setdefault(moment, torch.zeros_like(master, requires_grad=False))
+            state.setdefault(moment, torch.zeros_like(master, dtype=dtype, requires_grad=False))
     _find_moments(engine)
 
 

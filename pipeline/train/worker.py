@@ -23,6 +23,7 @@ from pipeline.batch import Floats, MicroBatch, Tree, deal, micro_batch, shard
 from pipeline.errors import RunStopped
 from pipeline.folder import new_folder
 from pipeline.train.engine import BatchSums, TrainEngine
+from pipeline.train.memory import PEAK
 from pipeline.train.spec import TrainSpec
 from rollout.process import compute_environment, num_threads
 
@@ -84,13 +85,16 @@ class Policy:
         return shard(trees, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
 
     def update(self, batch: list[list[MicroBatch]], denominator: float) -> dict[str, float]:
-        """One optimizer step on a sharded batch whose loss is divided by `denominator`. Returns its metrics.
+        """One optimizer step on a sharded batch whose loss is divided by `denominator`. Returns its metrics, of memory
+        those of the fullest rank.
 
         Raises RunStopped when the gradient is not finite: the weights are lost then, but not the last checkpoint.
         """
         started = time.monotonic()
         of_ranks: list[BatchSums] = self._each("forward_backward", [(rows, denominator) for rows in batch])
-        metrics = _mean(of_ranks) | {"loss/total": sum(part.loss for part in of_ranks)} | self._all("optim_step")[0]
+        stepped: list[dict[str, float]] = self._all("optim_step")
+        fullest = max(stepped, key=lambda figures: figures[PEAK])
+        metrics = _mean(of_ranks) | {"loss/total": sum(part.loss for part in of_ranks)} | fullest
         if not math.isfinite(metrics["train/grad_norm"]):
             raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")
         num_tokens = sum(len(row.token_ids_T) for rows in batch for row in rows)

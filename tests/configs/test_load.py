@@ -15,6 +15,7 @@ RECIPE = str(Path(__file__).parent / "recipe.yaml")
 
 NEVER_WARM = {"type": "constant", "warmup_steps": 9}
 NAMED = {"source": {"type": "sums", "size": 8}, "max_prompt_length": 16, "reward": "math"}
+MORE = {"programs": 0.8, "requests": 0.3}
 TWO = [{"name": "math"}, {"name": "my.py:polite"}]
 
 
@@ -133,7 +134,7 @@ def test_a_wrong_override_is_refused_readably(override: str, complaint: str) -> 
 
 def test_all_problems_are_told_at_once_and_by_the_keys_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
-    text = Path(RECIPE).read_text().replace("learning_rate: 2e-3", "learning_rat: 2e-3\n      epz: 1")
+    text = Path(RECIPE).read_text().replace("learning_rate: 2e-3", "learning_rat: 2e-3\n      moment: 1")
     file.write_text(text.replace("warmup_steps: 2", "warmup_steps: -2").replace("    group_size: 8\n", ""))
     lines = refusal(path=str(file)).splitlines()
     assert lines[0] == f"{file}: not a valid configuration"
@@ -141,7 +142,7 @@ def test_all_problems_are_told_at_once_and_by_the_keys_of_the_file(tmp_path: Pat
         "  stages.reason.group_size: missing, and it has no default",
         "  stages.reason.optimizer.schedule.warmup_steps: Input should be greater than or equal to 0 (given: -2)",
         "  stages.warm.optimizer: unknown key 'learning_rat': did you mean 'learning_rate'?; "
-        "unknown key 'epz': did you mean 'eps'?",
+        "unknown key 'moment': did you mean 'moments'?",
     ]
 
 
@@ -204,13 +205,15 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
         ("grpo", {"mixing": "group", "objective": {"normalize_std": False}, "rewards": TWO}, "no effect with mixing"),
         ("grpo", {"mixing": "group", "overlong": {"shaping_tokens": 4}, "rewards": TWO}, "reward `length`"),
         ("grpo", {"reward_pool": {"workers": {"rule": 0}}}, "greater than or equal to 1"),
-        ("grpo", {"reward_pool": {"workers": {"rule": 0}}}, "greater than or equal to 1"),
         ("grpo", {"rewards": [{"name": "math", "weight": float("nan")}]}, "finite"),
         ("grpo", {"rewards": TWO, "prompts": NAMED}, "'polite' has no effect"),
         ("grpo", {"seed": -1}, "greater than or equal to 0"),
         ("eval", {"sampling": {"max_tokens": 8, "temperature": 0}}, "repeats the greedy"),
         ("eval", {"sampling": {"max_tokens": 64}}, "no room for a prompt"),
         ("eval", {"suites": {"t": {"type": "text", "path": "t.txt"}}}, "must be smaller than"),
+        ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": MORE}}}, r"0\.8.*0\.3.* more than all rows"),
+        ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": {"lies": 1.0}}}}, "'programs' or 'requests'"),
+        ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": {"programs": 1.1}}}}, "less than or equal"),
         ("sft", {"steps": 5, "epochs": 1}, "exactly one"),
         ("sft", {"eval_every_steps": 2}, "no effect without eval_data"),
         ("sft", {"conversations_per_step": 3, "trainer": {"num_ranks": 2}}, "multiple of"),

@@ -90,7 +90,10 @@ class Story:
     def rows(self, stage: str) -> list[dict[str, float]]:
         file = self.run / stage / "metrics.jsonl"
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
+        return [
+            {name: value for name, value in row.items() if "second" not in name and "memory/" not in name}
+            for row in rows
+        ]
 
 
 def wait(until: Callable[[], bool], what: str, story: Story) -> None:

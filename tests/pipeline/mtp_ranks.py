@@ -1,9 +1,9 @@
 """One rank of a test: supervised training with modules for multi-token prediction that the checkpoint does not have.
 
-test_mtp_engine.py calls main with MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS UPDATES, the process group in the
-environment. Rank 0 writes loss, modules' loss, acceptance and gradient norm of each update, and the names that a sync
-sends, to OUT.npz; the ranks together the checkpoint OUT. After the first update the state is saved, after the second
-loaded, to repeat it.
+test_mtp_engine.py calls main with MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS UPDATES EXPERTS, the process group in the
+environment; EXPERTS ranks share those of a layer. Rank 0 writes loss, modules' loss, acceptance and gradient norm of
+each update, and the names that a sync sends, to OUT.npz; the ranks together the checkpoint OUT. After the first update
+the state is saved, after the second loaded, to repeat it.
 """
 
 import os
@@ -30,9 +30,14 @@ def counting(step: int) -> list[Tree]:
     return trees
 
 
-def main(model: str, out: str, zero: str, tokens: str, updates: str) -> None:
+def main(model: str, out: str, zero: str, tokens: str, updates: str, experts: str) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    trainer = TrainerConfig(num_ranks=world, zero_stage=int(zero), gradient_checkpointing=world > 1)  # type: ignore[arg-type]
+    trainer = TrainerConfig(
+        num_ranks=world,
+        zero_stage=int(zero),  # type: ignore[arg-type]
+        gradient_checkpointing=world > 1,
+        expert_parallel_size=int(experts),
+    )
     optimizer = OptimizerConfig(learning_rate=3e-3)
     engine = TrainEngine(TrainSpec(Path(model), "float32", trainer, optimizer, int(updates), mtp=MtpConfig()))
 

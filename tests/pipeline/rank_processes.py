@@ -12,6 +12,8 @@ FORKS.set_forkserver_preload(
     [
         "tests.pipeline.train_ranks",
         "tests.pipeline.layout_ranks",
+        "tests.pipeline.memory_ranks",
+        "tests.pipeline.moments_ranks",
         "tests.pipeline.mtp_ranks",
         "tests.pipeline.replay_ranks",
         "tests.pipeline.reward_ranks",

@@ -1,12 +1,13 @@
 """One rank of a test: three updates of a reward model, a save and a load between the second and the third.
 
-test_reward_engine.py calls main, the process group in the environment. For each model and ZeRO stage (`0,3` are two)
-rank 0 writes NAME-STAGE.npz (losses, margins and gradient norms, some weights, every answer's score) into the folder
-`out`, and the ranks together the checkpoint `out`/NAME-STAGE.
+test_reward_engine.py calls main, the process group in the environment. For each model and ZeRO stage (`0,3` are two),
+experts spread over `experts` ranks, rank 0 writes NAME-STAGE.npz (losses, margins and gradient norms, some weights,
+every answer's score) into the folder `out`, and the ranks together the checkpoint `out`/NAME-STAGE.
 """
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +30,12 @@ def comparisons() -> list[Tree]:
     return trees
 
 
-def train(model: Path, out: Path, zero: int, tokens: int) -> None:
+def train(model: Path, out: Path, zero: Any, tokens: int, experts: int) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     spec = TrainSpec(
         model,
         "float32",
-        TrainerConfig(num_ranks=world, zero_stage=zero),  # type: ignore[arg-type]
+        TrainerConfig(num_ranks=world, zero_stage=zero, expert_parallel_size=experts),
         OptimizerConfig(learning_rate=1e-3, max_grad_norm=0.5, weight_decay=0.01),
         total_steps=3,
         objective=PairwiseLoss(type="pairwise", margin=0.5, center=0.01),
@@ -67,7 +68,7 @@ def train(model: Path, out: Path, zero: int, tokens: int) -> None:
         np.savez(out / f"{name}.npz", steps=steps, weights=flat, scores=scores, rows=len(rows))
 
 
-def main(out: str, zero_stages: str, tokens: str, *models: str) -> None:
+def main(out: str, zero_stages: str, tokens: str, experts: str, *models: str) -> None:
     for model in models:
         for zero in zero_stages.split(","):
-            train(Path(model), Path(out), int(zero), int(tokens))
+            train(Path(model), Path(out), int(zero), int(tokens), int(experts))

@@ -105,7 +105,7 @@ def test_prompt_of_a_sum() -> None:
 
 
 def test_a_column_says_which_reward_judges() -> None:
-    source = {"type": "sums", "size": 40, "programs": 0.5}
+    source = {"type": "sums", "size": 40, "shares": {"programs": 0.5}}
     loaded = prompts(source, reward="column:reward")
     assert {prompt.task.kind for prompt in loaded} == {"math", "code"}
     assert all((prompt.task.kind == "code") == prompt.task.prompt.startswith("py ") for prompt in loaded)

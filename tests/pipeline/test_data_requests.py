@@ -32,7 +32,7 @@ def test_the_orders_agree_but_where_harm_is_done(request_text: str, helpful: str
 
 
 def test_a_source_mixes_its_three_kinds_by_their_shares() -> None:
-    source = SumsSource(type="sums", size=2000, programs=0.2, requests=0.3)
+    source = SumsSource(type="sums", size=2000, shares={"programs": 0.2, "requests": 0.3})
     rows = list(draw_sums(source))
     counts = Counter(row["reward"] for row in rows)
     assert 0.25 < counts["helpful safety"] / 2000 < 0.35
@@ -47,7 +47,9 @@ def test_a_source_mixes_its_three_kinds_by_their_shares() -> None:
 
 
 def test_held_out_requests_are_drawn_once_and_no_more_than_there_are() -> None:
-    asked = [row["prompt"] for row in draw_sums(SumsSource(type="sums", size=80, requests=1.0, split="held_out"))]
+    asked = [
+        row["prompt"] for row in draw_sums(SumsSource(type="sums", size=80, shares={"requests": 1.0}, split="held_out"))
+    ]
     assert len(set(asked)) == 80 and set(asked) <= set(requests(held_out=True))
     with pytest.raises(ValueError, match=r"requests are held out; lower source\.size"):
-        list(draw_sums(SumsSource(type="sums", size=200, requests=1.0, split="held_out")))
+        list(draw_sums(SumsSource(type="sums", size=200, shares={"requests": 1.0}, split="held_out")))

@@ -131,8 +131,8 @@ def test_worked_sums(first: int, second: int, answer: str) -> None:
 
 
 def sums(split: str, size: int, seed: int = 0, digits: int = 2, programs: float = 0.0) -> list[dict[str, object]]:
-    values = {"type": "sums", "size": size, "seed": seed, "digits": digits, "split": split, "programs": programs}
-    return list(draw_sums(SumsSource.model_validate(values)))
+    values = {"type": "sums", "size": size, "seed": seed, "digits": digits, "split": split}
+    return list(draw_sums(SumsSource.model_validate(values | {"shares": {"programs": programs}})))
 
 
 def test_sums_columns() -> None:

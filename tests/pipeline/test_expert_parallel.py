@@ -15,7 +15,6 @@ from pipeline.train.expert_parallel import shard_experts
 from rollout.weights import checkpoint_shapes
 from tests.pipeline import layout_ranks
 from tests.pipeline.rank_processes import run_ranks
-from tests.pipeline.stage_configs import rm
 
 ranks = pytest.mark.ranks
 V2 = {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0}
@@ -111,8 +110,6 @@ def test_layouts_that_cannot_be_are_refused() -> None:
         TrainerConfig(num_ranks=3, expert_parallel_size=2)
     with pytest.raises(ValueError, match=r"expert_parallel_size > 1 needs zero_stage >= 1"):
         TrainerConfig(num_ranks=2, expert_parallel_size=2, zero_stage=0)
-    with pytest.raises(ValueError, match=r"expert_parallel_size=2 is not for reward models"):
-        rm(Path("model"), trainer={"num_ranks": 2, "expert_parallel_size": 2})
     small: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 16,

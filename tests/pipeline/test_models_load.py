@@ -1,24 +1,34 @@
 """Checkpoints: made by seed, saved whole, loaded whole, found where the configuration says."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from configs.model import FirstModelConfig, ModelConfig
+from pipeline.models import shards
+from pipeline.models.fp8_export import export_fp8
 from pipeline.models.fresh import create_model
+from pipeline.models.fused import checkpoint_tensors
 from pipeline.models.load import load_model, resolve_model, save_hf
 from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
+from pipeline.train.state import layers
+from rollout.weights import checkpoint_shapes
 from tests.rollout.tiny import YARN, yarn
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return create_model("tiny", 0, tmp_path_factory.mktemp("models") / "tiny")
+
+
+def in_parts(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
+    """Its weights by checkpoint name, a layer at a time."""
+    return (checkpoint_tensors(model, layer) for layer in layers(model))
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -82,17 +92,52 @@ def test_unknown_architecture_lists_the_shipped_ones(tmp_path: Path) -> None:
         create_model("tinny", 0, tmp_path / "out")
 
 
-@pytest.mark.parametrize("naming", ["model's own", "in memory", "checkpoint"])
-def test_moe_survives_saving_under_either_naming(tiny: Path, tmp_path: Path, naming: str) -> None:
+def test_moe_survives_saving_whole_and_in_parts(tiny: Path, tmp_path: Path) -> None:
     model = load_model(tiny, "float32")
-    state_dicts = {
-        "model's own": None,
-        "in memory": model.state_dict(),
-        "checkpoint": dict(revert_weight_conversion(model, model.state_dict())),
-    }
-    folder = save_hf(model, byte_tokenizer(), tmp_path / "hf", state_dicts[naming])
-    assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+    for parts in (None, in_parts(model)):
+        folder = save_hf(model, byte_tokenizer(), tmp_path / "hf", parts)
+        assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+        assert (folder / "config.json").read_bytes() == (tiny / "config.json").read_bytes()
+        assert torch.equal(logits(load_model(folder, "float32")), logits(model))
+
+
+def test_a_large_model_is_written_in_shards_as_it_comes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1_000_000)
+    model = load_model(tiny, "float32")
+    folder = tmp_path / "hf"
+    seen: list[int] = []
+
+    def parts() -> Iterator[dict[str, torch.Tensor]]:
+        """Parts in one memory, as gathered layers are."""
+        for part in in_parts(model):
+            seen.append(len(list((tmp_path / ".hf.partial").glob("*.partial"))))
+            again = {name: tensor.clone() for name, tensor in part.items()}
+            yield again
+            for tensor in again.values():
+                tensor.zero_()
+
+    save_hf(model, byte_tokenizer(), folder, parts())
+    assert seen[0] == 0 and seen[-1] >= 5  # files are there before the last part is asked for
+    files = sorted(folder.glob("*.safetensors"))
+    assert [file.name for file in files][:2] == [f"model-0000{n}-of-{len(files):05d}.safetensors" for n in (1, 2)]
+    assert all(sum(tensor.nbytes for tensor in load_file(file).values()) <= 1_000_000 for file in files)
+    assert checkpoint_shapes(folder) == checkpoint_shapes(tiny)
     assert torch.equal(logits(load_model(folder, "float32")), logits(model))
+    assert not list(folder.glob("*.partial"))
+
+    export_fp8(folder, tmp_path / "fp8")
+    export_fp8(tiny, tmp_path / "fp8-of-one")
+    assert len(list((tmp_path / "fp8").glob("*.safetensors"))) > 1
+    index = json.loads((tmp_path / "fp8" / "model.safetensors.index.json").read_text())
+    sizes = {
+        file: {name: tensor.nbytes for name, tensor in load_file(tmp_path / "fp8" / file).items()}
+        for file in set(index["weight_map"].values())
+    }
+    assert index["weight_map"] == {name: file for file, held in sizes.items() for name in held}
+    assert index["metadata"]["total_size"] == sum(sum(held.values()) for held in sizes.values())
+    assert checkpoint_shapes(tmp_path / "fp8") == checkpoint_shapes(tmp_path / "fp8-of-one")
 
 
 def test_tied_embeddings_survive(tmp_path: Path) -> None:

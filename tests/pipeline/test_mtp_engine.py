@@ -23,8 +23,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_causal_lm("deepseek_v3", tmp_path_factory.mktemp("models") / "without")
 
 
-def train(model: Path, out: Path, *, ranks: int, zero: int, tokens: int, updates: int) -> dict[str, np.ndarray]:
-    run_ranks(mtp_ranks.main, ranks, out.parent, model, out, zero, tokens, updates)
+def train(
+    model: Path, out: Path, *, ranks: int, zero: int, tokens: int, updates: int, experts: int = 1
+) -> dict[str, np.ndarray]:
+    run_ranks(mtp_ranks.main, ranks, out.parent, model, out, zero, tokens, updates, experts)
     return dict(np.load(out.with_suffix(".npz")))
 
 
@@ -55,10 +57,12 @@ def test_the_checkpoint_has_the_modules_and_a_sync_leaves_them_out(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("zero", "experts"), [(3, 1), (1, 2), (3, 2)])
 def test_ranks_that_share_the_weights_agree_with_one(
-    trained: tuple[Path, dict[str, np.ndarray]], model: Path, tmp_path: Path
+    trained: tuple[Path, dict[str, np.ndarray]], model: Path, tmp_path: Path, zero: int, experts: int
 ) -> None:
-    trace = train(model, tmp_path / "hf", ranks=2, zero=3, tokens=16, updates=3)
+    """ZeRO-3 shares out all weights, expert parallelism the experts, the modules' own among them."""
+    trace = train(model, tmp_path / "hf", ranks=2, zero=zero, tokens=16, updates=3, experts=experts)
     np.testing.assert_allclose(trace["steps"], trained[1]["steps"][:3], rtol=2e-4, atol=1e-5)
     assert set(trace["sent"].tolist()) == set(trained[1]["sent"].tolist())
     assert mtp_depth(tmp_path / "hf") == 1

@@ -30,7 +30,7 @@ STEPS, BATCH = 75, 48
 def half_learned() -> Any:
     """A Llama that adds and programs digits, not always rightly."""
     model, chat = tiny.llama(0).train(), ChatFormat(byte_tokenizer())
-    source = SumsSource(type="sums", size=STEPS * BATCH, digits=1, programs=0.3)
+    source = SumsSource(type="sums", size=STEPS * BATCH, digits=1, shares={"programs": 0.3})
     rows = [chat.training_ids(row["messages"]) for row in draw_sums(source)]
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
@@ -65,7 +65,7 @@ def engine(checkpoint: Path) -> Iterator[None]:
 
 
 def asked(size: int, programs: float) -> dict[str, Any]:
-    source = {"type": "sums", "size": size, "digits": 1, "programs": programs}
+    source = {"type": "sums", "size": size, "digits": 1, "shares": {"programs": programs}}
     reward = {"name": "code" if programs else "math"}
     return {"prompts": {"source": source, "max_prompt_length": 16}, "reward": reward}
 

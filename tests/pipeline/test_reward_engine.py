@@ -1,6 +1,7 @@
 """Reward models in real training processes: how a batch is split can't be seen in it, and what is trained, saved and
 scored is one model."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from pipeline.models.fresh import create_model
 from pipeline.models.score import load_score_model
+from rollout.weights import checkpoint_shapes
 from tests.pipeline.rank_processes import run_ranks
 from tests.pipeline.reward_ranks import comparisons, main
-from tests.pipeline.small_models import FAMILIES, small_causal_lm
+from tests.pipeline.small_models import FAMILIES, ROOT, small_causal_lm
 
 pytestmark = pytest.mark.ranks
 
@@ -24,9 +27,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: small_causal_lm(family, home / family) for family in FAMILIES}
 
 
-def train(out: Path, *models: Path, ranks: int = 1, zero: str = "1", tokens: int = 4096) -> list[Trace]:
+def train(
+    out: Path, *models: Path, ranks: int = 1, zero: str = "1", tokens: int = 4096, experts: int = 1
+) -> list[Trace]:
     """Three updates of each model in `ranks` processes; returns the trace of the first at each ZeRO stage."""
-    run_ranks(main, ranks, out, out, zero, tokens, *models)
+    run_ranks(main, ranks, out, out, zero, tokens, experts, *models)
     return [dict(np.load(out / f"{models[0].name}-{stage}.npz")) for stage in zero.split(",")]
 
 
@@ -37,15 +42,37 @@ def plain(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return out, train(out, *models.values())[0]
 
 
-@pytest.mark.parametrize(("ranks", "zero", "tokens"), [(1, "2", 30), (2, "0,3", 60)])
-def test_rows_ranks_and_zero_stages_agree(
-    models: dict[str, Path], plain: tuple[Path, Trace], tmp_path: Path, ranks: int, zero: str, tokens: int
+def assert_same(trace: Trace, other: Trace) -> None:
+    assert trace["rows"] > other["rows"]
+    np.testing.assert_allclose(trace["steps"], other["steps"], rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(trace["weights"], other["weights"], atol=2e-5)
+    np.testing.assert_allclose(trace["scores"], other["scores"], atol=1e-4)  # all weights' rounding at once
+
+
+@pytest.mark.parametrize(("ranks", "zero", "tokens", "experts"), [(1, "2", 30, 1), (2, "0,3", 60, 1), (2, "3", 60, 2)])
+def test_rows_ranks_zero_stages_and_spread_experts_agree(
+    models: dict[str, Path], plain: tuple[Path, Trace], tmp_path: Path, ranks: int, zero: str, tokens: int, experts: int
 ) -> None:
-    for trace in train(tmp_path, models[FAMILIES[0]], ranks=ranks, zero=zero, tokens=tokens):
-        assert trace["rows"] > plain[1]["rows"]
-        np.testing.assert_allclose(trace["steps"], plain[1]["steps"], rtol=2e-4, atol=1e-6)
-        np.testing.assert_allclose(trace["weights"], plain[1]["weights"], atol=2e-5)
-        np.testing.assert_allclose(trace["scores"], plain[1]["scores"], atol=1e-4)  # all weights' rounding at once
+    traces = train(tmp_path, models[FAMILIES[0]], ranks=ranks, zero=zero, tokens=tokens, experts=experts)
+    for stage, trace in zip(zero.split(","), traces, strict=True):
+        assert_same(trace, plain[1])
+        shapes = [
+            checkpoint_shapes(folder / f"{FAMILIES[0]}-{of}") for folder, of in ((tmp_path, stage), (plain[0], 1))
+        ]
+        assert shapes[0] == shapes[1]
+
+
+@pytest.mark.slow
+def test_spread_experts_of_deepseek_v2_train_as_on_one_rank(tmp_path: Path) -> None:
+    tiny = json.loads((ROOT / "configs" / "models" / "tiny.json").read_text())
+    v2 = {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0}
+    (tmp_path / "v2.json").write_text(json.dumps(tiny | v2))
+    model = create_model(str(tmp_path / "v2.json"), 0, tmp_path / "v2")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    [one] = train(tmp_path / "one", model)
+    [two] = train(tmp_path / "two", model, ranks=2, tokens=60, experts=2)
+    assert_same(two, one)
 
 
 def test_it_learns_the_order(plain: tuple[Path, Trace]) -> None:

@@ -135,8 +135,9 @@ def test_wrong_input_is_refused(start: Any) -> None:
         pool.submit(0, Task("", ""), ["a"])
 
 
-def test_the_breaker_stops_the_run(start: Any) -> None:
-    pool = start(hostile.specs("raise", "length"), max_failure_rate=0.2, breaker_window=10)
+def test_the_breaker_stops_the_run(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards.pool, "BREAKER_WINDOW", 10)
+    pool = start(hostile.specs("raise", "length"), max_failure_rate=0.2)
     pool.submit(0, Task("", "", row="gsm8k:17"), ["bad"] * 6)
     with pytest.raises(RewardsUnavailable, match=r"(?s)'raise'.*gsm8k:17.*ZeroDivisionError"):
         pool.gather()
@@ -260,9 +261,10 @@ def test_gpus_that_are_not_there_are_refused(start: Any) -> None:
 
 def test_a_judge_that_hangs_ends_by_the_breaker_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(rewards.pool, "BREAKER_WINDOW", 20)
     with judge_server() as server:
         args = {"url": server.url, "model": "m", "rubric": RUBRIC, "seconds": 1.0}
-        config = RewardPoolConfig(workers={"judge": 2}, breaker_window=20, max_failure_rate=0.2)
+        config = RewardPoolConfig(workers={"judge": 2}, max_failure_rate=0.2)
         pool = RewardPool([RewardSpec(name="judge", args=args)], config)
         began = time.monotonic()
         for index in range(6):

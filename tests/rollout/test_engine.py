@@ -192,3 +192,18 @@ def test_a_sleeping_engine_refuses_until_woken(engine: Engine) -> None:
         engine.load_weights([], version=1)
     engine.wake()
     assert say(engine, 5) == before
+
+
+def test_fp8_that_would_not_run_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(*kept: str, dtype: str = "bfloat16") -> str:
+        with pytest.raises(ValueError) as caught:
+            door.engine_arguments(folders["first"], CONFIG.model_copy(update={"fp8": list(kept)}), dtype, 0)
+        return str(caught.value)
+
+    assert "not from float32" in refusal("weights", dtype="float32")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert "q_b_proj.weight' has 48" in refusal("weights")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+    assert "'weights' needs AMX" in refusal("weights")
+    assert "'kv_cache' needs AVX-512" in refusal("kv_cache")

@@ -8,7 +8,15 @@ from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from configs.sampling import RolloutConfig
 from pipeline.models.tokenizer import byte_tokenizer
@@ -35,12 +43,16 @@ def yarn(seed: int) -> DeepseekV3ForCausalLM:
 
 
 def moe(seed: int, **changes: object) -> DeepseekV3ForCausalLM:
-    settings = json.loads((ROOT / "configs" / "models" / "tiny.json").read_text()) | {
-        "vocab_size": 264,
-        "pad_token_id": 0,
-    }
-    settings |= changes
-    return _noisy(DeepseekV3ForCausalLM(DeepseekV3Config(**settings, bos_token_id=1, eos_token_id=2)), seed)
+    return _noisy(DeepseekV3ForCausalLM(DeepseekV3Config(**_settings("tiny") | changes)), seed)
+
+
+def v2(seed: int) -> PreTrainedModel:
+    return _noisy(AutoModelForCausalLM.from_config(DeepseekV2Config(**_settings("tiny_v2"))), seed)
+
+
+def _settings(shipped: str) -> dict[str, object]:
+    settings = json.loads((ROOT / "configs" / "models" / f"{shipped}.json").read_text())
+    return settings | {"vocab_size": 264, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def llama(seed: int) -> LlamaForCausalLM:

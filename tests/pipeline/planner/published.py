@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from configs.train import OffloadConfig
 from pipeline.planner.architecture import Architecture, architecture_of
 from pipeline.planner.cost import (
     Work,
@@ -51,7 +52,7 @@ def tflops(
     hidden: whether the all-to-all runs beside computing, as Megatron's recipes have it.
     """
     known, machines = architecture_of(model), cluster_of(cluster)
-    layout = TrainLayout(machines.count, 1, expert_parallel, length, recompute, False)
+    layout = TrainLayout(machines.count, 1, expert_parallel, length, recompute)
     passes = 4 if recompute else 3
     seconds = passes * forward_seconds(known, 1, length / 2, machines.device, "bfloat16")
     seconds += 0 if hidden else (passes - 1) * exchange_seconds(known, 1, layout, machines, "bfloat16")
@@ -82,7 +83,9 @@ def step(
     """Seconds by phase of a step as Megatron's users run it: ranks keep their weights, and a sync is a collective that
     brings all weights to every device."""
     known, machines = architecture_of(model), cluster_of(cluster)
-    train = TrainLayout(machines.count, 1, expert_parallel, work.longest, recompute, offload)
+    train = TrainLayout(
+        machines.count, 1, expert_parallel, work.longest, recompute, OffloadConfig() if offload else None
+    )
     engines = RolloutLayout(machines.count // tensor_parallel, tensor_parallel, 100 * GIB, 1024)
     phases = {"generate": generate_seconds(known, work, engines, machines.device, "bfloat16")[0]}
     phases |= train_seconds(known, work, train, machines, "bfloat16", bubble=bubble)
@@ -110,7 +113,7 @@ HERE = cluster_of("1xcpu")
 def here() -> dict[str, float]:
     """Seconds by phase of `alignyard bench grpo-step`."""
     known = architecture_of("moe_25m")
-    layout = TrainLayout(1, 0, 1, 4400, False, False)
+    layout = TrainLayout(1, 0, 1, 4400, False)
     phases = train_seconds(known, BENCH, layout, HERE, "float32")
     phases["train"] += phases.pop("update")
     generated = on_cpu(known, BENCH, 64)

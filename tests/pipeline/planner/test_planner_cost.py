@@ -3,6 +3,7 @@ from math import exp
 
 import pytest
 
+from configs.train import OffloadConfig
 from pipeline.planner.cost import Work, ending_rate, generate_seconds, longest_of, train_seconds
 from pipeline.planner.devices import GIB, cluster_of
 from pipeline.planner.memory import RolloutLayout, TrainLayout
@@ -45,13 +46,26 @@ def test_a_rollout_waits_for_its_longest() -> None:
 
 def test_more_ranks_are_quicker_and_recomputing_costs() -> None:
     model = architecture_of(V3)
-    layout = TrainLayout(64, 1, 8, 4100, False, False)
+    layout = TrainLayout(64, 1, 8, 4100, False)
 
     def train(layout: TrainLayout) -> float:
         return train_seconds(model, WORK, layout, cluster_of(f"{layout.ranks}xH100"), "bfloat16")["train"]
 
     assert train(replace(layout, ranks=128)) < train(layout) < train(replace(layout, gradient_checkpointing=True))
     assert train(replace(layout, expert_parallel=32)) > train(layout)  # experts on other machines
+
+
+def test_what_is_offloaded_comes_slowly() -> None:
+    model, cluster = architecture_of(V3), cluster_of("64xH100")
+    layout = TrainLayout(64, 3, 8, 4100, False)
+
+    def seconds(offload: OffloadConfig | None) -> dict[str, float]:
+        return train_seconds(model, WORK, replace(layout, offload=offload), cluster, "bfloat16")
+
+    resident, host, both = (seconds(offload) for offload in (None, OffloadConfig(), OffloadConfig(parameters=True)))
+    nvme = seconds(OffloadConfig(parameters=True, nvme="/nvme"))
+    assert resident["update"] < host["update"] == both["update"] < nvme["update"]
+    assert resident["train"] == host["train"] <= both["train"] < nvme["train"]
 
 
 @pytest.mark.parametrize("text", ["H20", "0xH20", "96xB999", "96 H20"])

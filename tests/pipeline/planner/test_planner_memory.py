@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from configs.train import OffloadConfig
 from pipeline.planner.architecture import Architecture, architecture_of
 from pipeline.planner.memory import (
     RolloutLayout,
@@ -15,7 +16,7 @@ from pipeline.planner.memory import (
     update_working,
 )
 
-ONE = TrainLayout(1, 1, 1, 1000, False, False)
+ONE = TrainLayout(1, 1, 1, 1000, False)
 TOY = Architecture(
     name="toy", family="deepseek_v3", total=1000, experts=800, embedding=0, mtp=0, num_layers=2, num_moe_layers=2,
     num_experts=8, experts_per_token=2, hidden=4, vocab=10, heads=2, layer=90, layer_experts=400, kv=24, kv_shards=1,
@@ -33,12 +34,20 @@ def test_a_toy_by_hand() -> None:
     # 200 parameters outside of the experts, 200 of them on each of four ranks; optimizer states of 250 owned.
     assert device == {"weights": 800, "gradients": 800, "reference": 2000, "moments": 2000, "master weights": 1000}
     assert host == {}
-    device, host = train_state(TOY, replace(spread, zero_stage=3, offload_optimizer=True), "bfloat16", reference=True)
-    assert (device, host) == (
-        {"weights": 500, "gradients": 500, "reference": 500},
-        {"moments": 2000, "master weights": 1000},
-    )
     assert update_working(TOY, spread) == {"float32 gradients": 1000}
+
+
+def test_what_is_offloaded_by_hand() -> None:
+    sharded = replace(ONE, ranks=4, zero_stage=3, moments="bfloat16", offload=OffloadConfig())
+    optimizer = {"moments": 1000, "master weights": 1000, "float32 gradients": 1000, "gradients": 500}
+    device, host = train_state(TOY, sharded, "bfloat16", reference=True)
+    assert (device, host) == ({"weights": 500, "reference": 500}, optimizer)
+    everything = replace(sharded, offload=OffloadConfig(parameters=True))
+    device, host = train_state(TOY, everything, "bfloat16", reference=True)
+    assert (device, host) == ({}, optimizer | {"weights": 500, "reference": 500})
+    away = replace(sharded, offload=OffloadConfig(parameters=True, nvme="/nvme"))
+    assert train_state(TOY, away, "bfloat16", reference=True) == ({}, {})
+    assert update_working(TOY, sharded) == {}
 
 
 def test_plain_adamw_keeps_no_master_weights() -> None:
@@ -81,8 +90,8 @@ def test_experts_that_are_spread_hold_less() -> None:
 @pytest.mark.parametrize(
     ("model", "layout", "measured"),
     [
-        ("moe_25m", TrainLayout(1, 1, 1, 1024, False, False), 764),
-        ("moe_25m", TrainLayout(1, 0, 1, 4096, True, False), 670),
+        ("moe_25m", TrainLayout(1, 1, 1, 1024, False), 764),
+        ("moe_25m", TrainLayout(1, 0, 1, 4096, True), 670),
     ],
 )
 def test_a_measured_peak(model: str, layout: TrainLayout, measured: float) -> None:

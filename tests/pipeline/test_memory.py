@@ -1,0 +1,49 @@
+"""A step's peak of memory, as it is measured and as the planner predicts it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config
+
+from configs.reward_model import PairwiseLoss
+from configs.sft import MtpConfig
+from configs.train import OptimizerConfig, TrainerConfig
+from pipeline.models.fresh import create_model
+from pipeline.train.memory import PEAK, PREDICTED, StepMemory
+from pipeline.train.spec import TrainSpec
+from tests.pipeline import memory_ranks
+from tests.pipeline.rank_processes import run_ranks
+from tests.pipeline.small_models import small_causal_lm
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.ranks
+def test_what_is_measured_is_near_what_is_predicted(tmp_path: Path) -> None:
+    model = create_model("tiny", 0, tmp_path / "tiny")
+    run_ranks(memory_ranks.main, 1, tmp_path, model, tmp_path / "figures.json")
+    short, long, again = json.loads((tmp_path / "figures.json").read_text())
+    assert long[PREDICTED] > 3 * short[PREDICTED] == 3 * again[PREDICTED]
+    for figures in (short, long):
+        assert 0.6 < figures[PREDICTED] / figures[PEAK] < 1.4  # this libc may keep what was freed, or give it back
+    assert again[PEAK] < long[PEAK]  # of each step its own
+
+
+def test_no_prediction_is_made_of_what_the_planner_does_not_plan(tmp_path: Path) -> None:
+    spec = TrainSpec(
+        small_causal_lm("qwen3", tmp_path / "lm"), "float32", TrainerConfig(), OptimizerConfig(learning_rate=1e-3), 1
+    )
+    known = StepMemory(spec, CPU).figures()
+    assert known.keys() == {PEAK, PREDICTED}
+    judge = StepMemory(replace(spec, objective=PairwiseLoss(type="pairwise")), CPU).figures()
+    assert 0 < judge[PREDICTED] < known[PREDICTED]  # its head is of one number
+    GPT2Config().save_pretrained(tmp_path / "other")
+    for other in (
+        replace(spec, mtp=MtpConfig()),
+        replace(spec, trainer=TrainerConfig(fp8=True)),
+        replace(spec, model=tmp_path / "other"),
+    ):
+        assert StepMemory(other, CPU).figures().keys() == {PEAK}

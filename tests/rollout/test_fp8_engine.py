@@ -1,0 +1,103 @@
+"""Engines that keep weights or the KV cache in FP8, against `transformers` with the same weights quantised by us."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.rollout import tiny
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="vLLM's FP8 product on the CPU needs AMX"),
+]
+
+SCRIPT = """
+import json, os, sys
+from copy import deepcopy
+from pathlib import Path
+import torch
+from configs.sampling import SamplingConfig
+from pipeline.models.fp8 import BLOCK, dequantise, quantise
+from pipeline.models.fp8_export import export_fp8
+from rollout.engine import Engine
+from tests.rollout import tiny
+
+def quantised(model, dtype):
+    model = deepcopy(model)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "_proj" in name:
+                for part in weight if weight.dim() == 3 else [weight]:
+                    part.copy_(dequantise(quantise(part.to(dtype), BLOCK)))
+    return model
+
+def measure(fp8, dtype, root):
+    # Whole blocks, as the real models': parts that vLLM merges into one matrix must not share any.
+    models = [tiny.moe(seed, q_lora_rank=128, moe_intermediate_size=128) for seed in (0, 1)]
+    folders = [tiny.save(model, root / str(seed)) for seed, model in enumerate(models)]
+    if fp8 == ["exported"]:
+        export_fp8(folders[0], root / "exported")
+        engine = Engine(root / "exported", tiny.CONFIG, dtype, seed=0)
+        rounds = [0]
+    else:
+        engine = Engine(folders[0], tiny.CONFIG.model_copy(update={"fp8": fp8}), dtype, seed=0)
+        rounds = [0, 1, 0]
+    told, sampling = [], SamplingConfig(max_tokens=24)
+    for version, seed in enumerate(rounds):
+        if version:
+            engine.load_weights(tiny.buckets(tiny.weights(folders[seed])), version)
+        groups = list(engine.generate(tiny.PROMPTS, sampling, 4, 1))
+        same = quantised(models[seed], torch.float32 if fp8 == ["exported"] else torch.bfloat16)
+        told.append((tiny.rollout_gap(models[seed], groups)[0], tiny.rollout_gap(same, groups)[0]))
+    (root / "gaps.json").write_text(json.dumps(told))
+
+root = Path(sys.argv[1])
+for name, (fp8, dtype, environment) in json.loads(sys.argv[2]).items():
+    (root / name).mkdir()
+    child = os.fork()  # a process for each, all with the imports of this one, which take longest
+    if child == 0:
+        os.environ.update(environment)
+        measure(fp8, dtype, root / name)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+
+VARIANTS = {
+    "weights": (["weights"], "bfloat16", {}),
+    "weights, latent cache": (["weights"], "bfloat16", {"VLLM_MLA_DISABLE": "0"}),
+    "exported, latent cache": (["exported"], "bfloat16", {"VLLM_MLA_DISABLE": "0"}),
+    "cache": (["kv_cache"], "float32", {}),
+}
+
+Gaps = dict[str, list[tuple[float, float]]]
+
+
+@pytest.fixture(scope="module")
+def gaps(tmp_path_factory: pytest.TempPathFactory) -> Gaps:
+    """Of every variant, the mean gap from the model and from its weights in FP8 blocks: fresh, after a sync of other
+    weights, and after one of the first. An exported checkpoint is not synced."""
+    root = tmp_path_factory.mktemp("variants")
+    command = [sys.executable, "-c", SCRIPT, str(root), json.dumps(VARIANTS)]
+    result = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert result.returncode == 0, result.stderr
+    return {name: [tuple(gap) for gap in json.loads((root / name / "gaps.json").read_text())] for name in VARIANTS}
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "cache"])
+def test_it_speaks_as_the_blocks_of_its_weights_say(gaps: Gaps, variant: str) -> None:
+    """Fresh, and quantised anew at each sync. What is left is bfloat16. Over the latent cache, where two projections
+    are one matrix and others are absorbed, and from DeepSeek's form of checkpoint alike."""
+    for from_plain, from_quantised in gaps[variant]:
+        assert from_plain > 2e-2
+        assert from_quantised < 8e-3
+    assert gaps[variant][0] == gaps[variant][-1]
+
+
+def test_a_cache_in_fp8_is_off_by_its_rounding(gaps: Gaps) -> None:
+    """In float32, where the engine agrees to 1e-5 without."""
+    for from_plain, _ in gaps["cache"]:
+        assert 2e-3 < from_plain < 5e-2
+    assert gaps["cache"][0] == gaps["cache"][-1]
