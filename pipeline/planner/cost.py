@@ -166,7 +166,7 @@ def generate_seconds(
     Completions end at a constant rate, cut at `max_tokens`: the one law with the given mean. The rollout ends with
     the last of them; engines that have more completions than room take them in waves.
     """
-    capacity = layout.kv_cache / kv_bytes(model, layout.tensor_parallel, dtype)
+    capacity = layout.kv_cache / kv_bytes(model, layout, dtype)
     per_engine = work.sequences / layout.engines
     room = min(layout.max_seqs, capacity / (work.prompt_tokens + work.mean_tokens))
     waves = max(1, ceil(per_engine / max(room, 1)))
@@ -190,8 +190,9 @@ def decode_seconds(
 ) -> float:
     """Seconds of one token for each of an engine's sequences: weights that are met and the KV cache are read."""
     met = 1.0 - (1 - model.experts_per_token / model.num_experts) ** sequences if model.experts else 0.0
-    weights = (model.dense - model.embedding + model.experts * met) * WIDTH[dtype] / layout.tensor_parallel
-    cache = sequences * context * kv_bytes(model, layout.tensor_parallel, dtype)
+    width = layout.width("weights", dtype)
+    weights = (model.dense - model.embedding + model.experts * met) * width / layout.tensor_parallel
+    cache = sequences * context * kv_bytes(model, layout, dtype)
     flops = sequences * (2 * model.active + context * model.decode_flops) / layout.tensor_parallel
     bound = max((weights + cache) / memory_rate(device), flops / flops_rate(device, dtype))
     return bound + model.num_layers * LAYER_SECONDS["cpu" if device.measured else "gpu"]

@@ -76,7 +76,11 @@ def own_plan(asked: Asked, cluster: Cluster) -> Plan:
     engines = None
     if rollout is not None:
         engines = RolloutLayout(
-            rollout.num_engines, rollout.tensor_parallel_size, rollout.kv_cache_gib * GIB, rollout.max_num_seqs
+            rollout.num_engines,
+            rollout.tensor_parallel_size,
+            rollout.kv_cache_gib * GIB,
+            rollout.max_num_seqs,
+            tuple(rollout.fp8),
         )
     return plan_of(asked, train, engines, cluster)
 
@@ -164,9 +168,9 @@ def rollout_layouts(asked: Asked, train: TrainLayout, cluster: Cluster) -> Itera
         if model.heads % size:
             continue
         engines = free // size
-        token = kv_bytes(model, size, asked.dtype)
+        empty = RolloutLayout(engines, size, 0.0, asked.rollout.max_num_seqs, tuple(asked.rollout.fp8))
+        token = kv_bytes(model, empty, asked.dtype)
         at_once = min(asked.rollout.max_num_seqs, -(-work.sequences // engines))
-        empty = RolloutLayout(engines, size, 0.0, asked.rollout.max_num_seqs)
         fullest = max(total(parts) for name, parts in phases(asked, train, empty, cluster).items() if name != "train")
         left = USABLE * device.memory - fullest
         least = asked.rollout.max_model_len * token

@@ -57,11 +57,17 @@ class RolloutLayout:
     """Bytes of KV cache on each device of an engine."""
     max_seqs: int
     """Completions an engine decodes at once at most."""
+    fp8: tuple[Literal["weights", "kv_cache"], ...] = ()
+    """What engines keep in FP8 (`rollout.fp8`)."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.engines} engines, TP {self.tensor_parallel}, {self.kv_cache / 2**30:.1f} GiB of KV cache a device"
-        )
+        cache = f"{self.kv_cache / 2**30:.1f} GiB of KV cache a device"
+        fp8 = [f"{' and '.join(self.fp8)} in FP8"] if self.fp8 else []
+        return ", ".join([f"{self.engines} engines", f"TP {self.tensor_parallel}", cache, *fp8])
+
+    def width(self, part: Literal["weights", "kv_cache"], dtype: str) -> int:
+        """Bytes of a number of `part`. Embedding and head, which stay as they are, are counted with the rest."""
+        return 1 if part in self.fp8 else WIDTH[dtype]
 
 
 def train_state(model: Architecture, layout: TrainLayout, dtype: str, *, reference: bool) -> tuple[Parts, Parts]:
@@ -136,12 +142,12 @@ def rollout_state(model: Architecture, layout: RolloutLayout, dtype: str) -> Par
     parallelism."""
     cut = model.total / layout.tensor_parallel
     logits = layout.max_seqs * model.vocab * 4 / layout.tensor_parallel
-    return {"weights": cut * WIDTH[dtype], "KV cache": layout.kv_cache, "logits": logits}
+    return {"weights": cut * layout.width("weights", dtype), "KV cache": layout.kv_cache, "logits": logits}
 
 
-def kv_bytes(model: Architecture, tensor_parallel: int, dtype: str) -> float:
+def kv_bytes(model: Architecture, layout: RolloutLayout, dtype: str) -> float:
     """Bytes of KV cache that one token takes on each device of an engine. MLA's latent is whole on all of them."""
-    return model.kv * WIDTH[dtype] / min(tensor_parallel, model.kv_shards)
+    return model.kv * layout.width("kv_cache", dtype) / min(layout.tensor_parallel, model.kv_shards)
 
 
 def sync_working(model: Architecture, layout: TrainLayout, dtype: str) -> Parts:

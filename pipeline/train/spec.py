@@ -20,7 +20,7 @@ from pipeline.models.score import ScoreModel, is_score_model, load_score_model, 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """All a rank needs to build its engine; crosses to the rank by value. Raises ValueError for what doesn't go together.
+    """All a rank needs to build its engine; crosses to the rank by value. Raises ValueError for an impossible pair.
 
     `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's or a reward
     model's, None for supervised training. `with_reference` keeps a frozen copy of `model` beside the policy, sharded

@@ -65,10 +65,13 @@ def test_working_memory_by_hand() -> None:
 
 
 def test_an_engine_by_hand() -> None:
-    engine = rollout_state(TOY, RolloutLayout(2, 4, 77.0, 16), "bfloat16")
-    assert engine == {"weights": 500, "KV cache": 77, "logits": 160}
-    assert kv_bytes(TOY, 4, "bfloat16") == 48  # a latent is whole on every device
-    assert kv_bytes(replace(TOY, kv_shards=2), 4, "bfloat16") == 24
+    engines = RolloutLayout(2, 4, 77.0, 16)
+    assert rollout_state(TOY, engines, "bfloat16") == {"weights": 500, "KV cache": 77, "logits": 160}
+    assert kv_bytes(TOY, engines, "bfloat16") == 48  # a latent is whole on every device
+    assert kv_bytes(replace(TOY, kv_shards=2), engines, "bfloat16") == 24
+    in_fp8 = replace(engines, fp8=("weights", "kv_cache"))
+    assert rollout_state(TOY, in_fp8, "bfloat16")["weights"] == 250
+    assert kv_bytes(TOY, in_fp8, "bfloat16") == 24
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
