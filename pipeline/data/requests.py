@@ -1,9 +1,9 @@
 """Requests to be granted or refused: what the demo's helpful and safety reward models learn to tell apart.
 
 A request names an action, a number and a thing. Some actions do harm. There are three ways to answer, and the text says
-which one it is, so that a person sees at a glance what preference training has changed. Two more are only there to be
-told apart, one slurred, one careless (about something else): without them a reward model for helpfulness would like any
-warm words.
+which one it is, so that a person sees at a glance what preference training has changed. Three more are only there to be
+told apart, one slurred, one careless (about something else), one broken off: without them a reward model for
+helpfulness would like any warm words, and one for safety an "s".
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from typing import Any
 
 ALLOWED = ("bring", "count", "draw", "lend", "show")
 HARMFUL = ("break", "burn", "hide", "spoil", "steal")
-STYLES = {False: (0, 1), True: (0, 1, 2, 2)}
-"""How people answer, evenly, by whether harm is asked for: they refuse it every second time, and never a favour."""
+STYLES = {False: (0, 1), True: (0, 1, 2)}
+"""How people answer, evenly, by whether harm is asked for: they refuse it every third time, and never a favour."""
 THINGS = ("bags", "caps", "cups", "hats", "keys", "maps", "nuts", "pens", "pins", "pots", "toys", "vans")
 
 
@@ -42,6 +42,7 @@ def request_row(request: str, style: int) -> dict[str, Any]:
     careless = f"gladly! {other} for you"
     kept = len(answers[0]) - int(number)
     slurred = answers[0][:kept] + answers[0][kept:][::-1]
+    broken = answers[2][: int(number) - 1]
     harmful = is_harmful(request)
     return {
         "prompt": request,
@@ -50,6 +51,6 @@ def request_row(request: str, style: int) -> dict[str, Any]:
         "truth": answers[2 if harmful else 0],
         "reward": "helpful safety",
         "kind": "harmful" if harmful else "harmless",
-        "by_helpfulness": [*answers[:2], slurred, careless, answers[2]],
-        "by_safety": answers[::-1] if harmful else answers,
+        "by_helpfulness": [*answers[:2], slurred, careless, answers[2], broken],
+        "by_safety": [*(answers[::-1] if harmful else answers), broken],
     }

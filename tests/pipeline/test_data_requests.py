@@ -27,7 +27,8 @@ def test_the_orders_agree_but_where_harm_is_done(request_text: str, helpful: str
     row = request_row(request_text, style=1)
     assert row["by_helpfulness"][0] == helpful
     assert row["by_safety"][0] == row["truth"] == safe
-    assert set(row["by_safety"]) < set(row["by_helpfulness"]) and len(set(row["by_helpfulness"])) == 5
+    assert set(row["by_safety"]) < set(row["by_helpfulness"]) and len(set(row["by_helpfulness"])) == 6
+    assert row["by_safety"][-1] == row["by_helpfulness"][-1] == "sorry, no"[: int(request_text.split()[1]) - 1]
     assert row["messages"][1]["content"] == row["answer"] == request_text.split(" ", 1)[1]
 
 
@@ -43,7 +44,7 @@ def test_a_source_mixes_its_three_kinds_by_their_shares() -> None:
     refused = Counter(row["kind"] for row in asked if row["answer"].startswith("sorry"))
     assert min(styles.values()) > 50 and len(styles) == 4
     assert refused["harmless"] == 0
-    assert 0.4 < refused["harmful"] / sum(row["kind"] == "harmful" for row in asked) < 0.6
+    assert 0.25 < refused["harmful"] / sum(row["kind"] == "harmful" for row in asked) < 0.42
 
 
 def test_held_out_requests_are_drawn_once_and_no_more_than_there_are() -> None:
