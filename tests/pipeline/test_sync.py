@@ -148,6 +148,31 @@ def test_a_wrong_router_bias_or_latent_projection_stops_the_run(pair: tuple[Poli
     sync(pair, 7)
 
 
+class Off:
+    """An engine that says of the first `sequences` of the whole probe one token by 0.4 nats less."""
+
+    def __init__(self, sequences: int) -> None:
+        self._off = PROBE[:sequences]
+
+    def prompt_logprobs(self, sequences: list[list[int]]) -> list[list[np.ndarray]]:
+        return [[np.array([-1.0, -1.4 if ids in self._off else -1.0]) for ids in sequences]]
+
+
+class Sure:
+    """A policy that gives every token e^-1."""
+
+    def sequence_logprobs(self, trees: list[Tree]) -> list[np.ndarray]:
+        return [np.array([-1.0, -1.0]) for _ in trees]
+
+
+def test_a_tie_on_one_half_of_the_probe_proves_nothing_against_an_engine() -> None:
+    policy: Any = Sure()
+    tied, wrong = Off(1), Off(len(PROBE))
+    assert prove(policy, tied, BOUNDS, probe=PROBE, version=1) == {"sync/gap_mean": 0, "sync/gap_max": 0}  # type: ignore[arg-type]
+    with pytest.raises(RunStopped, match=r"both halves.*4\.00e-01 at most"):
+        prove(policy, wrong, BOUNDS, probe=PROBE, version=1)  # type: ignore[arg-type]
+
+
 def test_a_gap_on_sampled_tokens_stops_the_run() -> None:
     check_spoken({"mismatch/abs_mean": 9e-6}, BOUNDS, step=3)
     for gap in (2e-5, float("nan")):
