@@ -66,10 +66,10 @@ def prove(
         if mean_gap <= config.max_mean_gap and max_gap <= config.max_gap:  # a NaN is not within anything
             return {"sync/gap_mean": mean_gap, "sync/gap_max": max_gap}
     raise RunStopped(
-        f"sync of version {version} is not proven: trainer and engine differ on both halves of the probe, on the "
-        f"second by {mean_gap:.2e} in the mean (bound sync.max_mean_gap={config.max_mean_gap:.0e}) and {max_gap:.2e} at "
-        f"most (bound sync.max_gap={config.max_gap:.0e}) nats a token. The engine does not hold the weights that were "
-        "trained, or bfloat16 or rollout.fp8 need wider bounds; the run can be resumed once the cause is found"
+        f"sync of version {version} is not proven: trainer and engine differ on both halves of the probe, the last "
+        f"by {mean_gap:.2e} nats a token in the mean (bound sync.max_mean_gap={config.max_mean_gap:.0e}) and "
+        f"{max_gap:.2e} at most (bound sync.max_gap={config.max_gap:.0e}). The engine does not hold the weights that "
+        "were trained, or bfloat16 or rollout.fp8 need wider bounds; the run can be resumed once the cause is found"
     )
 
 
