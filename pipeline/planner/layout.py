@@ -14,11 +14,10 @@ from pipeline.planner.memory import (
     kv_bytes,
     merged,
     rollout_state,
+    step_working,
     sync_working,
     total,
     train_state,
-    train_working,
-    update_working,
 )
 
 USABLE = 0.92
@@ -63,16 +62,8 @@ class Plan:
 
 def own_plan(asked: Asked, cluster: Cluster) -> Plan:
     """The plan of the layout that the configuration sets."""
-    trainer, rollout = asked.trainer, asked.rollout
-    train = TrainLayout(
-        trainer.num_ranks,
-        trainer.zero_stage,
-        trainer.expert_parallel_size,
-        trainer.micro_batch_tokens,
-        trainer.gradient_checkpointing,
-        trainer.offload,
-        asked.moments,
-    )
+    rollout = asked.rollout
+    train = TrainLayout.of(asked.trainer, asked.moments)
     engines = None
     if rollout is not None:
         engines = RolloutLayout(
@@ -117,9 +108,7 @@ def phases(asked: Asked, train: TrainLayout, rollout: RolloutLayout | None, clus
     model, dtype, device = asked.model, asked.dtype, cluster.device
     lean = device.measured and dtype == "float32"
     state, _ = train_state(model, train, dtype, reference=asked.reference)
-    working = train_working(model, train, dtype, longest=asked.work.longest, lean=lean)
-    update = update_working(model, train)
-    peak = max(working, update, key=total)
+    peak = step_working(model, train, dtype, longest=asked.work.longest, lean=lean)
     runtime = {"runtime": float(device.runtime)}
     if rollout is None:
         return {"train": merged(state, peak, runtime)}

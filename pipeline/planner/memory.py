@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.train import OffloadConfig
+from configs.train import OffloadConfig, TrainerConfig
 from pipeline.models.logprobs import CHUNK_TOKENS
 from pipeline.planner.architecture import Architecture
 
@@ -37,6 +37,19 @@ class TrainLayout:
     gradient_checkpointing: bool
     offload: OffloadConfig | None = None
     moments: Literal["float32", "bfloat16"] = "float32"
+
+    @classmethod
+    def of(cls, trainer: TrainerConfig, moments: Literal["float32", "bfloat16"]) -> "TrainLayout":
+        """What a configuration sets."""
+        return cls(
+            trainer.num_ranks,
+            trainer.zero_stage,
+            trainer.expert_parallel_size,
+            trainer.micro_batch_tokens,
+            trainer.gradient_checkpointing,
+            trainer.offload,
+            moments,
+        )
 
     def __str__(self) -> str:
         extras = [f"EP {self.expert_parallel}"] if self.expert_parallel > 1 else []
@@ -135,6 +148,12 @@ def update_working(model: Architecture, layout: TrainLayout) -> Parts:
         return {}
     owned = model.total / layout.ranks
     return {"float32 gradients": 4 * (owned if layout.zero_stage < 3 else min(owned, ZERO_LIVE))}
+
+
+def step_working(model: Architecture, layout: TrainLayout, dtype: str, *, longest: int, lean: bool) -> Parts:
+    """What a step adds at its peak, which is in the passes or in the update (see `train_working`)."""
+    working = train_working(model, layout, dtype, longest=longest, lean=lean)
+    return max(working, update_working(model, layout), key=total)
 
 
 def rollout_state(model: Architecture, layout: RolloutLayout, dtype: str) -> Parts:

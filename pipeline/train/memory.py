@@ -6,6 +6,7 @@ counts freed blocks that the C library keeps; docs/planner.md says how far that 
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from pipeline.batch import MicroBatch
 from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
 from pipeline.planner.devices import DEVICES, GIB
-from pipeline.planner.memory import TrainLayout, total, train_state, train_working, update_working
+from pipeline.planner.memory import TrainLayout, step_working, total, train_state
 from pipeline.train.spec import TrainSpec
 
 PEAK, PREDICTED = "memory/peak_gib", "memory/predicted_gib"
@@ -54,22 +55,11 @@ class StepMemory:
         return {PEAK: peak / GIB} | predicted
 
     def _predicted(self, model: Architecture, tokens: int) -> float:
-        spec, trainer = self._spec, self._spec.trainer
-        layout = TrainLayout(
-            trainer.num_ranks,
-            trainer.zero_stage,
-            trainer.expert_parallel_size,
-            tokens,
-            trainer.gradient_checkpointing,
-            trainer.offload,
-            spec.optimizer.moments,
-        )
-        cpu = self._device.type == "cpu"
+        spec, cpu = self._spec, self._device.type == "cpu"
+        layout = replace(TrainLayout.of(spec.trainer, spec.optimizer.moments), micro_batch_tokens=tokens)
         state = total(*train_state(model, layout, spec.dtype, reference=spec.with_reference)[: 1 + cpu])
-        lean = cpu and spec.dtype == "float32"
-        working = total(train_working(model, layout, spec.dtype, longest=0, lean=lean))
-        runtime = DEVICES["cpu"].runtime if cpu else 0
-        return state + max(working, total(update_working(model, layout))) + runtime
+        working = step_working(model, layout, spec.dtype, longest=0, lean=cpu and spec.dtype == "float32")
+        return state + total(working) + (DEVICES["cpu"].runtime if cpu else 0)
 
 
 def _countable(spec: TrainSpec) -> Architecture | None:

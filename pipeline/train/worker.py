@@ -93,7 +93,7 @@ class Policy:
         started = time.monotonic()
         of_ranks: list[BatchSums] = self._each("forward_backward", [(rows, denominator) for rows in batch])
         stepped: list[dict[str, float]] = self._all("optim_step")
-        fullest = max(stepped, key=lambda figures: figures[PEAK])
+        fullest = max(stepped, key=lambda figures: figures.get(PEAK, 0.0))  # absent where it can't be measured
         metrics = _mean(of_ranks) | {"loss/total": sum(part.loss for part in of_ranks)} | fullest
         if not math.isfinite(metrics["train/grad_norm"]):
             raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")

@@ -3,7 +3,6 @@
 Everything happens once, in one story, since a Ray cluster and a training stage take their seconds.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from jobs.cli import parse
 from jobs.record import RunRecord
 from jobs.verbs import exit_code
 from pipeline.lock import holder
+from tests.series import series
 
 pytestmark = pytest.mark.ranks
 
@@ -89,11 +89,7 @@ class Story:
 
     def rows(self, stage: str) -> list[dict[str, float]]:
         file = self.run / stage / "metrics.jsonl"
-        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        return [
-            {name: value for name, value in row.items() if "second" not in name and "memory/" not in name}
-            for row in rows
-        ]
+        return series(file) if file.is_file() else []
 
 
 def wait(until: Callable[[], bool], what: str, story: Story) -> None:

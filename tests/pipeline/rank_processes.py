@@ -11,6 +11,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "tests.pipeline.train_ranks",
+        "tests.pipeline.fp8_ranks",
         "tests.pipeline.layout_ranks",
         "tests.pipeline.memory_ranks",
         "tests.pipeline.moments_ranks",

@@ -17,7 +17,6 @@ from tests.pipeline import layout_ranks
 from tests.pipeline.rank_processes import run_ranks
 
 ranks = pytest.mark.ranks
-V2 = {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0}
 
 
 def train(
@@ -98,8 +97,8 @@ def test_stages_and_copies_of_experts_agree(
 @pytest.mark.parametrize("method", ["greedy", "group_limited_greedy"])
 def test_deepseek_v2_routes_by_its_own_gate(folder: Path, tmp_path: Path, method: str) -> None:
     """AutoEP's own router would limit `greedy` to one group of two here."""
-    tiny = json.loads((Path(layout_ranks.__file__).parents[2] / "configs" / "models" / "tiny.json").read_text())
-    (tmp_path / "v2.json").write_text(json.dumps(tiny | V2 | {"topk_method": method}))
+    tiny = json.loads((Path(layout_ranks.__file__).parents[2] / "configs" / "models" / "tiny_v2.json").read_text())
+    (tmp_path / "v2.json").write_text(json.dumps(tiny | {"topk_method": method}))
     model = create_model(str(tmp_path / "v2.json"), 0, tmp_path / "v2")
     sharded = train(model, tmp_path, "sharded", num=2, zero=1, experts=2)
     assert_same(train(model, tmp_path, "whole", num=1, zero=1, experts=1, others=("sharded",)), sharded)

@@ -12,6 +12,7 @@ from configs.reward_model import PairwiseLoss
 from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.models.fresh import create_model
+from pipeline.train import memory
 from pipeline.train.memory import PEAK, PREDICTED, StepMemory
 from pipeline.train.spec import TrainSpec
 from tests.pipeline import memory_ranks
@@ -47,3 +48,11 @@ def test_no_prediction_is_made_of_what_the_planner_does_not_plan(tmp_path: Path)
         replace(spec, model=tmp_path / "other"),
     ):
         assert StepMemory(other, CPU).figures().keys() == {PEAK}
+
+
+def test_where_the_kernel_can_not_tell_the_peak_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "RESET", tmp_path / "clear_refs")
+    run = TrainSpec(tmp_path, "float32", TrainerConfig(fp8=True), OptimizerConfig(learning_rate=1e-3), 1)
+    unmeasured = StepMemory(run, CPU)
+    unmeasured.begin([])
+    assert unmeasured.figures() == {}

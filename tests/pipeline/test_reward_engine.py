@@ -1,7 +1,6 @@
 """Reward models in real training processes: how a batch is split can't be seen in it, and what is trained, saved and
 scored is one model."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from pipeline.models.score import load_score_model
 from rollout.weights import checkpoint_shapes
 from tests.pipeline.rank_processes import run_ranks
 from tests.pipeline.reward_ranks import comparisons, main
-from tests.pipeline.small_models import FAMILIES, ROOT, small_causal_lm
+from tests.pipeline.small_models import FAMILIES, small_causal_lm
 
 pytestmark = pytest.mark.ranks
 
@@ -64,10 +63,7 @@ def test_rows_ranks_zero_stages_and_spread_experts_agree(
 
 @pytest.mark.slow
 def test_spread_experts_of_deepseek_v2_train_as_on_one_rank(tmp_path: Path) -> None:
-    tiny = json.loads((ROOT / "configs" / "models" / "tiny.json").read_text())
-    v2 = {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0}
-    (tmp_path / "v2.json").write_text(json.dumps(tiny | v2))
-    model = create_model(str(tmp_path / "v2.json"), 0, tmp_path / "v2")
+    model = create_model("tiny_v2", 0, tmp_path / "v2")
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     [one] = train(tmp_path / "one", model)

@@ -17,6 +17,7 @@ from pipeline.launch.reward_model import launch, refuse_unfit
 from pipeline.models.score import Scorer
 from pipeline.models.tokenizer import byte_tokenizer
 from tests.pipeline.small_models import small_causal_lm
+from tests.series import series
 
 STEPS = 24
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
@@ -56,10 +57,7 @@ def config_of(home: Path, **changes: Any) -> RewardModelConfig:
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in row.items() if "second" not in name and "memory/" not in name} for row in rows
-    ]
+    return series(folder / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The whole path as a user runs it, `alignyard run`, against the golden curve; and its stages killed and run again."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.series import series
 
 pytestmark = [pytest.mark.engine, pytest.mark.ranks]
 
@@ -53,13 +54,8 @@ def finish(process: "subprocess.Popen[str]") -> str:
 
 
 def metrics(folder: Path, stage: str) -> list[dict[str, float]]:
-    """The series without what depends on the machine: seconds, memory, and how busy the reward pools were."""
-    lines = (folder / "small" / stage / "metrics.jsonl").read_text().splitlines()
-    machine = ("second", "memory/", "reward_pool/")
-    return [
-        {name: value for name, value in json.loads(line).items() if not any(part in name for part in machine)}
-        for line in lines
-    ]
+    """The series, and not how busy the reward pools were."""
+    return series(folder / "small" / stage / "metrics.jsonl", "reward_pool/")
 
 
 def kill_at(process: "subprocess.Popen[str]", file: Path, lines: int) -> None:

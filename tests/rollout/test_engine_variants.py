@@ -4,19 +4,14 @@ that a model was first trained with.
 Each is compared with transformers fresh and after a sync.
 """
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 from tests.rollout import tiny
+from tests.rollout.variants import Gaps, gaps_of
 
 pytestmark = pytest.mark.engine
 
 SCRIPT = """
-import json, os, sys
-from pathlib import Path
 from configs.sampling import SamplingConfig
 from rollout import cpu, engine as door
 from tests.rollout import tiny
@@ -36,17 +31,7 @@ def measure(make, without, root):
         door.mend_tied_head = mend
         engine.load_weights(tiny.buckets(tiny.weights(root / "second")), version=2)
         gaps.append(tiny.rollout_gap(second, list(engine.generate(tiny.PROMPTS, sampling, 4, 1))))
-    (root / "gaps.json").write_text(json.dumps(gaps))
-
-root = Path(sys.argv[1])
-for name, (make, without, environment) in json.loads(sys.argv[2]).items():
-    (root / name).mkdir()
-    child = os.fork()  # a process for each, all with the imports of this one, which take longest
-    if child == 0:
-        os.environ.update(environment)
-        measure(make, without, root / name)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0, name
+    return gaps
 """
 
 VARIANTS = {
@@ -58,18 +43,12 @@ VARIANTS = {
     "deepseek_v2": ("v2", "", {}),
 }
 
-Gaps = dict[str, list[tuple[float, float]]]
-
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Gaps:
     """Of every variant, the gap (mean, largest) fresh and after a sync; of the one without the head's mend also after
     another sync with it."""
-    root = tmp_path_factory.mktemp("variants")
-    command = [sys.executable, "-c", SCRIPT, str(root), json.dumps(VARIANTS)]
-    result = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=400, check=False)
-    assert result.returncode == 0, result.stderr
-    return {name: [tuple(gap) for gap in json.loads((root / name / "gaps.json").read_text())] for name in VARIANTS}
+    return gaps_of(SCRIPT, VARIANTS, tmp_path_factory.mktemp("variants"))
 
 
 def test_without_the_rotary_mend_positions_are_wrong(gaps: Gaps) -> None:

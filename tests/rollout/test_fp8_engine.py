@@ -1,13 +1,9 @@
 """Engines that keep weights or the KV cache in FP8, against `transformers` with the same weights quantised by us."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.rollout import tiny
+from tests.rollout.variants import Gaps, gaps_of
 
 pytestmark = [
     pytest.mark.engine,
@@ -15,9 +11,7 @@ pytestmark = [
 ]
 
 SCRIPT = """
-import json, os, sys
 from copy import deepcopy
-from pathlib import Path
 import torch
 from configs.sampling import SamplingConfig
 from pipeline.models.fp8 import BLOCK, dequantise, quantise
@@ -52,17 +46,7 @@ def measure(fp8, dtype, root):
         groups = list(engine.generate(tiny.PROMPTS, sampling, 4, 1))
         same = quantised(models[seed], torch.float32 if fp8 == ["exported"] else torch.bfloat16)
         told.append((tiny.rollout_gap(models[seed], groups)[0], tiny.rollout_gap(same, groups)[0]))
-    (root / "gaps.json").write_text(json.dumps(told))
-
-root = Path(sys.argv[1])
-for name, (fp8, dtype, environment) in json.loads(sys.argv[2]).items():
-    (root / name).mkdir()
-    child = os.fork()  # a process for each, all with the imports of this one, which take longest
-    if child == 0:
-        os.environ.update(environment)
-        measure(fp8, dtype, root / name)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0, name
+    return told
 """
 
 VARIANTS = {
@@ -72,18 +56,12 @@ VARIANTS = {
     "cache": (["kv_cache"], "float32", {}),
 }
 
-Gaps = dict[str, list[tuple[float, float]]]
-
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Gaps:
     """Of every variant, the mean gap from the model and from its weights in FP8 blocks: fresh, after a sync of other
     weights, and after one of the first. An exported checkpoint is not synced."""
-    root = tmp_path_factory.mktemp("variants")
-    command = [sys.executable, "-c", SCRIPT, str(root), json.dumps(VARIANTS)]
-    result = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=400, check=False)
-    assert result.returncode == 0, result.stderr
-    return {name: [tuple(gap) for gap in json.loads((root / name / "gaps.json").read_text())] for name in VARIANTS}
+    return gaps_of(SCRIPT, VARIANTS, tmp_path_factory.mktemp("variants"))
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "cache"])
