@@ -1,3 +1,4 @@
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ def idle_keys(data: dict[str, Any]) -> list[str]:
     whole = Recipe.model_validate(data)
     idle: list[str] = []
     for key, _ in leaves(data):
-        without: Any = OmegaConf.to_container(OmegaConf.create(data))
+        without = deepcopy(data)
         *above, last = key.split(".")
-        node = without
+        node: Any = without
         for part in above:
             node = node[int(part) if isinstance(node, list) else part]
         del node[last]

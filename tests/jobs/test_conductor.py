@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ranks
 
 SECONDS = 240
 """For what takes ten on a quiet machine."""
-STEPS = 120
+STEPS = 48
 STAGE = """
     type: sft
     model: {model}
@@ -217,7 +217,7 @@ def test_what_differs_from_a_finished_stage_is_named(
     story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(story.folder)
-    args = parse(["run", "story.yaml", "--dry-run", "stages.left.steps=121"])
+    args = parse(["run", "story.yaml", "--dry-run", "stages.left.steps=49"])
     code = exit_code(lambda: args.verb(args), resumes=True)
     told = capsys.readouterr()
-    assert code == 2 and f"steps: was {STEPS}, is 121" in told.out + told.err
+    assert code == 2 and f"steps: was {STEPS}, is 49" in told.out + told.err
