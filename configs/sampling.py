@@ -66,6 +66,7 @@ class SyncConfig(Settings):
 
     max_mean_gap: float = Field(default=1e-5, gt=0)
     """Largest mean |trainer - engine| log-probability in nats, over the tokens of the probe (a few fixed random
-    sequences) after a sync and over a step's sampled tokens. Raise it for BF16 or FP8."""
+    sequences) after a sync and over a step's sampled tokens but those of the sequence furthest off. Raise it for BF16
+    or FP8."""
     max_gap: float = Field(default=1e-4, gt=0)
     """Largest |trainer - engine| log-probability on any token of the probe, in nats. Raise it likewise."""

@@ -3,7 +3,6 @@
 Each figure that compares is a ratio of medians within one run, both sides measured in turns.
 """
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pipeline.models.fp8_layers import FP8, fp8_linear
 from pipeline.models.fresh import architecture_file
 from pipeline.models.logprobs import LogprobModel
 from pipeline.models.norms import use_lean_norms
+from pipeline.train.memory import resident
 
 TOKENS = 2048
 VOCABULARY, WIDTH, ROWS, LENGTH = 129_280, 128, 4096, 64
@@ -33,7 +33,8 @@ PRODUCT = (2048, 1024, 4096)
 
 def moe(repeats: int) -> dict[str, float]:
     """Forward and backward of the 25M-parameter model (16 experts, top-4) over TOKENS tokens, and of one layer's
-    experts alone: `transformers` as it comes, and with ours."""
+    experts alone: `transformers` as it comes, and with ours. Beside the experts their six matrix products alone, which
+    no arrangement of them does without."""
     model: Any = _model("moe_25m")
     default = model.config._experts_implementation
     experts: Any = model.base_model.layers[1].mlp.experts
@@ -49,8 +50,15 @@ def moe(repeats: int) -> dict[str, float]:
     def whole(name: str) -> Callable[[], None]:
         return lambda: _backward(model, name, lambda: model(token_ids, use_cache=False).logits)
 
-    plain, sorted_ = _seconds(repeats * 3, layer(default), layer(SORTED))
-    figures = {"experts_plain_seconds": plain, "experts_seconds": sorted_, "experts_speedup": plain / sorted_}
+    products = _products(experts, torch.bincount(index_TK.flatten(), minlength=len(experts.down_proj)).tolist())
+    plain, sorted_, bound = _seconds(repeats * 3, layer(default), layer(SORTED), products)
+    figures = {
+        "experts_plain_seconds": plain,
+        "experts_seconds": sorted_,
+        "experts_products_seconds": bound,
+        "experts_speedup": plain / sorted_,
+        "experts_speedup_bound": plain / bound,
+    }
     plain, with_sorted = _seconds(repeats, whole(default), whole(SORTED))
     use_lean_norms(model)
     (with_norms,) = _seconds(repeats, whole(SORTED))
@@ -143,14 +151,30 @@ def _peak_mib(way: str) -> float:
 def print_peak(way: str) -> None:
     """Where `_peak_mib` measures: `way` is a method of _Head."""
     head = _Head()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     getattr(head, way)()
-    sys.stdout.write(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}\n")
+    sys.stdout.write(f"{(resident('VmHWM') - before) / 2**20}\n")
 
 
 def _model(architecture: str) -> PreTrainedModel:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(architecture_file(architecture)))
+
+
+def _products(experts: Any, counts: list[int]) -> Callable[[], None]:
+    """The products of forward and backward, each expert's on as many rows as it has tokens, and nothing else."""
+    gate_up_EFD, down_EDI = experts.gate_up_proj.detach(), experts.down_proj.detach()
+    (_, width_F, width_D), width_I = gate_up_EFD.shape, down_EDI.shape[2]
+    rows = [(torch.randn(n, width_D), torch.randn(n, width_F), torch.randn(n, width_I)) for n in counts]
+
+    def multiply() -> None:
+        for (x_nD, x_nF, x_nI), gate_up_FD, down_DI in zip(rows, gate_up_EFD, down_EDI, strict=True):
+            for a, b in ((x_nD, gate_up_FD.T), (x_nI, down_DI.T), (x_nD, down_DI), (x_nF, gate_up_FD)):
+                torch.mm(a, b)
+            torch.mm(x_nD.T, x_nI)
+            torch.mm(x_nF.T, x_nD)
+
+    return multiply
 
 
 def _backward(model: PreTrainedModel, experts: str, forward: Callable[[], Tensor]) -> None:

@@ -15,11 +15,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from pipeline.models.attention import PACKED, Layout
-from pipeline.models.experts import SORTED
-from pipeline.models.fp8_layers import use_fp8
+from pipeline.models.attention import Layout
 from pipeline.models.mtp import Mtp, attached
-from pipeline.models.norms import use_lean_norms
+from pipeline.models.packed import hidden_states, use_packed
 from pipeline.models.routing import Routers
 
 CHUNK_TOKENS = 1024
@@ -42,9 +40,8 @@ class Ahead(NamedTuple):
 class LogprobModel(nn.Module):
     """A causal LM whose forward answers with the log-probabilities of given tokens.
 
-    `causal_lm` must be a `transformers` model with a base model and an output head; its attention is switched to the
-    packed one, its experts and norms to ours, and with `fp8` its layers' products to FP8. `mtp` are its modules for
-    multi-token prediction, of which only passes with gradients hear.
+    `causal_lm` must be a `transformers` model with a base model and an output head; it is changed to read packed rows,
+    with `fp8` in FP8. `mtp` are its modules for multi-token prediction, of which only passes with gradients hear.
     """
 
     def __init__(
@@ -56,12 +53,8 @@ class LogprobModel(nn.Module):
         mtp: Mtp | None = None,
     ) -> None:
         super().__init__()
-        causal_lm.set_attn_implementation(PACKED)
-        causal_lm.set_experts_implementation(SORTED)
         with attached(mtp, causal_lm):
-            use_lean_norms(causal_lm)
-            if fp8:
-                use_fp8(causal_lm)
+            use_packed(causal_lm, fp8=fp8)
         self.causal_lm: PreTrainedModel = causal_lm
         self.mtp = mtp
         self.routers = Routers(causal_lm)
@@ -81,14 +74,8 @@ class LogprobModel(nn.Module):
         token_ids_T int64 [T]; source_N int64 [N] rows of T; target_N int64 [N] token ids; experts_TLK: routes to
         replay (see pipeline.models.routing). Passes that train something count for the load of the experts.
         """
-        device = token_ids_T.device
         self.routers.begin(experts_TLK, counts=torch.is_grad_enabled() and len(source_N) > 0)
-        hidden_TD = self.causal_lm.base_model(
-            input_ids=token_ids_T.unsqueeze(0),
-            position_ids=layout.position_ids_T.to(device).unsqueeze(0),
-            layout=layout,
-            use_cache=False,
-        ).last_hidden_state[0]
+        hidden_TD = hidden_states(self.causal_lm, token_ids_T, layout)
         head = self.causal_lm.get_output_embeddings()
         assert head is not None
         if self.mtp is None or not torch.is_grad_enabled():

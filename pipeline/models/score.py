@@ -17,9 +17,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from pipeline.batch import MicroBatch, deal, micro_batch, scored_tree
 from pipeline.data.chat import Message
 from pipeline.data.scored import scored_ids, with_pad
-from pipeline.models.attention import PACKED, Layout
-from pipeline.models.fp8_layers import use_fp8
+from pipeline.models.attention import Layout
 from pipeline.models.load import save_hf, without_mtp
+from pipeline.models.packed import hidden_states, use_packed
 from pipeline.models.routing import Routers
 from pipeline.models.tokenizer import load_tokenizer
 
@@ -30,27 +30,20 @@ HEAD, LANGUAGE_HEAD = "score.weight", "lm_head.weight"
 class ScoreModel(nn.Module):
     """A reward model whose forward answers with the scores at given rows of a packed row.
 
-    `model` must have a base model and a linear head named `score`; its attention is switched to the packed one,
-    and with `fp8` its layers' products to FP8.
+    `model` must have a base model and a linear head named `score`; it is changed to read packed rows, with `fp8` in
+    FP8.
     """
 
     def __init__(self, model: PreTrainedModel, *, fp8: bool = False) -> None:
         super().__init__()
-        model.set_attn_implementation(PACKED)
-        if fp8:
-            use_fp8(model)
+        use_packed(model, fp8=fp8)
         self.model: PreTrainedModel = model
         self.routers = Routers(model)
 
     def forward(self, token_ids_T: Tensor, layout: Layout, last_N: Tensor) -> Tensor:
         """float32 [N]: the score of what row last_N[i] has seen. token_ids_T int64 [T]; last_N int64 [N] rows of T."""
         self.routers.begin(counts=torch.is_grad_enabled() and len(last_N) > 0)
-        hidden_TD = self.model.base_model(
-            input_ids=token_ids_T.unsqueeze(0),
-            position_ids=layout.position_ids_T.to(token_ids_T.device).unsqueeze(0),
-            layout=layout,
-            use_cache=False,
-        ).last_hidden_state[0]
+        hidden_TD = hidden_states(self.model, token_ids_T, layout)
         head: Any = self.model.score
         return head(hidden_TD[last_N]).squeeze(-1).float()
 

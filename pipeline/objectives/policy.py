@@ -74,12 +74,13 @@ def importance_weight(*, policy_logprobs_N: Tensor, rollout_logprobs_N: Tensor, 
     return (policy_logprobs_N - rollout_logprobs_N).exp().clamp(max=cap)
 
 
-def mismatch(*, policy_logprobs_N: Tensor, rollout_logprobs_N: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """How far rollout and trainer disagree on the same weights, on every token, before any mask: sums and maxima."""
-    gap_N = policy_logprobs_N - rollout_logprobs_N
+def mismatch(gap_N: Tensor, sequence_N: Tensor, num_sequences: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """How far rollout and trainer disagree on the same weights, gap_N = log pi - log mu of every token before any mask:
+    sums, and the maxima over tokens and over what a sequence's tokens sum to."""
     absolute_N = gap_N.abs()
     sums = {"mismatch/abs_mean": absolute_N.sum(), "mismatch/k3_mean": (gap_N.exp() - gap_N - 1).sum()}
-    return sums, {"mismatch/abs_max": absolute_N.max()}
+    sequences = absolute_N.new_zeros(num_sequences).index_add_(0, sequence_N, absolute_N)
+    return sums, {"mismatch/abs_max": absolute_N.max(), "mismatch/sequence_max": sequences.max()}
 
 
 def grpo_loss(
@@ -125,7 +126,7 @@ def grpo_loss(
         objective_N = objective_N * importance_weight(
             policy_logprobs_N=policy_logprobs_N, rollout_logprobs_N=rollout_logprobs_N, cap=importance_cap
         )
-    sums, maxima = mismatch(policy_logprobs_N=policy_logprobs_N, rollout_logprobs_N=rollout_logprobs_N)
+    sums, maxima = mismatch(policy_logprobs_N - rollout_logprobs_N, sequence_N, num_sequences)
     if ref_logprobs_N is not None:
         kl_N = k3_divergence(logprobs_N=logprobs_N, ref_logprobs_N=ref_logprobs_N)
         objective_N = objective_N - kl_coef * kl_N

@@ -45,7 +45,9 @@ def run(
                     fleet.policy.update(rows, batch.denominator) for rows, batch in zip(sharded, batches, strict=True)
                 ]
         metrics |= over_updates(updates) | alarms.length_controlled(metrics)
-        check_spoken(metrics, config.sync, step=step)
+        for ranks, update in zip(sharded, updates, strict=True):
+            num_tokens = sum(len(row.target_N) for rows in ranks for row in rows)
+            check_spoken(update, num_tokens, config.sync, step=step)
         with watch("sync"):
             metrics |= fleet.sync_weights(step)
         metrics |= validate(step)

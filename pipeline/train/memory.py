@@ -29,7 +29,7 @@ class StepMemory:
         self._model = _countable(spec)
         self._tokens = 0
         self._measures = device.type != "cpu" or os.access(RESET, os.W_OK)  # some containers' kernels have no such file
-        self._before = _resident("VmRSS") if device.type == "cpu" else 0
+        self._before = resident("VmRSS") if device.type == "cpu" else 0
 
     def begin(self, batch: Sequence[MicroBatch]) -> None:
         """Before the passes of a part of a step."""
@@ -48,7 +48,7 @@ class StepMemory:
             return {}
         tokens, self._tokens = self._tokens, 0
         if self._device.type == "cpu":
-            peak = _resident("VmHWM") - self._before
+            peak = resident("VmHWM") - self._before
         else:
             peak = torch.cuda.max_memory_allocated(self._device)
         predicted = {} if self._model is None else {PREDICTED: self._predicted(self._model, tokens) / GIB}
@@ -72,7 +72,7 @@ def _countable(spec: TrainSpec) -> Architecture | None:
     return as_reward_model(model) if spec.is_reward_model else model
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
     """Bytes: VmRSS those of now, VmHWM the most there were."""
     lines = STATUS.read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024

@@ -196,6 +196,7 @@ def test_mismatch_is_measured_on_every_token_whatever_its_weight() -> None:
     output = grpo_loss(**columns(rollout_logprobs_N=rollout, weights_N=tensor(0.0, 0.5, 0.5), importance_cap=2.0))
     assert output.sums["mismatch/abs_mean"].item() == pytest.approx(0.75)
     assert output.maxima["mismatch/abs_max"].item() == pytest.approx(0.5)
+    assert output.maxima["mismatch/sequence_max"].item() == pytest.approx(0.5)  # of 0.5, and 0 + 0.25
 
 
 def test_weight_zero_gives_a_gradient_of_exactly_zero_even_with_divergence() -> None:

@@ -174,10 +174,17 @@ def test_a_tie_on_one_half_of_the_probe_proves_nothing_against_an_engine() -> No
 
 
 def test_a_gap_on_sampled_tokens_stops_the_run() -> None:
-    check_spoken({"mismatch/abs_mean": 9e-6}, BOUNDS, step=3)
-    for gap in (2e-5, float("nan")):
+    """But not one of a single sequence, as a router's tie makes."""
+
+    def check(mean: float, of_one_sequence: float) -> None:
+        metrics = {"mismatch/abs_mean": mean, "mismatch/sequence_max": of_one_sequence}
+        check_spoken(metrics, 1000, BOUNDS, step=3)
+
+    check(9e-6, 0.0)
+    check(0.46 / 1000 + 9e-6, 0.46)
+    for mean, of_one_sequence in ((2e-5, 0.0), (0.46 / 1000 + 2e-5, 0.46), (float("nan"), 0.0)):
         with pytest.raises(RunStopped, match=r"step 3.*sampled tokens"):
-            check_spoken({"mismatch/abs_mean": gap}, BOUNDS, step=3)
+            check(mean, of_one_sequence)
 
 
 def test_one_stale_expert_of_one_layer_stops_the_run(pair: tuple[Policy, RolloutPool]) -> None:
