@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ranks
 
 SECONDS = 240
 """For what takes ten on a quiet machine."""
-STEPS = 48
+STEPS = 80
 STAGE = """
     type: sft
     model: {model}
@@ -106,16 +106,36 @@ def free(story: Story) -> bool:
 
 
 @contextmanager
-def paused(story: Story, *stages: str) -> Iterator[None]:
-    """While the block runs, the stages' own processes stand still."""
-    pids = [int(holder(story.run / stage).split()[1]) for stage in stages]
+def paused(pids: list[int]) -> Iterator[None]:
+    """While the block runs, these processes stand still."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # ended by the block
+                os.kill(pid, signal.SIGCONT)
+
+
+def stages(story: Story, *names: str) -> list[int]:
+    """The processes that run these stages."""
+    return [int(holder(story.run / name).split()[1]) for name in names]
+
+
+def ranks(story: Story) -> list[int]:
+    """The processes that train: those of that name below the conductor, whose cluster they belong to."""
+    parents, names = dict[int, int](), dict[int, str]()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            pid, _, rest = file.read_text().partition(" (")
+            names[int(pid)], _, fields = rest.rpartition(") ")
+            parents[int(pid)] = int(fields.split()[1])
+
+    def below(pid: int) -> bool:
+        return pid == story.record.pid or (pid in parents and below(parents[pid]))
+
+    return [pid for pid, name in names.items() if name.startswith("ray::TrainActor") and below(pid)]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +147,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     while not (story.run / "run.json").is_file():
         assert foreground.poll() is None
     wait(lambda: min(len(story.rows("left")), len(story.rows("right"))) >= 3, "both stages train", story)
-    with paused(story, "left", "right"):  # so that what follows has the time it takes
+    with paused(stages(story, "left", "right")):  # so that what follows has the time it takes
         for verb in ("status", "list", "logs"):
             story.call(verb, *(["story"] if verb != "list" else []))
         story.call("run", "story.yaml", label="second run")
@@ -138,14 +158,17 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     wait(lambda: len(story.rows("left")) > seen, "the run goes on without its terminal", story)
     story.facts["alive after SIGHUP"] = story.record.pid == conductor and bool(holder(story.run))
 
-    story.call("stop", "story")
+    training = ranks(story)
+    assert len(training) == 2
+    with paused(training):  # a stop takes its time where much else runs
+        story.call("stop", "story")
     story.states["stopped"] = story.record.state
     story.facts["free after stop"] = free(story)
     story.facts["unfinished"] = len(story.rows("left")) < STEPS
 
     story.call("run", "story.yaml", "--detach", label="detached")
     wait(lambda: all(holder(story.run / name) for name in ("left", "right")), "both run again", story)
-    with paused(story, "right"):  # so that it isn't done before the conductor has noticed
+    with paused(stages(story, "right")):  # so that it isn't done before the conductor has noticed
         os.kill(int(holder(story.run / "left").split()[1]), signal.SIGKILL)
         wait(lambda: story.record.stages["left"].state == "failed", "a killed stage is noticed", story)
         killed, seen = story.record.stages["left"], len(story.rows("right"))
@@ -217,7 +240,7 @@ def test_what_differs_from_a_finished_stage_is_named(
     story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(story.folder)
-    args = parse(["run", "story.yaml", "--dry-run", "stages.left.steps=49"])
+    args = parse(["run", "story.yaml", "--dry-run", "stages.left.steps=81"])
     code = exit_code(lambda: args.verb(args), resumes=True)
     told = capsys.readouterr()
-    assert code == 2 and f"steps: was {STEPS}, is 49" in told.out + told.err
+    assert code == 2 and f"steps: was {STEPS}, is 81" in told.out + told.err
