@@ -1,7 +1,6 @@
 # Each target for users sets the environment up first, which takes no time once it is done.
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
-LONGEST = tests/jobs tests/pipeline tests/rollout tests/rewards/test_pool.py tests/rewards/test_guard.py
 
 .PHONY: setup demo test types fast-tests test-slow docs
 
@@ -21,9 +20,8 @@ test: setup
 types:
 	$(ACTIVATE) pyright
 
-# What takes longest comes first, so that both processes end together.
 fast-tests:
-	$(ACTIVATE) pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
+	$(ACTIVATE) pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(ACTIVATE) pytest -m slow

@@ -112,18 +112,19 @@ def exceeds(pid: int, memory_bytes: int) -> bool:
 
     The quick sum counts shared pages in every process that has them; the exact one is taken only where that may matter.
     """
-    family = list(_family(pid))
-    return _total(family, _resident) > memory_bytes and _total(family, _proportional) > memory_bytes
+    pids = list(family(pid))
+    return _total(pids, _resident) > memory_bytes and _total(pids, _proportional) > memory_bytes
 
 
-def _family(pid: int) -> Iterator[int]:
+def family(pid: int) -> Iterator[int]:
+    """A process and all below it, nothing where it has ended."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
     except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
         return
     yield pid
     for child in chain.from_iterable(map(_children, tasks)):
-        yield from _family(child)
+        yield from family(child)
 
 
 def _children(task: Path) -> list[int]:
@@ -133,9 +134,9 @@ def _children(task: Path) -> list[int]:
         return []
 
 
-def _total(family: list[int], measure: Callable[[Path], int]) -> int:
+def _total(pids: list[int], measure: Callable[[Path], int]) -> int:
     total = 0
-    for pid in family:
+    for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
             total += measure(Path(f"/proc/{pid}"))
     return total

@@ -20,6 +20,7 @@ from jobs.cli import parse
 from jobs.record import RunRecord
 from jobs.verbs import exit_code
 from pipeline.lock import holder
+from rewards.sandbox.cgroup import family
 from tests.series import series
 
 pytestmark = pytest.mark.ranks
@@ -125,17 +126,12 @@ def stages(story: Story, *names: str) -> list[int]:
 
 def ranks(story: Story) -> list[int]:
     """The processes that train: those of that name below the conductor, whose cluster they belong to."""
-    parents, names = dict[int, int](), dict[int, str]()
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            pid, _, rest = file.read_text().partition(" (")
-            names[int(pid)], _, fields = rest.rpartition(") ")
-            parents[int(pid)] = int(fields.split()[1])
-
-    def below(pid: int) -> bool:
-        return pid == story.record.pid or (pid in parents and below(parents[pid]))
-
-    return [pid for pid, name in names.items() if name.startswith("ray::TrainActor") and below(pid)]
+    found: list[int] = []
+    for pid in family(story.record.pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if Path(f"/proc/{pid}/comm").read_text().startswith("ray::TrainActor"):
+                found.append(pid)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +165,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     story.call("run", "story.yaml", "--detach", label="detached")
     wait(lambda: all(holder(story.run / name) for name in ("left", "right")), "both run again", story)
     with paused(stages(story, "right")):  # so that it isn't done before the conductor has noticed
-        os.kill(int(holder(story.run / "left").split()[1]), signal.SIGKILL)
+        os.kill(*stages(story, "left"), signal.SIGKILL)
         wait(lambda: story.record.stages["left"].state == "failed", "a killed stage is noticed", story)
         killed, seen = story.record.stages["left"], len(story.rows("right"))
     story.facts["killed stage"] = (killed.exit_code, killed.reason)
@@ -240,7 +236,7 @@ def test_what_differs_from_a_finished_stage_is_named(
     story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(story.folder)
-    args = parse(["run", "story.yaml", "--dry-run", "stages.left.steps=81"])
+    args = parse(["run", "story.yaml", "--dry-run", f"stages.left.steps={STEPS + 1}"])
     code = exit_code(lambda: args.verb(args), resumes=True)
     told = capsys.readouterr()
-    assert code == 2 and f"steps: was {STEPS}, is 81" in told.out + told.err
+    assert code == 2 and f"steps: was {STEPS}, is {STEPS + 1}" in told.out + told.err

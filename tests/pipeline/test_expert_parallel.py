@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from configs.train import TrainerConfig
-from pipeline.models.fresh import create_model
+from pipeline.models.fresh import architecture_file, create_model
 from pipeline.train.expert_parallel import shard_experts
 from rollout.weights import checkpoint_shapes
 from tests.pipeline import layout_ranks
@@ -97,8 +97,8 @@ def test_stages_and_copies_of_experts_agree(
 @pytest.mark.parametrize("method", ["greedy", "group_limited_greedy"])
 def test_deepseek_v2_routes_by_its_own_gate(folder: Path, tmp_path: Path, method: str) -> None:
     """AutoEP's own router would limit `greedy` to one group of two here."""
-    tiny = json.loads((Path(layout_ranks.__file__).parents[2] / "configs" / "models" / "tiny_v2.json").read_text())
-    (tmp_path / "v2.json").write_text(json.dumps(tiny | {"topk_method": method}))
+    sizes = json.loads(architecture_file("tiny_v2").read_text())
+    (tmp_path / "v2.json").write_text(json.dumps(sizes | {"topk_method": method}))
     model = create_model(str(tmp_path / "v2.json"), 0, tmp_path / "v2")
     sharded = train(model, tmp_path, "sharded", num=2, zero=1, experts=2)
     assert_same(train(model, tmp_path, "whole", num=1, zero=1, experts=1, others=("sharded",)), sharded)

@@ -23,6 +23,11 @@ from tests.pipeline.small_models import small_causal_lm
 CPU = torch.device("cpu")
 
 
+def unplanned(folder: Path) -> TrainSpec:
+    """What the planner makes no prediction of, so that no model has to be there."""
+    return TrainSpec(folder, "float32", TrainerConfig(fp8=True), OptimizerConfig(learning_rate=1e-3), 1)
+
+
 @pytest.mark.ranks
 def test_what_is_measured_is_near_what_is_predicted(tmp_path: Path) -> None:
     model = create_model("tiny", 0, tmp_path / "tiny")
@@ -34,14 +39,13 @@ def test_what_is_measured_is_near_what_is_predicted(tmp_path: Path) -> None:
 
 
 def test_each_step_has_a_peak_of_its_own(tmp_path: Path) -> None:
-    spec = TrainSpec(tmp_path, "float32", TrainerConfig(fp8=True), OptimizerConfig(learning_rate=1e-3), 1)
-    memory = StepMemory(spec, CPU)
+    steps = StepMemory(unplanned(tmp_path), CPU)
     row = micro_batch([Tree([1, 2, 3], root_mask=[0, 1, 1])])
 
     def peak_mib(mib: int) -> float:
-        memory.begin([row])
+        steps.begin([row])
         torch.ones(mib, 2**18)  # so large that the C library gives it back
-        return memory.figures()[PEAK] * 1024
+        return steps.figures()[PEAK] * 1024
 
     large, small = peak_mib(512), peak_mib(1)
     assert large > 500 and small < large - 400
@@ -66,7 +70,6 @@ def test_no_prediction_is_made_of_what_the_planner_does_not_plan(tmp_path: Path)
 
 def test_where_the_kernel_can_not_tell_the_peak_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "RESET", tmp_path / "clear_refs")
-    run = TrainSpec(tmp_path, "float32", TrainerConfig(fp8=True), OptimizerConfig(learning_rate=1e-3), 1)
-    unmeasured = StepMemory(run, CPU)
+    unmeasured = StepMemory(unplanned(tmp_path), CPU)
     unmeasured.begin([])
     assert unmeasured.figures() == {}
