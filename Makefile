@@ -16,9 +16,9 @@ test: setup
 	$(ACTIVATE) lint-imports
 	@$(MAKE) --no-print-directory -j 2 types fast-tests
 
-# What takes long of `test`, side by side.
+# What takes long of `test`, side by side; types are checked where tests wait.
 types:
-	$(ACTIVATE) pyright
+	$(ACTIVATE) nice pyright
 
 fast-tests:
 	$(ACTIVATE) pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder

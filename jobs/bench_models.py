@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from pipeline.models.attention import Layout
 from pipeline.models.experts import SORTED
 from pipeline.models.fp8 import BLOCK, TILE, dequantise, matmul, quantise
 from pipeline.models.fp8_layers import FP8, fp8_linear
-from pipeline.models.fresh import architecture_file
 from pipeline.models.logprobs import LogprobModel
 from pipeline.models.norms import use_lean_norms
+from pipeline.models.resolve import architecture_file
 from pipeline.train.memory import resident
+from rollout.process import num_threads
 
-TOKENS = 2048
+MICRO_BATCHES = (2048, 4096, 8192)
+"""Tokens of a micro-batch: from what the demo trains with to a trainer's default."""
 VOCABULARY, WIDTH, ROWS, LENGTH = 129_280, 128, 4096, 64
 """DeepSeek-V3's vocabulary, and a width at which the head's product does not hide what follows it."""
 PRODUCT = (2048, 1024, 4096)
@@ -32,36 +35,29 @@ PRODUCT = (2048, 1024, 4096)
 
 
 def moe(repeats: int) -> dict[str, float]:
-    """Forward and backward of the 25M-parameter model (16 experts, top-4) over TOKENS tokens, and of one layer's
-    experts alone: `transformers` as it comes, and with ours. Beside the experts their six matrix products alone, which
-    no arrangement of them does without."""
+    """Forward and backward of the 25M-parameter model (16 experts, top-4), and of one layer's experts alone, in a rank
+    that has the machine to itself: `transformers` as it comes, and with ours. Beside the experts, for each of
+    MICRO_BATCHES, their six matrix products alone, which no arrangement of them does without."""
     model: Any = _model("moe_25m")
-    default = model.config._experts_implementation
-    experts: Any = model.base_model.layers[1].mlp.experts
-    gate: Any = model.base_model.layers[1].mlp.gate
-    x_TD = torch.randn(TOKENS, model.config.hidden_size, requires_grad=True)
-    with torch.no_grad():
-        _, weight_TK, index_TK = gate(x_TD)
-    token_ids = torch.randint(3, 259, (TOKENS // 64, 64))
+    default, threads = model.config._experts_implementation, num_threads(0)
+    figures: dict[str, float] = {}
+    for num_tokens in MICRO_BATCHES:
+        ways = [*_experts(model, num_tokens, default, SORTED), _products(model, num_tokens)]
+        plain, sorted_, bound = _seconds(repeats * 3, *ways, threads=threads)
+        figures |= {
+            f"experts_{num_tokens}_plain_seconds": plain,
+            f"experts_{num_tokens}_seconds": sorted_,
+            f"experts_{num_tokens}_speedup": plain / sorted_,
+            f"experts_{num_tokens}_speedup_bound": plain / bound,
+        }
+    token_ids = torch.randint(3, 259, (MICRO_BATCHES[-1] // LENGTH, LENGTH))
 
-    def layer(name: str) -> Callable[[], None]:
-        return lambda: _backward(model, name, lambda: experts(x_TD, index_TK, weight_TK))
-
-    def whole(name: str) -> Callable[[], None]:
-        return lambda: _backward(model, name, lambda: model(token_ids, use_cache=False).logits)
-
-    products = _products(experts, torch.bincount(index_TK.flatten(), minlength=len(experts.down_proj)).tolist())
-    plain, sorted_, bound = _seconds(repeats * 3, layer(default), layer(SORTED), products)
-    figures = {
-        "experts_plain_seconds": plain,
-        "experts_seconds": sorted_,
-        "experts_products_seconds": bound,
-        "experts_speedup": plain / sorted_,
-        "experts_speedup_bound": plain / bound,
-    }
-    plain, with_sorted = _seconds(repeats, whole(default), whole(SORTED))
+    whole = [
+        partial(_backward, model, name, lambda: model(token_ids, use_cache=False).logits) for name in (default, SORTED)
+    ]
+    plain, with_sorted = _seconds(repeats, *whole, threads=threads)
     use_lean_norms(model)
-    (with_norms,) = _seconds(repeats, whole(SORTED))
+    (with_norms,) = _seconds(repeats, whole[1], threads=threads)
     return figures | {
         "model_plain_seconds": plain,
         "model_seconds": with_sorted,
@@ -106,13 +102,7 @@ def fp8(repeats: int) -> dict[str, float]:
         repeats, lambda: linear(x_MK, weight_NK).sum().backward(), lambda: fp8_linear(x_MK, weight_NK).sum().backward()
     )
     model: Any = _model("moe_25m")
-    experts: Any = model.base_model.layers[1].mlp.experts
-    x_TD, index_TK = torch.randn(TOKENS, model.config.hidden_size), torch.randint(0, 16, (TOKENS, 4))
-
-    def layer(name: str) -> Callable[[], None]:
-        return lambda: _backward(model, name, lambda: experts(x_TD, index_TK, torch.ones(TOKENS, 4)))
-
-    experts_plain, experts_fp8 = _seconds(repeats, layer(SORTED), layer(FP8))
+    experts_plain, experts_fp8 = _seconds(repeats, *_experts(model, MICRO_BATCHES[0], SORTED, FP8))
     return figures | {"linear_cost": in_fp8 / plain, "experts_cost": experts_fp8 / experts_plain}
 
 
@@ -161,8 +151,17 @@ def _model(architecture: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(architecture_file(architecture)))
 
 
-def _products(experts: Any, counts: list[int]) -> Callable[[], None]:
+def _experts(model: Any, num_tokens: int, *names: str) -> list[Callable[[], None]]:
+    """One layer's experts over so many tokens as its gate sends them, computed in each of these ways."""
+    x_TD, weight_TK, index_TK = _routed(model, num_tokens)
+    experts = model.base_model.layers[1].mlp.experts
+    return [partial(_backward, model, name, lambda: experts(x_TD, index_TK, weight_TK)) for name in names]
+
+
+def _products(model: Any, num_tokens: int) -> Callable[[], None]:
     """The products of forward and backward, each expert's on as many rows as it has tokens, and nothing else."""
+    experts = model.base_model.layers[1].mlp.experts
+    counts = torch.bincount(_routed(model, num_tokens)[2].flatten(), minlength=len(experts.down_proj)).tolist()
     gate_up_EFD, down_EDI = experts.gate_up_proj.detach(), experts.down_proj.detach()
     (_, width_F, width_D), width_I = gate_up_EFD.shape, down_EDI.shape[2]
     rows = [(torch.randn(n, width_D), torch.randn(n, width_F), torch.randn(n, width_I)) for n in counts]
@@ -177,24 +176,32 @@ def _products(experts: Any, counts: list[int]) -> Callable[[], None]:
     return multiply
 
 
+def _routed(model: Any, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, and how the gate of the first layer with experts weighs and sends them."""
+    x_TD = torch.randn(num_tokens, model.config.hidden_size, requires_grad=True)
+    with torch.no_grad():
+        _, weight_TK, index_TK = model.base_model.layers[1].mlp.gate(x_TD)
+    return x_TD, weight_TK, index_TK
+
+
 def _backward(model: PreTrainedModel, experts: str, forward: Callable[[], Tensor]) -> None:
     model.set_experts_implementation(experts)
     forward().sum().backward()
 
 
-def _seconds(repeats: int, *ways: Callable[[], None]) -> list[float]:
-    """CPU seconds of one thread for each of `ways`, medians of `repeats` turns after one that warms up. What else the
-    machine does moves them little."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _seconds(repeats: int, *ways: Callable[[], None], threads: int = 1) -> list[float]:
+    """Seconds for each of `ways`, medians of `repeats` turns after one that warms up; of one thread its CPU seconds,
+    which what else the machine does moves little."""
+    before, clock = torch.get_num_threads(), time.process_time if threads == 1 else time.perf_counter
+    torch.set_num_threads(threads)
     seconds: list[list[float]] = [[] for _ in ways]
     for turn in range(repeats + 1):
         for way, measured in zip(ways, seconds, strict=True):
-            start = time.process_time()
+            start = clock()
             way()
             if turn:
-                measured.append(time.process_time() - start)
-    torch.set_num_threads(threads)
+                measured.append(clock() - start)
+    torch.set_num_threads(before)
     return [statistics.median(each) for each in seconds]
 
 

@@ -30,7 +30,7 @@ from configs.stages import AnyStage
 from pipeline.data.rows import source_files
 from pipeline.folder import write_atomic
 from pipeline.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_hash
-from pipeline.models.load import resolve_model
+from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.recorded import ABSENT, CONFIG, LINEAGE, differences, read_lineage
 from rewards import types

@@ -13,8 +13,7 @@ from configs.sampling import RolloutConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.demand import demand
-from pipeline.models.fresh import architecture_file
-from pipeline.planner.architecture import meta_model, told_parameters
+from pipeline.models.resolve import architecture_file
 from pipeline.recipe import chosen, graph, missing
 from pipeline.stage import check_stage, standing
 
@@ -131,6 +130,8 @@ def told_sources(config: AnyStage) -> list[str]:
 def _size(config_json: Path) -> str:
     if not config_json.is_file():
         return UNKNOWN_SIZE
+    from pipeline.planner.architecture import meta_model, told_parameters  # with torch, which no run waits for
+
     try:
         model = meta_model(config_json)
     except ValueError as error:

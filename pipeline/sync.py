@@ -15,7 +15,7 @@ from pipeline.batch import Tree
 from pipeline.errors import RunStopped
 from pipeline.train.worker import Policy
 from rollout.pool import RolloutPool
-from rollout.weights import SyncError
+from rollout.types import SyncError
 
 PROBE_SEQUENCES, PROBE_LENGTH = 16, 64
 BUCKET_MIB = 128

@@ -21,7 +21,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.sample import sampler
 
 from configs.sampling import RolloutConfig
-from rollout.weights import checkpoint_shapes
+from rollout.checkpoint import checkpoint_shapes
 
 FP8_WIDTH = 32
 """The FP8 product of the CPU takes inputs in multiples of this. vLLM pads experts, but no other map."""

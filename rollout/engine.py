@@ -16,9 +16,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import RolloutConfig, SamplingConfig
+from rollout.checkpoint import checkpoint_shapes
 from rollout.process import num_threads
-from rollout.types import Completion, Group, Likelihood
-from rollout.weights import Bucket, TensorRecord, checkpoint_shapes, open_buckets
+from rollout.types import Completion, Group, Likelihood, TensorRecord
+from rollout.weights import Bucket, open_buckets
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 # vLLM reads these while it is imported.

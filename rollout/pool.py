@@ -17,8 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.process import compute_environment, num_threads
-from rollout.types import Group, Likelihood
-from rollout.weights import TensorRecord
+from rollout.types import Group, Likelihood, TensorRecord
 
 
 class RolloutError(Exception):

@@ -4,38 +4,20 @@ An array crosses as raw bytes with its dtype by name, since numpy has no bfloat1
 `to_buckets` packs, `open_buckets` proves that what came is what was sent, before the engine is touched.
 """
 
-import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import xxhash
-from huggingface_hub import parse_local_safetensors_file_metadata
 
-
-class SyncError(Exception):
-    """A weight sync that is not what was announced. The message names the tensor."""
-
+from rollout.types import SyncError, TensorRecord
 
 Payload = npt.NDArray[np.uint8]
 """A tensor's bytes, flat."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    """One line of the manifest: `dtype` is torch's name without the prefix, `checksum` is XXH3 of the bytes,
-    which reads them five times as fast as zlib's CRC."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    checksum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,45 +73,6 @@ def open_buckets(
     if missing:
         raise SyncError(f"{len(missing)} of {len(expected)} tensors did not arrive, the first is '{missing[0]}'")
     return list(records.values()), tensors
-
-
-def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a checkpoint that an engine speaks with: all in its safetensors files but those
-    of modules for multi-token prediction.
-
-    Raises ValueError when the folder has none.
-    """
-    ahead = mtp_prefixes(_config(folder))
-    return {name: shape for name, shape in _tensor_shapes(folder).items() if not name.startswith(ahead)}
-
-
-def mtp_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the names of the modules for multi-token prediction begin with in a checkpoint of that config.json: they are
-    further layers, after the last that it counts."""
-    depth = config.get("num_nextn_predict_layers") or 0
-    return tuple(f"model.layers.{config['num_hidden_layers'] + k}." for k in range(depth))
-
-
-def mtp_depth(folder: Path) -> int:
-    """How many modules for multi-token prediction a checkpoint has. 0 for one whose config.json promises some without
-    a weight of them in its files, as `transformers` saves."""
-    prefixes = mtp_prefixes(_config(folder))
-    return len(prefixes) if any(name.startswith(prefixes) for name in _tensor_shapes(folder)) else 0
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        header = parse_local_safetensors_file_metadata(file)
-        shapes |= {name: tuple(tensor.shape) for name, tensor in header.tensors.items()}
-    if not shapes:
-        raise ValueError(f"no *.safetensors in '{folder}': save the checkpoint with save_pretrained")
-    return shapes
 
 
 def _open(record: TensorRecord, payload: Payload) -> torch.Tensor:

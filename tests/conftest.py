@@ -21,9 +21,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start engines or ranks go first: they take minutes, and at the end one worker would wait for them."""
+    """Files that start engines or ranks need every core, and the others mostly wait: the two kinds are mixed evenly, so
+    that at most times one of each kind runs. The others from the last one: rewards' tests wait longest."""
     long = {item.path for item in items if item.get_closest_marker("engine") or item.get_closest_marker("ranks")}
-    items.sort(key=lambda item: item.path not in long)
+    files = dict.fromkeys(item.path for item in items)
+    kinds = ([file for file in files if file in long], [file for file in reversed(files) if file not in long])
+    turn = {file: index / len(kind) for kind in kinds for index, file in enumerate(kind)}
+    items.sort(key=lambda item: turn[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,3 +76,12 @@ def test_the_arrow_and_the_doors_hold() -> None:
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
     done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_drives_a_stage_starts_without_torch() -> None:
+    """Ranks and engines have it; a stage's own process, and a run's, would wait seconds for what they never use."""
+    launches = [f"pipeline.launch.{file.stem}" for file in (HOME / "pipeline" / "launch").glob("[a-z]*.py")]
+    assert len(launches) >= 7
+    program = f"import sys, pipeline.plan, {', '.join(launches)}; print({{'torch', 'vllm'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=HOME, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stdout + done.stderr

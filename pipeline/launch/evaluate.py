@@ -9,7 +9,7 @@ from configs.stages import Recipe
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import results_table
 from pipeline.fleet import start_all, start_rollout
-from pipeline.models.load import check_template, resolve_model
+from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.stages import evaluate
 

@@ -16,7 +16,7 @@ from pipeline.fleet import start_all, start_rollout
 from pipeline.folder import link
 from pipeline.gates.decision import Decision, Verdict, asked, read_decision, rules_table, write_decision
 from pipeline.gates.kept import Compared, kept, model_hash
-from pipeline.models.load import check_template, resolve_model
+from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.stages import gate
 

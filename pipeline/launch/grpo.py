@@ -14,7 +14,7 @@ from pipeline.data.rows import source_files, tell
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.fleet import Fleet, start_all, start_policy, start_rewards, start_rollout
 from pipeline.gates.validation import Validation
-from pipeline.models.load import check_template, resolve_model
+from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report, read_metrics
 from pipeline.stage import validating
@@ -22,7 +22,7 @@ from pipeline.stages import grpo
 from pipeline.sync import probe_sequences
 from pipeline.train.spec import TrainSpec
 from rewards.guard import inspect, refuse_idle
-from rollout.weights import mtp_depth
+from rollout.checkpoint import mtp_depth
 
 
 def check(config: GRPOConfig) -> None:

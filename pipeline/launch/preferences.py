@@ -9,7 +9,7 @@ from configs.stages import Recipe
 from pipeline.data.comparisons import Comparison, read_comparisons
 from pipeline.data.rows import BadRows, source_files, tell
 from pipeline.launch.sample import ask, check_sources, sampler
-from pipeline.models.load import check_template, resolve_model
+from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Asked, Sampler
 from pipeline.preferences.summary import table

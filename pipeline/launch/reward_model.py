@@ -13,7 +13,7 @@ from pipeline.data.rows import source_files, tell
 from pipeline.evaluation.comparisons import EVALUATION
 from pipeline.evaluation.suites import SuiteResult, results_table
 from pipeline.fleet import start_all, start_policy
-from pipeline.models.load import check_template, resolve_model
+from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
 from pipeline.stages import reward_model

@@ -16,7 +16,7 @@ from configs.stages import Recipe
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import source_files, tell
 from pipeline.fleet import start_all, start_rewards, start_rollout
-from pipeline.models.load import check_template, resolve_model
+from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Asked, Sampler, Speaker, distinct
 from pipeline.preferences.summary import counts_table

@@ -9,7 +9,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.data.conversations import Conversations
 from pipeline.data.rows import source_files, tell
 from pipeline.fleet import start_all, start_policy
-from pipeline.models.load import check_template, resolve_model
+from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
 from pipeline.stages import sft

@@ -10,7 +10,6 @@ Legend: T tokens, K experts a token is sent to, S = T x K pairs sorted by expert
 D model width, I width of an expert, F = 2 I its gate and up projections side by side.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -59,10 +58,12 @@ class _Experts(torch.autograd.Function):
         place_TK = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(num_pairs)).view_as(index_TK)
         counts = torch.bincount(index_TK.flatten(), minlength=num_experts).tolist()
         hidden_SF, answer_SD = hidden_TD.new_empty(num_pairs, width_F), hidden_TD.new_empty(num_pairs, width_D)
-        for expert, pairs in _spans(counts):
-            x_nD = hidden_TD.index_select(0, token_S[pairs])
-            gate_nI, up_nI = torch.mm(x_nD, gate_up_EFD[expert].T, out=hidden_SF[pairs]).chunk(2, dim=1)
-            torch.mm(silu(gate_nI).mul_(up_nI), down_EDI[expert].T, out=answer_SD[pairs])
+        pairs = (of_pairs.split(counts) for of_pairs in (token_S, hidden_SF, answer_SD))
+        weights = (gate_up_EFD.mT.unbind(), down_EDI.mT.unbind())
+        for token_n, hidden_nF, answer_nD, gate_up_DF, down_ID in zip(*pairs, *weights, strict=True):
+            x_nD = hidden_TD.index_select(0, token_n)
+            gate_nI, up_nI = torch.mm(x_nD, gate_up_DF, out=hidden_nF).chunk(2, dim=1)
+            torch.mm(silu(gate_nI).mul_(up_nI), down_ID, out=answer_nD)
         ctx.save_for_backward(hidden_TD, weight_TK, gate_up_EFD, down_EDI, order_S, token_S, place_TK, hidden_SF)
         ctx.counts = counts
         return embedding_bag(place_TK, answer_SD, mode="sum", per_sample_weights=weight_TK)
@@ -74,30 +75,29 @@ class _Experts(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         hidden_TD, weight_TK, gate_up_EFD, down_EDI, order_S, token_S, place_TK, hidden_SF = ctx.saved_tensors
         weight_S1 = weight_TK.flatten()[order_S].unsqueeze(1)
-        grad_weight_S, grad_hidden_SD = (
-            weight_S1.new_empty(len(order_S)),
-            hidden_TD.new_empty(len(order_S), hidden_TD.shape[1]),
-        )
+        grad_weight_S = weight_S1.new_empty(len(order_S))
+        grad_hidden_SD = hidden_TD.new_empty(len(order_S), hidden_TD.shape[1])
         grad_gate_up_EFD, grad_down_EDI = torch.empty_like(gate_up_EFD), torch.empty_like(down_EDI)
-        for expert, pairs in _spans(ctx.counts):
-            token_n = token_S[pairs]
-            gate_nI, up_nI = hidden_SF[pairs].chunk(2, dim=1)
+        of_pairs = (token_S, weight_S1, hidden_SF, grad_weight_S, grad_hidden_SD)
+        of_experts = (gate_up_EFD, down_EDI, grad_gate_up_EFD, grad_down_EDI)
+        pairs = zip(*(each.split(ctx.counts) for each in of_pairs), strict=True)
+        for pair, expert in zip(pairs, zip(*map(torch.unbind, of_experts), strict=True), strict=True):
+            token_n, weight_n1, hidden_nF, grad_weight_n, grad_hidden_nD = pair
+            gate_up_FD, down_DI, grad_gate_up_FD, grad_down_DI = expert
+            gate_nI, up_nI = hidden_nF.chunk(2, dim=1)
             grad_nD = grad_TD.index_select(0, token_n)
             active_nI = silu(gate_nI)
             inner_nI = active_nI * up_nI
-            grad_inner_nI = grad_nD @ down_EDI[expert]
-            torch.linalg.vecdot(grad_inner_nI, inner_nI, out=grad_weight_S[pairs])
-            torch.mm(grad_nD.T, inner_nI.mul_(weight_S1[pairs]), out=grad_down_EDI[expert])
-            grad_inner_nI.mul_(weight_S1[pairs])
-            grad_nF = torch.empty_like(hidden_SF[pairs])
+            grad_inner_nI = grad_nD @ down_DI
+            torch.linalg.vecdot(grad_inner_nI, inner_nI, out=grad_weight_n)
+            torch.mm(grad_nD.T, inner_nI.mul_(weight_n1), out=grad_down_DI)
+            grad_inner_nI.mul_(weight_n1)
+            grad_nF = torch.empty_like(hidden_nF)
             grad_gate_nI, grad_up_nI = grad_nF.chunk(2, dim=1)
             torch.mul(grad_inner_nI, active_nI, out=grad_up_nI)
             torch.ops.aten.silu_backward(grad_inner_nI.mul_(up_nI), gate_nI, grad_input=grad_gate_nI)
-            torch.mm(grad_nF.T, hidden_TD.index_select(0, token_n), out=grad_gate_up_EFD[expert])
-            torch.mm(grad_nF, gate_up_EFD[expert], out=grad_hidden_SD[pairs])
-        for expert in [expert for expert, count in enumerate(ctx.counts) if not count]:
-            grad_gate_up_EFD[expert].zero_()
-            grad_down_EDI[expert].zero_()
+            torch.mm(grad_nF.T, hidden_TD.index_select(0, token_n), out=grad_gate_up_FD)
+            torch.mm(grad_nF, gate_up_FD, out=grad_hidden_nD)
         grad_weight_TK = grad_weight_S[place_TK]
         return (
             embedding_bag(place_TK, grad_hidden_SD, mode="sum"),
@@ -106,15 +106,6 @@ class _Experts(torch.autograd.Function):
             grad_down_EDI,
             None,
         )
-
-
-def _spans(counts: list[int]) -> Iterator[tuple[int, slice]]:
-    """Each expert that any token goes to, with its part of the sorted pairs."""
-    first = 0
-    for expert, count in enumerate(counts):
-        if count:
-            yield expert, slice(first, first + count)
-        first += count
 
 
 ALL_EXPERTS_FUNCTIONS.register(SORTED, sorted_experts)

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-import configs
+import pipeline.models.load  # noqa: F401  keeps from talking what saves
 from pipeline.folder import new_folder
 from pipeline.models.mtp import Mtp, attached, new_layers
+from pipeline.models.resolve import architecture_file
 from pipeline.models.tokenizer import byte_tokenizer
 
 
@@ -47,17 +48,3 @@ def create_model(config_json: str, seed: int, out: Path) -> Path:
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
     return out
-
-
-def architecture_file(config_json: str) -> Path:
-    """The file that `config_json` means: itself when it ends in .json, else the shipped one of that name."""
-    if config_json.endswith(".json"):
-        file = Path(config_json).expanduser()
-        if not file.is_file():
-            raise ValueError(f"init_config='{config_json}': no such file")
-        return file
-    folder = Path(configs.__file__).parent / "models"
-    shipped = sorted(file.stem for file in folder.glob("*.json"))
-    if config_json not in shipped:
-        raise ValueError(f"init_config='{config_json}': give a .json file or the name of a shipped one: {shipped}")
-    return folder / f"{config_json}.json"

@@ -1,32 +1,28 @@
-"""Checkpoints: found, loaded whole, saved whole."""
+"""Checkpoints: loaded whole, saved whole."""
 
-import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from configs.model import FirstModelConfig, ModelConfig
 from pipeline.folder import new_folder
-from pipeline.models.fresh import architecture_file, create_model
 from pipeline.models.mtp import MtpLayer, WithModules, new_layers
 from pipeline.models.shards import write_weights
-from rollout.weights import mtp_depth, mtp_prefixes
+from rollout.checkpoint import mtp_depth, mtp_prefixes
 
 disable_progress_bar()  # a bar of its own for files that take a second, above ours
+if not torch.cuda.is_available():  # deepspeed, which what saves imports too, warns unless told that there is no GPU
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 Dtype = Literal["float32", "bfloat16"]
 
 NEW_MODULES_SEED = 0
 """Draws the weights of modules for multi-token prediction that a checkpoint does not have yet."""
-
-HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 
 
 def load_model(folder: str | Path, dtype: Dtype) -> PreTrainedModel:
@@ -106,45 +102,3 @@ def save_hf(
             write_weights(parts, partial)
         tokenizer.save_pretrained(partial)
     return folder
-
-
-def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path) -> Path:
-    """The folder of the checkpoint that `config` names.
-
-    A fresh model is made below `workdir` once and found there again; a name that is no folder is fetched from the hub.
-    Raises ValueError when there is none.
-    """
-    if isinstance(config, FirstModelConfig) and config.init_config is not None:
-        content = architecture_file(config.init_config).read_bytes()
-        made_from = hashlib.sha256(content + str(config.init_seed).encode()).hexdigest()[:12]
-        folder = workdir / f"init-{made_from}"
-        return folder if folder.is_dir() else create_model(config.init_config, config.init_seed, folder)
-    assert config.path is not None, "a model has exactly one origin"
-    folder = Path(config.path).expanduser()
-    if folder.is_file():
-        raise ValueError(f"model.path='{folder}' is a file; give a checkpoint's folder (a GGUF file is imported first)")
-    if folder.is_dir():
-        return _checked(folder, f"model.path='{config.path}'")
-    return _from_hub(config.path)
-
-
-def check_template(config: ModelConfig | FirstModelConfig) -> None:
-    """Raise ValueError where the chat template that `config` names is no file."""
-    if config.chat_template is not None and not Path(config.chat_template).is_file():
-        raise ValueError(f"model.chat_template='{config.chat_template}' is no file")
-
-
-def _checked(folder: Path, setting: str) -> Path:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{setting}: no checkpoint in '{folder}' (config.json is missing)")
-    return folder
-
-
-def _from_hub(name: str) -> Path:
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(
-            f"model.path='{name}' is neither a folder nor a model that the hub gives; check the spelling, the network "
-            f"and the access token ({error})"
-        ) from error

@@ -15,7 +15,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import configs
-from pipeline.models.fresh import architecture_file
+from pipeline.models.resolve import architecture_file
 from pipeline.models.tokenizer import byte_tokenizer
 
 HUB = {

@@ -19,7 +19,9 @@ from typing import Any, Self, TextIO
 import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pipeline.folder import write_atomic, write_json_lines
 from pipeline.reports.files import EXPERT_LOAD, METRICS, ROLLOUTS, Row, duration, read_metrics
@@ -108,7 +110,7 @@ class Report:
         )
         self._task = self._bar.add_task(label, total=total_steps)
         self._metrics_file: TextIO | None = None
-        self._events: SummaryWriter | None = None
+        self._events: EventFileWriter | None = None
         self._page_due = 0.0
 
     def __enter__(self) -> Self:
@@ -131,7 +133,9 @@ class Report:
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
         self._metrics_file = (self._folder / METRICS).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
+        self._events = EventFileWriter(str(self._folder / "tensorboard"))
+        self._add_event(step + 1, file_version="brain.Event:2")
+        self._add_event(step + 1, session_log=SessionLog(status=SessionLog.START))  # drops what was told of it before
         self.last_metrics = {key: value for key, value in kept[-1].items() if key != "step"} if kept else {}
         self._bar.update(self._task, completed=step)
         self._lines.start()
@@ -154,8 +158,8 @@ class Report:
         self.last_metrics = {key: float(value) for key, value in metrics.items()}
         if samples:
             write_json_lines(self._folder / ROLLOUTS / f"step-{step:06d}.jsonl", map(_sample_record, _first(samples)))
-        for key, value in self.last_metrics.items():
-            self._events.add_scalar(key, value, step)
+        scalars = [Summary.Value(tag=key, simple_value=value) for key, value in self.last_metrics.items()]
+        self._add_event(step, summary=Summary(value=scalars))
         self._events.flush()
         self._metrics_file.write(json.dumps(_finite({"step": step} | self.last_metrics)) + "\n")
         self._metrics_file.flush()
@@ -182,6 +186,10 @@ class Report:
             write_html(self._folder)
             ended = time.monotonic()
             self._page_due = ended + max(PAGE_SECONDS, 100 * (ended - started))
+
+    def _add_event(self, step: int, **content: Any) -> None:
+        assert self._events is not None
+        self._events.add_event(Event(step=step, wall_time=time.time(), **content))
 
     def _close_files(self) -> None:
         if self._metrics_file is not None:

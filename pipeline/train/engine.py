@@ -9,17 +9,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-if not torch.cuda.is_available():  # deepspeed, unless told, warns at import that it found no accelerator
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -34,27 +28,19 @@ from pipeline.models.mtp import attached
 from pipeline.models.score import save_score_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.train.balancing import Balancer
+from pipeline.train.build import causal_lm, deepspeed_config, parameter_groups, score_model
 from pipeline.train.expert_parallel import as_fused, shard_experts
 from pipeline.train.losses import batch_loss, loss_with_mtp
 from pipeline.train.memory import StepMemory
 from pipeline.train.moments import BF16MomentsAdamW
 from pipeline.train.schedule import learning_rate
 from pipeline.train.sleep import leave_device, return_to
-from pipeline.train.spec import TrainSpec, causal_lm, deepspeed_config, parameter_groups, score_model
+from pipeline.train.spec import BatchSums, TrainSpec
 from pipeline.train.state import layers, load_state, save_state
 from rollout.types import Routes
 from rollout.weights import Bucket, to_buckets
 
-
-@dataclass(frozen=True, slots=True)
-class BatchSums:
-    """What a rank's forward passes add up to: its part of the loss, sums and maxima over its `count` trained tokens, or
-    comparisons of a reward model (see LossOutput)."""
-
-    count: int
-    loss: float
-    sums: dict[str, float]
-    maxima: dict[str, float]
+import deepspeed  # isort: skip  after pipeline.models.load, which tells it where it is
 
 
 class TrainEngine:

@@ -15,9 +15,9 @@ from pipeline.batch import MicroBatch
 from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
 from pipeline.planner.devices import DEVICES, GIB
 from pipeline.planner.memory import TrainLayout, step_working, total, train_state
-from pipeline.train.spec import TrainSpec
+from pipeline.train.spec import PEAK, TrainSpec
 
-PEAK, PREDICTED = "memory/peak_gib", "memory/predicted_gib"
+PREDICTED = "memory/predicted_gib"
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 

@@ -22,9 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from pipeline.batch import Floats, MicroBatch, Tree, deal, micro_batch, shard
 from pipeline.errors import RunStopped
 from pipeline.folder import new_folder
-from pipeline.train.engine import BatchSums, TrainEngine
-from pipeline.train.memory import PEAK
-from pipeline.train.spec import TrainSpec
+from pipeline.train.spec import PEAK, BatchSums, TrainSpec
 from rollout.process import compute_environment, num_threads
 
 START_TIMEOUT_SECONDS = 300.0
@@ -41,6 +39,8 @@ class TrainActor:
 
     def build(self, spec: TrainSpec, environment: dict[str, str]) -> None:
         """Join the process group that `environment` describes and build the engine."""
+        from pipeline.train.engine import TrainEngine  # torch and DeepSpeed belong in this process only
+
         os.environ.update(environment)
         self.engine = TrainEngine(spec)
 

@@ -19,7 +19,8 @@ from transformers.core_model_loading import WeightConverter, revert_weight_conve
 from pipeline.models.fresh import create_model
 from pipeline.models.fused import checkpoint_tensors
 from pipeline.models.load import load_model
-from rollout.weights import Bucket, checkpoint_shapes, open_buckets, to_buckets
+from rollout.checkpoint import checkpoint_shapes
+from rollout.weights import Bucket, open_buckets, to_buckets
 from tests.pipeline.small_models import SMALLEST
 
 CONFIGS = {

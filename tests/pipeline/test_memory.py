@@ -14,8 +14,8 @@ from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.batch import Tree, micro_batch
 from pipeline.models.fresh import create_model
 from pipeline.train import memory
-from pipeline.train.memory import PEAK, PREDICTED, StepMemory
-from pipeline.train.spec import TrainSpec
+from pipeline.train.memory import PREDICTED, StepMemory
+from pipeline.train.spec import PEAK, TrainSpec
 from tests.pipeline import memory_ranks
 from tests.pipeline.rank_processes import run_ranks
 from tests.pipeline.small_models import small_causal_lm

@@ -14,10 +14,11 @@ from pipeline.models import shards
 from pipeline.models.fp8_export import export_fp8
 from pipeline.models.fresh import create_model
 from pipeline.models.fused import checkpoint_tensors
-from pipeline.models.load import load_model, resolve_model, save_hf
+from pipeline.models.load import load_model, save_hf
+from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
 from pipeline.train.state import layers
-from rollout.weights import checkpoint_shapes
+from rollout.checkpoint import checkpoint_shapes
 from tests.rollout.tiny import YARN, yarn
 
 

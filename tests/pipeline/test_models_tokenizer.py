@@ -53,16 +53,17 @@ def test_lossy_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_sound_file_under_a_wrong_class_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_class_that_would_read_the_file_otherwise_is_not_asked(tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path)
     settings = tmp_path / "tokenizer_config.json"
-    config = json.loads(settings.read_text())
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    settings.write_text(json.dumps(config | {"tokenizer_class": "LlamaTokenizerFast"}))
-    with pytest.raises(ValueError, match='set "tokenizer_class" to "PreTrainedTokenizerFast"'):
-        load_tokenizer(tmp_path)
-    settings.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
-    assert load_tokenizer(tmp_path)("a")["input_ids"] == [8 + 97]
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}))
+    ids = byte_tokenizer()(ROUND_TRIP_PROBE)["input_ids"]
+    assert AutoTokenizer.from_pretrained(tmp_path)(ROUND_TRIP_PROBE)["input_ids"] != ids
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer(ROUND_TRIP_PROBE)["input_ids"] == ids
+    tokenizer.save_pretrained(tmp_path)  # what is exported says how it is to be read
+    assert AutoTokenizer.from_pretrained(tmp_path)(ROUND_TRIP_PROBE)["input_ids"] == ids
 
 
 def test_chat_template_is_replaced(tmp_path: Path) -> None:

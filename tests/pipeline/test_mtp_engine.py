@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.models.load import load_with_mtp
-from rollout.weights import checkpoint_shapes, mtp_depth
+from rollout.checkpoint import checkpoint_shapes, mtp_depth
 
 from . import mtp_ranks
 from .rank_processes import run_ranks

@@ -7,7 +7,8 @@ import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from configs.train import OffloadConfig, OptimizerConfig, TrainerConfig
-from pipeline.train.spec import TrainSpec, deepspeed_config
+from pipeline.train.build import deepspeed_config
+from pipeline.train.spec import TrainSpec
 
 
 def zero_of(**offload: Any) -> DeepSpeedZeroConfig:

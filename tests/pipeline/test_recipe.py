@@ -6,7 +6,8 @@ import yaml
 
 from configs.stages import STAGES, Recipe
 from pipeline.demand import Node, demand
-from pipeline.plan import Choice, plan, refuse, told_layout, told_model, told_parameters, told_sources
+from pipeline.plan import Choice, plan, refuse, told_layout, told_model, told_sources
+from pipeline.planner.architecture import told_parameters
 from pipeline.recipe import ancestors, chosen, cut_off, graph, missing, ready
 
 SFT: dict[str, Any] = {

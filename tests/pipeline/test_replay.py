@@ -10,7 +10,8 @@ from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.batch import Branch, MicroBatch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
-from pipeline.train.spec import TrainSpec, causal_lm
+from pipeline.train.build import causal_lm
+from pipeline.train.spec import TrainSpec
 from rollout.types import Routes
 from tests.rollout import tiny
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.models.fresh import create_model
 from pipeline.models.score import load_score_model
-from rollout.weights import checkpoint_shapes
+from rollout.checkpoint import checkpoint_shapes
 from tests.pipeline.rank_processes import run_ranks
 from tests.pipeline.reward_ranks import comparisons, main
 from tests.pipeline.small_models import FAMILIES, small_causal_lm

@@ -9,8 +9,7 @@ import torch
 from configs.sampling import SamplingConfig
 from rollout import engine as door
 from rollout.engine import Engine
-from rollout.types import Completion, Group
-from rollout.weights import SyncError
+from rollout.types import Completion, Group, SyncError
 from tests.rollout import tiny
 from tests.rollout.tiny import CONFIG, PROMPTS
 

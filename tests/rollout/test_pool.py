@@ -10,7 +10,7 @@ import ray
 
 from configs.sampling import SamplingConfig
 from rollout.pool import RolloutError, RolloutPool
-from rollout.weights import SyncError
+from rollout.types import SyncError
 from tests.rollout import tiny
 from tests.rollout.tiny import CONFIG, PROMPTS
 

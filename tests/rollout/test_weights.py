@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rollout.weights import Bucket, SyncError, open_buckets, to_buckets
+from rollout.types import SyncError
+from rollout.weights import Bucket, open_buckets, to_buckets
 
 TENSORS = {
     "matrix": torch.arange(6, dtype=torch.float32).reshape(2, 3),
