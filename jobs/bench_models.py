@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ def moe(repeats: int) -> dict[str, float]:
     default, threads = model.config._experts_implementation, num_threads(0)
     figures: dict[str, float] = {}
     for num_tokens in MICRO_BATCHES:
-        ways = [*_experts(model, num_tokens, default, SORTED), _products(model, num_tokens)]
+        routed = _routed(model, num_tokens)
+        ways = [*_experts(model, routed, default, SORTED), _products(model, routed.index_TK)]
         plain, sorted_, bound = _seconds(repeats * 3, *ways, threads=threads)
         figures |= {
             f"experts_{num_tokens}_plain_seconds": plain,
@@ -102,7 +103,7 @@ def fp8(repeats: int) -> dict[str, float]:
         repeats, lambda: linear(x_MK, weight_NK).sum().backward(), lambda: fp8_linear(x_MK, weight_NK).sum().backward()
     )
     model: Any = _model("moe_25m")
-    experts_plain, experts_fp8 = _seconds(repeats, *_experts(model, MICRO_BATCHES[0], SORTED, FP8))
+    experts_plain, experts_fp8 = _seconds(repeats, *_experts(model, _routed(model, MICRO_BATCHES[0]), SORTED, FP8))
     return figures | {"linear_cost": in_fp8 / plain, "experts_cost": experts_fp8 / experts_plain}
 
 
@@ -151,17 +152,32 @@ def _model(architecture: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(architecture_file(architecture)))
 
 
-def _experts(model: Any, num_tokens: int, *names: str) -> list[Callable[[], None]]:
-    """One layer's experts over so many tokens as its gate sends them, computed in each of these ways."""
-    x_TD, weight_TK, index_TK = _routed(model, num_tokens)
+class _Routed(NamedTuple):
+    """Hidden states, and the experts that a gate sends them to."""
+
+    x_TD: Tensor
+    index_TK: Tensor
+    weight_TK: Tensor
+
+
+def _routed(model: Any, num_tokens: int) -> _Routed:
+    """By the gate of the first layer that has one."""
+    x_TD = torch.randn(num_tokens, model.config.hidden_size, requires_grad=True)
+    with torch.no_grad():
+        _, weight_TK, index_TK = model.base_model.layers[1].mlp.gate(x_TD)
+    return _Routed(x_TD, index_TK, weight_TK)
+
+
+def _experts(model: Any, routed: _Routed, *names: str) -> list[Callable[[], None]]:
+    """That layer's experts over those tokens, computed in each of these ways."""
     experts = model.base_model.layers[1].mlp.experts
-    return [partial(_backward, model, name, lambda: experts(x_TD, index_TK, weight_TK)) for name in names]
+    return [partial(_backward, model, name, lambda: experts(*routed)) for name in names]
 
 
-def _products(model: Any, num_tokens: int) -> Callable[[], None]:
+def _products(model: Any, index_TK: Tensor) -> Callable[[], None]:
     """The products of forward and backward, each expert's on as many rows as it has tokens, and nothing else."""
     experts = model.base_model.layers[1].mlp.experts
-    counts = torch.bincount(_routed(model, num_tokens)[2].flatten(), minlength=len(experts.down_proj)).tolist()
+    counts = torch.bincount(index_TK.flatten(), minlength=len(experts.down_proj)).tolist()
     gate_up_EFD, down_EDI = experts.gate_up_proj.detach(), experts.down_proj.detach()
     (_, width_F, width_D), width_I = gate_up_EFD.shape, down_EDI.shape[2]
     rows = [(torch.randn(n, width_D), torch.randn(n, width_F), torch.randn(n, width_I)) for n in counts]
@@ -174,14 +190,6 @@ def _products(model: Any, num_tokens: int) -> Callable[[], None]:
             torch.mm(x_nF.T, x_nD)
 
     return multiply
-
-
-def _routed(model: Any, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, and how the gate of the first layer with experts weighs and sends them."""
-    x_TD = torch.randn(num_tokens, model.config.hidden_size, requires_grad=True)
-    with torch.no_grad():
-        _, weight_TK, index_TK = model.base_model.layers[1].mlp.gate(x_TD)
-    return x_TD, weight_TK, index_TK
 
 
 def _backward(model: PreTrainedModel, experts: str, forward: Callable[[], Tensor]) -> None:

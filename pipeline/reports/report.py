@@ -134,7 +134,6 @@ class Report:
                 file.unlink()
         self._metrics_file = (self._folder / METRICS).open("a", encoding="utf-8")
         self._events = EventFileWriter(str(self._folder / "tensorboard"))
-        self._add_event(step + 1, file_version="brain.Event:2")
         self._add_event(step + 1, session_log=SessionLog(status=SessionLog.START))  # drops what was told of it before
         self.last_metrics = {key: value for key, value in kept[-1].items() if key != "step"} if kept else {}
         self._bar.update(self._task, completed=step)
