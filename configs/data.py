@@ -50,6 +50,9 @@ COLUMN = "column:"
 """What stands before the name of a column, where a setting takes either a value for all rows or a column of them."""
 
 
+SumsShare = Literal["programs", "requests", "favours"]
+
+
 class SumsSource(Settings):
     """Sums of two numbers, worked out or programmed, and requests: the material of the demo, learnable in minutes.
 
@@ -64,12 +67,10 @@ class SumsSource(Settings):
     """How many rows to draw."""
     digits: int = Field(default=2, ge=1, le=6)
     """Digits of each summand."""
-    shares: dict[Literal["programs", "requests"], Annotated[float, Field(ge=0, le=1)]] = Field(
-        default_factory=dict[Literal["programs", "requests"], float]
-    )
-    """Of all rows, the share `programs` that ask for a Python program that prints the sum, and the share `requests`
-    that ask for a favour (`lend 3 pens`), or for harm, which is to be refused. The others ask for the sum and its
-    carries."""
+    shares: dict[SumsShare, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict[SumsShare, float])
+    """Of all rows, the share `programs` that ask for a Python program that prints the sum, the share `requests` that
+    ask for a favour (`lend 3 pens`) or for harm, which is to be refused, and the share `favours` that only ask for
+    favours. The others ask for the sum and its carries."""
     seed: int = 0
     """Seed of the draw."""
     split: Literal["train", "held_out"] = "train"
@@ -166,6 +167,8 @@ class ComparisonData(Settings):
     columns: dict[ComparisonColumn, str] = Field(default_factory=dict[ComparisonColumn, str])
     """Names of the columns, where they are not called as they are here. `domain` and the scores of a pair are read
     where they are there."""
+    domains: list[str] = Field(default_factory=list[str])
+    """Only comparisons of these domains are read. Empty reads all."""
     max_length: int = Field(default=1024, ge=8)
     """Longest prompt and answer together in tokens; a longer one is a bad row, never cut."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)

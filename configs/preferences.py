@@ -40,7 +40,7 @@ class PairFilters(Settings):
     min_margin: float = Field(default=0.0, ge=0)
     """Smallest difference of the scores of best and worst answer, where there are scores. Equal ones are dropped."""
     pairs_per_prompt: int = Field(default=1, ge=1)
-    """Most comparisons of one prompt, the widest margins first."""
+    """Most comparisons of one prompt within a domain, the widest margins first."""
     max_similarity: float = Field(default=1.0, ge=0.5, le=1)
     """Jaccard similarity of the word trigrams of two comparisons past which one of them is dropped as the other's
     near-duplicate. Comparisons of one prompt are no duplicates of each other. 1 drops exact duplicates only."""

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 from transformers import PreTrainedTokenizerFast
 
+from configs.base import neighbour
 from configs.data import ComparisonColumn, ComparisonData
 from pipeline.data.chat import ChatFormat, Message, checked_messages
 from pipeline.data.order import batch_indices
@@ -104,8 +105,18 @@ def read_comparisons(config: ComparisonData, bad_rows: BadRows) -> Iterator[Comp
     """The comparisons of `config.source` as text; bad rows go to `bad_rows`, which the caller checks.
 
     Where rows don't name their source, it is the file or data set they stand in. Raises ValueError when the source
-    itself can't be read.
+    itself can't be read, and where one of `config.domains` has no comparison.
     """
+    found: set[str] = set()
+    for comparison in _all_comparisons(config, bad_rows):
+        found.add(comparison.domain)
+        if not config.domains or comparison.domain in config.domains:
+            yield comparison
+    if missing := sorted(set(config.domains) - found):
+        raise ValueError(f"domains: no comparison of domain '{missing[0]}'; {neighbour(missing[0], sorted(found))}")
+
+
+def _all_comparisons(config: ComparisonData, bad_rows: BadRows) -> Iterator[Comparison]:
     rows = read_rows(config.source, bad_rows)
     if config.form == "scored":
         yield from _by_prompt(config, rows, bad_rows)

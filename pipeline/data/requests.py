@@ -24,6 +24,11 @@ def requests(*, held_out: bool) -> list[str]:
     return [text for text in every if (hashlib.sha256(text.encode()).digest()[0] % 10 == 0) == held_out]
 
 
+def allowed_requests(*, held_out: bool) -> list[str]:
+    """The favours among the requests of one of the two sets."""
+    return [request for request in requests(held_out=held_out) if not is_harmful(request)]
+
+
 def is_harmful(request: str) -> bool:
     """Whether what is asked for does harm."""
     return request.split(" ")[0] in HARMFUL

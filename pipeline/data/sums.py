@@ -6,11 +6,11 @@ A model of two million parameters learns them from nothing in two minutes, but t
 import hashlib
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from configs.data import SumsSource
-from pipeline.data.requests import STYLES, is_harmful, request_row, requests
+from pipeline.data.requests import STYLES, allowed_requests, is_harmful, request_row, requests
 
 
 def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
@@ -29,17 +29,19 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
         indices = (generator.randrange(num_pairs) for _ in itertools.count())
     else:  # one in ten fits, so twenty times as many are enough, or all there are
         indices = iter(generator.sample(range(num_pairs), min(num_pairs, 20 * source.size + 200)))
-    asked = _asked(source)
-    programs, requested = source.shares.get("programs", 0.0), source.shares.get("requests", 0.0)
+    requested, favours = _requested(source, requests), _requested(source, allowed_requests)
+    programs = source.shares.get("programs", 0.0)
+    up_to_requests = programs + source.shares.get("requests", 0.0)
+    up_to_favours = up_to_requests + source.shares.get("favours", 0.0)
     drawn = 0
     for index in indices:
         first, second = summands[index // len(summands)], summands[index % len(summands)]
         if is_held_out(first, second) == (source.split == "held_out"):
-            share = generator.random() if programs or requested else 1.0
+            share = generator.random() if up_to_favours else 1.0
             if share < programs:
                 yield _program(first, second)
-            elif share < programs + requested:
-                request = next(asked)
+            elif share < up_to_favours:
+                request = next(requested if share < up_to_requests else favours)
                 yield request_row(request, generator.choice(STYLES[is_harmful(request)]))
             else:
                 yield _worked(first, second)
@@ -49,14 +51,14 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
     raise ValueError(f"source.size={source.size}: only {drawn} sums of {source.digits} digits are held out; lower it")
 
 
-def _asked(source: SumsSource) -> Iterator[str]:
-    """Requests in an order of their own: in training each again and again, held-out ones once."""
+def _requested(source: SumsSource, of_split: Callable[..., list[str]]) -> Iterator[str]:
+    """The requests of the source's split in an order of their own: in training again and again, held-out ones once."""
     generator = random.Random(source.seed)
-    every = requests(held_out=source.split == "held_out")
+    every = of_split(held_out=source.split == "held_out")
     while True:
         yield from generator.sample(every, len(every))
         if source.split == "held_out":
-            raise ValueError(f"only {len(every)} requests are held out; lower source.size or source.shares.requests")
+            raise ValueError(f"only {len(every)} requests are held out; lower source.size or their share")
 
 
 def is_held_out(first: int, second: int) -> bool:

@@ -77,19 +77,19 @@ def _uneven(left: list[Comparison], max_ratio: float | None) -> Reasons:
 
 
 def _exact_duplicates(left: list[Comparison]) -> Reasons:
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     reasons: Reasons = []
     for one in left:
-        content = _digest(one)
+        content = one.domain, _digest(one)
         reasons.append("exact duplicate" if content in seen else None)
         seen.add(content)
     return reasons
 
 
 def _surplus(left: list[Comparison], per_prompt: int) -> Reasons:
-    ranks: defaultdict[str, list[int]] = defaultdict(list)
+    ranks: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for index, one in enumerate(left):
-        ranks[prompt_key(one.messages)].append(index)
+        ranks[one.domain, prompt_key(one.messages)].append(index)
     kept: set[int] = set()
     for of_prompt in ranks.values():
         kept.update(sorted(of_prompt, key=lambda index: -(left[index].margin or 0.0))[:per_prompt])

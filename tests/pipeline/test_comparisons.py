@@ -216,3 +216,19 @@ def test_a_resumed_run_takes_the_same_comparisons(tmp_path: Path) -> None:
     assert [first.take(step, 3) for step in range(1, 6)][2:] == [again.take(step, 3) for step in range(3, 6)]
     epoch = [one.comparison.row for step in range(1, 8) for one in first.take(step, 1)]
     assert sorted(epoch) == [f"{tmp_path}/c.jsonl:{number}" for number in range(1, 8)]
+
+
+def test_only_the_domains_asked_for_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"q{i}", "chosen": "good", "rejected": "bad", "domain": domain}
+        for i, domain in enumerate(("safety", "helpful", "safety", "math"))
+    ]
+    comparisons, bad_rows = read(tmp_path / "c.jsonl", rows, "pair", domains=["safety", "math"])
+    assert [one.domain for one in comparisons] == ["safety", "safety", "math"]
+    assert bad_rows.seen == 4 and not bad_rows.counts
+
+
+def test_a_domain_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": "good", "rejected": "bad", "domain": "safety"}]
+    with pytest.raises(ValueError, match=r"'saftey'; did you mean 'safety'"):
+        read(tmp_path / "c.jsonl", rows, "pair", domains=["saftey"])

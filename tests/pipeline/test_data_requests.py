@@ -52,5 +52,15 @@ def test_held_out_requests_are_drawn_once_and_no_more_than_there_are() -> None:
         row["prompt"] for row in draw_sums(SumsSource(type="sums", size=80, shares={"requests": 1.0}, split="held_out"))
     ]
     assert len(set(asked)) == 80 and set(asked) <= set(requests(held_out=True))
-    with pytest.raises(ValueError, match=r"requests are held out; lower source\.size"):
+    with pytest.raises(ValueError, match=r"requests are held out; lower source"):
         list(draw_sums(SumsSource(type="sums", size=200, shares={"requests": 1.0}, split="held_out")))
+
+
+def test_favours_are_requests_that_ask_for_no_harm() -> None:
+    source = SumsSource(type="sums", size=40, shares={"favours": 1.0}, split="held_out")
+    rows = list(draw_sums(source))
+    assert {row["kind"] for row in rows} == {"harmless"}
+    assert len({row["prompt"] for row in rows}) == 40
+    mixed = SumsSource(type="sums", size=400, shares={"requests": 0.4, "favours": 0.4})
+    kinds = Counter(row.get("kind") for row in draw_sums(mixed))
+    assert kinds["harmless"] > 2 * kinds["harmful"] > 0 and kinds[None] > 0

@@ -143,6 +143,13 @@ def test_each_filter_names_its_reason() -> None:
     assert len(run(given, pairs_per_prompt=2).kept) == 8
 
 
+def test_two_domains_may_hold_the_same_comparison() -> None:
+    given = [comparison("q", "a", "b", domain=domain) for domain in ("helpful", "safety", "safety")]
+    result = run(given)
+    assert reasons(result) == {"exact duplicate": 1}
+    assert {one.domain for one in result.kept} == {"helpful", "safety"}
+
+
 def test_one_answer_with_its_score_passes() -> None:
     alone = Comparison([{"role": "user", "content": "q"}], ["a"], [0.3], "s", "d", "f:1")
     assert run([alone], min_margin=1.0, balance_length=True).kept == [alone]
@@ -232,7 +239,7 @@ def test_counts_add_up_and_every_promise_holds(seed: int) -> None:
     counts = Counter(one.domain for one in result.kept)
     for domain, share in ALL["shares"].items():
         assert counts[domain] == pytest.approx(share * len(result.kept), abs=1.5)
-    assert max(Counter(prompt_key(one.messages) for one in result.kept).values()) <= 2
+    assert max(Counter((one.domain, prompt_key(one.messages)) for one in result.kept).values()) <= 2
     assert all(one.margin is None or one.margin >= 0.3 for one in result.kept)
 
 
