@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast-tests test-slow docs
+.PHONY: setup demo test types fast-tests test-slow demo-table docs
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -25,6 +25,10 @@ fast-tests:
 
 test-slow: setup
 	$(ACTIVATE) pytest -m slow
+
+# The README's table: the demo at five seeds, an hour on two cores.
+demo-table: setup
+	@$(ACTIVATE) alignyard bench demo --steps 5
 
 docs: setup
 	$(ACTIVATE) python -m configs.reference docs/configs.md

@@ -50,7 +50,7 @@ Measures this machine: a whole GRPO step (generate, judge, reference, update, sy
 a random mixture-of-experts model of 25 million parameters; math answers judged beside math-verify alone; programs run
 in the sandbox beside the bare ones; what engine and trainer disagree on, with and without routing replay.
 Of our parts of a model, what they cost beside the plain ones: experts (moe), log-probabilities over a large vocabulary
-in time and memory (logprobs), and products in FP8 with their error (fp8).
+in time and memory (logprobs), and products in FP8 with their error (fp8). `demo` runs the demo at several seeds.
 
 examples:
   alignyard bench grpo-step
@@ -59,6 +59,7 @@ examples:
   alignyard bench sandbox
   alignyard bench replay
   alignyard bench moe
+  alignyard bench demo --steps 5
 """
 GGUF = """\
 Dequantises a Llama GGUF file into a folder that transformers and vLLM load, tokenizer and chat template included. Needs
@@ -91,6 +92,7 @@ BENCHES = {
     "logprobs": "jobs.bench_models:logprobs",
     "fp8": "jobs.bench_models:fp8",
     "replay": "jobs.bench_replay:replay",
+    "demo": "jobs.bench_demo:demo",
 }
 """Where each benchmark is, so that only the one that runs is imported: what is loaded moves what is measured."""
 
