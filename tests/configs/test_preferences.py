@@ -24,19 +24,22 @@ READ = {"hh": {"data": {"source": {"type": "file", "paths": ["hh.jsonl"]}, "form
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        ({}, "nothing to make pairs of"),
+        ({}, "nothing to make"),
         ({"sampled": SAMPLED}, "'sampled' needs 'model'"),
         ({"sampled": SAMPLED} | SPEAKS | {"rollout": None}, "'sampled' needs 'rollout'"),
-        ({"read": READ, "model": {"path": "x"}}, "'model' has no effect without 'sampled'"),
+        ({"read": READ, "model": {"path": "x"}}, "'model' has no effect"),
         ({"read": {"math": READ["hh"]}, "sampled": SAMPLED} | SPEAKS, "a name in both"),
-        ({"sampled": SAMPLED} | SPEAKS | {"sampling": {"max_tokens": 8, "temperature": 0}}, "every answer the same"),
-        ({"sampled": SAMPLED} | SPEAKS | {"sampling": {"max_tokens": 9}}, "exceeds rollout.max_model_len=24"),
+        ({"sampled": SAMPLED} | SPEAKS | {"sampling": {"max_tokens": 8, "temperature": 0}}, "answer the same"),
+        ({"sampled": SAMPLED} | SPEAKS | {"sampling": {"max_tokens": 9}}, r"rollout\.max_model_len=24"),
         ({"sampled": {"a/b": SAMPLED["math"]}} | SPEAKS, "becomes a file's"),
         ({"read": {"a.b": READ["hh"]}}, "becomes a file's"),
         ({"sampled": {"math": SAMPLED["math"] | {"reward": {"name": "math", "weight": 0.5}}}} | SPEAKS, "no effect"),
-        ({"read": {"hh": {"data": READ["hh"]["data"] | {"max_length": 64}, "domain": "d"}}}, "before there is a token"),
+        (
+            {"read": {"hh": {"data": READ["hh"]["data"] | {"max_length": 64}, "domain": "d"}}},
+            r"max_length has no effect",
+        ),
         ({"read": READ, "shares": {"safety": 0.6, "math": 0.3}}, "add up to 1"),
-        ({"read": READ, "shares": {"safety": 1.5, "math": -0.5}}, "every share is above 0"),
+        ({"read": READ, "shares": {"safety": 1.5, "math": -0.5}}, "above 0"),
         ({"read": READ, "filters": {"max_similarity": 0.4}}, "greater than or equal to 0.5"),
         ({"read": READ, "filters": {"max_length_ratio": 1.0}}, "greater than 1"),
     ],
@@ -49,12 +52,12 @@ def test_impossible_preferences_are_refused(own: dict[str, Any], said: str) -> N
 @pytest.mark.parametrize(
     ("own", "domain", "said"),
     [
-        ({}, {"keep": 9}, "more than samples=8"),
-        ({}, {"reward": None, "min_score": 0.5}, "min_score has no effect without a reward"),
-        ({}, {"max_tokens": 8}, "max_tokens=8 has no effect"),
-        ({}, {"prompts": SUMS | {"reward": "math"}}, "prompts.reward"),
-        ({"sampling": {"max_tokens": 8, "temperature": 0}}, {}, "are all the same"),
-        ({"rollout": {"max_model_len": 20}}, {}, "exceeds rollout.max_model_len=20"),
+        ({}, {"keep": 9}, "samples=8"),
+        ({}, {"reward": None, "min_score": 0.5}, "min_score has no effect"),
+        ({}, {"max_tokens": 8}, "max_tokens=8"),
+        ({}, {"prompts": SUMS | {"reward": "math"}}, r"prompts\.reward"),
+        ({"sampling": {"max_tokens": 8, "temperature": 0}}, {}, "all the same"),
+        ({"rollout": {"max_model_len": 20}}, {}, r"rollout\.max_model_len=20"),
     ],
 )
 def test_impossible_samples_are_refused(own: dict[str, Any], domain: dict[str, Any], said: str) -> None:
@@ -71,7 +74,7 @@ def test_impossible_samples_are_refused(own: dict[str, Any], domain: dict[str, A
     ("form", "column"), [("comparison", "prompt"), ("pair", "answers"), ("dialogue", "prompt"), ("ranking", "score")]
 )
 def test_a_column_that_a_form_does_not_have_is_refused(form: str, column: str) -> None:
-    with pytest.raises(ValidationError, match=f"columns.{column} has no effect with form='{form}'"):
+    with pytest.raises(ValidationError, match=rf"columns\.{column} .*'{form}'"):
         ComparisonData.model_validate({"source": SUMS["source"], "form": form, "columns": {column: "x"}})
 
 

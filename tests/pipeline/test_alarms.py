@@ -142,7 +142,7 @@ def test_completions_that_repeat_themselves() -> None:
 def test_an_alarm_in_stop_on_stops_the_run_there_and_not_earlier() -> None:
     hacked: dict[str, Series] = {"reward__judge__mean": lambda x: 0.5 - 0.8 * x}
     watching = Alarms(config("reward hacking"), lambda _: None)
-    with pytest.raises(RunStopped, match=r"step \d+: reward hacking: over 30 steps.*out of stop_on"):
+    with pytest.raises(RunStopped, match=r"step \d+: reward hacking.*stop_on"):
         for step, row in enumerate(series(**hacked), start=1):
             watching.check(step, row)
     watching = Alarms(config("repetition", "length drift"), lambda _: None)

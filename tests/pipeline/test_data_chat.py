@@ -142,19 +142,19 @@ def test_template_whose_answers_cannot_be_located_is_refused(template: str) -> N
 
 def test_marked_template_without_a_stop_is_refused() -> None:
     template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}"
-    with pytest.raises(ValueError, match="would not learn to stop"):
+    with pytest.raises(ValueError, match="learn to stop"):
         ChatFormat(tokenizer_with(template, [])).training_ids([QUESTION, YES])
 
 
 def test_tokenizers_that_cannot_be_used() -> None:
     bare = byte_tokenizer()
     bare.chat_template = None
-    with pytest.raises(ValueError, match=r"no chat template; set model\.chat_template"):
+    with pytest.raises(ValueError, match=r"set model\.chat_template"):
         ChatFormat(bare)
     backend = byte_tokenizer().backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
     spaced = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template="x")
-    with pytest.raises(ValueError, match="adds to text at its start"):
+    with pytest.raises(ValueError, match="at its start"):
         ChatFormat(spaced)
 
 
@@ -184,5 +184,5 @@ def test_bad_conversations(messages: object, reason: str) -> None:
 
 def test_template_may_refuse_a_conversation() -> None:
     template = "{{ raise_exception('no system here') if messages[0].role == 'system' else 'x' }}"
-    with pytest.raises(BadRowError, match="refused by the chat template: no system here"):
+    with pytest.raises(BadRowError, match="chat template: no system here"):
         ChatFormat(tokenizer_with(template, [])).prompt_ids([SYSTEM, QUESTION])

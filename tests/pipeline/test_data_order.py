@@ -63,7 +63,7 @@ def test_split_by_hand() -> None:
     # 9 -> rank 0; 8 -> rank 1; 3 -> rank 1 (8 < 9); 2 -> rank 0: 11 and 11
     assert split_by_tokens([2, 9, 3, 8], 2) == [[0, 1], [2, 3]]
     assert split_by_tokens([5, 5, 5], 3) == [[0], [1], [2]]
-    with pytest.raises(ValueError, match="2 sequences can't be split over 3 ranks"):
+    with pytest.raises(ValueError, match=r"2 sequences .* 3 ranks"):
         split_by_tokens([1, 1], 3)
 
 

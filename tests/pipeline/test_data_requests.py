@@ -52,7 +52,7 @@ def test_held_out_requests_are_drawn_once_and_no_more_than_there_are() -> None:
         row["prompt"] for row in draw_sums(SumsSource(type="sums", size=80, shares={"requests": 1.0}, split="held_out"))
     ]
     assert len(set(asked)) == 80 and set(asked) <= set(requests(held_out=True))
-    with pytest.raises(ValueError, match=r"requests are held out; lower source"):
+    with pytest.raises(ValueError, match=r"lower source\.size"):
         list(draw_sums(SumsSource(type="sums", size=200, shares={"requests": 1.0}, split="held_out")))
 
 

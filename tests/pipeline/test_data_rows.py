@@ -43,16 +43,16 @@ def test_formats_and_patterns(tmp_path: Path) -> None:
 
 
 def test_unreadable_sources(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no file fits '.*nothing\*\.jsonl'"):
+    with pytest.raises(ValueError, match=r"'.*nothing\*\.jsonl'"):
         read(tmp_path / "nothing*.jsonl")
     (tmp_path / "rows.csv").write_text("a,b")
-    with pytest.raises(ValueError, match=r"rows.csv' is not a .jsonl"):
+    with pytest.raises(ValueError, match=r"rows\.csv' .*\.jsonl"):
         read(tmp_path / "rows.csv")
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-20])
-    with pytest.raises(ValueError, match="broken gzip archive"):
+    with pytest.raises(ValueError, match="gzip"):
         read(tmp_path / "rows.jsonl.gz")
     (tmp_path / "rows.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(ValueError, match="not a readable Parquet file"):
+    with pytest.raises(ValueError, match="Parquet"):
         read(tmp_path / "rows.parquet")
 
 
@@ -73,9 +73,9 @@ def bad_account(bad: int, seen: int) -> BadRows:
 
 def test_share_of_bad_rows_that_stops_a_run() -> None:
     bad_account(bad=1, seen=100).check(0.01)
-    with pytest.raises(ValueError, match=r"2 of 100 rows are bad: 2 not JSON\n  f.jsonl:0: not JSON \(here\)"):
+    with pytest.raises(ValueError, match=r"2 of 100 rows.*2 not JSON\n  f\.jsonl:0"):
         bad_account(bad=2, seen=100).check(0.01)
-    with pytest.raises(ValueError, match="3 of 3 rows are bad"):
+    with pytest.raises(ValueError, match="3 of 3 rows"):
         bad_account(bad=3, seen=3).check(1.0)
     with pytest.raises(ValueError, match="no rows"):
         BadRows().check(1.0)
@@ -109,7 +109,7 @@ def test_gym_rows_carry_what_their_verifier_needs() -> None:
 def test_unknown_gym_task_and_parameter() -> None:
     with pytest.raises(ValueError, match=r"near: .*'chain_sum'"):
         list(read_rows(GymSource(type="reasoning_gym", task="chain_sums", size=1), BadRows()))
-    with pytest.raises(ValueError, match="do not suit the task 'chain_sum'"):
+    with pytest.raises(ValueError, match="'chain_sum'"):
         list(read_rows(GymSource(type="reasoning_gym", task="chain_sum", size=1, params={"terms": 2}), BadRows()))
 
 
@@ -168,7 +168,7 @@ def test_held_out_sums_are_a_tenth_and_never_trained_on() -> None:
     drawn = [row["prompt"] for row in sums("held_out", len(held_out))]
     assert len(set(drawn)) == len(drawn)
     assert set(drawn) == held_out
-    with pytest.raises(ValueError, match=f"only {len(held_out)} sums of 2 digits are held out"):
+    with pytest.raises(ValueError, match=f"only {len(held_out)} sums of 2 digits"):
         sums("held_out", len(held_out) + 1)
 
 
@@ -200,7 +200,7 @@ def test_a_saved_data_set_is_read_split_by_split(tmp_path: Path) -> None:
 def test_a_folder_without_the_split_or_the_data_set_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     DatasetDict(train=Dataset.from_list([{"prompt": "a"}])).save_to_disk(str(folder))
-    with pytest.raises(ValueError, match=r"source.split='test': .* has \['train'\]"):
+    with pytest.raises(ValueError, match=r"source\.split='test': .*'train'"):
         list(read_rows(DatasetSource(type="dataset", paths=[str(folder)], split="test"), BadRows()))
-    with pytest.raises(ValueError, match="holds no data set that was saved to disk"):
+    with pytest.raises(ValueError, match="saved to disk"):
         source_files(DatasetSource(type="dataset", paths=[str(tmp_path / "nothing")]))

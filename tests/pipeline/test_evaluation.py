@@ -242,7 +242,7 @@ def test_texts_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     with pytest.raises(ValueError, match="is empty"):
         score(tmp_path, b"", tokenizer, 8)
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    with pytest.raises(ValueError, match="UTF-8"):
         score(tmp_path, b"ab\xff", tokenizer, 8)
     with pytest.raises(ValueError, match="no such file"):
         load_text(TextSuite(type="text", path=str(tmp_path / "none")), tokenizer)
@@ -253,7 +253,7 @@ def test_a_tokenizer_that_changes_the_text_is_noticed(tmp_path: Path) -> None:
     backend["normalizer"] = {"type": "Lowercase"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="changes the text at character 2, 'Cd' into 'cd'"):
+    with pytest.raises(ValueError, match="character 2, 'Cd' into 'cd'"):
         score(tmp_path, b"abCd", tokenizer, 8)
 
 
@@ -265,15 +265,15 @@ def named(settings: dict[str, Any]) -> dict[str, AnySuite]:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"type": "text", "path": "gone.txt", "window_tokens": 8}, r"suites\.mine\.path: 'gone\.txt' is not there"),
+        ({"type": "text", "path": "gone.txt", "window_tokens": 8}, r"suites\.mine\.path: 'gone\.txt'"),
         ({"type": "ifeval", "source": {"type": "file", "paths": ["gone.jsonl"]}}, r"suites\.mine\.source: .* no file"),
         (
             {"type": "lm_eval", "task": "gone.yaml", "window_tokens": 8},
-            r"suites\.mine\.task: 'gone\.yaml' is not there",
+            r"suites\.mine\.task: 'gone\.yaml'",
         ),
         (
             {"type": "lm_eval", "task": "ifeval", "data_files": {"train": "gone.jsonl"}, "window_tokens": 8},
-            r"suites\.mine\.data_files\.train: 'gone\.jsonl' is not there",
+            r"suites\.mine\.data_files\.train: 'gone\.jsonl'",
         ),
         (
             {"type": "task", "prompts": {"source": {"type": "sums", "size": 1}}, "reward": {"name": "maths"}},
@@ -289,15 +289,15 @@ def test_what_is_not_there_is_said_before_anything_starts(settings: dict[str, An
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"type": "multiple_choice", "source": {}, "form": "mmlu", "max_length": 64}, "max_length=64 must be smaller"),
+        ({"type": "multiple_choice", "source": {}, "form": "mmlu", "max_length": 64}, "max_length=64"),
         (
             {"type": "multiple_choice", "source": {}, "form": "mmlu", "shots": 1},
-            "'shots' and 'shots_source' go together",
+            "'shots' and 'shots_source'",
         ),
-        ({"type": "conversation", "source": {}, "reward": {"name": "r"}, "max_prompt_length": 60}, "= 68 exceeds"),
-        ({"type": "refusal", "source": {}, "safety": {"name": "r", "weight": 2.0}}, "no effect in an evaluation"),
-        ({"type": "lm_eval", "task": "t.yaml", "data_files": {"test": "f"}}, "no effect on a task in a YAML file"),
-        ({"type": "human_eval", "source": {}, "samples": 1, "k": [2]}, "must lie between 1 and samples=1"),
+        ({"type": "conversation", "source": {}, "reward": {"name": "r"}, "max_prompt_length": 60}, "= 68 "),
+        ({"type": "refusal", "source": {}, "safety": {"name": "r", "weight": 2.0}}, "no effect"),
+        ({"type": "lm_eval", "task": "t.yaml", "data_files": {"test": "f"}}, "no effect"),
+        ({"type": "human_eval", "source": {}, "samples": 1, "k": [2]}, "samples=1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], problem: str) -> None:
@@ -313,7 +313,7 @@ def test_bad_rows_are_told_once_and_kept(tmp_path: Path, capsys: pytest.CaptureF
     source = {"type": "file", "paths": [str(tmp_path / "rows.jsonl")]}
     settings = {"type": "refusal", "source": source}
     few = {"mine": RefusalSuite.model_validate(settings)}
-    with pytest.raises(ValueError, match=r"suites\.mine: 1 of 2 rows are bad: 1 neither harmful nor harmless"):
+    with pytest.raises(ValueError, match=r"suites\.mine: 1 of 2 rows.*neither harmful"):
         Evaluation.prepare(few, byte_tokenizer(), RewardPoolConfig(), seed=0)
     many = {"mine": RefusalSuite.model_validate(settings | {"max_bad_share": 0.5})}
     Evaluation.prepare(many, byte_tokenizer(), RewardPoolConfig(), seed=0)

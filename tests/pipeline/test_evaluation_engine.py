@@ -70,9 +70,9 @@ def test_likelihoods_are_those_of_transformers_whatever_is_shared(rollout: Rollo
         assert answer.logprobs == pytest.approx(tiny.logprobs(MODEL, sequence)[start - 1 :].tolist(), abs=1e-4)
         assert [rank == 1 for rank in answer.ranks] == tiny.greedy(MODEL, sequence)[start - 1 :]
     assert rollout.likelihoods([], []) == []
-    with pytest.raises(ValueError, match="sequence 0 has 2 tokens and is scored from 0 on"):
+    with pytest.raises(ValueError, match="sequence 0 has 2 tokens"):
         rollout.likelihoods([[1, 2]], [0])
-    with pytest.raises(ValueError, match=r"shorter than rollout\.max_model_len=160"):
+    with pytest.raises(ValueError, match=r"rollout\.max_model_len=160"):
         rollout.likelihoods([[1] * 160], [5])
 
 

@@ -58,17 +58,15 @@ def test_a_text_of_the_users_is_taken_from_anywhere_in_it(tmp_path: Path) -> Non
         assert found == [SENTENCES[(first + place) % 7] for place in range(len(found))] and len(found) >= 2
         starts.add(first)
     assert len(starts) > 3 and 0 <= room < 30
-    with pytest.raises(
-        ValueError, match=r"path: the whole text makes a prompt of \d+ tokens, and lengths asks for 900"
-    ):
+    with pytest.raises(ValueError, match=r"path: .* \d+ tokens.*lengths .*900"):
         needles(lengths=[900], depths=[0.5], path=str(file))
-    with pytest.raises(ValueError, match="lengths: 60 tokens have no room for needle and question, which take 1"):
+    with pytest.raises(ValueError, match="lengths: 60 tokens"):
         needles(lengths=[60], path=str(file))
     file.write_text("He said <eos> and left. " * 40)
-    with pytest.raises(ValueError, match=r"special token in the text"):
+    with pytest.raises(ValueError, match="special token"):
         needles(lengths=[200], path=str(file))
     file.write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    with pytest.raises(ValueError, match="UTF-8"):
         needles(lengths=[200], path=str(file))
 
 
@@ -146,9 +144,9 @@ def config(**suite: Any) -> EvalConfig:
 @pytest.mark.parametrize(
     ("suite", "message"),
     [
-        ({"lengths": [100, 113]}, r"suites\.far\.lengths \+ sampling\.max_tokens = 129 exceeds .*max_model_len=128"),
-        ({"lengths": [100, 100]}, r"lengths=\[100, 100\]: name each once"),
-        ({"depths": [0.5, 1.5]}, r"depths=\[0\.5, 1\.5\]: shares of the text"),
+        ({"lengths": [100, 113]}, r"suites\.far\.lengths .*= 129 .*max_model_len=128"),
+        ({"lengths": [100, 100]}, r"lengths=\[100, 100\]"),
+        ({"depths": [0.5, 1.5]}, r"depths=\[0\.5, 1\.5\]"),
     ],
 )
 def test_what_makes_no_sense_is_refused(suite: dict[str, Any], message: str) -> None:

@@ -244,10 +244,10 @@ def test_mmlu_is_asked_as_in_its_paper(tmp_path: Path) -> None:
     result = run_choices(questions, session(likes_b))
     assert result.figures["accuracy"] == 0.5  # the second's answer is A
     assert [record.completion for record in result.records] == ["B", "B"]
-    with pytest.raises(ValueError, match="shots=4: shots_source has only 3 of subject 'easy_sums'"):
+    with pytest.raises(ValueError, match=r"shots=4: .* 3 .*'easy_sums'"):
         load_choices(MultipleChoiceSuite.model_validate(suite | {"shots": 4}), TOKENIZER)
     suite |= settings(tmp_path, "multiple_choice", [MMLU[0] | {"subject": "other"}])
-    with pytest.raises(ValueError, match="shots_source has none of subject 'other'"):
+    with pytest.raises(ValueError, match=r"shots_source .*'other'"):
         load_choices(MultipleChoiceSuite.model_validate(suite), TOKENIZER)
 
 

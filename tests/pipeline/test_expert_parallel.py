@@ -106,9 +106,9 @@ def test_deepseek_v2_routes_by_its_own_gate(folder: Path, tmp_path: Path, method
 
 
 def test_layouts_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expert_parallel_size=2 must divide num_ranks=3"):
+    with pytest.raises(ValueError, match=r"expert_parallel_size=2 .*num_ranks=3"):
         TrainerConfig(num_ranks=3, expert_parallel_size=2)
-    with pytest.raises(ValueError, match=r"expert_parallel_size > 1 needs zero_stage >= 1"):
+    with pytest.raises(ValueError, match=r"expert_parallel_size .*zero_stage >= 1"):
         TrainerConfig(num_ranks=2, expert_parallel_size=2, zero_stage=0)
     small: dict[str, Any] = {
         "hidden_size": 16,
@@ -117,5 +117,5 @@ def test_layouts_that_cannot_be_are_refused() -> None:
         "num_attention_heads": 2,
     }
     dense = AutoModelForCausalLM.from_config(LlamaConfig(**small, vocab_size=32))
-    with pytest.raises(ValueError, match=r"expert_parallel_size=2 needs a mixture.*'llama' with no routed experts"):
+    with pytest.raises(ValueError, match=r"expert_parallel_size=2 .*'llama'"):
         shard_experts(dense, 2)

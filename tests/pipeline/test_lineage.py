@@ -115,14 +115,14 @@ def test_a_parent_of_another_language_is_refused(tmp_path: Path, model: Path) ->
     parent = tmp_path / "run" / "sft"
     start(parent, "sft", sft(model))
     other_template = make_checkpoint(parent / "hf", template="{{ messages }}")
-    with pytest.raises(ValueError, match=r"hf': its chat_template .* is not the one that '.*sft'"):
+    with pytest.raises(ValueError, match=r"hf': its chat_template .*'.*sft'"):
         start(tmp_path / "run" / "reason", "reason", grpo(other_template))
     make_checkpoint(parent / "hf")
     tokenizer = json.loads((parent / "hf" / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (parent / "hf" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ValueError, match=r"hf': its tokenizer .* is not the one that '.*sft'"):
+    with pytest.raises(ValueError, match=r"hf': its tokenizer .*'.*sft'"):
         start(tmp_path / "run" / "reason", "reason", grpo(other_template))
     assert not (tmp_path / "run" / "reason").exists()
 
@@ -173,5 +173,5 @@ def test_an_evaluation_names_its_texts_and_rewards(tmp_path: Path, model: Path) 
 
 
 def test_an_unknown_reward_is_named(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(ValueError, match="unknown reward 'maths': did you mean 'math'"):
+    with pytest.raises(ValueError, match="did you mean 'math'"):
         start(tmp_path / "run", "reason", grpo(model, rewards=[{"name": "maths"}]))

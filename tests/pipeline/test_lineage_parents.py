@@ -139,14 +139,14 @@ def test_a_head_that_does_not_fit_is_refused_naming_both(tmp_path: Path, model: 
     run = tmp_path / "run"
     judge = stage(run, "rm", rm(model, data={"source": SUMS}), "LlamaForSequenceClassification")
     message = (
-        r"model='.*rm/hf' is a reward model \(LlamaForSequenceClassification, made by stage 'rm' of type rm\), but a "
-        r"language model belongs there in this stage of type grpo"
+        r"model='.*rm/hf' is a reward model \(LlamaForSequenceClassification, .*'rm'"
+        r".* a language model .* grpo"
     )
     with pytest.raises(ValueError, match=message):
         start(run / "reason", "reason", grpo(judge))
     tuned = stage(run, "sft", sft(model))
     rewards = [{"name": "reward_model", "label": "helpful", "args": {"path": str(tuned)}}]
-    with pytest.raises(ValueError, match=r"rewards\.0\.args='.*sft/hf' is a language model .* but a reward model"):
+    with pytest.raises(ValueError, match=r"rewards\.0\.args='.*sft/hf' is a language model"):
         start(run / "prefer", "prefer", grpo(tuned, rewards=rewards))
     start(run / "rm2", "rm2", rm(judge, data={"source": SUMS}))  # a reward model may be trained further
 
@@ -156,9 +156,7 @@ def test_a_reward_model_of_another_language_is_refused(tmp_path: Path, model: Pa
     judge = stage(run, "rm", rm(model, data={"source": SUMS}), "LlamaForSequenceClassification")
     make_checkpoint(judge, template="{{ messages }}", architecture="LlamaForSequenceClassification")
     rewards = [{"name": "reward_model", "label": "helpful", "args": {"path": str(judge)}}]
-    with pytest.raises(
-        ValueError, match=r"rewards\.0\.args='.*rm/hf': its chat_template .* is not the one that '.*rm'"
-    ):
+    with pytest.raises(ValueError, match=r"rewards\.0\.args='.*rm/hf': its chat_template"):
         start(run / "prefer", "prefer", grpo(model, rewards=rewards))
 
 

@@ -115,11 +115,11 @@ def test_tokenizer_keeps_its_splitting_specials_and_template(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"architecture": "qwen2"}, "holds a 'qwen2' model; only the llama architecture"),
-        ({"pre": "llama-bpe"}, "pre-tokenizer 'llama-bpe' can't be imported"),
-        ({"extra": "rope_freqs.weight"}, "tensor 'rope_freqs.weight' has no counterpart"),
-        ({"extra": "blk.0.attn_q.bias"}, "tensor 'blk.0.attn_q.bias' has no counterpart"),
-        ({"extra": "blk.2.attn_norm.weight"}, "missing or of another shape.*layers.2.input_layernorm"),
+        ({"architecture": "qwen2"}, "'qwen2'"),
+        ({"pre": "llama-bpe"}, "pre-tokenizer 'llama-bpe'"),
+        ({"extra": "rope_freqs.weight"}, r"'rope_freqs\.weight'"),
+        ({"extra": "blk.0.attn_q.bias"}, r"'blk\.0\.attn_q\.bias'"),
+        ({"extra": "blk.2.attn_norm.weight"}, r"missing.*layers\.2\.input_layernorm"),
     ],
 )
 def test_what_would_be_lost_is_refused(tmp_path: Path, changed: dict[str, str], message: str) -> None:
@@ -131,7 +131,7 @@ def test_what_would_be_lost_is_refused(tmp_path: Path, changed: dict[str, str], 
 
 def test_no_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"nothing of the sort" * 10)
-    with pytest.raises(ValueError, match="not a readable GGUF file"):
+    with pytest.raises(ValueError, match="readable GGUF"):
         import_gguf(tmp_path / "m.gguf", tmp_path / "out")
     with pytest.raises(ValueError, match="no GGUF file"):
         import_gguf(tmp_path / "none.gguf", tmp_path / "out")

@@ -73,11 +73,11 @@ def test_fresh_checkpoint_is_what_an_engine_reads(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
-        ("[]", "must be a JSON object with a 'model_type'"),
-        ('{"model_type": "deepseek_v4_tiny"}', "must be a JSON object with a 'model_type'"),
-        ('{"hidden_size": 8}', "must be a JSON object with a 'model_type'"),
-        ('{"model_type": "llama", "vocab_size": 100}', "vocab_size=100 is smaller than the byte tokenizer's 264"),
+        ("{", "not JSON"),
+        ("[]", "'model_type'"),
+        ('{"model_type": "deepseek_v4_tiny"}', "'model_type'"),
+        ('{"hidden_size": 8}', "'model_type'"),
+        ('{"model_type": "llama", "vocab_size": 100}', "vocab_size=100 .*264"),
     ],
 )
 def test_bad_architecture_file(tmp_path: Path, content: str, message: str) -> None:
@@ -190,7 +190,7 @@ def test_checkpoint_with_a_missing_weight_is_refused(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"missing_keys \['model.layers.1.mlp.up_proj.weight'\]"):
+    with pytest.raises(ValueError, match=r"missing_keys .*layers\.1\.mlp\.up_proj\.weight"):
         load_model(folder, "float32")
 
 
@@ -217,9 +217,9 @@ def test_resolve_paths(tiny: Path, tmp_path: Path) -> None:
         return resolve_model(ModelConfig(path=path), workdir=tmp_path)
 
     assert resolve(str(tiny)) == tiny
-    with pytest.raises(ValueError, match=r"config.json is missing"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         resolve(str(tmp_path))
     with pytest.raises(ValueError, match="is a file"):
         resolve(str(tiny / "config.json"))
-    with pytest.raises(ValueError, match="neither a folder nor a model that the hub gives"):
+    with pytest.raises(ValueError, match="neither a folder"):
         resolve("/no/such/folder")

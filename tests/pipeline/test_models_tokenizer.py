@@ -49,7 +49,7 @@ def test_lossy_tokenizer_is_refused(tmp_path: Path) -> None:
     words = Tokenizer(models.WordLevel({"<unk>": 0, "Hello": 1, "world": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"loses text.*comes back as 'Hello world.*another tokenizer"):
+    with pytest.raises(ValueError, match=r"loses text.*'Hello world.*another tokenizer"):
         load_tokenizer(tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_chat_template_is_replaced(tmp_path: Path) -> None:
     template.write_text("{{ messages[0].content }}!")
     tokenizer = load_tokenizer(tmp_path, str(template))
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
-    with pytest.raises(ValueError, match=r"chat_template='nowhere\.jinja': no such file"):
+    with pytest.raises(ValueError, match=r"chat_template='nowhere\.jinja'"):
         load_tokenizer(tmp_path, "nowhere.jinja")
 
 

@@ -64,7 +64,7 @@ def test_a_beta_too_near_to_one_is_refused_since_nothing_would_move() -> None:
     assert left_of(0.999).min() > 0.99  # not 0.999^1000 = 0.37
     assert left_of(1 - 2**-8).max() < 0.03
     OptimizerConfig(learning_rate=1e-3, moments="bfloat16", betas=[0.9, 0.99])
-    with pytest.raises(ValueError, match=r"moments='bfloat16' stand still with betas=\[0.9, 0.999\]"):
+    with pytest.raises(ValueError, match=r"moments='bfloat16' .*betas=\[0\.9, 0\.999\]"):
         OptimizerConfig(learning_rate=1e-3, moments="bfloat16", betas=[0.9, 0.999])
 
 

@@ -224,10 +224,10 @@ def test_fresh_modules_leave_the_fresh_model_as_it_was(folder: Path, tmp_path: P
 def test_modules_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mtp\.depth=1.*has 2 modules"):
         load_with_mtp(folder, "float32", 1)
-    with pytest.raises(ValueError, match=r"mtp needs a DeepSeek-V3 model.*llama"):
+    with pytest.raises(ValueError, match=r"DeepSeek-V3.*llama"):
         load_with_mtp(small_causal_lm("llama", tmp_path / "llama"), "float32", 1)
     without = small_causal_lm("deepseek_v3", tmp_path / "without")
-    with pytest.raises(ValueError, match=r"mtp_weight=0\.01 has no effect"):
+    with pytest.raises(ValueError, match=r"mtp_weight=0\.01"):
         detached_mtp(0.01, without)
     assert detached_mtp(0.0, without) is None
     asked = detached_mtp(0.01, folder)

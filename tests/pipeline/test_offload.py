@@ -29,9 +29,9 @@ def test_deepspeed_reads_what_is_offloaded_and_where_to() -> None:
 @pytest.mark.parametrize(
     ("stage", "offload", "message"),
     [
-        (0, {}, "offload needs zero_stage >= 1"),
-        (2, {"parameters": True}, "offload.parameters=true needs zero_stage 3, and it is 2"),
-        (1, {"nvme": "/nvme"}, "offload.nvme='/nvme' needs zero_stage 3, and it is 1"),
+        (0, {}, "offload .*zero_stage >= 1"),
+        (2, {"parameters": True}, r"offload\.parameters=true .*zero_stage 3"),
+        (1, {"nvme": "/nvme"}, r"offload\.nvme='/nvme' .*zero_stage 3"),
     ],
 )
 def test_what_deepspeed_would_leave_where_it_is_is_refused(stage: Any, offload: dict[str, Any], message: str) -> None:
@@ -42,5 +42,5 @@ def test_what_deepspeed_would_leave_where_it_is_is_refused(stage: Any, offload: 
 def test_moments_in_bfloat16_are_not_swapped_to_nvme() -> None:
     optimizer = OptimizerConfig(learning_rate=1e-3, moments="bfloat16")
     trainer = TrainerConfig(zero_stage=3, offload=OffloadConfig(nvme="/nvme"))
-    with pytest.raises(ValueError, match=r"optimizer\.moments='bfloat16' can't be offloaded to NVMe"):
+    with pytest.raises(ValueError, match=r"optimizer\.moments='bfloat16'.* NVMe"):
         TrainSpec(Path("model"), "bfloat16", trainer, optimizer, 1)

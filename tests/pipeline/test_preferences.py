@@ -272,9 +272,9 @@ def test_domains_are_cut_down_to_the_scarcest() -> None:
     result = run(given, shares={"code": 0.75, "math": 0.25})
     assert Counter(one.domain for one in result.kept) == {"code": 30, "math": 10}
     assert reasons(result) == {"share of the domain": 60}
-    with pytest.raises(ValueError, match="domain 'math', which has no share"):
+    with pytest.raises(ValueError, match="domain 'math'"):
         run(given, shares={"code": 1.0})
-    with pytest.raises(ValueError, match=r"shares.safety: no comparison of this domain is left"):
+    with pytest.raises(ValueError, match=r"shares\.safety"):
         run(given, shares={"code": 0.5, "math": 0.25, "safety": 0.25})
 
 

@@ -75,7 +75,7 @@ def test_a_part_of_a_recipe_can_be_chosen(stages: Any, options: dict[str, str], 
     [
         ({"start": "lefd"}, "did you mean 'left'"),
         ({"start": "left", "until": "right"}, "'right' does not need 'left'"),
-        ({"only": "left", "until": "both"}, "leave out --from and --until"),
+        ({"only": "left", "until": "both"}, "--from and --until"),
     ],
 )
 def test_a_choice_that_makes_no_sense_is_refused(stages: Any, options: dict[str, str], message: str) -> None:
@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_stage_is_in_the_plan(tmp_path: Path) -> None:
 
 
 def test_stages_before_the_first_must_be_done(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="first, right, which left, both need"):
+    with pytest.raises(ValueError, match="first, right"):
         plan(diamond(), tmp_path, Choice(start="left"))
 
 

@@ -105,5 +105,5 @@ def test_a_dense_model_has_nothing_to_replay(tmp_path: Path) -> None:
     spec = TrainSpec(
         folder, "float32", TrainerConfig(), OptimizerConfig(learning_rate=1e-3), total_steps=1, routing_replay=True
     )
-    with pytest.raises(ValueError, match="routing_replay has no effect on LlamaForCausalLM"):
+    with pytest.raises(ValueError, match=r"routing_replay .*LlamaForCausalLM"):
         causal_lm(spec)

@@ -161,10 +161,10 @@ def rows_of(tmp_path: Path, form: str, *rows: dict[str, Any]) -> Comparisons:
 @pytest.mark.parametrize(
     ("form", "row", "loss", "complaint"),
     [
-        ("scored", {"answer": "a", "score": 1}, {"type": "pairwise"}, "two answers or more with an order"),
-        ("pair", {"chosen": "a", "rejected": "b"}, {"type": "pointwise"}, "a score for every answer"),
+        ("scored", {"answer": "a", "score": 1}, {"type": "pairwise"}, "two answers or more"),
+        ("pair", {"chosen": "a", "rejected": "b"}, {"type": "pointwise"}, "a score for"),
         ("scored", {"answer": "a", "score": 3}, {"type": "pointwise", "kind": "bce"}, "between 0 and 1"),
-        ("pair", {"chosen": "a", "rejected": "b"}, {"type": "pairwise", "margin": 1.0}, "margin=1.0 has no effect"),
+        ("pair", {"chosen": "a", "rejected": "b"}, {"type": "pairwise", "margin": 1.0}, r"margin=1\.0"),
     ],
 )
 def test_data_that_the_loss_can_learn_nothing_from(
@@ -176,7 +176,7 @@ def test_data_that_the_loss_can_learn_nothing_from(
 
 def test_equal_scores_are_nothing_to_compare(tmp_path: Path) -> None:
     data = rows_of(tmp_path, "scored", {"answer": "a", "score": 1}, {"answer": "b", "score": 1})
-    with pytest.raises(ValueError, match=r"1 rows of data \(.*scored.jsonl:1\)"):
+    with pytest.raises(ValueError, match=r"1 rows .*scored\.jsonl:1"):
         refuse_unfit(config_of(tmp_path).loss, data)
 
 

@@ -118,7 +118,7 @@ def test_killed_anywhere_it_samples_only_what_is_missing(tmp_path: Path) -> None
 
 def test_answers_to_other_prompts_are_refused(tmp_path: Path) -> None:
     sampler(tmp_path, Guesser(-1)).answers(asked())
-    with pytest.raises(ValueError, match=r"sums-00001.jsonl' holds answers to other prompts"):
+    with pytest.raises(ValueError, match=r"sums-00001\.jsonl'"):
         sampler(tmp_path, Guesser(-1)).answers(asked(seed=4))
 
 
@@ -217,5 +217,5 @@ def test_the_stage_writes_conversations_that_sft_reads(tmp_path: Path) -> None:
 def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
     prompts = {"source": SOURCE, "max_prompt_length": 16}
     config = stage(domains={"sums": {"prompts": prompts, "reward": {"name": "exact"}, "min_score": 2.0}})
-    with pytest.raises(ValueError, match=r"no conversation is left to train on.*below_min_score"):
+    with pytest.raises(ValueError, match="below_min_score"):
         sample.run(config, asked(), sampler(tmp_path / "answers", Guesser(-1)), tmp_path)

@@ -121,15 +121,15 @@ def broken(folder: Path, out: Path, weights: dict[str, torch.Tensor | None], **s
 def test_a_checkpoint_that_does_not_fit_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     causal_lm, reward_model = folders
     no_head = broken(reward_model, tmp_path / "no_head", {"score.weight": None})
-    with pytest.raises(ValueError, match=r"missing_keys \['score.weight'\]"):
+    with pytest.raises(ValueError, match=r"missing_keys .*'score\.weight'"):
         load_score_model(no_head, "float32")
     width = load_score_model(reward_model, "float32").score.in_features
     labels = {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
     two = broken(reward_model, tmp_path / "two", {"score.weight": torch.ones(2, width)}, **labels)
-    with pytest.raises(ValueError, match="can't be a reward model with one score"):
+    with pytest.raises(ValueError, match="one score"):
         load_score_model(two, "float32")
     lost = broken(causal_lm, tmp_path / "lost", {"model.norm.weight": None})
-    with pytest.raises(ValueError, match=r"missing_keys \['model.norm.weight'\]"):
+    with pytest.raises(ValueError, match=r"missing_keys .*'model\.norm\.weight'"):
         new_score_model(lost, "float32", seed=0)
 
 

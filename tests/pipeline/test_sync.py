@@ -84,7 +84,7 @@ def test_an_expert_that_is_another_speaks_differently(pair: tuple[Policy, Rollou
     """The probe alone: weights that are there and finite, but not the trainer's."""
     sync(pair, 1)
     on_engine(pair[1], partial(negate_expert, layer=2))
-    with pytest.raises(RunStopped, match=r"version 1 is not proven.*max_mean_gap"):
+    with pytest.raises(RunStopped, match=r"version 1 .*max_mean_gap"):
         prove(*pair, BOUNDS, probe=PROBE, version=1)
     assert sync(pair, 2)["sync/gap_mean"] <= 1e-5  # a whole sync mends it
 
@@ -192,7 +192,7 @@ def test_one_stale_expert_of_one_layer_stops_the_run(pair: tuple[Policy, Rollout
     sync(pair, 8)
     on_engine(pair[1], partial(skip_in_loading, name="model.layers.2.mlp.experts.5.down_proj.weight"))
     train(pair[0], 2)
-    with pytest.raises(RunStopped, match=r"version 9 is not proven.*max_mean_gap"):
+    with pytest.raises(RunStopped, match=r"version 9 .*max_mean_gap"):
         sync(pair, 9)
 
 

@@ -178,17 +178,17 @@ def test_what_goes_wrong_inside_is_no_score(function: str, task: Task) -> None:
     [
         (
             named("trl_ids"),
-            r"trl_ids\(completion_ids, .*foreign.py:.* needs 'completion_ids', but token ids do not reach",
+            r"trl_ids\(completion_ids, .*foreign\.py:.* needs 'completion_ids'",
         ),
         (named("trl_named_only", scale=1.0), r"args: unknown key 'scale': .*trl_named_only\("),
-        (named("verl_three"), r"verl_three\(sol.*can't be called as verl_three\(data_source=\.\.\., .*'data_source'"),
+        (named("verl_three"), r"verl_three\(data_source=\.\.\., .*'data_source'"),
         (named("verl_length", limit=1), r"unknown key 'limit'"),
         (
             RewardSpec(name="openrlhf:foreign.py:trl_named_only"),
-            r"can't be called as trl_named_only\(queries, prompts, l",
+            r"trl_named_only\(queries, prompts, l",
         ),
         (RewardSpec(name="verl:foreign.py:trl_named_only"), "can't be called"),
-        (RewardSpec(name="trl:math"), "'trl:' goes before the name of a function, not of a class"),
+        (RewardSpec(name="trl:math"), "'trl:' .* not of a class"),
         (RewardSpec(name="trl:foreign.py:re"), "not of a module"),
     ],
 )

@@ -26,7 +26,7 @@ def test_silent_until_half_full() -> None:
 def test_at_the_rate_is_borne_past_it_is_not() -> None:
     breaker = CircuitBreaker(max_failure_rate=0.2, window=10)
     observe(breaker, OK, OK, OK, OK, OK, OK, OK, OK, TIMEOUT, LOST)  # 2 of 10
-    with pytest.raises(RewardsUnavailable, match=r"'code' failed to judge 3 of its last 10 completions \(30%"):
+    with pytest.raises(RewardsUnavailable, match=r"'code' .* 3 of its last 10 .*30%"):
         observe(breaker, LOST)
 
 

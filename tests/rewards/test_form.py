@@ -114,7 +114,7 @@ def test_what_is_counted(completion: str, words: int, characters: int) -> None:
 
 
 def test_a_range_is_a_range() -> None:
-    with pytest.raises(ValidationError, match="shortest=5 must not be more than longest=4"):
+    with pytest.raises(ValidationError, match=r"shortest=5 .*longest=4"):
         LengthReward(shortest=5, longest=4)
 
 

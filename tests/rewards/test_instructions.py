@@ -275,17 +275,17 @@ def test_judging_draws_no_random_number() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("length_constraints:number_words", {"num_word": 3}, "takes no 'num_word': did you mean 'num_words'"),
+        ("length_constraints:number_words", {"num_word": 3}, "did you mean 'num_words'"),
         ("length_constraints:number_words", {"num_words": None}, "lacks num_words"),
-        ("length_constraints:number_words", {"num_words": "three"}, "can't be judged with"),
+        ("length_constraints:number_words", {"num_words": "three"}, "can't be judged"),
         ("length_constraints:number_words", {"num_words": -1}, "at random"),
-        ("length_constraints:number_words", {"relation": "at most"}, "at most is given"),
+        ("length_constraints:number_words", {"relation": "at most"}, "at most"),
         ("keywords:letter_frequency", {"letter": "#"}, "at random"),  # rows 1122 and 1129 of IFEval
-        ("keywords:existence", {"keywords": "pen"}, "keywords must be a list"),
+        ("keywords:existence", {"keywords": "pen"}, "keywords .*list"),
         ("keywords:existence", {"keywords": ["(pen"]}, "unterminated subpattern"),
         ("combination:repeat_prompt", {"prompt_to_repeat": None}, "lacks prompt_to_repeat"),
         ("repeat:repeat_span", {"n_start": 0}, "at random"),
-        ("words:keywords_specific_position", {"n": "2"}, "can't be judged with"),
+        ("words:keywords_specific_position", {"n": "2"}, "can't be judged"),
         ("punctuation:no_comma", {"relation": "less than"}, "takes no 'relation'"),
     ],
 )
@@ -331,7 +331,7 @@ def test_missing_data_is_refused_with_the_command_that_brings_it(
     name: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
-    with pytest.raises(ValueError, match=f"{name} needs NLTK's data '{data}': python -m nltk.downloader {data}"):
+    with pytest.raises(ValueError, match=f"{name} .*python -m nltk.downloader {data}"):
         InstructionReward().check(task(name))
     InstructionReward().check(task("sentence:keyword"))  # needs none
 

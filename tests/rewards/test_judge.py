@@ -123,7 +123,7 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(server: Judge, monkeypatc
     assert good.score == 7.0 and set(server.keys) == {"Bearer sk-secret"}
     assert "sk-secret" not in bad.detail and "Bearer ***" in bad.detail
     monkeypatch.delenv("JUDGE_KEY")
-    with pytest.raises(ValueError, match=r"api_key_env='JUDGE_KEY': no such variable"):
+    with pytest.raises(ValueError, match="api_key_env='JUDGE_KEY'"):
         judge(server, "say [[7]]", api_key_env="JUDGE_KEY")
     assert inspect([spec(server, api_key_env="JUDGE_KEY")], RewardPoolConfig())  # the workers may have it all the same
 
@@ -162,10 +162,10 @@ def test_tasks_without_a_truth_the_rubric_shows_are_refused_before_the_run(serve
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ({"url": "judge:8000"}, "url='judge:8000' is no address"),
+        ({"url": "judge:8000"}, "url='judge:8000'"),
         ({"url": "http://user:pass@judge/v1"}, "api_key_env"),
         ({"params": {"messages": []}}, r"params\.messages"),
-        ({"params": {"temperature": 0}, "votes": 2}, "votes=2 at params.temperature=0"),
+        ({"params": {"temperature": 0}, "votes": 2}, r"votes=2 .*params\.temperature=0"),
         ({"votes": 0}, "votes"),
         ({"modell": "m"}, "did you mean 'model'"),
     ],

@@ -63,10 +63,10 @@ def test_totals_that_differ_by_rounding_are_equal() -> None:
 @pytest.mark.parametrize(
     ("verdicts", "said"),
     [
-        ([[{"a": Verdict(1.0)}], [{"a": Verdict(1.0)}, {"a": Verdict(1.0)}]], r"same number.*\[1, 2\]"),
+        ([[{"a": Verdict(1.0)}], [{"a": Verdict(1.0)}, {"a": Verdict(1.0)}]], r"\[1, 2\]"),
         ([], "same number"),
         ([[{}]], "without a verdict"),
-        ([[{"c": Verdict(1.0)}]], "reward 'c', which is not configured; configured: a"),
+        ([[{"c": Verdict(1.0)}]], "'c'.* configured: a"),
     ],
 )
 def test_misaligned_verdicts_are_refused(verdicts: Groups, said: str) -> None:

@@ -124,5 +124,5 @@ def test_only_rules_have_a_limit_of_memory() -> None:
 def test_a_wrong_reward_and_a_missing_file_are_told_at_once() -> None:
     with pytest.raises(ValueError, match="did you mean 'mine'"):
         judged(row("x"), name="mien")
-    with pytest.raises(ValueError, match=r"no file 'nowhere\.jsonl'"):
+    with pytest.raises(ValueError, match=r"'nowhere\.jsonl'"):
         count_rows(Path("nowhere.jsonl"))

@@ -91,12 +91,10 @@ def test_entry_points(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = {listing.name: listing for listing in names()}
     assert (listed["polite"].pool, listed["polite"].summary) == ("rule", "Always one.")
     assert set(listed) == {*FACTORIES, "polite"} and listed["math"].summary.startswith("1.0 when")
-    with pytest.raises(ValueError, match="unknown reward 'polit': did you mean 'polite'"):
+    with pytest.raises(ValueError, match="did you mean 'polite'"):
         locate("polit")
     installed(here / "y", monkeypatch, "others", polite="theirs.rules:score")
-    with pytest.raises(
-        ValueError, match="several packages have a reward 'polite': others, theirs; name one by its imp"
-    ):
+    with pytest.raises(ValueError, match="'polite': others, theirs"):
         locate("polite")
 
 
@@ -119,7 +117,7 @@ def test_the_source_is_found_without_running_it(here: Path, monkeypatch: pytest.
     ("source", "said"),
     [
         ("import os\n\ndef score(task completion):\n    pass\n", r"mine.py:3: SyntaxError: "),
-        ("x = 1\nimport no_such_thing\n", r"mine.py:2: ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("x = 1\nimport no_such_thing\n", r"mine\.py:2: ModuleNotFoundError: .*'no_such_thing'"),
         ("def f():\n    return 1 / 0\n\nf()\n", r"mine.py:2: ZeroDivisionError"),
         ("import sys\nsys.exit('usage')\n", r"mine.py:2: SystemExit: usage"),
         ("import json\njson.loads('{')\n", r"mine.py:2: JSONDecodeError"),
@@ -143,12 +141,12 @@ def test_a_module_that_does_not_load_is_told_with_its_line(here: Path, monkeypat
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mien.py:score", "no file 'mien.py' .*: did you mean 'mine.py'"),
-        ("./mien.py:score", r"no file './mien.py' .*: did you mean 'mine.py'"),
-        ("no/such/folder.py:score", "no file 'no/such/folder.py'"),
-        ("mine", "unknown reward 'mine': did you mean mine.py:mine"),
-        ("mine.py", "say which function or class of the file, as in mine.py:NAME"),
-        ("no_such_package.rules:score", "no module 'no_such_package.rules' is installed; a file is named by its path"),
+        ("mien.py:score", r"'mien\.py' .*: did you mean 'mine\.py'"),
+        ("./mien.py:score", r"'\./mien\.py' .*: did you mean 'mine\.py'"),
+        ("no/such/folder.py:score", r"'no/such/folder\.py'"),
+        ("mine", r"did you mean mine\.py:mine"),
+        ("mine.py", r"as in mine\.py:NAME"),
+        ("no_such_package.rules:score", r"'no_such_package\.rules' .*by its path"),
         ("json.no_such_module:score", "no module 'json.no_such_module'"),
         ("trl:", "unknown reward ''"),
         ("mine.py:", "half a name"),

@@ -123,7 +123,7 @@ def test_submit_does_not_wait(start: Any) -> None:
 
 
 def test_wrong_input_is_refused(start: Any) -> None:
-    with pytest.raises(ValueError, match="unknown behaviour 'politeness'"):
+    with pytest.raises(ValueError, match="'politeness'"):
         start(hostile.specs("politeness"))
     with pytest.raises(ValueError, match="once"):
         start(hostile.specs("length", "length"))
@@ -246,15 +246,13 @@ def test_every_judge_that_asks_a_model_has_a_crew_of_its_own(start: Any) -> None
     helpful, safety = ({scores(part, label)[0] for part in judged.values()} for label in ("helpful", "safety"))
     assert 1 <= len(helpful) <= 2 and len(safety) == 1 and not helpful & safety
     assert pool.metrics()["reward_pool/safety/latency_p50"] > 0
-    with pytest.raises(ValueError, match="'rule' asks a model and has workers of its own"):
+    with pytest.raises(ValueError, match=r"'rule' .*workers of its own"):
         start([RewardSpec(name="pid", label="rule", args={"pool": "model"})])
 
 
 def test_gpus_that_are_not_there_are_refused(start: Any) -> None:
     [spec] = hostile.specs("pid", pool="model", gpus=0.5)
-    with pytest.raises(
-        ValueError, match=r"1 for reward 'pid'; the cluster has 0: lower reward_pool.workers.*args.gpus"
-    ):
+    with pytest.raises(ValueError, match=r"'pid'; .*lower reward_pool\.workers.*args\.gpus"):
         start([spec], workers={"pid": 2})
     start(hostile.specs("pid", pool="model", gpus=None)).close()  # one where there are any
 
@@ -269,7 +267,7 @@ def test_a_judge_that_hangs_ends_by_the_breaker_in_bounded_time(monkeypatch: pyt
         began = time.monotonic()
         for index in range(6):
             pool.submit(index, Task("q", None, row=f"rows:{index}"), [f"hang {n}" for n in range(4)])
-        with pytest.raises(RewardsUnavailable, match=r"(?s)'judge' failed to judge.*timeout \(no verdict within 1 s\)"):
+        with pytest.raises(RewardsUnavailable, match=r"(?s)'judge' .*timeout \(.* 1 s\)"):
             pool.gather()
         assert time.monotonic() - began < 30  # six groups at two limits of a second, by two workers
         pool.close()

@@ -87,7 +87,7 @@ def test_a_bad_sync_names_the_tensor_and_leaves_the_engine_alone(engine: Engine,
     before = engine.prompt_logprobs(PROMPTS)
     second = tiny.weights(folders["second"])
     without = {name: tensor for name, tensor in second.items() if name != EXPERT}
-    with pytest.raises(SyncError, match=f"1 of {len(second)} tensors did not arrive, the first is '{EXPERT}'"):
+    with pytest.raises(SyncError, match=f"1 of {len(second)} tensors .*'{EXPERT}'"):
         engine.load_weights(tiny.buckets(without), version=1)
     damaged = tiny.buckets({name: tensor.clone() for name, tensor in second.items()})
     damaged[-1].payloads[-1][0] ^= 1
@@ -147,7 +147,7 @@ def test_a_group_is_yielded_before_the_last_is_finished(engine: Engine) -> None:
     whole = say(engine, 4)
     stream = engine.generate(PROMPTS, SAMPLING, 4, 4)  # 16 completions, 8 at once
     first = next(stream)
-    with pytest.raises(AssertionError, match="two requests at once"):
+    with pytest.raises(AssertionError, match="two requests"):
         engine.prompt_logprobs(PROMPTS)
     rest = list(stream)
     assert sorted([first, *rest], key=lambda group: group.index) == whole
@@ -164,7 +164,7 @@ def test_leaving_a_stream_early_ends_the_request(engine: Engine) -> None:
 def test_a_prompt_without_room_is_named(engine: Engine) -> None:
     fits = [1] * (CONFIG.max_model_len - SAMPLING.max_tokens)
     assert len(list(engine.generate([fits], SAMPLING, 1, 0))) == 1
-    with pytest.raises(ValueError, match=r"prompt 1 has 137 tokens, allowed are 1 to 136"):
+    with pytest.raises(ValueError, match=r"prompt 1 has 137 tokens.*136"):
         engine.generate([fits, [*fits, 1]], SAMPLING, 1, 0)
     with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
         engine.generate([[]], SAMPLING, 1, 0)
@@ -173,12 +173,12 @@ def test_a_prompt_without_room_is_named(engine: Engine) -> None:
 def test_a_setting_or_a_vllm_that_cannot_be_served_is_named(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"rollout\.tensor_parallel_size=2 needs accelerators"):
+    with pytest.raises(ValueError, match=r"rollout\.tensor_parallel_size=2"):
         Engine(folders["first"], CONFIG.model_copy(update={"tensor_parallel_size": 2}), "float32", seed=0)
     with pytest.raises(ValueError, match=r"no \*\.safetensors in"):
         Engine(folders["first"].parent, CONFIG, "float32", seed=0)
     monkeypatch.setattr(door.vllm, "__version__", "0.33.0")
-    with pytest.raises(RuntimeError, match=r"vLLM 0\.33\.0 is installed.*made for 0\.32\.0"):
+    with pytest.raises(RuntimeError, match=r"vLLM 0\.33\.0 .* 0\.32\.0"):
         Engine(folders["first"], CONFIG, "float32", seed=0)
 
 

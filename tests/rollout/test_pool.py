@@ -75,12 +75,12 @@ def test_what_an_engine_raises_comes_through(pool: RolloutPool) -> None:
 def test_a_lost_engine_is_named(pool: RolloutPool) -> None:
     """And nothing is asked of it afterwards, so that the reason is the one that is raised."""
     sampling = SamplingConfig(max_tokens=100, ignore_eos=True)
-    with pytest.raises(RolloutError, match="engine 1 was lost in a generation"), pool.awake():
+    with pytest.raises(RolloutError, match="engine 1 was lost"), pool.awake():
         stream = pool.generate(PROMPTS, sampling, 8, seed=0)
         ray.kill(pool._engines[1])
         list(stream)
 
 
 def test_a_late_engine_is_named(pool: RolloutPool, folder: Path) -> None:
-    with pytest.raises(RolloutError, match=r"engine 0: no end of its start for 0\.5 s; raise rollout\.timeout_seconds"):
+    with pytest.raises(RolloutError, match=r"engine 0: .*raise rollout\.timeout_seconds"):
         RolloutPool(folder, CONFIG.model_copy(update={"timeout_seconds": 0.5}), "float32", seed=0)

@@ -100,12 +100,12 @@ def _leave_out(bucket: Bucket) -> None:
         (_flip_a_bit, "'matrix': checksum"),
         (_cut_short, "'matrix': checksum"),
         (_swap_payloads, "'matrix': checksum"),
-        (_say_half, "'matrix': 24 bytes are no float16"),
-        (_say_nonsense, "'matrix': torch has no dtype 'Tensor'"),
-        (_turn, r"'matrix' has shape \(3, 2\), the engine's has \(2, 3\)"),
+        (_say_half, "'matrix': 24 bytes"),
+        (_say_nonsense, "'matrix': .* 'Tensor'"),
+        (_turn, r"'matrix' .*\(3, 2\).*\(2, 3\)"),
         (_rename, "'matrix_2' is not one of the engine's"),
         (_send_twice, "'matrix' was sent twice"),
-        (_leave_out, "1 of 4 tensors did not arrive, the first is 'matrix'"),
+        (_leave_out, "1 of 4 tensors .*'matrix'"),
     ],
 )
 def test_damage_names_the_tensor(damage: Callable[[Bucket], None], message: str) -> None:

@@ -119,7 +119,7 @@ def test_a_parent_that_was_the_candidate_of_the_gate_before_is_not_evaluated_aga
 def test_a_failed_gate_stops_each_time_until_somebody_overrules_it(run: Run) -> None:
     run.checkpoint("grpo/hf", 20)
     for _ in range(2):
-        with pytest.raises(RunStopped, match=r"fails: text/accuracy higher\). To overrule it: .alignyard gate decide"):
+        with pytest.raises(RunStopped, match=r"text/accuracy higher\).*alignyard gate decide"):
             run.gate()
     assert run.evaluated == ["grpo/hf", "sft/hf"] and not (run.folder / "gate" / "hf").exists()
     run.decide("promote")
@@ -128,7 +128,7 @@ def test_a_failed_gate_stops_each_time_until_somebody_overrules_it(run: Run) -> 
 
 def test_an_undecided_gate_asks_and_goes_on_as_it_is_told(run: Run) -> None:
     run.checkpoint("grpo/hf", 51)
-    with pytest.raises(DecisionNeeded, match=r"gate 'gate' can't decide \(undecided: text/accuracy higher\)"):
+    with pytest.raises(DecisionNeeded, match=r"undecided: text/accuracy higher"):
         run.gate()
     assert run.decision().verdict == "ask" and run.decision().rulings[0].samples_needed
     run.decide("stop")

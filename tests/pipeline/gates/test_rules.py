@@ -178,16 +178,16 @@ def test_items_that_only_one_judged_are_left_out_and_counted() -> None:
     candidate, parent = evaluation([1.0] * 30), evaluation([0.0] * 20)
     ruling = judge(IMPROVE, candidate, parent, confidence=0.95, seed=0)
     assert (ruling.samples, ruling.unpaired) == (20, 10)
-    with pytest.raises(ValueError, match="no judged item in common"):
+    with pytest.raises(ValueError, match="judged item"):
         other = {"sums": SuiteResult({"pass@1_greedy": 1.0}, {"pass@1_greedy": {"elsewhere": 1.0}})}
         judge(IMPROVE, candidate, other, confidence=0.95, seed=0)
 
 
 def test_a_figure_that_cannot_be_compared_is_refused_with_those_that_can() -> None:
     rule = HoldRule(type="hold", figure="sums/unjudged_rate", tolerance=0.1)
-    with pytest.raises(ValueError, match=r"'sums/unjudged_rate'.*these can be used: sums/pass@1_greedy"):
+    with pytest.raises(ValueError, match=r"'sums/unjudged_rate'.*: sums/pass@1_greedy"):
         ruled(rule, [1.0] * 9, [1.0] * 9)
-    with pytest.raises(ValueError, match=r"'sums/pass@9'.*it has pass@1_greedy, unjudged_rate"):
+    with pytest.raises(ValueError, match=r"'sums/pass@9'.* pass@1_greedy, unjudged_rate"):
         ruled(ThresholdRule(type="threshold", figure="sums/pass@9", at_least=0.5), [1.0] * 9, [1.0] * 9)
 
 

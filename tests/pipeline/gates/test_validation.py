@@ -116,7 +116,7 @@ def test_a_rule_on_a_figure_that_no_suite_has_is_refused(tmp_path: Path) -> None
         Checkpoints(tmp_path, CheckpointConfig(), cast(Any, policy)),
         tmp_path / "validation",
     )
-    with pytest.raises(ValueError, match="no such figure; it has accuracy, bits_per_byte"):
+    with pytest.raises(ValueError, match="accuracy, bits_per_byte"):
         validation.figures(3)
 
 
@@ -133,14 +133,14 @@ def test_the_gate_is_one_of_the_recipe_or_a_file(tmp_path: Path) -> None:
         gate = validation_gate(config, tmp_path / "grpo", of)
         assert gate is not None and gate.suites == GateConfig.model_validate(GATE).suites
     assert validation_gate(GRPOConfig.model_validate(TRAINING | {"validation": None}), tmp_path, None) is None
-    with pytest.raises(ValueError, match="no configuration 'elsewhere"):
+    with pytest.raises(ValueError, match="'elsewhere"):
         validation_gate(named("elsewhere.yaml"), tmp_path, recipe)
 
 
 def test_suites_that_the_stages_engines_cannot_run_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "gate.yaml"
     file.write_text(yaml.safe_dump(GATE | {"rollout": {"max_model_len": 128}}))
-    with pytest.raises(ValueError, match=r"rollout\.max_model_len=64 is less than the 128"):
+    with pytest.raises(ValueError, match=r"rollout\.max_model_len=64 .* 128"):
         validation_gate(named(str(file)), tmp_path, None)
     nowhere = {"sums": GATE["suites"]["sums"] | {"path": "nowhere"}}
     file.write_text(yaml.safe_dump(GATE | {"suites": nowhere}))

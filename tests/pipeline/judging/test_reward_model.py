@@ -148,10 +148,10 @@ def test_a_reward_model_that_another_stage_has_yet_to_make_is_not_looked_at() ->
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ({"path": "nowhere"}, r"path='nowhere': no checkpoint there"),
-        ({"path": "lm"}, r"is no reward model \(DeepseekV3ForCausalLM; score.weight of shape None\)"),
-        ({"path": "moe", "max_length": 4096}, "max_length=4096 is more than the model's max_position_embeddings=512"),
-        ({"path": "moe", "kv_cache_gib": 1.0}, "kv_cache_gib has no effect on backend 'torch'"),
+        ({"path": "nowhere"}, "path='nowhere'"),
+        ({"path": "lm"}, r"DeepseekV3ForCausalLM; score\.weight"),
+        ({"path": "moe", "max_length": 4096}, "max_length=4096 .*max_position_embeddings=512"),
+        ({"path": "moe", "kv_cache_gib": 1.0}, "kv_cache_gib has no effect"),
         ({"path": "moe", "gpus": 2.0}, "backend 'torch' uses one"),
         ({"path": "moe", "gpus": 1.5, "backend": "vllm"}, "whole number"),
         ({"path": "moe", "backend": "hf"}, "backend"),
@@ -172,7 +172,7 @@ def test_a_head_of_several_scores_is_refused(folders: dict[str, Path], tmp_path:
     shutil.copytree(folders["llama"], folder)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"score.weight": torch.zeros(3, 128)}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"score.weight of shape \[3, 128\]"):
+    with pytest.raises(ValueError, match=r"score\.weight .*\[3, 128\]"):
         RewardModel(path=str(folder))
 
 

@@ -95,8 +95,8 @@ def test_a_model_that_says_its_score_through_a_real_engine(judge_folder: Path) -
 
 def test_wrong_arguments_are_refused(judge_folder: Path, tmp_path: Path) -> None:
     reward_model = tiny.save(new_score_model(judge_folder, "float32", seed=0), tmp_path / "rm")
-    with pytest.raises(ValueError, match=r"is no language model: \['LlamaForSequenceClassification'\]"):
+    with pytest.raises(ValueError, match="LlamaForSequenceClassification"):
         SelfJudge(path=str(reward_model), rubric=RUBRIC)
-    with pytest.raises(ValueError, match="votes=2 at temperature=0"):
+    with pytest.raises(ValueError, match=r"votes=2 .*temperature=0"):
         SelfJudge(path=str(judge_folder), rubric=RUBRIC, votes=2, temperature=0.0)
     assert SelfJudge(path="stage:sft", rubric=RUBRIC)  # not made yet

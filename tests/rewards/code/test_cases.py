@@ -181,11 +181,11 @@ def test_a_checker_in_another_language_and_without_an_answer(reward: CodeReward)
 @pytest.mark.parametrize(
     ("checker", "said"),
     [
-        ("raise SystemExit(3)", "checker failed: exited, exit code 3"),
-        ("raise ValueError", "checker failed: exited, exit code 3.*ValueError"),
+        ("raise SystemExit(3)", "checker failed: .*exit code 3"),
+        ("raise ValueError", "checker failed: .*ValueError"),
         ("import os\nos.abort()", "checker failed: crash"),
         ("while True: pass", "checker failed: time limit"),
-        ("print(", "checker failed: exited, exit code 3.*SyntaxError"),
+        ("print(", "checker failed: .*SyntaxError"),
     ],
 )
 def test_a_failing_checker_is_no_score(

@@ -214,7 +214,7 @@ def test_a_fraction_of_the_tests(reward: CodeReward) -> None:
     [
         ("g = f\nassert True", "never call 'f'"),
         ("def test_f():\n assert f(1) == 1", "never call 'f'"),
-        ("import numpy\nassert f(1) == 1", "before it calls the solution: import numpy: ModuleNotFoundError"),
+        ("import numpy\nassert f(1) == 1", "import numpy: ModuleNotFoundError"),
         ("assert f(object()) == 1", "pass a object"),
         ("assert f('a' * (1 << 25))", "16 MiB"),
         ("import os\nf(1)\nos._exit(0)", "no verdict"),

@@ -66,7 +66,7 @@ def test_nothing_else_is_a_score(answer: str) -> None:
 def test_another_range() -> None:
     either = rubric(lowest=-1.0, highest=1.0)
     assert [either.read("[[-1]]"), either.read("[[0.25]]")] == [-1.0, 0.25]
-    with pytest.raises(NoScore, match=r"-1\.01 is not between -1 and 1"):
+    with pytest.raises(NoScore, match=r"-1\.01 .*-1 and 1"):
         either.read("[[-1.01]]")
 
 
@@ -102,13 +102,13 @@ def test_a_rubric_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rubric": None}, "exactly one of 'rubric' and 'rubric_file'"),
-        ({"rubric_file": "x"}, "exactly one of 'rubric' and 'rubric_file'"),
-        ({"rubric": None, "rubric_file": "nowhere.txt"}, r"rubric_file='nowhere.txt' is no file"),
+        ({"rubric": None}, "'rubric' and 'rubric_file'"),
+        ({"rubric_file": "x"}, "'rubric' and 'rubric_file'"),
+        ({"rubric": None, "rubric_file": "nowhere.txt"}, r"rubric_file='nowhere\.txt'"),
         ({"rubric": "Score {answer} [[n]]"}, r"no \{completion\}"),
         ({"rubric": "Score {completion} from 1 to 10"}, r"form='mark'.*\[\["),
         ({"rubric": "Score {completion} like [[7]]", "form": "json"}, "form='json'.*score"),
-        ({"lowest": 10.0}, "lowest=10 must be below highest=10"),
+        ({"lowest": 10.0}, "lowest=10 .*highest=10"),
     ],
 )
 def test_a_rubric_that_cannot_work_is_refused(settings: dict[str, Any], said: str) -> None:

@@ -53,7 +53,7 @@ def test_version_2_speaks_its_own_words(tmp_path: Path, monkeypatch: pytest.Monk
     (folder / "memory.events").write_text("oom 1\noom_kill 1\n")
     assert group.ran_out
     (folder / "memory.events").write_text("oom 0\noom_kill 1\n")
-    with pytest.raises(RuntimeError, match="the machine ran out of memory"):
+    with pytest.raises(RuntimeError, match="out of memory"):
         _ = group.ran_out
 
 
@@ -74,7 +74,7 @@ def test_version_1_tells_its_own_limit_from_the_machine_s(
     for parent in parents.values():
         really(parent)
     group = Cgroup(parents, memory_bytes=64 << 20, processes=5)
-    with pytest.raises(RuntimeError, match="the machine ran out of memory"):
+    with pytest.raises(RuntimeError, match="out of memory"):
         _ = group.ran_out
     [folder] = parents["memory"].iterdir()
     (folder / full).write_text(f"{64 << 20}\n")

@@ -1,5 +1,6 @@
 """Every language of this machine compiles and runs in a box; a missing one is told with what to install."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_a_missing_toolchain_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_an_unknown_language_is_told() -> None:
-    with pytest.raises(ValueError, match=r"'c\+\+' is not offered: did you mean"):
+    with pytest.raises(ValueError, match=r"'c\+\+' .*did you mean"):
         find("c++")
 
 
@@ -162,7 +163,7 @@ def test_a_toolchain_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch,
     _tool(tmp_path / "go", "#!/bin/sh\nexit 3\n")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert [toolchain.language for toolchain in found()] == ["python"]
-    with pytest.raises(ValueError, match=r"language: .*/go doesn't work: .*status 3.*; repair or reinstall it"):
+    with pytest.raises(ValueError, match=r"language: .*/go .*status 3.*reinstall"):
         find("go")
 
 
@@ -203,7 +204,7 @@ def test_no_program_sees_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("PATH", str(tmp_path / "user/bin"))
     for home in ("user", "user/home"):
         monkeypatch.setenv("HOME", str(tmp_path / home))
-        with pytest.raises(ValueError, match=rf"language: .* lies in {tmp_path / 'user'}, which holds your home"):
+        with pytest.raises(ValueError, match=rf"language: .*{re.escape(str(tmp_path / 'user'))}.*home"):
             find("c")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find("c").running.paths == (tmp_path / "user",)
