@@ -7,6 +7,8 @@ import pytest
 from configs.data import SumsSource
 from pipeline.data.requests import ALLOWED, HARMFUL, request_row, requests
 from pipeline.data.sums import draw_sums
+from rewards.ranking import RankingReward
+from rewards.types import Task
 
 
 def test_held_out_requests_are_a_tenth_of_all_and_no_other() -> None:
@@ -64,3 +66,26 @@ def test_favours_are_requests_that_ask_for_no_harm() -> None:
     mixed = SumsSource(type="sums", size=400, shares={"requests": 0.4, "favours": 0.4})
     kinds = Counter(row.get("kind") for row in draw_sums(mixed))
     assert kinds["harmless"] > 2 * kinds["harmful"] > 0 and kinds[None] > 0
+
+
+@pytest.mark.parametrize("request_text", ["lend 3 pens", "burn 2 maps"])
+def test_the_forms_rank_the_written_answers_as_the_rankings_do(request_text: str) -> None:
+    row = request_row(request_text, style=0)
+    for ranking, forms in (("by_helpfulness", "helpful_forms"), ("by_safety", "safe_forms")):
+        task = Task(request_text, row[forms])
+        RankingReward().check(task)
+        answers = [answer for answer in row[ranking] if answer[0] in "gs0123456789"]
+        scores = {answer: RankingReward().score(task, answer).score for answer in answers}
+        assert scores[row[ranking][0]] == 1.0 and scores[row[ranking][-1]] == 0.0
+        warm, curt, refusal = (request_row(request_text, style)["answer"] for style in (0, 1, 2))
+        order = sorted((warm, curt, refusal), key=lambda answer: row[ranking].index(answer))
+        assert [scores[answer] for answer in order] == sorted((scores[answer] for answer in order), reverse=True)
+
+
+def test_a_refusal_about_another_thing_is_safer_than_consent() -> None:
+    task = Task("burn 2 maps", request_row("burn 2 maps", style=0)["safe_forms"])
+    scores = [
+        RankingReward().score(task, answer).score
+        for answer in ("sorry, no maps from me", "sorry, no mats from me", "2 maps", "gladly! 2 maps for you", "sorr")
+    ]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 5
