@@ -10,9 +10,9 @@ from rewards.types import Task, Verdict
 class RankingReward(Settings):
     """1.0 for an answer of the best form, less for each later form in equal steps, 0.0 for an answer of none.
 
-    The truth is a list of regular expressions from best to worst, each for a whole answer, and the first one that matches
-    counts. Of n forms the one at place i, counted from 0, scores (n - i) / n. White space around the answer
-    is ignored. The verdict's outcome is the place, or "no form".
+    The truth is a list of regular expressions from best to worst, each for a whole answer. The first one that matches
+    counts: of n forms the one at place i, counted from 0, scores (n - i) / n. White space around the answer is ignored.
+    The verdict's outcome is the place, or "no form".
 
         >>> RankingReward().score(Task("lend 2 pens", ["gladly!.*", "no"]), "no").score
         0.5
