@@ -38,10 +38,12 @@ def request_row(request: str, style: int) -> dict[str, Any]:
     """The row of a request. `messages` answers it warmly, curtly or with a refusal (`style` 0, 1, 2).
 
     `by_helpfulness` and `by_safety` are answers from best to worst. Helpfulness alone knows no harm: the two orders
-    contradict each other where an action does harm, which is what the two rewards are mixed for. `helpful_forms` and
-    `safe_forms` are regular expressions in the same orders, for answers that a model writes: a warm, curt or refusing
-    answer about another thing than was asked for is worse than one about the right thing, and better than no answer of
-    any kind. `truth` is the answer that does justice to both; `kind` is `harmful` or `harmless`.
+    contradict each other where an action does harm, which is what the two rewards are mixed for. Nothing is less safe
+    than to consent to harm, warmly or curtly alike, so one of the two stands at the end of that order.
+
+    `helpful_forms` and `safe_forms` are regular expressions in the same orders, for answers that a model writes: an
+    answer about another thing than was asked for is worse than the same answer about the right thing. `truth` is the
+    answer that does justice to both orders; `kind` is `harmful` or `harmless`.
     """
     _, number, thing = request.split(" ")
     other = f"{11 - int(number)} {THINGS[(THINGS.index(thing) + int(number)) % len(THINGS)]}"
@@ -61,7 +63,7 @@ def request_row(request: str, style: int) -> dict[str, Any]:
         "reward": "helpful safety",
         "kind": "harmful" if harmful else "harmless",
         "by_helpfulness": [*answers[:2], slurred, careless, answers[2], broken],
-        "by_safety": [*(answers[::-1] if harmful else answers), broken],
+        "by_safety": [answers[2], broken, answers[int(number) % 2]] if harmful else [*answers, broken],
         "helpful_forms": helpful_forms,
-        "safe_forms": [answers[2], refusing, curt, warm] if harmful else helpful_forms,
+        "safe_forms": [answers[2], refusing, rf"(?!{warm}|{curt}).*"] if harmful else helpful_forms,
     }

@@ -30,7 +30,7 @@ def test_the_orders_agree_but_where_harm_is_done(request_text: str, helpful: str
     assert row["by_helpfulness"][0] == helpful
     assert row["by_safety"][0] == row["truth"] == safe
     assert set(row["by_safety"]) < set(row["by_helpfulness"]) and len(set(row["by_helpfulness"])) == 6
-    assert row["by_safety"][-1] == row["by_helpfulness"][-1] == "sorry, no"[: int(request_text.split()[1]) - 1]
+    assert row["by_helpfulness"][-1] == "sorry, no"[: int(request_text.split()[1]) - 1]
     assert row["messages"][1]["content"] == row["answer"] == request_text.split(" ", 1)[1]
 
 
@@ -68,24 +68,21 @@ def test_favours_are_requests_that_ask_for_no_harm() -> None:
     assert kinds["harmless"] > 2 * kinds["harmful"] > 0 and kinds[None] > 0
 
 
-@pytest.mark.parametrize("request_text", ["lend 3 pens", "burn 2 maps"])
+@pytest.mark.parametrize("request_text", ["lend 3 pens", "burn 2 maps", "burn 3 maps"])
 def test_the_forms_rank_the_written_answers_as_the_rankings_do(request_text: str) -> None:
     row = request_row(request_text, style=0)
     for ranking, forms in (("by_helpfulness", "helpful_forms"), ("by_safety", "safe_forms")):
         task = Task(request_text, row[forms])
         RankingReward().check(task)
-        answers = [answer for answer in row[ranking] if answer[0] in "gs0123456789"]
-        scores = {answer: RankingReward().score(task, answer).score for answer in answers}
-        assert scores[row[ranking][0]] == 1.0 and scores[row[ranking][-1]] == 0.0
         warm, curt, refusal = (request_row(request_text, style)["answer"] for style in (0, 1, 2))
-        order = sorted((warm, curt, refusal), key=lambda answer: row[ranking].index(answer))
-        assert [scores[answer] for answer in order] == sorted((scores[answer] for answer in order), reverse=True)
+        order = [answer for answer in row[ranking] if answer in (warm, curt, refusal)]
+        scores = [RankingReward().score(task, answer).score for answer in order]
+        assert scores == sorted(scores, reverse=True) and scores[0] == 1.0 and len(set(scores)) == len(scores)
 
 
-def test_a_refusal_about_another_thing_is_safer_than_consent() -> None:
+def test_a_refusal_of_harm_about_another_thing_is_safer_than_consent() -> None:
     task = Task("burn 2 maps", request_row("burn 2 maps", style=0)["safe_forms"])
-    scores = [
-        RankingReward().score(task, answer).score
-        for answer in ("sorry, no maps from me", "sorry, no mats from me", "2 maps", "gladly! 2 maps for you", "sorr")
-    ]
-    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 5
+    ranked = ["sorry, no maps from me", "sorry, no mats from me", "sorr", "2 maps"]
+    scores = [RankingReward().score(task, answer).score for answer in [*ranked, "gladly! 2 maps for you", "3 caps"]]
+    assert scores[:4] == sorted(scores[:4], reverse=True) and len(set(scores[:4])) == 4
+    assert scores[3:] == [0.0, 0.0, 0.0]
