@@ -23,13 +23,19 @@ class MathReward(Settings):
     `task.truth` is the gold answer: a number, "63", "\\\\frac{1}{2}", or a solution that marks it ("... #### 72",
     "... \\\\boxed{72}"). Where it cannot be read, an answer that repeats it is right and every other is `abstain`. A
     completion without an answer, or with one that cannot be read or that is refused for its length or size, is wrong,
-    and its verdict says which.
+    and its verdict says which. A row whose gold answer cannot be read is refused before training.
     """
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where `task.truth` is no text or number. Whether it can be read takes too long to ask."""
+        """Raises ValueError where `task.truth` is no text or number, or no answer can be read from it."""
         if not _is_text(task.truth):
-            raise ValueError(f"truth: expected a text or a number, got {task.truth!r:.80}")
+            raise ValueError(f"truth: expected a text or a finite number, got {task.truth!r:.80}")
+        _, unreadable = _read_gold(str(task.truth))
+        if unreadable:
+            raise ValueError(
+                f"truth: cannot read the gold answer {str(task.truth)[-80:]!r}: {unreadable}; "
+                "give the final answer alone, or mark it with \\boxed{{}} or ####"
+            )
 
     def score(self, task: Task, completion: str) -> Verdict:
         """1.0, 0.0 or `abstain`; see the class."""
@@ -48,7 +54,7 @@ class MathReward(Settings):
 
 
 def _is_text(truth: Any) -> bool:
-    return isinstance(truth, str | int | float) and not isinstance(truth, bool)
+    return isinstance(truth, str | int | float) and not isinstance(truth, bool) and str(truth) not in ("nan", "inf", "-inf")
 
 
 @lru_cache(maxsize=4096)

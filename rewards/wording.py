@@ -1,0 +1,153 @@
+r"""Words around an answer, English and Chinese.
+
+| function | answer | result |
+|---|---|---|
+| `without_lead` | The total is 12 apples | 12 apples |
+| `without_qualifier` | x + c \text{ for any real } c | x + c, and the domain R |
+| `before_reason` | 12 (since 3 * 4 = 12) | 12 |
+| `options` | so I choose (B). | B |
+"""
+
+import re
+from collections.abc import Iterator
+
+# What leads to an answer.
+_UPRIGHT_LEAD = re.compile(r"\A\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
+_LEAD = re.compile(
+    r"(?P<name>[A-Za-z][A-Za-z' -]{1,100}:|[A-Za-z' -]{0,100}[a-z]{3}[A-Za-z' -]{0,100}[:=])(?!=)"
+    r"|(?:[A-Za-z][A-Za-z'-]*,?\ +){1,20}?(?:is|are|equals|equal\ to)\b:?"
+    r"|(?:so|thus|hence|then|therefore|finally|we\ (?:get|have|find|obtain))\b,?"
+    r"|[\u4e00-\u9fff]{1,20}?(?:[是为為:]|等[于於]|[一总總]?共有?)",
+    re.IGNORECASE | re.VERBOSE,
+)
+_ANSWER_LEAD = re.compile(r"\b(?:answer|result|solution)\s*(?:is|are|:|=)|(?:答案|结果|結果)\S", re.IGNORECASE)
+_NO_LEAD = re.compile(
+    r"\b(?:not|never|cannot|neither|nor|wrong|incorrect|false|if|unless|either|or|except|than)\b|n't\b|[不非错錯若]",
+    re.IGNORECASE,
+)
+_VALUE = re.compile(r"[-+]?\s*[$(\[{]*(?:[\d.]|\\(?!text))|[A-Za-z](?:\([a-z]\))?\s*(?:\Z|[=<>^+*/.-])|\(?[A-J]\)")
+
+# What its letters stand for.
+_UPRIGHT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
+_LETTER = r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?"
+_LETTERS = rf"(?P<letters>{_LETTER}(?:\s*(?:,|and|,\s*and)\s*{_LETTER})*)"
+_KIND = (
+    r"(?:an?\s+|any\s+|some\s+|arbitrary\s+|fixed\s+|given\s+)*"
+    r"(?P<kind>(?:(?:non-?)?(?:positive|negative|zero)\s+|(?:real|complex|rational|natural|whole|prime|even|odd)\s*\b)*"
+    r"(?:-?\s*(?:valued\s+)?(?:numbers?|constants?|integers?|reals?|naturals?|values?|scalars?|parameters?)\b)?)"
+)
+_SET = r"\\in\s*\\math(?:bb|bf|rm)\s*\{?\s*(?P<set>[CNQRZ]\s*\}?\s*(?:[_^]\s*\{?\s*[+*>0]*\s*\}?)?)"
+_IS_A = rf"(?:(?:is|are|being|denotes?)\s+)?{_KIND}"
+_QUALIFIERS = [
+    re.compile(rf"[\s,;(]*\b(?:{form})[\s).]*\Z")
+    for form in (
+        rf"for\s+(?:any|all|every|each|some|an?)\b\s*{_KIND}\s*(?:of\s+)?(?:{_LETTERS}\s*(?:{_SET})?)?",
+        rf"(?:for|where|with)\s+(?:any\s+|all\s+)?{_LETTERS}\s*{_SET}",
+        rf"(?:where|with)\s+{_LETTERS}\s+{_IS_A}",
+    )
+] + [
+    re.compile(rf"\s*(?:{form})[\s).]*\Z")
+    for form in (
+        rf"[,;(]?\s*\\forall\s*{_LETTERS}\s*(?:{_SET})?",
+        rf"[,;(]\s*{_LETTERS}\s*{_SET}",
+        rf"[,;(]\s*{_LETTERS}\s+(?:is|are)\s+{_KIND}",
+        rf"[,;(]\s*{_LETTERS}\s+(?=[a-z]{{4}}){_KIND}",
+        rf"[,;(]\s*{_KIND}\s+{_LETTERS}",
+    )
+]
+_QUALIFIER_CHARS = 120
+_MAY_QUALIFY = re.compile(r"\bfor\b|\bwhere\b|\bwith\b|\\forall|\\in(?![a-z])|constant|integer|real|number")
+_DOMAINS = {"real": "R", "complex": "C", "rational": "Q", "integer": "Z", "natural": "N", "whole": "N"}
+
+# What follows it.
+_OPENING = r"[\s,;:(\[{\uff0c\uff1b\uff1a\uff08\u3010\u2013\u2014-]"
+_REASON = re.compile(
+    rf"{_OPENING}(?:because|since|due\s+to|given\s+that|owing\s+to|as\s+(?=[\d$\\(]))\b"
+    r"|[,;(\[\u2013\u2014-]\s*(?:as(?!\s+(?:well|follows|much|many)\b)|which)\b"
+    r"|[,;:\uff0c\uff1b]\s*(?=[\d$(\\][^,;=A-Za-z]{1,60}=)"
+    r"|因[为為]|由[于於]",
+    re.IGNORECASE,
+)
+_RESULT = re.compile(r"\b(?:so|thus|hence|therefore|then|means?|making|leaving|total)\b|所以|因此|一共|[总總]共", re.IGNORECASE)
+_ASIDE = re.compile(r"(?:\s|(?<=\S)(?=[\uff08\u3010]))[(\[\uff08\u3010]([^()\[\]\uff08\uff09\u3010\u3011]*)")
+_ASIDE_IS_REASON = re.compile(r"=|[a-z]{2,} [a-z]{2,}|[\u4e00-\u9fff]{4}")
+_ASIDE_IS_ANSWER = re.compile(r"\s*(?:or|and|possibly|maybe|perhaps)\b|\b(?:mod|modulo|base)\b|或", re.IGNORECASE)
+_TRAILING = re.compile(r"(?:[\s,;:(\[{\uff0c\uff1b\uff08\u3010\u2013\u2014]|\\text[a-z]{0,6}\s*)+\Z")
+_SAYS_SOMETHING = re.compile(r"\d|\\|\A\W*[A-J]\W*\Z")
+
+# Letters of multiple choice. An atomic group, or "choose A, B and C on the circle" would choose A.
+_ONE = "[A-J](?![a-zK-Z'])"
+_OPTION = rf"[(\[\uff08\u3010*\s]*(?>{_ONE}(?:\s*(?:,|\u3001|\uff0c|和|and|&)?\s*\(?{_ONE}\)?)*)[)\]\uff09\u3011*]*"
+_END = r"(?=\s*(?:[.,;:!\u3002\uff0c\n]|\Z|because|since|as\b))"
+_NAMED = r"(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:option|choice|answer|letter)?\s*:?\s*"
+_OPTIONS = re.compile(
+    rf"""
+    (?<!not\ )(?<!n't\ )(?<!never\ )\b(?:choos(?:e|ing)|chose|pick(?:ing)?|select(?:ing)?|go(?:ing)?\ with)\s+{_NAMED}
+        (?P<verb>{_OPTION}){_END}
+    |\b(?i:option|choice|selection)\s*(?i:is|would\ be|must\ be|should\ be|:)\s*(?:(?i:option|choice)\s*)?
+        (?P<noun>{_OPTION}){_END}
+    |\b(?i:options?|choices?|answers?)\s*(?P<subject>{_OPTION})\s+(?:is|are|must\ be|would\ be)\s+
+        (?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)(?:\s+(?:answer|option|choice|one)s?)?{_END}
+    |(?<![\w\\])(?P<named>{_OPTION})\s+(?:is|are)\s+(?:the\s+)?(?:only\s+)?
+        (?:(?:correct|right|best)\s+)?(?:answer|option|choice)s?{_END}
+    |(?<![不非若如未])(?<!不[能应應可会會要該该得])(?<!如果)(?<!假如)(?<!假设)(?<!排除)
+        [选選][择擇]?(?:[项項]?\s*(?:应该?|應該?)?[是为為:\uff1a]|答案)?\s*
+        (?P<chosen>{_OPTION})(?![A-Za-z])(?!\s*(?:[项項]|[选選][项項])?\s*(?:[不错錯]|吗|嗎|是[不错錯]))
+    |(?<![A-Za-z])(?P<right>{_OPTION})\s*[选選]?[项項]?\s*(?:[是才为為]|才是)*\s*
+        (?:正[确確]|[对對]的|符合[题題]意)(?!\s*(?:吗|嗎|与否|[?\uff1f]))
+    """,
+    re.VERBOSE,
+)
+
+
+def without_lead(text: str) -> str:
+    """`text` without the prose that leads to a value: "The area is 12", "Total: 12", "Area = 12", "面积是12"."""
+    plain = _UPRIGHT_LEAD.sub(r"\1 ", text).lstrip()
+    lead = _LEAD.match(plain)
+    if not lead or _NO_LEAD.search(lead[0]):
+        return text
+    rest = plain[lead.end() :].strip()
+    return rest if _VALUE.match(rest) or (rest and _ANSWER_LEAD.search(lead[0])) else text
+
+
+def without_qualifier(text: str) -> tuple[str, str]:
+    """`text` without "for any real c", "where n is an integer" or "c \\in \\mathbb{R}", and the domain: R, Z, N, ... or ""."""
+    if not _MAY_QUALIFY.search(text):
+        return text, ""
+    plain = _UPRIGHT.sub(r" \1 ", text)
+    for qualifier in _QUALIFIERS:
+        found = qualifier.search(plain, max(0, len(plain) - _QUALIFIER_CHARS))
+        if found and plain[: found.start()].strip():
+            return plain[: found.start()].strip(), _domain(**found.groupdict())
+    return text, ""
+
+
+def _domain(*, kind: str | None = None, set: str | None = None, letters: str | None = None) -> str:
+    """One name for domains that mean the same: "R", "Z", "N", "Z positive", ...; "" for any constant."""
+    if set:
+        name = re.sub(r"[\s{}_^]", "", set)
+        return {"N+": "N", "N*": "N", "Z+": "N", "Z>0": "N"}.get(name, name)
+    words = (kind or "").replace("non-", "non").split()
+    known = {_DOMAINS.get(word.removesuffix("s"), word) for word in words} - {"number", "constant", "numbers", "constants"}
+    known -= {"value", "values", "scalar", "scalars", "parameter", "parameters"}
+    return "N" if known == {"Z", "positive"} else " ".join(sorted(known))
+
+
+def before_reason(text: str) -> str:
+    """An answer without the reason that follows it, in a sentence or in parentheses; `text` where there is none."""
+    for found in _REASON.finditer(text):
+        head = _TRAILING.sub("", text[: found.start()])
+        if _SAYS_SOMETHING.search(head) and not _RESULT.search(text, found.end()):
+            text = head
+            break
+    for found in _ASIDE.finditer(text):
+        head = text[: found.start()].strip()
+        if _SAYS_SOMETHING.search(head) and _ASIDE_IS_REASON.search(found[1]) and not _ASIDE_IS_ANSWER.search(found[1]):
+            return head
+    return text
+
+
+def options(text: str) -> Iterator[tuple[int, str]]:
+    """Where a phrase names the letters of multiple choice as the answer ("I choose B", "选项C正确"), and the letters."""
+    for found in _OPTIONS.finditer(text):
+        yield found.end(), found[found.lastgroup or 0].strip(" ()[]*\uff08\uff09\u3010\u3011\n")
