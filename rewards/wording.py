@@ -61,13 +61,14 @@ _DOMAINS = {"real": "R", "complex": "C", "rational": "Q", "integer": "Z", "natur
 
 # What follows it.
 _OPENING = r"[\s,;:(\[{\uff0c\uff1b\uff1a\uff08\u3010\u2013\u2014-]"
-_REASON = re.compile(
+_BECAUSE = (
     rf"{_OPENING}(?:because|since|due\s+to|given\s+that|owing\s+to|as\s+(?=[\d$\\(]))\b"
-    r"|[,;(\[\u2013\u2014-]\s*(?:as(?!\s+(?:well|follows|much|many)\b)|which)\b"
-    r"|[,;:\uff0c\uff1b]\s*(?=[\d$(\\][^,;=A-Za-z]{1,60}=)"
-    r"|因[为為]|由[于於]",
-    re.IGNORECASE,
+    r"|[,;(\[\u2013\u2014-]\s*as(?!\s+(?:well|follows|much|many)\b)\b|因[为為]|由[于於]"
 )
+_REASON = re.compile(
+    rf"{_BECAUSE}|[,;(\[\u2013\u2014-]\s*which\b|[,;:\uff0c\uff1b]\s*(?=[\d$(\\][^,;=A-Za-z]{{1,60}}=)", re.IGNORECASE
+)
+_LAST_REASON = re.compile(rf"(?<!\band)(?<!\bbut)(?:{_BECAUSE})(?=[^,\uff0c]*\Z)", re.IGNORECASE)
 _RESULT = re.compile(r"\b(?:so|thus|hence|therefore|then|means?|making|leaving|total)\b|所以|因此|一共|[总總]共", re.IGNORECASE)
 _ASIDE = re.compile(r"(?:\s|(?<=\S)(?=[\uff08\u3010]))[(\[\uff08\u3010]([^()\[\]\uff08\uff09\u3010\u3011]*)")
 _ASIDE_IS_REASON = re.compile(r"=|[a-z]{2,} [a-z]{2,}|[\u4e00-\u9fff]{4}")
@@ -133,16 +134,21 @@ def _domain(*, kind: str | None = None, set: str | None = None, letters: str | N
     return "N" if known == {"Z", "positive"} else " ".join(sorted(known))
 
 
-def before_reason(text: str) -> str:
-    """An answer without the reason that follows it, in a sentence or in parentheses; `text` where there is none."""
-    for found in _REASON.finditer(text):
+def before_reason(text: str, *, is_marked: bool = True) -> str:
+    """An answer without the reason that follows it, after a comma or in parentheses; `text` where there is none.
+
+    Prose in which no answer is marked keeps calculations and clauses that go on ("since it takes 3, he pays 12").
+    """
+    for found in (_REASON if is_marked else _LAST_REASON).finditer(text):
         head = _TRAILING.sub("", text[: found.start()])
         if _SAYS_SOMETHING.search(head) and not _RESULT.search(text, found.end()):
             text = head
             break
     for found in _ASIDE.finditer(text):
-        head = text[: found.start()].strip()
-        if _SAYS_SOMETHING.search(head) and _ASIDE_IS_REASON.search(found[1]) and not _ASIDE_IS_ANSWER.search(found[1]):
+        head, aside = text[: found.start()].strip(), found[1]
+        if not is_marked and text[found.end() + 1 :].strip(" .\n"):
+            continue
+        if _SAYS_SOMETHING.search(head) and _ASIDE_IS_REASON.search(aside) and not _ASIDE_IS_ANSWER.search(aside):
             return head
     return text
 
