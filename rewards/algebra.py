@@ -129,21 +129,14 @@ def agree(a: Any, last_place_a: Any, b: Any, last_place_b: Any) -> bool:
     return 1000 * last_place <= abs(decimal) and bool(distance < last_place * Fraction(99, 100))
 
 
-def is_rounded(exact: Any, decimal: Any) -> bool:
-    """Whether one of two constants that `read` gave is a decimal that rounds the other, to any number of places."""
-    if not (isinstance(exact, sympy.Expr) and isinstance(decimal, sympy.Expr)):
-        return False
-    if not decimal.is_Float and exact.is_Float:
-        exact, decimal = decimal, exact
-    if not (decimal.is_Float or decimal.is_Integer) or exact.is_Integer:
-        return False
-    trailing_zeros = len(str(decimal)) - len(str(decimal).rstrip("0"))
-    value, last_place = _number(_placed(exact, {})), _last_place(decimal) or 10**trailing_zeros
-    return value is not None and bool(abs(value - sympy.Rational(str(decimal))) < last_place)
-
-
 def _is_whole(*values: Any) -> bool:
     return any(value == int(value) for value in values)
+
+
+def value(tree: Any) -> Any:
+    """The value of a real constant as a fraction, to 30 digits, or None."""
+    number = _number(_placed(tree, {})) if isinstance(tree, sympy.Expr) and not is_open(tree) else None
+    return Fraction(str(number)) if number is not None and number.is_real else None
 
 
 def has_value(tree: Any) -> bool:
@@ -359,7 +352,7 @@ def _same_expressions(x: Any, y: Any) -> bool:
     complex_x, complex_y = _complex_parts(x), _complex_parts(y)
     if complex_x and complex_y and (complex_x[1] or complex_y[1]):
         return all(map(_same_expressions, complex_x, complex_y))
-    symbols = _symbols(x, y)
+    symbols, roots = _symbols(x, y), [*_roots(x), *_roots(y)]
     agreed = 0
     for point in _POINTS:
         at = _at(symbols, point)
@@ -368,13 +361,13 @@ def _same_expressions(x: Any, y: Any) -> bool:
             return _verified(x, y)
         if not symbols:
             return is_same
-        if not is_same and (x.has(sympy.Abs) or y.has(sympy.Abs) or (_has_real_roots(x, at) and _has_real_roots(y, at))):
+        if not is_same and (x.has(sympy.Abs) or y.has(sympy.Abs) or _are_real(roots, at)):
             return False
         agreed += is_same
-    if agreed == len(_POINTS):
-        return _verified(x, y)
     positive = {symbol: sympy.Symbol(symbol.name, positive=True) for symbol in symbols}
-    return agreed > 0 and _verified(x.xreplace(positive), y.xreplace(positive))
+    if agreed == len(_POINTS) and _verified(x, y):
+        return True
+    return bool(roots) and agreed > 0 and _verified(x.xreplace(positive), y.xreplace(positive))
 
 
 def _same_values(x: Any, y: Any, at: dict[Any, Any]) -> bool | None:
@@ -410,11 +403,21 @@ def _is_root(node: Any) -> bool:
     return isinstance(node, sympy.Pow) and not node.exp.is_integer
 
 
-def _has_real_roots(x: Any, at: dict[Any, Any]) -> bool:
-    """Whether no root, real power or logarithm in `x` is of a negative number at a point."""
-    bases = [node.args[0] for node in x.atoms(sympy.Pow, sympy.log) if isinstance(node, sympy.log) or _is_root(node)]
-    values = [_number(_placed(base, at)) for base in bases]
-    return all(value is not None and value.is_real and value >= 0 for value in values)
+def _roots(x: Any) -> list[Any]:
+    """What roots, real powers and logarithms in `x` are of."""
+    return [node.args[0] for node in x.atoms(sympy.Pow, sympy.log) if isinstance(node, sympy.log) or _is_root(node)]
+
+
+def _are_real(roots: list[Any], at: dict[Any, Any]) -> bool:
+    """Whether a point is where letters under roots and logarithms are understood to be: where the roots are real, and
+    where a letter under a root is positive, unless it is squared or in a sum there."""
+    values = [_number(_placed(root, at)) for root in roots]
+    if not all(value is not None and value.is_real and value >= 0 for value in values):
+        return False
+    odd = {
+        base for root in roots for base, power in root.doit().as_powers_dict().items() if power.is_odd or not power.is_integer
+    }
+    return all(value > 0 for symbol, value in at.items() if symbol in odd)
 
 
 def _plain(x: Any) -> Any:

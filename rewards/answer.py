@@ -32,7 +32,9 @@ _BARE_CHARS = 200  # a longer line without prose is a scribble
 # A comma before one or two last digits is a decimal comma; three digits after it are thousands.
 _UNSIGNED = r"(?:\d+,\d{1,2}(?![\d,.])|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 # A minus right after a digit, letter or closing bracket subtracts ("3-4"); elsewhere it is a sign ("= -4").
-_REPEATING = r"\d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)(?:\d*\\dot\s*\{\d\})?|\(\d+\)|\d(?:\.{3}|\u2026|\\[lc]?dots))"
+_REPEATING = (
+    r"\d*+\.\d*+(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)(?:\d*+\\dot\s*\{\d\})?|\(\d+\)|(?<=\d)(?:\.{3}|\u2026|\\[lc]?dots))"
+)
 _TIME = r"\d{1,2}:[0-5]\d(?:\s?[AaPp]\.?[Mm]\b)"
 _QUANTITY = re.compile(
     rf"(?:(?<![A-Za-z\d_)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_REPEATING}|{_TIME}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?"
@@ -40,7 +42,7 @@ _QUANTITY = re.compile(
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _ANSWER_IS = re.compile(
-    r"\banswer(?:\s+(?:is|should be|must be|would be)\b|\s*:)\s*:?|^a:(?=.*+\s*+\Z)"
+    r"\banswer(?:\s+(?:is|should be|must be|would be)\b(?!\s+not\b)|\s*:)\s*:?|^a:(?=.*+\s*+\Z)"
     r"|答案\s*(?:应该|应当|应|應該|應當|應)?(?:是|为|為|[:\uff1a])\s*[:\uff1a]?"
     r"|(?:[故应應]|所以|因此)[选選][择擇]?(?![项項])\s*[:\uff1a]?",
     re.IGNORECASE | re.MULTILINE,
@@ -91,7 +93,8 @@ def after_thinking(completion: str) -> str:
 def marked_answer(completion: str) -> str | None:
     """What the writer marked as the answer, stripped, or None. Only text after the thinking counts."""
     text = after_thinking(completion)
-    for found in (_minerva(text), _boxed(text), _tagged(text), _hashed(text), _stated(text)):
+    for mark in (_minerva, _boxed, _tagged, _hashed, _stated):
+        found = mark(text)
         if found is not None and found.strip():
             return before_reason(found.strip()) if len(found) <= MAX_ANSWER_CHARS else None
     return None
@@ -161,6 +164,8 @@ def _stated(text: str) -> str | None:
     if not end:
         return None
     rest = text[end:][: 2 * MAX_ANSWER_CHARS].lstrip(" *:\n")
+    if rest.count("}") > rest.count("{"):  # of \text{the answer is }
+        rest = rest.strip("} ")
     formula = next(_formulas(rest), None)
     if formula and not rest[: formula[0]].strip(r" *:$\([") and "\n" in rest[: formula[1]]:
         return formula[2]  # a display, which need not be on one line

@@ -44,6 +44,7 @@ _POWER = re.compile(r"\^\s*(?:\{[^{}]*\}|-?\d+|\w)")
 _UNFINISHED = re.compile(
     r"\d(?:[)}\s]|\\right)*(?:[+*-]|\\times|\\cdot|\\div)(?:[({\s-]|\\left|\\[dtc]?frac)*\d+(?!\d*\s*\^)"
 )
+_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")
 _INEQUALITY = re.compile(r"[<>]|\\(?:l|g)(?:e|eq|eqslant|t)(?![A-Za-z])|\\neq?(?![A-Za-z])|\\in(?![A-Za-z])")
 _OR = re.compile(r"\s+or\s+|\\(?:lor|vee)(?![A-Za-z])")
 _AND = re.compile(r"\s+and\s+|\\(?:land|wedge)(?![A-Za-z])")
@@ -55,8 +56,6 @@ _BASE = re.compile(r"\d_\{?(\d+)")
 def equal(left: str, right: str) -> bool:
     """Whether two answers, in LaTeX or plain text, mean the same. Raises Refused where one of them cannot be judged."""
     a, b = _read(left), _read(right)
-    if a.compact == b.compact:
-        return True
     if a.domain and b.domain and a.domain != b.domain:
         return False
     with _refusing():
@@ -98,13 +97,16 @@ def _same_trees(a: "_Reading", b: "_Reading") -> bool:
     if x is None or y is None or algebra.is_pending(x) != algebra.is_pending(y):
         return False
     return algebra.same(x, y)
-def is_readable(text: str) -> bool:
-    """Whether `equal` can compare `text` with anything but itself. Raises Refused as `equal` does."""
+def unreadable(text: str) -> str:
+    """Why `equal` can compare `text` with nothing but itself, or "" where it can. Raises Refused as `equal` does."""
     read = _read(text)
-    if any((read.value, read.numbers, read.choices, read.words not in (None, "nan"), read.time)):
-        return True
+    if any((read.value, read.numbers, read.choices, read.time)) or read.words not in (None, "nan"):
+        return ""
+    if len(_WORD.findall(read.text)) > 2:
+        return "it is prose"  # which LaTeX would read as a product of letters
     with _refusing():
-        return read.words is None and (read.region is not None or algebra.has_value(read.tree))
+        is_read = read.words is None and (algebra.has_value(read.tree) or bool(read.is_compound and read.region))
+    return "" if is_read else "math-verify cannot parse it, or it has no value"
 
 
 @contextmanager
@@ -125,12 +127,13 @@ class _Reading:
         if len(text) > 2 * MAX_CHARS:
             raise Refused(f"an answer of {len(text)} characters")
         text, self.domain = without_qualifier(canonical(text))
-        self.text, self._rounded = without_rounding(text)
+        self.text, rounded = without_rounding(text)
+        self.rounded = _read(rounded) if rounded else None
         self.compact = re.sub(r"\\([dtc])frac", r"\\frac", re.sub(r"\s+", "", text))
-        self.literal = literal(self.text)
-        self.assignment = None if self.literal else assignment(self.text)
+        self.time = time_of_day(self.text)
+        self.literal = None if self.time else literal(self.text)
+        self.assignment = None if self.literal or self.time else assignment(self.text)
         self.value = self.assignment[1] if self.assignment else self.literal
-        self.time = None if self.value else time_of_day(self.text)
         self.numbers = None if self.value or self.time else numbers(self.text)
         self.choices = None if self.literal or self.time else choices(self.text)
         self.words = None if self.literal or self.choices or self.time else words(self.text)
@@ -139,7 +142,7 @@ class _Reading:
 
     @property
     def brackets(self) -> str:
-        """The bracket around all of it: r"\{", "(", or "" where there is none or it stands around a pair in a set."""
+        r"""The bracket around all of it: "\{", "(", or "" where there is none or it stands around a pair in a set."""
         if self.compact.startswith(r"\{") and not self.compact.startswith(r"\{("):
             return r"\{"
         depth = 0
@@ -165,15 +168,15 @@ class _Reading:
 
     @cached_property
     def forms(self) -> "list[_Reading]":
-        """The readings that count as this answer: of "\sqrt2 \approx 1.41" and "2 = \sqrt4" both sides, if they agree."""
-        if self._rounded:
-            rounded = _read(self._rounded)
-            return [self, rounded] if _agree(self, rounded) else [self]
-        sides = self.text.split("=")
-        if len(sides) == 1 or not all(map(str.strip, sides)) or _LETTER.search(self.text):
+        r"""The readings that count as this answer: of "\sqrt2 \approx 1.41" and "2 = \sqrt4" both sides, if they agree."""
+        *names, value = self.text.split("=")
+        if self.rounded:
+            return [self, self.rounded] if _rounds(_read(value), self.rounded) else [self]
+        if not names or not all(map(str.strip, [*names, value])) or _LETTER.search(self.text):
             return [self]
-        first, *others = map(_read, sides)
-        return [first, *others] if all(_agree(first, other) for other in others) else [self]
+        first, *others = (_read(side) for side in [*names, value])
+        agree = all(_rounds(first, other) or _rounds(other, first) or _same_numbers(first, other) for other in others)
+        return [first, *others] if agree else [self]
 
 
 @lru_cache(maxsize=1024)
@@ -181,11 +184,23 @@ def _read(text: str) -> _Reading:
     return _Reading(text)
 
 
-def _agree(a: _Reading, b: _Reading) -> bool:
-    """Whether two sides of a relation without variables are the same number, or one is the other rounded."""
+def _rounds(exact: _Reading, rounded: _Reading) -> bool:
+    """Whether a number is another one rounded, to any number of places or zeros."""
+    if rounded.literal is None or (exact.literal and exact.literal.is_percent != rounded.literal.is_percent):
+        return False
+    value = exact.literal.value if exact.literal else algebra.value(exact.tree)
+    if value is None:
+        return False
+    zeros = re.search(r"0*\Z", str(rounded.literal.value))
+    place = rounded.literal.last_place or 10 ** len(zeros[0] if zeros else "")
+    return abs(value - rounded.literal.value) < place
+
+
+def _same_numbers(a: _Reading, b: _Reading) -> bool:
+    """Whether two sides of an equation without variables have the same value, also where one is to be computed."""
     if a.tree is None or b.tree is None or algebra.is_open(a.tree) or algebra.is_open(b.tree):
-        return bool(a.assignment) and _equal(a, b)
-    return algebra.is_rounded(a.tree, b.tree) or _equal(a, b) or algebra.same(a.tree, b.tree)
+        return False
+    return algebra.same(a.tree, b.tree)
 
 
 def _equal_times(a: _Reading, b: _Reading) -> bool:

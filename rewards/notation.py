@@ -60,7 +60,7 @@ _DOTTED = re.compile("(\\d)\u0307")
 _ELLIPSIS = r"(?:\s*(?:\.{3,}|\\[lc]?dots(?![A-Za-z])))"
 _PERIOD = r"\{{\s*(?P<{0}>\d+)\s*\}}|(?P<{0}1>\d)"
 _REPEATING = re.compile(
-    rf"""(?<![\d.,\\])(?P<whole>\d{{1,3}}(?:,\d{{3}})+|\d*)(?:\.|\{{\.\}})(?P<digits>\d*)
+    rf"""(?<![\d.,}}\\])(?P<whole>\d{{1,3}}(?:(?:,|\{{,\}}|,?\\[,!]){{1,2}}\d{{3}})+|\d*)(?:\.|\{{\.\}})(?P<digits>\d*)
     (?:\\(?:overline|bar|widebar)\s*(?:{_PERIOD.format("bar")}){_ELLIPSIS}?
      |\\dot\s*(?:{_PERIOD.format("dot")})(?:(?P<between>\d*)\\dot\s*(?:{_PERIOD.format("last")}))?{_ELLIPSIS}?
      |\((?P<bracket>\d+)\)(?!\s*[\w(^\\]){_ELLIPSIS}?
@@ -86,6 +86,7 @@ _LITERAL = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _ASSIGNMENT = re.compile(r"([A-Za-z])\s*=\s*(.+)")
+_NAME = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?(?:\(\w+\))?|\\[a-z]+")
 _PERCENT = re.compile(r"\\?%|(?:percent|percentage|pct|per\ cent)\b")
 _DEGREE = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree")
 _UNIT = re.compile(
@@ -101,7 +102,7 @@ _CHOICE = re.compile(
     r"""\(?\s*([A-Ja-j])\s*\)?[.:]?
     |\(?([A-J])(?:[).]|:\s)\s*[^\W_=].*
     |[(\[]([A-J])[)\]][\s.,:-]*[^\s.,:-].*
-    |([A-J])(?:\s*(?:->|\\(?:right|to)arrow|\\to)\s*|\]\s*|\s*[:;]\s*|,\s|\s+-+\s*|-+\s+|\s+\(|-(?=[A-Za-z]+\s[A-Za-z]))
+    |([A-J])(?:\s*(?:->|\\(?:right|to)arrow|\\to)\s*|\]\s*|\s*[:;]\s*|,(?:\s|(?=[\u4e00-\u9fff]))|\s+-+\s*|-+\s+|\s+\(|-(?=[A-Za-z]+\s[A-Za-z]))
         (?=.*(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|exp|sqrt|and|mod)\b)[^\W\d_]{3}|[\u4e00-\u9fff]).*""",
     re.DOTALL | re.VERBOSE,
 )
@@ -188,18 +189,25 @@ def canonical(text: str) -> str:
 def without_rounding(text: str) -> tuple[str, str]:
     r"""Canonical `text` without the rounded value behind \approx, and that value; "x \approx 5" is an equation."""
     exact, sign, rounded = text.partition(r"\approx")
-    exact, rounded = exact.strip(), rounded.rpartition(r"\approx")[2].strip()
-    if not exact or re.fullmatch(r"[A-Za-z](?:_\w|\(\w+\))?|\\[a-z]+", exact):
-        return text.replace(r"\approx", "=" if exact else "").strip(), ""
-    return exact, rounded
+    if not sign:
+        return text, ""
+    if exact.strip() and literal(rounded.strip()) and not _NAME.fullmatch(exact.strip()):
+        return exact.strip(), rounded.strip()
+    return (text.replace(r"\approx", "=") if exact.strip() else rounded).strip(), ""
 
 
 def time_of_day(text: str) -> tuple[int, bool] | None:
     """Seconds since midnight and whether a half of the day is named, of canonical `text` that is a time, or None."""
-    found = _TIME.fullmatch(_ALL_UPRIGHT.sub(r" \1", text).strip()) if text[:1].isdigit() or "\u5348" in text else None
+    if text.casefold() in ("noon", "midnight"):
+        text = f"12 {text}"
+    elif not text[:1].isdigit() and "\u5348" not in text:
+        return None
+    found = _TIME.fullmatch(_ALL_UPRIGHT.sub(r" \1", text).strip())
     if not found or not (found["minute"] or found["after"] or found["before"]):
         return None
     hour, half = int(found["hour"]), (found["before"] or found["after"] or "").lower()
+    if not half and not re.search("[:\u70b9\u9ede]", text):
+        return None  # 4.30 is a time with its half of the day only
     if hour > 23 or (half and not 1 <= hour <= 12):
         return None
     if half:
@@ -305,18 +313,17 @@ def words(text: str) -> str | None:
 
 
 def _result(text: str) -> str:
-    """What a calculation comes to: "63" of "62+1=63", and all of "63=7*9"."""
+    """What a calculation comes to, such as "63" of "62+1=63"."""
     calculation = _CALCULATION.match(text)
-    if not calculation:
+    if not calculation or literal(calculation[0].partition("=")[0].strip()):
         return text
-    result = text[calculation.end() :]
-    return result if literal(result.strip()) or not literal(calculation[0].rstrip("= ").strip()) else text
+    return text[calculation.end() :]
 
 
 def _as_fraction(found: re.Match[str]) -> str:
     """A repeating decimal as a fraction. "0.333..." repeats what stands there three times, or twice and nothing else."""
     part = found.groupdict(default="")
-    whole, digits = part["whole"].replace(",", ""), part["digits"]
+    whole, digits = re.sub(r"\D", "", part["whole"]), part["digits"]
     period = part["bar"] or part["bar1"] or part["bracket"]
     if part["dot"] or part["dot1"]:
         period = "".join(part[name] for name in ("dot", "dot1", "between", "last", "last1"))

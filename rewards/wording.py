@@ -32,9 +32,9 @@ _UPRIGHT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 _LETTER = r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?"
 _LETTERS = rf"(?P<letters>{_LETTER}(?:\s*(?:,|and|,\s*and)\s*{_LETTER})*)"
 _KIND = (
-    r"(?:an?\s+|any\s+|some\s+|arbitrary\s+|fixed\s+|given\s+)*"
+    r"(?:an?\s+|the\s+|any\s+|some\s+|arbitrary\s+|fixed\s+|given\s+)*"
     r"(?P<kind>(?:(?:non-?)?(?:positive|negative|zero)\s+|(?:real|complex|rational|natural|whole|prime|even|odd)\s*\b)*"
-    r"(?:-?\s*(?:valued\s+)?(?:numbers?|constants?|integers?|reals?|naturals?|values?|scalars?|parameters?)\b)?)"
+    r"(?:-?\s*(?:valued\s+)?(?:numbers?|constants?|integers?|reals?|naturals?|values?|scalars?|parameters?)\b)?)(?:\s+of\s+integration)?"
 )
 _SET = r"\\in\s*\\math(?:bb|bf|rm)\s*\{?\s*(?P<set>[CNQRZ]\s*\}?\s*(?:[_^]\s*\{?\s*[+*>0]*\s*\}?)?)"
 _IS_A = rf"(?:(?:is|are|being|denotes?)\s+)?{_KIND}"
@@ -99,6 +99,7 @@ _OPTIONS = re.compile(
     """,
     re.VERBOSE,
 )
+_MAY_CHOOSE = re.compile(r"choos|chose|pick|select|go(?:ing)? with|option|choice|answer|[选選]|正[确確]", re.IGNORECASE)
 
 
 def without_lead(text: str) -> str:
@@ -155,5 +156,5 @@ def before_reason(text: str, *, is_marked: bool = True) -> str:
 
 def options(text: str) -> Iterator[tuple[int, str]]:
     """Where a phrase names the letters of multiple choice as the answer ("I choose B", "选项C正确"), and the letters."""
-    for found in _OPTIONS.finditer(text):
+    for found in _OPTIONS.finditer(text) if _MAY_CHOOSE.search(text) else ():
         yield found.end(), found[found.lastgroup or 0].strip(" ()[]*\uff08\uff09\u3010\u3011\n")
