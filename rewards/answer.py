@@ -49,7 +49,7 @@ _ANSWER_IS = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<!\.\.)(?<!\b[ap])(?<!\b[ap]\.m)[.!?](?=\s|$)|\n|[。\uff01\uff1f]")
 _THE_X_IS = re.compile(r"\Athe\b[^.\n]{0,200}?\b(?:is|are|equals)\b:?\s*", re.IGNORECASE)  # "Answer: the sum is 5"
-_CHOICE = re.compile(r"\(?[A-J][).:]")
+_CHOICE = re.compile(r"\(?[A-J](?:[).:,;\]]|\s+\()")
 _DELIMITER = re.compile(r"\\\\|\\\$|\$\$|\$|\\[()\[\]]")
 _CLOSING = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}|[\u4e00-\u9fff]")

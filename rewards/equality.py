@@ -100,12 +100,14 @@ def _same_trees(a: "_Reading", b: "_Reading") -> bool:
 def unreadable(text: str) -> str:
     """Why `equal` can compare `text` with nothing but itself, or "" where it can. Raises Refused as `equal` does."""
     read = _read(text)
-    if any((read.value, read.numbers, read.choices, read.time)) or read.words not in (None, "nan"):
+    if re.match(r"[-+]?\s*nan\b", read.text, re.IGNORECASE):
+        return "it is not a number"
+    if any((read.value, read.numbers, read.choices, read.time)) or read.words is not None:
         return ""
     if len(_WORD.findall(read.text)) > 2:
         return "it is prose"  # which LaTeX would read as a product of letters
     with _refusing():
-        is_read = read.words is None and (algebra.has_value(read.tree) or bool(read.is_compound and read.region))
+        is_read = algebra.has_value(read.tree) or bool(read.is_compound and read.region)
     return "" if is_read else "math-verify cannot parse it, or it has no value"
 
 

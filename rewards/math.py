@@ -30,7 +30,7 @@ class MathReward(Settings):
         if fault:
             raise ValueError(
                 f"truth: cannot read the gold answer {str(task.truth)[-80:]!r}: {fault}; "
-                "give the final answer alone, or mark it with \\boxed{{}} or ####"
+                "give the final answer alone, or mark it with \\boxed{} or ####"
             )
 
     def score(self, task: Task, completion: str) -> Verdict:

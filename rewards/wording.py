@@ -72,18 +72,19 @@ _LAST_REASON = re.compile(rf"(?<!\band)(?<!\bbut)(?:{_BECAUSE})(?=[^,\uff0c]*\Z)
 _RESULT = re.compile(r"\b(?:so|thus|hence|therefore|then|means?|making|leaving|total)\b|所以|因此|一共|[总總]共", re.IGNORECASE)
 _ASIDE = re.compile(r"(?:\s|(?<=\S)(?=[\uff08\u3010]))[(\[\uff08\u3010]([^()\[\]\uff08\uff09\u3010\u3011]*)")
 _ASIDE_IS_REASON = re.compile(r"=|[a-z]{2,} [a-z]{2,}|[\u4e00-\u9fff]{4}")
-_ASIDE_IS_ANSWER = re.compile(r"\s*(?:or|and|possibly|maybe|perhaps)\b|\b(?:mod|modulo|base)\b|或", re.IGNORECASE)
+_ASIDE_IS_ANSWER = re.compile(r"\A\s*(?:or|and|possibly|maybe|perhaps)\b|\b(?:mod|modulo|base)\b|或", re.IGNORECASE)
 _TRAILING = re.compile(r"(?:[\s,;:(\[{\uff0c\uff1b\uff08\u3010\u2013\u2014]|\\text[a-z]{0,6}\s*)+\Z")
 _SAYS_SOMETHING = re.compile(r"\d|\\|\A\W*[A-J]\W*\Z")
 
 # Letters of multiple choice. An atomic group, or "choose A, B and C on the circle" would choose A.
 _ONE = "[A-J](?![a-zK-Z'])"
-_OPTION = rf"[(\[\uff08\u3010*\s]*(?>{_ONE}(?:\s*(?:,|\u3001|\uff0c|和|and|&)?\s*\(?{_ONE}\)?)*)[)\]\uff09\u3011*]*"
+_OPTION = rf"[(\[\uff08\u3010*\s]*(?>{_ONE}(?:\s*(?:,|\u3001|\uff0c)?\s*(?:and|or|&|[和或])?\s*\(?{_ONE}\)?)*)[)\]\uff09\u3011*]*"
 _END = r"(?=\s*(?:[.,;:!\u3002\uff0c\n]|\Z|because|since|as\b))"
 _NAMED = r"(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:option|choice|answer|letter)?\s*:?\s*"
 _OPTIONS = re.compile(
     rf"""
-    (?<!not\ )(?<!n't\ )(?<!never\ )\b(?:choos(?:e|ing)|chose|pick(?:ing)?|select(?:ing)?|go(?:ing)?\ with)\s+{_NAMED}
+    (?<!not\ )(?<!n't\ )(?<!never\ )(?<![Ii]f\ we\ )(?<![Ii]f\ you\ )(?<![Ii]f\ I\ )(?<![Ii]f\ they\ )(?<!\bto\ )(?<!can\ )(?<!could\ )
+        \b(?:choos(?:e|ing)|chose|pick(?:ing)?|select(?:ing)?|go(?:ing)?\ with)\s+{_NAMED}
         (?P<verb>{_OPTION}){_END}
     |\b(?i:option|choice|selection)\s*(?i:is|would\ be|must\ be|should\ be|:)\s*(?:(?i:option|choice)\s*)?
         (?P<noun>{_OPTION}){_END}
@@ -142,7 +143,8 @@ def before_reason(text: str, *, is_marked: bool = True) -> str:
     """
     for found in (_REASON if is_marked else _LAST_REASON).finditer(text):
         head = _TRAILING.sub("", text[: found.start()])
-        if _SAYS_SOMETHING.search(head) and not _RESULT.search(text, found.end()):
+        says_something = re.search(r"\w", head) if is_marked else _SAYS_SOMETHING.search(head)
+        if says_something and not _RESULT.search(text, found.end()):
             text = head
             break
     for found in _ASIDE.finditer(text):
