@@ -6,8 +6,8 @@ rest and must agree in both directions: by itself it isn't symmetric, it takes a
 other such, and may spend seconds on solving them.
 
 Values are compared exactly unless one of them holds a decimal: either as rationals, or to more digits than two
-different values of their size have in common. Functions must agree at points of every sign, where a root or logarithm of
-a negative number says nothing: the letters in sqrt(1/n) stand for numbers that give it a value.
+different values of their size have in common. Functions must agree at points of every sign, where a root or logarithm
+of a negative number says nothing: the letters in sqrt(1/n) stand for numbers that give it a value.
 """
 
 import logging
@@ -161,7 +161,7 @@ def region(alternatives: list[list[Any]]) -> tuple[Any, Any] | None:
 
 
 def _solution_set(condition: Any) -> tuple[Any, Any] | None:
-    """The variable that a relation is solved for and its solutions; None and the set for a set of numbers; else None."""
+    """The variable a relation is solved for and its solutions; None and the set for a set of numbers; else None."""
     if isinstance(condition, sympy.Eq) and isinstance(condition.rhs, sympy.Set) and condition.lhs.is_Symbol:
         numbers = _solution_set(condition.rhs)
         return numbers and (condition.lhs, numbers[1])
@@ -414,9 +414,8 @@ def _are_real(roots: list[Any], at: dict[Any, Any]) -> bool:
     values = [_number(_placed(root, at)) for root in roots]
     if not all(value is not None and value.is_real and value >= 0 for value in values):
         return False
-    odd = {
-        base for root in roots for base, power in root.doit().as_powers_dict().items() if power.is_odd or not power.is_integer
-    }
+    factors = [factor for root in roots for factor in root.doit().as_powers_dict().items()]
+    odd = {base for base, power in factors if power.is_odd or not power.is_integer}
     return all(value > 0 for symbol, value in at.items() if symbol in odd)
 
 

@@ -44,6 +44,9 @@ _POWER = re.compile(r"\^\s*(?:\{[^{}]*\}|-?\d+|\w)")
 _UNFINISHED = re.compile(
     r"\d(?:[)}\s]|\\right)*(?:[+*-]|\\times|\\cdot|\\div)(?:[({\s-]|\\left|\\[dtc]?frac)*\d+(?!\d*\s*\^)"
 )
+MAX_PARTS = 8
+"""Most inequalities that are joined, and most sides of an equation without variables that are compared."""
+
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")
 _INEQUALITY = re.compile(r"[<>]|\\(?:l|g)(?:e|eq|eqslant|t)(?![A-Za-z])|\\neq?(?![A-Za-z])|\\in(?![A-Za-z])")
 _OR = re.compile(r"\s+or\s+|\\(?:lor|vee)(?![A-Za-z])")
@@ -97,6 +100,8 @@ def _same_trees(a: "_Reading", b: "_Reading") -> bool:
     if x is None or y is None or algebra.is_pending(x) != algebra.is_pending(y):
         return False
     return algebra.same(x, y)
+
+
 def unreadable(text: str) -> str:
     """Why `equal` can compare `text` with nothing but itself, or "" where it can. Raises Refused as `equal` does."""
     read = _read(text)
@@ -162,6 +167,8 @@ class _Reading:
     @cached_property
     def region(self) -> Any:
         """The variable and the set that inequalities joined by "or", "and" or commas describe, or None."""
+        if len(_CONNECTIVE.findall(self.text)) + self.text.count(",") > MAX_PARTS:
+            raise Refused(f"more than {MAX_PARTS} inequalities")
         parts = [[algebra.read(part) for part in _AND.split(side)] for side in _OR.split(self.text)]
         if len(parts) > 1 or len(parts[0]) > 1:
             return algebra.region(parts)
@@ -170,14 +177,14 @@ class _Reading:
 
     @cached_property
     def forms(self) -> "list[_Reading]":
-        r"""The readings that count as this answer: of "\sqrt2 \approx 1.41" and "2 = \sqrt4" both sides, if they agree."""
+        r"""The readings that count as this answer: both sides of "\sqrt2 \approx 1.41" and "2 = \sqrt4", if they agree."""
         *names, value = self.text.split("=")
         if self.rounded:
             return [self, self.rounded] if _rounds(_read(value), self.rounded) else [self]
-        if not names or not all(map(str.strip, [*names, value])) or _LETTER.search(self.text):
+        if not 0 < len(names) <= MAX_PARTS or not all(map(str.strip, [*names, value])) or _LETTER.search(self.text):
             return [self]
         first, *others = (_read(side) for side in [*names, value])
-        agree = all(_rounds(first, other) or _rounds(other, first) or _same_numbers(first, other) for other in others)
+        agree = all(_rounds(first, side) or _rounds(side, first) or _same_numbers(first, side) for side in others)
         return [first, *others] if agree else [self]
 
 

@@ -13,6 +13,7 @@ from rewards.equality import Refused, equal, unreadable
 from rewards.notation import canonical
 from rewards.types import Status, Task, Verdict
 
+
 class MathReward(Settings):
     """1.0 when the final answer equals the gold one, else 0.0.
 
@@ -50,7 +51,8 @@ class MathReward(Settings):
 
 
 def _is_text(truth: Any) -> bool:
-    return isinstance(truth, str | int | float) and not isinstance(truth, bool) and str(truth) not in ("nan", "inf", "-inf")
+    is_text = isinstance(truth, str | int | float) and not isinstance(truth, bool)
+    return is_text and str(truth) not in ("nan", "inf", "-inf")
 
 
 @lru_cache(maxsize=4096)

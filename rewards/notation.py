@@ -32,7 +32,10 @@ _UPRIGHT = r"\\(?:text[a-z]{0,6}|math(?:rm|bf|it|sf)|mbox|rm|operatorname)\s*\{\
 _ALL_UPRIGHT = re.compile(_UPRIGHT)
 _UPRIGHT_NAME = re.compile(r"\\(?:mathrm|mathbf|rm|operatorname)\s*\{\s*([A-Za-z]|[a-z]+)\s*\}")
 _LIST_WORD = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(and|or)\s*,?\s*\}|(?<=[\d)}])(and|or)(?=[A-Z\d(\\-])")
-_BOLD = r"\\(?:text(?:bf|it|md|sl|sf|tt|sc|up|normal)|emph|underline|bm|boldsymbol|pmb|math(?:bf|it|sf|tt|normal)|ensuremath)"
+_BOLD = (
+    r"\\(?:text(?:bf|it|md|sl|sf|tt|sc|up|normal)|math(?:bf|it|sf|tt|normal)"
+    r"|emph|underline|bm|boldsymbol|pmb|ensuremath)"
+)
 _FACE = re.compile(
     rf"(?:{_BOLD}(?![A-Za-z])|\\(?:text)?color\s*\{{[^{{}}]*\}})\s*(?P<opens>\{{)?"
     r"|\\(?:bf|it|rm|sf|tt|bfseries|boldmath)(?![A-Za-z])\s*|\\.|[{}]",
@@ -67,6 +70,7 @@ _REPEATING = re.compile(
      |(?P<ellipsis>{_ELLIPSIS})|\s+\(?(?P<word>repeating|recurring)\)?)""",
     re.VERBOSE,
 )
+_MAX_PERIODS = 60
 _THRICE = re.compile(r"(\d*?)(\d+?)\2\2+")
 _TWICE = re.compile(r"()(\d+?)\2")
 _DOLLAR = re.compile(r"(?<!\\)\$")
@@ -107,7 +111,8 @@ _CHOICE = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _CHOICE_LEAD = re.compile(
-    r"\A(?:(?:the\s+)?(?:option|choice|answer|letter)\s*:?\s*(?=\W*[A-J]\b)|[\u9009\u9078](?:[\u9879\u9805]|[\u62e9\u64c7])?:?\s*(?=\W*[A-J]))",
+    r"\A(?:(?:the\s+)?(?:option|choice|answer|letter)\s*:?\s*(?=\W*[A-J]\b)"
+    r"|[\u9009\u9078](?:[\u9879\u9805]|[\u62e9\u64c7])?:?\s*(?=\W*[A-J]))",
     re.IGNORECASE,
 )
 _OTHER_CHOICE = re.compile(
@@ -117,7 +122,8 @@ _LISTED_CHOICE = re.compile(r"[)\]\s]*(?:[,;/]|and|or)\s*\(?[A-J]\b")
 _CHOICES = re.compile(r"[A-H](?:\s*(?:,|;|and|,\s*and)?\s*[A-H])+")
 _TIME = re.compile(
     r"""(?P<before>[\u4e0a\u4e0b]\u5348|\u665a\u4e0a|\u51cc\u6668)?\s*
-    (?P<hour>\d{1,2})(?:\s*[:.\u70b9\u9ede]\s*(?P<minute>[0-5]\d)\s*\u5206?(?:\s*:\s*(?P<second>[0-5]\d))?|\s*\u70b9|\s*o'?clock)?
+    (?P<hour>\d{1,2})(?:\s*[:.\u70b9\u9ede]\s*(?P<minute>[0-5]\d)\s*\u5206?(?:\s*:\s*(?P<second>[0-5]\d))?
+       |\s*\u70b9|\s*o'?clock)?
     \s*(?P<after>[ap]\s?\.?\s?m\b\.?|noon|midnight|in\ the\ (?:morning|afternoon|evening))?""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -321,7 +327,7 @@ def _result(text: str) -> str:
 
 
 def _as_fraction(found: re.Match[str]) -> str:
-    """A repeating decimal as a fraction. "0.333..." repeats what stands there three times, or twice and nothing else."""
+    """A repeating decimal as a fraction. "0.333..." repeats what is there three times, or twice and nothing else."""
     part = found.groupdict(default="")
     whole, digits = re.sub(r"\D", "", part["whole"]), part["digits"]
     period = part["bar"] or part["bar1"] or part["bracket"]
@@ -330,7 +336,7 @@ def _as_fraction(found: re.Match[str]) -> str:
     if part["ellipsis"] or part["word"]:
         if part["word"] and len(digits) == 1:
             digits, period = "", digits
-        elif (again := _THRICE.fullmatch(digits) or _TWICE.fullmatch(digits)) is not None:
+        elif len(digits) <= _MAX_PERIODS and (again := _THRICE.fullmatch(digits) or _TWICE.fullmatch(digits)):
             digits, period = again[1], again[2]
         elif part["ellipsis"] and digits:
             return f"{part['whole']}.{digits}"  # the first digits of an irrational number

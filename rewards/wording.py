@@ -65,38 +65,54 @@ _BECAUSE = (
     rf"{_OPENING}(?:because|since|due\s+to|given\s+that|owing\s+to|as\s+(?=[\d$\\(]))\b"
     r"|[,;(\[\u2013\u2014-]\s*as(?!\s+(?:well|follows|much|many)\b)\b|因[为為]|由[于於]"
 )
-_REASON = re.compile(
-    rf"{_BECAUSE}|[,;(\[\u2013\u2014-]\s*which\b|[,;:\uff0c\uff1b]\s*(?=[\d$(\\][^,;=A-Za-z]{{1,60}}=)", re.IGNORECASE
-)
+_CALCULATION = r"[,;:\uff0c\uff1b]\s*(?=[\d$(\\][^,;=A-Za-z]{1,60}=)"
+_REASON = re.compile(rf"{_BECAUSE}|[,;(\[\u2013\u2014-]\s*which\b|{_CALCULATION}", re.IGNORECASE)
 _LAST_REASON = re.compile(rf"(?<!\band)(?<!\bbut)(?:{_BECAUSE})(?=[^,\uff0c]*\Z)", re.IGNORECASE)
-_RESULT = re.compile(r"\b(?:so|thus|hence|therefore|then|means?|making|leaving|total)\b|所以|因此|一共|[总總]共", re.IGNORECASE)
+_RESULT = re.compile(
+    r"\b(?:so|thus|hence|therefore|then|means?|making|leaving|total)\b|所以|因此|一共|[总總]共", re.IGNORECASE
+)
 _ASIDE = re.compile(r"(?:\s|(?<=\S)(?=[\uff08\u3010]))[(\[\uff08\u3010]([^()\[\]\uff08\uff09\u3010\u3011]*)")
 _ASIDE_IS_REASON = re.compile(r"=|[a-z]{2,} [a-z]{2,}|[\u4e00-\u9fff]{4}")
 _ASIDE_IS_ANSWER = re.compile(r"\A\s*(?:or|and|possibly|maybe|perhaps)\b|\b(?:mod|modulo|base)\b|或", re.IGNORECASE)
-_TRAILING = re.compile(r"(?:[\s,;:(\[{\uff0c\uff1b\uff08\u3010\u2013\u2014]|\\text[a-z]{0,6}\s*)+\Z")
+_TRAILING = re.compile(r"(?:[\s,;:(\[{\uff0c\uff1b\uff08\u3010\u2013\u2014]|\\text[a-z]{0,6})+\Z")
 _SAYS_SOMETHING = re.compile(r"\d|\\|\A\W*[A-J]\W*\Z")
 
 # Letters of multiple choice. An atomic group, or "choose A, B and C on the circle" would choose A.
-_ONE = "[A-J](?![a-zK-Z'])"
-_OPTION = rf"[(\[\uff08\u3010*\s]*(?>{_ONE}(?:\s*(?:,|\u3001|\uff0c)?\s*(?:and|or|&|[和或])?\s*\(?{_ONE}\)?)*)[)\]\uff09\u3011*]*"
-_END = r"(?=\s*(?:[.,;:!\u3002\uff0c\n]|\Z|because|since|as\b))"
-_NAMED = r"(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:option|choice|answer|letter)?\s*:?\s*"
+_ONE = r"[A-J](?![a-zK-Z'])"
+_MORE = rf"(?:\s?[,\u3001\uff0c]?\s?(?:and|or|&|[和或])?\s?\(?{_ONE}\)?)*"
+_OPTION = rf"[(\[\uff08\u3010*\s]{{0,4}}(?>{_ONE}{_MORE})[)\]\uff09\u3011*]{{0,4}}"
+_END = r"(?=\s{0,3}(?:[.,;:!\u3002\uff0c\n]|\Z|because|since|as\b))"
+_NAMED = r"(?:the\s)?(?:(?:correct|right|best)\s)?(?:option|choice|answer|letter)?\s?:?\s?"
+_NOT_CHOSEN = "".join(
+    rf"(?<!{before}\ )"
+    for before in (
+        "not",
+        "n't",
+        "never",
+        "[Ii]f\\ we",
+        "[Ii]f\\ you",
+        "[Ii]f\\ I",
+        "[Ii]f\\ they",
+        r"\bto",
+        "can",
+        "could",
+    )
+)
 _OPTIONS = re.compile(
     rf"""
-    (?<!not\ )(?<!n't\ )(?<!never\ )(?<![Ii]f\ we\ )(?<![Ii]f\ you\ )(?<![Ii]f\ I\ )(?<![Ii]f\ they\ )(?<!\bto\ )(?<!can\ )(?<!could\ )
-        \b(?:choos(?:e|ing)|chose|pick(?:ing)?|select(?:ing)?|go(?:ing)?\ with)\s+{_NAMED}
+    {_NOT_CHOSEN}\b(?:choos(?:e|ing)|chose|pick(?:ing)?|select(?:ing)?|go(?:ing)?\ with)\s{_NAMED}
         (?P<verb>{_OPTION}){_END}
-    |\b(?i:option|choice|selection)\s*(?i:is|would\ be|must\ be|should\ be|:)\s*(?:(?i:option|choice)\s*)?
+    |\b(?i:option|choice|selection)\s?(?i:is|would\ be|must\ be|should\ be|:)\s?(?:(?i:option|choice)\s?)?
         (?P<noun>{_OPTION}){_END}
-    |\b(?i:options?|choices?|answers?)\s*(?P<subject>{_OPTION})\s+(?:is|are|must\ be|would\ be)\s+
-        (?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)(?:\s+(?:answer|option|choice|one)s?)?{_END}
-    |(?<![\w\\])(?P<named>{_OPTION})\s+(?:is|are)\s+(?:the\s+)?(?:only\s+)?
-        (?:(?:correct|right|best)\s+)?(?:answer|option|choice)s?{_END}
+    |\b(?i:options?|choices?|answers?)\s?(?P<subject>{_OPTION})\s(?:is|are|must\ be|would\ be)\s
+        (?:the\s)?(?:only\s)?(?:correct|right|best|true|answer)(?:\s(?:answer|option|choice|one)s?)?{_END}
+    |(?<![\w\\])(?P<named>{_OPTION})\s(?:is|are)\s(?:the\s)?(?:only\s)?
+        (?:(?:correct|right|best)\s)?(?:answer|option|choice)s?{_END}
     |(?<![不非若如未])(?<!不[能应應可会會要該该得])(?<!如果)(?<!假如)(?<!假设)(?<!排除)
-        [选選][择擇]?(?:[项項]?\s*(?:应该?|應該?)?[是为為:\uff1a]|答案)?\s*
-        (?P<chosen>{_OPTION})(?![A-Za-z])(?!\s*(?:[项項]|[选選][项項])?\s*(?:[不错錯]|吗|嗎|是[不错錯]))
-    |(?<![A-Za-z])(?P<right>{_OPTION})\s*[选選]?[项項]?\s*(?:[是才为為]|才是)*\s*
-        (?:正[确確]|[对對]的|符合[题題]意)(?!\s*(?:吗|嗎|与否|[?\uff1f]))
+        [选選][择擇]?(?:[项項]?\s?(?:应该?|應該?)?[是为為:\uff1a]|答案)?\s?
+        (?P<chosen>{_OPTION})(?![A-Za-z])(?!\s?(?:[项項]|[选選][项項])?\s?(?:[不错錯]|吗|嗎|是[不错錯]))
+    |(?<![A-Za-z])(?P<right>{_OPTION})\s?[选選]?[项項]?\s?(?:才是|[是为為])?\s?
+        (?:正[确確]|[对對]的|符合[题題]意)(?!\s?(?:吗|嗎|与否|[?\uff1f]))
     """,
     re.VERBOSE,
 )
@@ -114,7 +130,7 @@ def without_lead(text: str) -> str:
 
 
 def without_qualifier(text: str) -> tuple[str, str]:
-    """`text` without "for any real c", "where n is an integer" or "c \\in \\mathbb{R}", and the domain: R, Z, N, ... or ""."""
+    """`text` without a qualifier such as "for any real c" or "where n is an integer", and its domain: R, Z, N or ""."""
     if not _MAY_QUALIFY.search(text):
         return text, ""
     plain = _UPRIGHT.sub(r" \1 ", text)
@@ -131,8 +147,8 @@ def _domain(*, kind: str | None = None, set: str | None = None, letters: str | N
         name = re.sub(r"[\s{}_^]", "", set)
         return {"N+": "N", "N*": "N", "Z+": "N", "Z>0": "N"}.get(name, name)
     words = (kind or "").replace("non-", "non").split()
-    known = {_DOMAINS.get(word.removesuffix("s"), word) for word in words} - {"number", "constant", "numbers", "constants"}
-    known -= {"value", "values", "scalar", "scalars", "parameter", "parameters"}
+    singular = {word.removesuffix("s") for word in words} - {"number", "constant", "value", "scalar", "parameter"}
+    known = {_DOMAINS.get(word, word) for word in singular}
     return "N" if known == {"Z", "positive"} else " ".join(sorted(known))
 
 
@@ -157,6 +173,6 @@ def before_reason(text: str, *, is_marked: bool = True) -> str:
 
 
 def options(text: str) -> Iterator[tuple[int, str]]:
-    """Where a phrase names the letters of multiple choice as the answer ("I choose B", "选项C正确"), and the letters."""
+    """Where phrases that choose letters of multiple choice end ("I choose B", "选项C正确"), and the letters."""
     for found in _OPTIONS.finditer(text) if _MAY_CHOOSE.search(text) else ():
         yield found.end(), found[found.lastgroup or 0].strip(" ()[]*\uff08\uff09\u3010\u3011\n")
