@@ -1,7 +1,9 @@
 """What all verbs of the command share: how they are added, what their end means as an exit code."""
 
 import argparse
+import errno
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeAlias
@@ -29,8 +31,10 @@ exit codes:
   3    the run stopped itself: rewards kept failing, a weight sync could not be proven, or a gate said stop
   4    a gate waits for a decision: the message says how to give it
   130  interrupted
+  141  whoever read the output closed it
 """
-FAULT, WRONG_INPUT, STOPPED, UNDECIDED, INTERRUPTED = 1, 2, 3, 4, 130
+FAULT, WRONG_INPUT, STOPPED, UNDECIDED, INTERRUPTED, UNREAD = 1, 2, 3, 4, 130, 141
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -75,8 +79,13 @@ def exit_code(verb: Callable[[], int], *, resumes: bool) -> int:
 
     try:
         return verb()
-    except (RunStopped, DecisionNeeded, ValueError) as error:
+    except BrokenPipeError:  # Python would try to write the rest once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    except (RunStopped, DecisionNeeded, ValueError, OSError) as error:
         message, code = meaning(error)
+        if code == FAULT:
+            raise
         return refuse(message, code)
     except KeyboardInterrupt:
         return refuse("interrupted" + ("; the same command resumes the run" if resumes else ""), INTERRUPTED)
@@ -93,6 +102,8 @@ def meaning(error: Exception) -> tuple[str, int]:
             return f"a decision is needed: {error}", UNDECIDED
         case ValueError():
             return str(error), WRONG_INPUT
+        case OSError(errno=number, strerror=reason, filename=file) if number in FULL:
+            return f"'{file}' could not be written ({reason}); make room, and the same command goes on", STOPPED
         case _:
             return f"{type(error).__name__}: {error}", FAULT
 

@@ -4,9 +4,14 @@ math-verify reads. Lists, sets, tuples, intervals and matrices are compared elem
 value, equations and inequalities by whether one side less the other is the same up to a factor. math-verify judges the
 rest and must agree in both directions: by itself it isn't symmetric, it takes an equation without a solution for any
 other such, and may spend seconds on solving them.
+
+Values are compared exactly unless one of them holds a decimal: either as rationals, or to more digits than two
+different values of their size have in common. Functions must agree at points of every sign, where a root or logarithm
+of a negative number says nothing: the letters in sqrt(1/n) stand for numbers that give it a value.
 """
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,12 +36,19 @@ MAX_NODES = 400
 """Parts of the largest expression that is compared."""
 MAX_SIZE = 20_000
 """Digits of the largest number an expression may amount to."""
+MAX_WORK = 30_000
+"""Roots, logarithms and the like in a comparison, times the digits it needs. That many take up to half a second."""
 
 _PLACES = Fraction(1, 10**6)
 _NORMALIZATION = replace(LatexExtractionConfig().normalization_config, units=False)  # it would read "5t" as 5 tonnes
 _LATEX = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=_NORMALIZATION)]
+_IMAGINARY = re.compile(r"([\d}])i(?![A-Za-z])")  # "2i", which math-verify recognises as complex when set apart
 _CHAIN = re.compile(r"[-!]{6}|(?:\^\s*(?:\d+|\w|\\[a-z]+)\s*){4}|(?:=[^=,;]*){12}|(?:\\c[ua]p.*){8}")
-_POINTS = (sympy.Rational(7, 10), sympy.Rational(13, 11), sympy.Rational(-8, 9))
+# The points at which functions are compared: how far from zero, and the signs of their coordinates in turn.
+_POINTS = [
+    (sympy.Rational(size), signs)
+    for size, signs in (("7/10", (1, 1)), ("13/11", (1, 1)), ("8/9", (-1, -1)), ("5/8", (1, -1)), ("9/7", (-1, 1)))
+]
 _PENDING = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 
 
@@ -47,6 +59,7 @@ class Refused(ValueError):
 def read(text: str) -> Any:
     """LaTeX as an unevaluated sympy object, or None. Raises Refused where it is past a limit."""
     _refuse_hard_text(text)
+    text = _IMAGINARY.sub(r"\1 i", text)
     try:
         # One reading: given several, math-verify is content when any pair agrees.
         readings = parse(f"${text.replace('$', ' ')}$", _LATEX, fallback_mode="no_fallback", parsing_timeout=0)
@@ -109,10 +122,65 @@ def agree(a: Any, last_place_a: Any, b: Any, last_place_b: Any) -> bool:
         return True
     distance = abs(a - b)
     if last_place_a and last_place_b:
-        is_whole = any(value == int(value) for value in (a, b))
-        return not is_whole and bool(distance <= _PLACES * min(1, 10 * max(abs(a), abs(b))))
-    decimal, last_place = (a, last_place_a) if last_place_a else (b, last_place_b)
-    return bool(last_place) and 1000 * last_place <= abs(decimal) and bool(distance < last_place * Fraction(99, 100))
+        return not _is_whole(a, b) and bool(distance <= _PLACES * min(1, 10 * max(abs(a), abs(b))))
+    exact, decimal, last_place = (b, a, last_place_a) if last_place_a else (a, b, last_place_b)
+    if not last_place or _is_whole(exact):
+        return False
+    return 1000 * last_place <= abs(decimal) and bool(distance < last_place * Fraction(99, 100))
+
+
+def _is_whole(*values: Any) -> bool:
+    return any(value == int(value) for value in values)
+
+
+def value(tree: Any) -> Any:
+    """The value of a real constant as a fraction, to 30 digits, or None."""
+    number = _number(_placed(tree, {})) if isinstance(tree, sympy.Expr) and not is_open(tree) else None
+    return Fraction(str(number)) if number is not None and number.is_real else None
+
+
+def has_value(tree: Any) -> bool:
+    """Whether `tree` was read and nothing in it is infinite or undefined, such as 1/0."""
+    if not isinstance(tree, sympy.Basic):
+        return tree is not None
+    return not _placed(tree, {}).has(sympy.zoo, sympy.nan) if isinstance(tree, sympy.Expr) else True
+
+
+def region(alternatives: list[list[Any]]) -> tuple[Any, Any] | None:
+    """The variable and the real numbers that meet all conditions of one of the alternatives, or None.
+
+    Conditions are relations solved for one variable and, without a variable, sets of numbers.
+    """
+    found = [[_solution_set(condition) for condition in conditions] for conditions in alternatives]
+    solved = [solution for conditions in found for solution in conditions if solution]
+    unknowns = {unknown for unknown, _ in solved if unknown is not None}
+    if len(solved) < sum(map(len, alternatives)) or len(unknowns) > 1:
+        return None
+    union = sympy.Union(*(sympy.Intersection(*(solution[1] for solution in each if solution)) for each in found))
+    return None if union.is_empty else (next(iter(unknowns), None), union)
+
+
+def _solution_set(condition: Any) -> tuple[Any, Any] | None:
+    """The variable a relation is solved for and its solutions; None and the set for a set of numbers; else None."""
+    if isinstance(condition, sympy.Eq) and isinstance(condition.rhs, sympy.Set) and condition.lhs.is_Symbol:
+        numbers = _solution_set(condition.rhs)
+        return numbers and (condition.lhs, numbers[1])
+    if isinstance(condition, sympy.Set):
+        is_numbers = not condition.free_symbols and not any(
+            isinstance(element, sympy.Set | sympy.Tuple | Relational)
+            for finite in condition.atoms(sympy.FiniteSet)
+            for element in finite.args
+        )
+        return (None, condition) if is_numbers else None
+    if not is_relation(condition) or not _is_solved(condition) or len(condition.free_symbols) != 1:
+        return None
+    relation: Any = unwrap_fcs(condition)
+    return next(iter(condition.free_symbols)), relation.as_set()
+
+
+def same_regions(x: tuple[Any, Any], y: tuple[Any, Any]) -> bool:
+    """Whether two results of `region` have the same variable, if both name one, and the same numbers."""
+    return (x[0] is None or y[0] is None or x[0] == y[0]) and same(x[1], y[1])
 
 
 def is_pending(tree: Any) -> bool:
@@ -147,6 +215,9 @@ def same(x: Any, y: Any) -> bool:
         return x.func == y.func and len(x.args) == len(y.args) and all(map(same, x.args, y.args))
     if isinstance(x, sympy.Expr) and isinstance(y, sympy.Expr):
         return _same_expressions(x, y)
+    pieces_x, pieces_y = _pieces(x), _pieces(y)
+    if pieces_x and pieces_y:
+        return same_elements(pieces_x, pieces_y, same)
     if isinstance(x, sympy.Set) != isinstance(y, sympy.Set) or x.free_symbols or y.free_symbols:
         return False  # sympy takes time exponential in a union to find out whether a symbol is in it
     return _verified(x, y)
@@ -173,7 +244,8 @@ def _solutions(x: Any, other: Any) -> Any:
     parts: list[Any] = list(getattr(x, "_unsorted_args", x.args))
     if parts and all(map(is_assignment_relation, parts)) and len({_unknown(part) for part in parts}) == 1:
         return FiniteSet(*(take_last_relation(part).rhs for part in parts))
-    return parts[0] if len(parts) == 1 and not isinstance(other, sympy.Set | sympy.Tuple) else x
+    is_of_pairs = isinstance(parts[0], sympy.Set | sympy.Tuple) if len(parts) == 1 else False
+    return parts[0] if len(parts) == 1 and (is_of_pairs or not isinstance(other, sympy.Set | sympy.Tuple)) else x
 
 
 def _unknown(assignment: Any) -> Any:
@@ -187,6 +259,16 @@ def _ordered(x: Any) -> list[Any] | None:
     if isinstance(x, sympy.Interval):
         return [x.start, x.end] if x.left_open and x.right_open else None
     return list(getattr(x, "_unsorted_args", x.args)) if isinstance(x, sympy.Tuple | FiniteSet) else None
+
+
+def _pieces(x: Any) -> list[Any]:
+    """The intervals and numbers that a union of several is made of; empty for anything else."""
+    if not isinstance(x, sympy.Union | sympy.Complement | sympy.Intersection) or x.free_symbols:
+        return []
+    computed: Any = x.doit()
+    parts = computed.args if isinstance(computed, sympy.Union) else [computed]
+    pieces = [piece for part in parts for piece in (part.args if isinstance(part, sympy.FiniteSet) else [part])]
+    return pieces if all(isinstance(piece, sympy.Interval | sympy.Expr) for piece in pieces) else []
 
 
 def same_elements(xs: list[Any], ys: list[Any], are_same: Callable[[Any, Any], bool]) -> bool:
@@ -214,24 +296,39 @@ def _same_relations(x: Any, y: Any) -> bool:
     if not all(isinstance(side, sympy.Expr) for side in (*x.args, *y.args)):
         return _verified(x, y)
     sides: list[Any] = [x, y if type(x) is type(y) else y.reversed]
-    ratios = _ratios(*(side.args[0] - side.args[1] for side in sides))
-    if ratios is None:
-        return _verified(x, y)
+    if type(sides[0]) is not type(sides[1]):
+        return False
+    if not is_open(x) and not is_open(y):
+        turned = [y.args[::-1]] if isinstance(x, sympy.Eq | sympy.Ne) else []
+        return any(all(map(same, sides[0].args, other)) for other in [sides[1].args, *turned])
     # Not by their solutions: where neither relation has one, these agree; and solving may take long.
-    is_same = all(abs(ratio - ratios[0]) <= 1e-20 * abs(ratio) and ratio != 0 for ratio in ratios)
-    is_turned = not isinstance(x, sympy.Eq | sympy.Ne) and not ratios[0] > 0
-    return type(sides[0]) is type(sides[1]) and is_same and not is_turned
+    is_same = _are_proportional(
+        *(side.args[0] - side.args[1] for side in sides), turned=isinstance(x, sympy.Eq | sympy.Ne)
+    )
+    return _verified(x, y) if is_same is None else is_same
+
+
+def is_open(tree: Any) -> bool:
+    """Whether anything in `tree` is unknown: a variable or a function such as f(x)."""
+    return bool(getattr(tree, "free_symbols", True)) or tree.has(AppliedUndef)
 
 
 def _bounds(relation: Any) -> list[Any]:
     return list(relation.args) if isinstance(relation, sympy.And) else [relation]
 
 
-def _ratios(x: Any, y: Any) -> list[Any] | None:
-    """Values of x/y at some points, or None where there are none."""
-    symbols = sorted(x.free_symbols | y.free_symbols, key=str)
-    values = [_number(x / y, _at(symbols, point)) for point in _POINTS]
-    return None if any(value is None for value in values) else values
+def _are_proportional(x: Any, y: Any, *, turned: bool) -> bool | None:
+    """Whether x/y is the same number at some points, and above zero unless it may be `turned`; None: no such points."""
+    x, y = _plain(x), _plain(y)
+    symbols = _symbols(x, y)
+    points = [[_placed(side, _at(symbols, point)) for side in (x, y)] for point in _POINTS]
+    if any(_number(value) is None for values in points for value in values):
+        return None
+    first_x, first_y = points[0]
+    ratio = _number(first_x / first_y)
+    if not ratio or not (turned or ratio > 0):
+        return False
+    return all(_are_equal(first_x * other_y, first_y * other_x) for other_x, other_y in points[1:])
 
 
 def _is_solved(relation: Any) -> bool:
@@ -251,29 +348,112 @@ def _is_lone(side: Any) -> bool:
 
 def _same_expressions(x: Any, y: Any) -> bool:
     """Compares constants by value, and functions at some points before math-verify simplifies their difference."""
-    symbols = sorted(x.free_symbols | y.free_symbols, key=str)
+    x, y = _plain(x), _plain(y)
+    complex_x, complex_y = _complex_parts(x), _complex_parts(y)
+    if complex_x and complex_y and (complex_x[1] or complex_y[1]):
+        return all(map(_same_expressions, complex_x, complex_y))
+    symbols, roots = _symbols(x, y), [*_roots(x), *_roots(y)]
+    agreed = 0
     for point in _POINTS:
-        a, b = (_number(side, _at(symbols, point)) for side in (x, y))
-        if a is None or b is None:
-            break
-        if _last_place(x) or _last_place(y):
-            is_same = agree(a, _last_place(x), b, _last_place(y))
-        else:
-            is_same = abs(a - b) <= 1e-20 * max(abs(a), abs(b))
-        if not is_same or not symbols:
-            return bool(is_same)
-    return _verified(x, y)
+        at = _at(symbols, point)
+        is_same = _same_values(x, y, at)
+        if is_same is None:
+            return _verified(x, y)
+        if not symbols:
+            return is_same
+        if not is_same and (x.has(sympy.Abs) or y.has(sympy.Abs) or _are_real(roots, at)):
+            return False
+        agreed += is_same
+    positive = {symbol: sympy.Symbol(symbol.name, positive=True) for symbol in symbols}
+    if agreed == len(_POINTS) and _verified(x, y):
+        return True
+    return bool(roots) and agreed > 0 and _verified(x.xreplace(positive), y.xreplace(positive))
 
 
-def _at(symbols: list[Any], point: Any) -> dict[Any, Any]:
-    return {symbol: point + sympy.Rational(i, 7) for i, symbol in enumerate(symbols)}
+def _same_values(x: Any, y: Any, at: dict[Any, Any]) -> bool | None:
+    """Whether two expressions have the same value at a point, or None where one has none."""
+    places = _last_place(x), _last_place(y)
+    x, y = (_placed(side, at) for side in (x, y))
+    a, b = _number(x), _number(y)
+    if a is None or b is None:
+        return None
+    if places == (None, None):
+        return _are_equal(x, y)
+    parts = [(a, b)] if a.is_real and b.is_real else list(zip(a.as_real_imag(), b.as_real_imag(), strict=True))
+    return all(agree(part_a, places[0], part_b, places[1]) for part_a, part_b in parts)
 
 
-def _number(x: Any, at: dict[Any, Any]) -> Any:
-    """The value of `x` at a point to 30 digits, or None where it has none."""
+def _are_equal(x: Any, y: Any) -> bool:
+    """Whether two constants without decimals are the same number. Raises Refused where that takes too many digits."""
+    size = math.ceil(max(_digits(x), _digits(y)))
+    a, b = sympy.N(x, 30), sympy.N(y, 30)
+    if abs(a - b) > max(1e-20 * max(abs(a), abs(b)), sympy.Float(10) ** (size - 60)):
+        return False
+    difference = (x - y).doit()
+    if difference.is_Rational:
+        return difference.is_zero
+    precision = 3 * size + 60
+    functions = sum(isinstance(node, sympy.Function) or _is_root(node) for node in sympy.preorder_traversal(difference))
+    if functions * precision > MAX_WORK:
+        raise Refused(f"it takes {precision} digits to compare")
+    return bool(abs(difference.evalf(15, maxn=precision)) < sympy.Float(10) ** (-2 * size - 50))
+
+
+def _is_root(node: Any) -> bool:
+    return isinstance(node, sympy.Pow) and not node.exp.is_integer
+
+
+def _roots(x: Any) -> list[Any]:
+    """What roots, real powers and logarithms in `x` are of."""
+    return [node.args[0] for node in x.atoms(sympy.Pow, sympy.log) if isinstance(node, sympy.log) or _is_root(node)]
+
+
+def _are_real(roots: list[Any], at: dict[Any, Any]) -> bool:
+    """Whether a point is where letters under roots and logarithms are understood to be: where the roots are real, and
+    where a letter under a root is positive, unless it is squared or in a sum there."""
+    values = [_number(_placed(root, at)) for root in roots]
+    if not all(value is not None and value.is_real and value >= 0 for value in values):
+        return False
+    factors = [factor for root in roots for factor in root.doit().as_powers_dict().items()]
+    odd = {base for base, power in factors if power.is_odd or not power.is_integer}
+    return all(value > 0 for symbol, value in at.items() if symbol in odd)
+
+
+def _plain(x: Any) -> Any:
+    """`x` with real variables, whatever math-verify took them for, and the imaginary unit."""
+    return x.xreplace(
+        {symbol: sympy.I if symbol.name == "i" else sympy.Symbol(symbol.name, real=True) for symbol in x.free_symbols}
+    )
+
+
+def _complex_parts(x: Any) -> tuple[Any, Any] | None:
+    """a and b where `x` is a constant that is written as a + bi, or None."""
+    real, imaginary = x.as_independent(sympy.I, as_Add=True)
+    imaginary = imaginary / sympy.I
+    return None if x.free_symbols or imaginary.has(sympy.I) else (real, imaginary)
+
+
+def _symbols(*expressions: Any) -> list[Any]:
+    return sorted(set[Any]().union(*(expression.free_symbols for expression in expressions)), key=str)
+
+
+def _at(symbols: list[Any], point: tuple[Any, tuple[int, int]]) -> dict[Any, Any]:
+    size, signs = point
+    return {symbol: signs[i % 2] * (size + sympy.Rational(i, 7)) for i, symbol in enumerate(symbols)}
+
+
+def _placed(x: Any, at: dict[Any, Any]) -> Any:
+    """`x` at a point, its decimals as fractions; not a number where sympy cannot say."""
     try:
-        exact = x.xreplace({decimal: sympy.Rational(str(decimal)) for decimal in x.atoms(sympy.Float)})
-        value = exact if exact.is_Rational else sympy.N(exact.subs(at), 30)
+        return x.xreplace({decimal: sympy.Rational(str(decimal)) for decimal in x.atoms(sympy.Float)}).subs(at)
+    except (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError):
+        return sympy.nan
+
+
+def _number(x: Any) -> Any:
+    """The value of a constant without decimals to 30 digits, or None where it has none."""
+    try:
+        value = x if x.is_Rational else sympy.N(x, 30)
     except (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError):
         return None
     return value if value.is_number and value.is_finite else None

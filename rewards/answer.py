@@ -8,17 +8,21 @@ marks of one kind the last:
 3. `<answer>...</answer>`;
 4. a line `#### ...` (GSM8K);
 5. a sentence: "the answer is ...", "Answer: ...", "答案是...",
-   "答案为...", "答案: ...", "故选..."; or a last line "A: ...";
+   "答案为...", "答案: ...", "故选..."; a phrase that chooses letters: "I choose B", "option C is correct",
+   "我选择 B", "選項C正確"; or a last line "A: ...";
 6. no mark: a completion of one line without prose is an answer as a whole. In prose the last expression is: a formula
    between `$`, `\(` or `\[`, or a number outside of formulas. Words like "therefore" and "所以" aren't marks: what they
    lead to is the last expression. One line of prose with no expression ("Paris") is its own answer.
 
 Boxes, formulas or numbers that are listed ("\boxed{1} and \boxed{2}", "5, 6 or 7") are one answer of several parts, so
-naming every candidate doesn't pay. Every search is linear in the text, since a policy under training writes anything.
+naming every candidate doesn't pay. A reason right after an answer ("12 (since 3*4 = 12)", "C, because ...") is
+no part of it. Every search is linear in the text, since a policy under training writes anything.
 """
 
 import re
 from collections.abc import Iterable, Iterator
+
+from rewards.wording import before_reason, options
 
 MAX_ANSWER_CHARS = 1000
 """A longer text is not a final answer. Checkers take time exponential in the size of what they parse."""
@@ -28,19 +32,22 @@ _BARE_CHARS = 200  # a longer line without prose is a scribble
 # A comma before one or two last digits is a decimal comma; three digits after it are thousands.
 _UNSIGNED = r"(?:\d+,\d{1,2}(?![\d,.])|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 # A minus right after a digit, letter or closing bracket subtracts ("3-4"); elsewhere it is a sign ("= -4").
+_REPEATING = r"\d*+\.\d*+(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)(?:\d*+\\dot\s*\{\d\})?|\(\d+\)|(?<=\d)(?:\.{3}|\u2026|\\[lc]?dots))"
+_TIME = r"\d{1,2}:[0-5]\d(?:\s?[AaPp]\.?[Mm]\b)"
 _QUANTITY = re.compile(
-    rf"(?:(?<![A-Za-z\d_)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?"
+    rf"(?:(?<![A-Za-z\d_)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_REPEATING}|{_TIME}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?"
 )
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _ANSWER_IS = re.compile(
-    r"\banswer(?:\s+is\b|\s*:)\s*:?|^a:(?=.*+\s*+\Z)|答案\s*(?:应该|应当|应)?(?:是|为|[:\uff1a])\s*[:\uff1a]?"
-    r"|[故应]选择?\s*[:\uff1a]?|(?:所以|因此)选择?\s*[:\uff1a]?",
+    r"\banswer(?:\s+(?:is|should be|must be|would be)\b(?!\s+not\b)|\s*:)\s*:?|^a:(?=.*+\s*+\Z)"
+    r"|答案\s*(?:应该|应当|应|應該|應當|應)?(?:是|为|為|[:\uff1a])\s*[:\uff1a]?"
+    r"|(?:[故应應]|所以|因此)[选選][择擇]?(?![项項])\s*[:\uff1a]?",
     re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n|[。\uff01\uff1f]")
+_SENTENCE_END = re.compile(r"(?<!\.\.)(?<!\b[ap])(?<!\b[ap]\.m)[.!?](?=\s|$)|\n|[。\uff01\uff1f]")
 _THE_X_IS = re.compile(r"\Athe\b[^.\n]{0,200}?\b(?:is|are|equals)\b:?\s*", re.IGNORECASE)  # "Answer: the sum is 5"
-_CHOICE = re.compile(r"\(?[A-J][).:]")
+_CHOICE = re.compile(r"\(?[A-J](?:[).:,;\]]|\s+\()")
 _DELIMITER = re.compile(r"\\\\|\\\$|\$\$|\$|\\[()\[\]]")
 _CLOSING = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}|[\u4e00-\u9fff]")
@@ -63,7 +70,7 @@ def final_answer(completion: str) -> str | None:
     marked = marked_answer(completion)
     if marked is not None:
         return marked
-    text = after_thinking(completion).strip()
+    text = _without_last_reason(after_thinking(completion).strip())
     is_line = len(text) <= _BARE_CHARS and not re.search(r"\n|\\f?box", text)
     if is_line and ";" not in text and not _words(text):
         return text or None
@@ -84,9 +91,10 @@ def after_thinking(completion: str) -> str:
 def marked_answer(completion: str) -> str | None:
     """What the writer marked as the answer, stripped, or None. Only text after the thinking counts."""
     text = after_thinking(completion)
-    for found in (_minerva(text), _boxed(text), _tagged(text), _hashed(text), _stated(text)):
+    for mark in (_minerva, _boxed, _tagged, _hashed, _stated):
+        found = mark(text)
         if found is not None and found.strip():
-            return found.strip() if len(found) <= MAX_ANSWER_CHARS else None
+            return before_reason(found.strip()) if len(found) <= MAX_ANSWER_CHARS else None
     return None
 
 
@@ -94,6 +102,13 @@ def last_number(completion: str) -> str | None:
     """The last integer, decimal, percentage or simple fraction after the thinking, as written, or None."""
     *_, last = ["", *(content for _, _, content in _quantities(after_thinking(completion)))]
     return last.strip() if last and len(last) <= MAX_ANSWER_CHARS else None
+
+
+def _without_last_reason(text: str) -> str:
+    """`text` that ends in an answer and its reason, without the reason."""
+    start = max(text.rfind("\n"), len(text) - 2 * MAX_ANSWER_CHARS) + 1
+    *_, start = [start, *(end.end() for end in _SENTENCE_END.finditer(text, start, max(start, len(text) - 1)))]
+    return text[:start] + before_reason(text[start:], is_marked=False)
 
 
 def _minerva(text: str) -> str | None:
@@ -140,14 +155,19 @@ def _hashed(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     """The answer in the last sentence "the answer is ...": its first formulas, else its numbers, else its words."""
-    *_, rest = _ANSWER_IS.split(text)
-    if len(rest) == len(text):
+    *_, end = [0, *(mark.end() for mark in _ANSWER_IS.finditer(text))]
+    *_, (chosen_end, letters) = [(0, ""), *options(text)]
+    if chosen_end > end:
+        return letters
+    if not end:
         return None
-    rest = rest[: 2 * MAX_ANSWER_CHARS].lstrip(" *:\n")
+    rest = text[end:][: 2 * MAX_ANSWER_CHARS].lstrip(" *:\n")
+    if rest.count("}") > rest.count("{"):  # of \text{the answer is }
+        rest = rest.strip("} ")
     formula = next(_formulas(rest), None)
     if formula and not rest[: formula[0]].strip(r" *:$\([") and "\n" in rest[: formula[1]]:
         return formula[2]  # a display, which need not be on one line
-    sentence = _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" *:")
+    sentence = before_reason(_SENTENCE_END.split(rest, maxsplit=1)[0].strip(" *:"))
     sentence = _THE_X_IS.sub("", sentence)
     formulas = _first_run(sentence, _formulas(sentence))
     if formulas:

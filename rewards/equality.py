@@ -16,7 +16,9 @@ An answer too large to judge is refused before sympy sees it (`Refused`).
 """
 
 import re
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from typing import Any
 
 from rewards import algebra
@@ -28,24 +30,46 @@ from rewards.notation import (
     both_signs,
     canonical,
     choices,
+    listed,
     literal,
     numbers,
+    time_of_day,
+    without_rounding,
     without_unit,
     words,
 )
+from rewards.wording import without_qualifier
 
 _POWER = re.compile(r"\^\s*(?:\{[^{}]*\}|-?\d+|\w)")
 _UNFINISHED = re.compile(
     r"\d(?:[)}\s]|\\right)*(?:[+*-]|\\times|\\cdot|\\div)(?:[({\s-]|\\left|\\[dtc]?frac)*\d+(?!\d*\s*\^)"
 )
+MAX_PARTS = 8
+"""Most inequalities that are joined, and most sides of an equation without variables that are compared."""
+
+_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")
+_INEQUALITY = re.compile(r"[<>]|\\(?:l|g)(?:e|eq|eqslant|t)(?![A-Za-z])|\\neq?(?![A-Za-z])|\\in(?![A-Za-z])")
+_OR = re.compile(r"\s+or\s+|\\(?:lor|vee)(?![A-Za-z])")
+_AND = re.compile(r"\s+and\s+|\\(?:land|wedge)(?![A-Za-z])")
+_CONNECTIVE = re.compile(rf"{_OR.pattern}|{_AND.pattern}")
+_LETTER = re.compile(r"(?<!\\)(?<!\\[a-z])(?<![A-Za-z])(?!e\b|i\b)[A-Za-z]|[<>,]|\\(?:sum|prod|int|lim|begin|[lg]e|ne)")
 _BASE = re.compile(r"\d_\{?(\d+)")
 
 
 def equal(left: str, right: str) -> bool:
     """Whether two answers, in LaTeX or plain text, mean the same. Raises Refused where one of them cannot be judged."""
     a, b = _read(left), _read(right)
+    if a.domain and b.domain and a.domain != b.domain:
+        return False
+    with _refusing():
+        return any(_equal(x, y) for x in a.forms for y in b.forms)
+
+
+def _equal(a: "_Reading", b: "_Reading") -> bool:
     if a.compact == b.compact:
         return True
+    if (a.time and a.time[1]) or (b.time and b.time[1]):
+        return bool(a.time and b.time) and _equal_times(a, b)
     if a.choices and b.choices:
         return a.choices == b.choices
     if a.words is not None or b.words is not None:
@@ -62,25 +86,45 @@ def equal(left: str, right: str) -> bool:
         return False
     if (a.literal and b.is_unfinished) or (b.literal and a.is_unfinished):
         return False
-    if {a.compact[:2], b.compact[:1]} == {r"\{", "("} or {b.compact[:2], a.compact[:1]} == {r"\{", "("}:
+    if {a.brackets, b.brackets} == {r"\{", "("}:
         return False
     if _BASE.findall(a.compact) != _BASE.findall(b.compact):
         return False
+    return _same_trees(a, b)
+
+
+def _same_trees(a: "_Reading", b: "_Reading") -> bool:
+    if a.is_compound or b.is_compound:
+        return _same_regions(a, b)
     x, y = a.tree, b.tree
     if x is None or y is None or algebra.is_pending(x) != algebra.is_pending(y):
         return False
-    try:
-        return algebra.same(x, y)
-    except MemoryError:
-        raise
-    except Exception as error:  # what sympy raises at the strangest of answers is its to choose
-        raise Refused(f"sympy cannot compare it: {type(error).__name__}: {error}"[:200]) from error
+    return algebra.same(x, y)
 
 
-def is_readable(text: str) -> bool:
-    """Whether `equal` can compare `text` with anything but itself. Raises Refused as `equal` does."""
+def unreadable(text: str) -> str:
+    """Why `equal` can compare `text` with nothing but itself, or "" where it can. Raises Refused as `equal` does."""
     read = _read(text)
-    return any((read.value, read.numbers, read.choices, read.words is not None)) or read.tree is not None
+    if re.match(r"[-+]?\s*nan\b", read.text, re.IGNORECASE):
+        return "it is not a number"
+    if any((read.value, read.numbers, read.choices, read.time)) or read.words is not None:
+        return ""
+    if len(_WORD.findall(read.text)) > 2:
+        return "it is prose"  # which LaTeX would read as a product of letters
+    with _refusing():
+        is_read = algebra.has_value(read.tree) or bool(read.is_compound and read.region)
+    return "" if is_read else "math-verify cannot parse it, or it has no value"
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Raises Refused for whatever sympy raises at the strangest of answers."""
+    try:
+        yield
+    except (MemoryError, Refused):
+        raise
+    except Exception as error:
+        raise Refused(f"sympy cannot compare it: {type(error).__name__}: {error}"[:200]) from error
 
 
 class _Reading:
@@ -89,27 +133,101 @@ class _Reading:
     def __init__(self, text: str) -> None:
         if len(text) > 2 * MAX_CHARS:
             raise Refused(f"an answer of {len(text)} characters")
-        self.text = canonical(text)
-        self.compact = re.sub(r"\\([dtc])frac", r"\\frac", re.sub(r"\s+", "", self.text))
-        self.literal = literal(self.text)
-        self.assignment = None if self.literal else assignment(self.text)
+        text, self.domain = without_qualifier(canonical(text))
+        self.text, rounded = without_rounding(text)
+        self.rounded = _read(rounded) if rounded else None
+        self.compact = re.sub(r"\\([dtc])frac", r"\\frac", re.sub(r"\s+", "", text))
+        self.time = time_of_day(self.text)
+        self.literal = None if self.time else literal(self.text)
+        self.assignment = None if self.literal or self.time else assignment(self.text)
         self.value = self.assignment[1] if self.assignment else self.literal
-        self.numbers = None if self.value else numbers(self.text)
-        self.choices = None if self.literal else choices(self.text)
-        self.words = None if self.literal or self.choices else words(self.text)
+        self.numbers = None if self.value or self.time else numbers(self.text)
+        self.choices = None if self.literal or self.time else choices(self.text)
+        self.words = None if self.literal or self.choices or self.time else words(self.text)
         self.is_unfinished = self.literal is None and bool(_UNFINISHED.search(_POWER.sub("^", self.text)))
+        self.is_compound = bool(_INEQUALITY.search(self.text) and (_CONNECTIVE.search(self.text) or "," in self.text))
 
     @property
+    def brackets(self) -> str:
+        r"""The bracket around all of it: "\{", "(", or "" where there is none or it stands around a pair in a set."""
+        if self.compact.startswith(r"\{") and not self.compact.startswith(r"\{("):
+            return r"\{"
+        depth = 0
+        for at, character in enumerate(self.compact):
+            depth += (character in "([") - (character in ")]")
+            if depth <= 0:
+                return "(" if at and at == len(self.compact) - 1 and self.compact[0] == "(" else ""
+        return ""
+
+    @cached_property
     def tree(self) -> Any:
         """The sympy object, unevaluated, or None where there is none."""
-        if not hasattr(self, "_tree"):
-            self._tree = algebra.read(both_signs(without_unit(self.text)))
-        return self._tree
+        return algebra.read(both_signs(without_unit(self.text)))
+
+    @cached_property
+    def region(self) -> Any:
+        """The variable and the set that inequalities joined by "or", "and" or commas describe, or None."""
+        if len(_CONNECTIVE.findall(self.text)) + self.text.count(",") > MAX_PARTS:
+            raise Refused(f"more than {MAX_PARTS} inequalities")
+        parts = [[algebra.read(part) for part in _AND.split(side)] for side in _OR.split(self.text)]
+        if len(parts) > 1 or len(parts[0]) > 1:
+            return algebra.region(parts)
+        items = [algebra.read(part) for part in listed(self.text)]
+        return algebra.region([items]) or algebra.region([[item] for item in items])
+
+    @cached_property
+    def forms(self) -> "list[_Reading]":
+        r"""The readings that count as this answer: both sides of "\sqrt2 \approx 1.41" and "2 = \sqrt4", if they agree."""
+        *names, value = self.text.split("=")
+        if self.rounded:
+            return [self, self.rounded] if _rounds(_read(value), self.rounded) else [self]
+        if not 0 < len(names) <= MAX_PARTS or not all(map(str.strip, [*names, value])) or _LETTER.search(self.text):
+            return [self]
+        first, *others = (_read(side) for side in [*names, value])
+        agree = all(_rounds(first, side) or _rounds(side, first) or _same_numbers(first, side) for side in others)
+        return [first, *others] if agree else [self]
 
 
 @lru_cache(maxsize=1024)
 def _read(text: str) -> _Reading:
     return _Reading(text)
+
+
+def _rounds(exact: _Reading, rounded: _Reading) -> bool:
+    """Whether a number is another one rounded, to any number of places or zeros."""
+    if rounded.literal is None or (exact.literal and exact.literal.is_percent != rounded.literal.is_percent):
+        return False
+    value = exact.literal.value if exact.literal else algebra.value(exact.tree)
+    if value is None:
+        return False
+    zeros = re.search(r"0*\Z", str(rounded.literal.value))
+    place = rounded.literal.last_place or 10 ** len(zeros[0] if zeros else "")
+    return abs(value - rounded.literal.value) < place
+
+
+def _same_numbers(a: _Reading, b: _Reading) -> bool:
+    """Whether two sides of an equation without variables have the same value, also where one is to be computed."""
+    if a.tree is None or b.tree is None or algebra.is_open(a.tree) or algebra.is_open(b.tree):
+        return False
+    return algebra.same(a.tree, b.tree)
+
+
+def _equal_times(a: _Reading, b: _Reading) -> bool:
+    """Times without "a.m." or "p.m." are of either half of the day up to 12:59, and of a day of 24 hours from 13:00."""
+    (seconds_a, is_named_a), (seconds_b, is_named_b) = a.time or (0, False), b.time or (0, False)
+    unnamed = seconds_b if is_named_a else seconds_a
+    if (is_named_a and is_named_b) or not 3600 <= unnamed < 13 * 3600:
+        return seconds_a == seconds_b
+    return (seconds_a - seconds_b) % (12 * 3600) == 0
+
+
+def _same_regions(a: _Reading, b: _Reading) -> bool:
+    """Whether inequalities describe the same numbers, or, where that cannot be said, are the same."""
+    if a.region and b.region:
+        return algebra.same_regions(a.region, b.region)
+    if a.tree is None or b.tree is None or bool(_AND.search(a.text)) != bool(_AND.search(b.text)):
+        return False
+    return algebra.same(a.tree, b.tree)
 
 
 def _equal_literals(a: Literal, b: Literal) -> bool:
