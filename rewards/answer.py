@@ -20,6 +20,8 @@ naming every candidate doesn't pay. Every search is linear in the text, since a 
 import re
 from collections.abc import Iterable, Iterator
 
+from rewards.thinking import after_thinking
+
 MAX_ANSWER_CHARS = 1000
 """A longer text is not a final answer. Checkers take time exponential in the size of what they parse."""
 
@@ -32,7 +34,6 @@ _QUANTITY = re.compile(
     rf"(?:(?<![A-Za-z\d_)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?"
 )
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _ANSWER_IS = re.compile(
     r"\banswer(?:\s+is\b|\s*:)\s*:?|^a:(?=.*+\s*+\Z)|答案\s*(?:应该|应当|应)?(?:是|为|[:\uff1a])\s*[:\uff1a]?"
     r"|[故应]选择?\s*[:\uff1a]?|(?:所以|因此)选择?\s*[:\uff1a]?",
@@ -71,14 +72,6 @@ def final_answer(completion: str) -> str | None:
     if found is None and is_line:
         return text
     return found if found and len(found) <= MAX_ANSWER_CHARS else None
-
-
-def after_thinking(completion: str) -> str:
-    """What follows the last `</think>`, or precedes a `<think>` that is never closed; else the whole completion."""
-    *_, last = [None, *_THINKING.finditer(completion)]
-    if last is None:
-        return completion
-    return completion[last.end() :] if last[1] else completion[: last.start()]
 
 
 def marked_answer(completion: str) -> str | None:

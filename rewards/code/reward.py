@@ -69,7 +69,7 @@ class CodeReward(Settings):
     def score(self, task: Task, completion: str) -> Verdict:
         """The verdict; see the class. Raises ValueError as `check` does, and RuntimeError where the judging fails."""
         truth = read(task.truth)
-        source = program(completion, truth.language)
+        source = program(completion, truth.language, names=truth.solution_names, runs=bool(truth.cases))
         if source is None:
             return Verdict(0.0, outcome=Outcome.NO_CODE)
         judge = unit_tests.judge if truth.tests else cases.judge

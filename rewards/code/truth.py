@@ -62,6 +62,11 @@ class Truth(Settings):
     memory_mb: int | None = Field(default=None, ge=16)
     """MiB the program may take; the reward's own where there is none."""
 
+    @property
+    def solution_names(self) -> list[str]:
+        """The solution's functions and classes that the tests use, as the solution defines them."""
+        return [name.partition("(")[0] for name in [*self.entry_point, *self.classes]]
+
     @field_validator("tests", "entry_point", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
@@ -98,7 +103,10 @@ class Truth(Settings):
         for name in solution:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"entry_point and classes: '{name}' is neither a name nor of the form Solution().name")
-        used, defined = _names("\n".join([self.setup, *self.tests]))
+        try:
+            used, defined = global_names("\n".join([self.setup, *self.tests]))
+        except SyntaxError as error:
+            raise ValueError(f"tests: {error}: {(error.text or '').strip()[:80]!r}") from error
         if not used & {*solution} and "check" not in defined:
             raise ValueError(
                 f"tests: they neither call '{solution[0]}' nor define check(candidate), so they test nothing"
@@ -132,17 +140,14 @@ def read(truth: Any) -> Truth:
         raise ValueError(said.replace("truth.(root): ", "truth: ")) from error
 
 
-def _names(source: str) -> tuple[set[str], set[str]]:
+def global_names(source: str) -> tuple[set[str], set[str]]:
     """Global names that `source` uses and that it defines; "*" among these for an import of everything.
 
-    Raises ValueError where it is no Python.
+    Raises SyntaxError where it is no Python, and what else `compile` does.
     """
     used: set[str] = set()
     defined: set[str] = {"*"} if "import *" in source else set()
-    try:
-        tables: list[SymbolTable] = [symtable(source, "<tests>", "exec")]
-    except SyntaxError as error:
-        raise ValueError(f"tests: {error}: {(error.text or '').strip()[:80]!r}") from error
+    tables: list[SymbolTable] = [symtable(source, "<source>", "exec")]
     while tables:
         table = tables.pop()
         tables += table.get_children()
