@@ -35,6 +35,7 @@ FACTORIES: dict[str, str] = {
     "length": "rewards.form:LengthReward",
     "repetition": "rewards.form:RepetitionReward",
     "language": "rewards.language:LanguageReward",
+    "refusal": "rewards.refusal:refusal",
     "judge": "rewards.judge:JudgeReward",
     "reward_model": "pipeline.judging.reward_model:RewardModel",
     "self_judge": "pipeline.judging.self_judge:SelfJudge",

@@ -25,10 +25,19 @@ def after_thinking(completion: str) -> str:
     return text[last.end() :] if last[1] else text[: last.start()]
 
 
+def unmentioned(text: str, tags: re.Pattern[str]) -> str:
+    """`text` with the `tags` that part nothing written with parentheses, so that the others can be counted."""
+    if not tags.search(text):
+        return text
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    real = {tag.start() for tag in real_tags(text, tags)}
+    return tags.sub(lambda tag: tag[0] if tag.start() in real else f"({tag[0][1:-1]})", text)
+
+
 def real_tags(text: str, tags: re.Pattern[str]) -> list[re.Match[str]]:
     """The `tags` of `text`, whose lines end in "\\n", that part it. Group 1 of `tags` is "/" in a closing one.
 
-    Where a thought was opened, and every closing tag looks like one that is written about, the first of these closes it.
+    Where the last of them opens, the first closing tag after it closes, even if it looks like one written about.
     """
     outside = _outside(list(tags.finditer(text)), code_ranges(text))
     real = [tag for tag in outside if not _is_mention(text, tag)]

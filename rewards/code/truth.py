@@ -41,7 +41,8 @@ class Truth(Settings):
     language: str
     """One of `rewards.sandbox.toolchains.LANGUAGES`."""
     cases: list[Case] = Field(default_factory=list[Case])
-    """Runs of the program; standard output is compared line by line, trailing blanks and blank lines aside."""
+    """Runs of the program; standard output is compared line by line, trailing blanks and blank lines aside, and decimals as
+    numbers (`rewards.code.cases.same_output`)."""
     checker: Checker | None = None
     """Judges the output of each case instead of that comparison."""
     tests: list[str] = Field(default_factory=list[str])

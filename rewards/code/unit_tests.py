@@ -25,7 +25,7 @@ from rewards.code.outcome import Judged, Outcome
 from rewards.code.truth import Truth
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.process import Boxed, Ended, Limits, Ran, finish
-from rewards.sandbox.toolchains import find
+from rewards.sandbox.toolchains import INTEGERS, find
 
 _BOXED = Path(tests_side.__file__).parent
 _MAIN = "import sys; sys.path.insert(0, {home!r}); from boxed.{side} import main; main({fd})"
@@ -66,7 +66,7 @@ def _start(sandbox: Sandbox, side: Any, fd: int, stdin: bytes, folder: Path, lim
     python = find("python")
     runtime = replace(python.running, paths=(*python.running.paths, _BOXED))
     main = _MAIN.format(home=str(_BOXED.parent), side=side.__name__.rpartition(".")[2], fd=fd)
-    command = [str(python.executable), "-I", "-S", "-c", main]
+    command = [str(python.executable), "-I", "-S", *INTEGERS, "-c", main]
     return sandbox.start(command, folder=folder, limits=limits, runtime=runtime, stdin=stdin, pass_fds=[fd])
 
 
