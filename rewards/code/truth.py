@@ -1,8 +1,11 @@
 """What a task of code is judged by: its `truth`, read and checked."""
 
+import ast
 import builtins
 import json
 import re
+import sys
+from collections.abc import Iterator
 from symtable import SymbolTable, symtable
 from typing import Any, Self
 
@@ -10,6 +13,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from configs.base import Settings, problems
 
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_PLAIN_MODULES = {*"__future__ typing math random string itertools functools operator copy sys cmath bisect".split()}
+_UNUSUAL = {"object", "memoryview", "slice", "iter", "map", "zip", "filter", "enumerate", "reversed", "open", "property"}
 _NAME = re.compile(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?")
 
 
@@ -53,8 +59,9 @@ class Truth(Settings):
     classes: list[str] = Field(default_factory=list[str])
     """Classes of the solution that the tests use. Only then do the solution's objects have attributes."""
     setup: str = ""
-    """Trusted source that runs ahead of the tests and may use the solution: a prompt's helpers, MBPP's test_setup_code.
-    Only the tests see it."""
+    """Trusted source that runs ahead of the tests and may use the solution: HumanEval's prompt, MBPP's test_setup_code.
+    The solution sees its imports and classes too, whose objects may be passed both ways, and where it holds a stub of
+    the function, as a prompt does, all of it but that. What only the tests may see belongs into `tests`."""
     compile_only: bool = False
     """Whether to compile is all that is asked."""
     time_limit: float | None = Field(default=None, gt=0)
@@ -67,6 +74,49 @@ class Truth(Settings):
     def solution_names(self) -> list[str]:
         """The solution's functions and classes that the tests use, as the solution defines them."""
         return [name.partition("(")[0] for name in [*self.entry_point, *self.classes]]
+
+    @property
+    def shared_setup(self) -> str:
+        """What the solution sees of the setup."""
+        return "\n".join(map(ast.unparse, self._shared()))
+
+    @property
+    def shared_names(self) -> list[str]:
+        """Names of the classes that the shared setup may define."""
+        return sorted(global_names(self.shared_setup)[1] - {"*"})
+
+    @property
+    def last_stub(self) -> str:
+        """The solution's function that the setup ends with, as a prompt does; "" where it ends otherwise."""
+        last = [*ast.parse(self.setup).body, None][-2:][0]
+        is_stub = isinstance(last, ast.FunctionDef | ast.AsyncFunctionDef) and last.name in self.solution_names
+        return last.name if is_stub else ""
+
+    @property
+    def may_pass_objects(self) -> bool:
+        """Whether the tests may pass to the solution, or expect of it, other than plain values."""
+        if not self.tests:
+            return False
+        trees = [ast.parse(source) for source in [self.setup, *self.tests]]
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        imported = {name for node in nodes for name in _modules(node)}
+        unusual = any(isinstance(node, ast.Name) and node.id in _UNUSUAL for node in nodes)
+        return unusual or bool(imported - _PLAIN_MODULES) or any(isinstance(node, ast.ClassDef) for node in nodes)
+
+    def _shared(self) -> Iterator[ast.stmt]:
+        names = {*self.solution_names}
+        body = ast.parse(self.setup).body
+        is_prompt = any(isinstance(node, _DEFINITIONS) and node.name in names for node in body)
+        for node in body:
+            if isinstance(node, _DEFINITIONS):
+                shared = node.name not in names and (is_prompt or isinstance(node, ast.ClassDef))
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                shared = True
+            else:
+                used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+                shared = is_prompt and not used & names
+            if shared:
+                yield node
 
     @field_validator("tests", "entry_point", mode="before")
     @classmethod
@@ -112,6 +162,11 @@ class Truth(Settings):
             raise ValueError(
                 f"tests: they neither call '{solution[0]}' nor define check(candidate), so they test nothing"
             )
+        lacking = {name for source in (self.setup, *self.tests) for name in _required_modules(ast.parse(source))}
+        if lacking := lacking - sys.stdlib_module_names:
+            raise ValueError(
+                f"tests: {', '.join(sorted(lacking))} can't be imported: a sandbox has Python's standard library only"
+            )
         unknown = used - defined - {*solution} - {*dir(builtins)}
         if unknown and "*" not in defined:
             # Names are not taken from the solution unasked: a checking function it happens to define would be its own.
@@ -139,6 +194,19 @@ def read(truth: Any) -> Truth:
     except ValidationError as error:
         said = "; ".join(f"truth.{key}: {message}" for key, message in problems(error, given))
         raise ValueError(said.replace("truth.(root): ", "truth: ")) from error
+
+
+def _required_modules(tree: ast.AST) -> set[str]:
+    """Modules that a program imports, but those it tries to do without."""
+    if isinstance(tree, ast.Try):
+        return set()
+    return _modules(tree).union(*map(_required_modules, ast.iter_child_nodes(tree)))
+
+
+def _modules(node: ast.AST) -> set[str]:
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+    return {name.partition(".")[0] for name in names}
 
 
 def global_names(source: str) -> tuple[set[str], set[str]]:
