@@ -88,7 +88,8 @@ class Truth(Settings):
     @property
     def last_stub(self) -> str:
         """The solution's function that the setup ends with, as a prompt does; "" where it ends otherwise."""
-        last = [*ast.parse(self.setup).body, None][-2:][0]
+        body = ast.parse(self.setup).body
+        last = body[-1] if body else None
         is_stub = isinstance(last, ast.FunctionDef | ast.AsyncFunctionDef) and last.name in self.solution_names
         return last.name if is_stub else ""
 

@@ -50,7 +50,7 @@ _CARRIED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
         *(value.hour, value.minute, value.second, value.microsecond, _offset(value)),
     ),
     "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
-    "datetime.timezone": lambda value: (value.utcoffset(None), value.tzname(None)),
+    "datetime.timezone": lambda value: value.__getinitargs__(),
     "uuid.UUID": lambda value: (str(value),),
     "array.array": lambda value: (value.typecode, value.tolist()),
 }
