@@ -21,6 +21,7 @@ _NAMES = (
 """The names that IFBench asks for."""
 _CONJUNCTIONS = {"and", "but", "for", "nor", "or", "so", "yet"}
 _BULLET = re.compile(r"^[ \t]*(?:\*(?!\*)|-(?!-)).*\w.*$", re.MULTILINE)
+_SPACED = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f]")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PLACEHOLDER = re.compile(r"\[[^\[\]]*\w[^\[\]]*\]")
 _THESIS = re.compile(r"<(i|em)>(?P<thesis>[^<]*)</\1>(?P<rest>.*)", re.DOTALL)
@@ -42,9 +43,12 @@ def _lines(text: str) -> list[str]:
 
 
 def _occurrences(keyword: str, text: str) -> int:
-    """How often a keyword stands in a text as a word, in any case, or with the ending of a plural or a verb."""
-    found = re.findall(rf"(?<!\w){re.escape(keyword.strip())}(?:['\u2019]?s|es|e?d|ing)?(?!\w)", text, re.IGNORECASE)
-    return len(found)
+    """How often a keyword stands in a text as a word, in any case, or with the ending of a plural or a verb; anywhere
+    where words are written together, as in Chinese."""
+    word = keyword.strip()
+    before = r"(?<!\w)" if _SPACED.match(word[:1]) else ""
+    after = r"(?:['\u2019]?s|es|e?d|ing)?(?!\w)" if _SPACED.match(word[-1:]) else ""
+    return len(re.findall(f"{before}{re.escape(word)}{after}", text, re.IGNORECASE))
 
 
 def _keywords_multiple(checker: Any, text: str) -> bool:
