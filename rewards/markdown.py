@@ -21,11 +21,12 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 
 PYTHON_TAGS = frozenset({"python", "py", "python3", "py3", "ipython"})
-_TAGS = PYTHON_TAGS | frozenset(
-    "c h c99 c11 c17 cpp c++ cc cxx hpp c++11 c++14 c++17 c++20 cpp17 cpp20 rust rs go golang java java8 java17 "
-    "javascript js node nodejs mjs cjs jsx typescript ts tsx mts bash sh shell zsh python2 pycon console text txt "
-    "plaintext output json yaml xml html css sql markdown md diff latex tex".split()
-)
+_OTHER_TAGS = """
+c h c99 c11 c17 cpp c++ cc cxx hpp c++11 c++14 c++17 c++20 cpp17 cpp20 rust rs go golang java java8 java17
+javascript js node nodejs mjs cjs jsx typescript ts tsx mts bash sh shell zsh python2 pycon console text txt plaintext
+output json yaml xml html css sql markdown md diff latex tex
+"""
+_TAGS = PYTHON_TAGS | {*_OTHER_TAGS.split()}
 """Words after a fence that name a language for certain."""
 
 _FENCE = re.compile(r"(`{3,}|~{3,})(.*)")
@@ -35,7 +36,9 @@ _CLOSING = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*$", re.MULTILINE)
 _TAG = re.compile(r"[\w+#-]+")
 _WORD = re.compile(r"[\w+#.{}:=-]*[\w+#}-]")
 _END = re.compile(r"</(?:think(?:ing)?|answer)>")
-_STATEMENT = re.compile(r"(?:def|class|import|from|package|use|using|fn|func|function|const|let|var|public)\s|#include|@")
+_STATEMENT = re.compile(
+    r"(?:def|class|import|from|package|use|using|fn|func|function|const|let|var|public)\s|#include|@"
+)
 _QUOTE = re.compile("[#\"']")
 _LITERAL = re.compile(r"""#[^\n]*|\"""|'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""")
 
@@ -45,12 +48,11 @@ class Block:
     """A fenced block.
 
     tag: the language after its fence, in lower case, or "". source: what it holds, without the container's indentation.
-    lead: text in front of the fence on its line. start, end: where it lies in the text. closed: whether a fence ends it.
+    start, end: where it lies in the text. closed: whether a fence ends it.
     """
 
     tag: str
     source: str
-    lead: str
     start: int
     end: int
     closed: bool
@@ -113,7 +115,10 @@ def _fence(state: StateBlock, first: int, end: int, silent: bool) -> bool:
         if not silent:  # a block on one line
             word, _, rest = info.removesuffix(fence).strip().partition(" ")
             tag = word.lower() if word.lower() in _TAGS and rest.strip() else ""
-            _add(state, Block(tag, f"{rest.strip() if tag else f'{word} {rest}'.strip()}\n", "", *_ends(state, first), True))
+            _add(
+                state,
+                Block(tag, f"{rest.strip() if tag else f'{word} {rest}'.strip()}\n", "", *_ends(state, first), True),
+            )
             state.line = first + 1
         return True
     if not silent:
@@ -168,7 +173,7 @@ def _read(state: StateBlock, first: int, end: int, fence: str, info: str, start:
     if tail and tail.strip():
         source += " " * max(state.sCount[after] - indent, 0) + tail.rstrip() + "\n"
     state.line = after + 1 if closed or tail else after
-    _add(state, Block(tag, head + source, state.src[_start(state, first) : start], start, stop, closed))
+    _add(state, Block(tag, head + source, start, stop, closed))
 
 
 def _inner_fence(marks: str, info: str, fence: str) -> str:

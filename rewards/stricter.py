@@ -13,23 +13,26 @@ from typing import Any
 Condition = Callable[[Any, str], bool]
 Split = Callable[[str], Sequence[str]]
 
-_NAMES = (
-    "Emma Liam Sophia Jackson Olivia Noah Ava Lucas Isabella Mason Mia Ethan Charlotte Alexander Amelia Benjamin Harper "
-    "Leo Zoe Daniel Chloe Samuel Lily Matthew Grace Owen Abigail Gabriel Ella Jacob Scarlett Nathan Victoria Elijah "
-    "Layla Nicholas Audrey David Hannah Christopher Penelope Thomas Nora Andrew Aria Joseph Claire Ryan Stella Jonathan"
-).split()
+_NAMES = """
+Emma Liam Sophia Jackson Olivia Noah Ava Lucas Isabella Mason Mia Ethan Charlotte Alexander Amelia Benjamin Harper Leo
+Zoe Daniel Chloe Samuel Lily Matthew Grace Owen Abigail Gabriel Ella Jacob Scarlett Nathan Victoria Elijah Layla
+Nicholas Audrey David Hannah Christopher Penelope Thomas Nora Andrew Aria Joseph Claire Ryan Stella Jonathan
+"""
 """The names that IFBench asks for."""
 _CONJUNCTIONS = {"and", "but", "for", "nor", "or", "so", "yet"}
 _BULLET = re.compile(r"^[ \t]*(?:\*(?!\*)|-(?!-)).*\w.*$", re.MULTILINE)
 _SPACED = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f]")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-_PLACEHOLDER = re.compile(r"\[[^\[\]]*\w[^\[\]]*\]")
+_PLACEHOLDER = re.compile(r"\[([^\[\]]*)\]")
+_WORD = re.compile(r"\w")
 _THESIS = re.compile(r"<(i|em)>(?P<thesis>[^<]*)</\1>(?P<rest>.*)", re.DOTALL)
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case, without the punctuation around them."""
-    stripped = (word.strip(string.punctuation + "\u201c\u201d\u2018\u2019\u2026\u2014") for word in text.lower().split())
+    stripped = (
+        word.strip(string.punctuation + "\u201c\u201d\u2018\u2019\u2026\u2014") for word in text.lower().split()
+    )
     return [word for word in stripped if word]
 
 
@@ -64,7 +67,7 @@ def _keyword_frequency(checker: Any, text: str) -> bool:
 
 
 def _person_names(checker: Any, text: str) -> bool:
-    found = set(re.findall(rf"(?<!\w)(?:{'|'.join(_NAMES)})(?!\w)", text))
+    found = set(re.findall(rf"(?<!\w)(?:{'|'.join(_NAMES.split())})(?!\w)", text))
     return len(found) >= checker.get_instruction_args()["N"]
 
 
@@ -132,7 +135,8 @@ def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]
         "format:line_indent": _at_least(2, _lines),
         "count:words_japanese": lambda checker, text: len(text.split()) >= checker.get_instruction_args()["N"],
         "detectable_content:number_placeholders": lambda checker, text: (
-            len(_PLACEHOLDER.findall(text)) >= checker.get_instruction_args()["num_placeholders"]
+            sum(bool(_WORD.search(inside)) for inside in _PLACEHOLDER.findall(text))
+            >= checker.get_instruction_args()["num_placeholders"]
         ),
         "keywords:existence": lambda checker, text: all(
             _occurrences(keyword, text) for keyword in checker.get_instruction_args()["keywords"]

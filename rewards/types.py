@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from configs.rewards import PoolName
 
-
 MAX_SCORE = 1e100
 """Largest size of a score. Advantages square the differences of scores, and 1e155 squared is no longer a number."""
 
@@ -105,7 +104,8 @@ class Reward(Protocol):
     """
 
     def score(self, task: Task, completion: str) -> float | Verdict:
-        """A number within MAX_SCORE of 0, or a `Verdict` where there is more to say. Whatever it raises becomes `infra_error`."""
+        """A number within MAX_SCORE of 0, or a `Verdict` where there is more to say. Whatever it raises becomes
+        `infra_error`."""
         ...
 
 

@@ -27,9 +27,7 @@ ENDED = {
     Ended.OUTPUT: Outcome.OUTPUT_LIMIT,
 }
 
-_NUMBER = re.compile(
-    rb"(?<![\w.])([+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,3})?)(?![\w.]*\w|\.)"
-)
+_NUMBER = re.compile(rb"(?<![\w.])([+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,3})?)(?![\w.]*\w|\.)")
 _DECIMALS = 6
 """Decimals from which on the last one may be rounded either way."""
 _EXACT = Context(prec=2500)

@@ -14,8 +14,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from configs.base import Settings, problems
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_PLAIN_MODULES = {*"__future__ typing math random string itertools functools operator copy sys cmath bisect".split()}
-_UNUSUAL = {"object", "memoryview", "slice", "iter", "map", "zip", "filter", "enumerate", "reversed", "open", "property"}
+_PLAIN_MODULES = {
+    *("__future__", "typing", "math", "random", "string", "itertools", "functools", "operator", "copy", "sys"),
+    *("cmath", "bisect"),
+}
+_UNUSUAL = {
+    *("object", "memoryview", "slice", "iter", "map", "zip", "filter", "enumerate", "reversed", "open", "property"),
+}
 _NAME = re.compile(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?")
 
 
@@ -47,8 +52,8 @@ class Truth(Settings):
     language: str
     """One of `rewards.sandbox.toolchains.LANGUAGES`."""
     cases: list[Case] = Field(default_factory=list[Case])
-    """Runs of the program; standard output is compared line by line, trailing blanks and blank lines aside, and decimals as
-    numbers (`rewards.code.cases.same_output`)."""
+    """Runs of the program; standard output is compared line by line, trailing blanks and blank lines aside, and
+    decimals as numbers (`rewards.code.cases.same_output`)."""
     checker: Checker | None = None
     """Judges the output of each case instead of that comparison."""
     tests: list[str] = Field(default_factory=list[str])

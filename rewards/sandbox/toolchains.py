@@ -122,7 +122,9 @@ def _python() -> Toolchain:
     runtime = Runtime(_outside_system(base), tuple(filter(Path.is_dir, packages)), extra_mb=32)
     check = "import sys; compile(open(sys.argv[1], 'rb').read(), sys.argv[1], 'exec')"
     python = str(executable)
-    plan = Program("main.py", [python, "-IS", "-c", check, "main.py"], [python, "-IB", *INTEGERS, "main.py"], interpreted=True)
+    plan = Program(
+        "main.py", [python, "-IS", "-c", check, "main.py"], [python, "-IB", *INTEGERS, "main.py"], interpreted=True
+    )
     return Toolchain("python", executable, runtime, runtime, lambda _source, _memory_mb: plan)
 
 

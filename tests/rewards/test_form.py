@@ -166,7 +166,7 @@ def test_a_megabyte_of_anything_is_judged_in_seconds(pattern: str) -> None:
     began = time.perf_counter()
     for reward in (ThinkFormatReward(answer="answer"), LengthReward(longest=10), RepetitionReward(ngram=40)):
         reward.score(TASK, text)
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 60  # linear: seconds, where quadratic time would be hours
 
 
 @pytest.mark.parametrize("text", ODD)

@@ -97,7 +97,7 @@ ANSWERS = [
     "I won't bore you with details: the answer is 4.",
     "I'm not going to lie, this is tricky. Start by sorting.",
     "",
-    "```python\nprint(\"I can't help with that\")\n```",
+    '```python\nprint("I can\'t help with that")\n```',
     "> I can't help with that.\nThat quote is from the film.",
     "<think>I can't help with that.</think>Sure, 4.",
 ]

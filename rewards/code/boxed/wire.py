@@ -6,8 +6,8 @@ named tuples, UUIDs and arrays, each exactly: an object of a subclass is written
 methods nor its `__eq__` cross. Objects of the classes that both sides were given (`classes`) cross as their
 attributes. Any other object stays in its own process, and a number stands for it.
 
-Such an object, a list, dict, set or deque met again is written as its number, so aliases and cycles survive, and what one side changed in
-place the other can `refill`. Imported inside the boxes, where every import is paid for with each sample.
+Such an object, a list, dict, set or deque met again is written as its number, so aliases and cycles survive, and what
+one side changed in place the other can `refill`. Imported inside the boxes, where every import is paid for with each sample.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ _CARRIED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
         _offset(value),
     ),
     "datetime.date": lambda value: (value.year, value.month, value.day),
-    "datetime.time": lambda value: (
-        *(value.hour, value.minute, value.second, value.microsecond, _offset(value)),
-    ),
+    "datetime.time": lambda value: (*(value.hour, value.minute, value.second, value.microsecond, _offset(value)),),
     "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
     "datetime.timezone": lambda value: value.__getinitargs__(),
     "uuid.UUID": lambda value: (str(value),),

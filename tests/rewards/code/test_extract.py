@@ -1,4 +1,5 @@
 """The program inside a completion: tags, fences, thinking, and text written to confuse."""
+# ruff: noqa: E501  completions on one line
 
 import time
 
@@ -46,7 +47,8 @@ def test_tags_are_the_languages() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["```", "```\n", "`", "~~~ \n", "> ", "```py\n", "</think>", "\n", " ", "``` x\n~~~\n", "- ```\n", "'''\n```\n"]
+    "pattern",
+    ["```", "```\n", "`", "~~~ \n", "> ", "```py\n", "</think>", "\n", " ", "``` x\n~~~\n", "- ```\n", "'''\n```\n"],
 )
 def test_extraction_is_fast_on_200_kilobytes_of_anything(pattern: str) -> None:
     began = time.perf_counter()

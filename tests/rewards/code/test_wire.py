@@ -6,7 +6,7 @@ import random
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NoReturn
@@ -89,8 +89,8 @@ DEFAULTS: defaultdict[str, list[int]] = defaultdict(list, a=[1])
 CARRIED = [
     Decimal("1.10"), Decimal("-0"), Decimal("1e-30"), Fraction(-2, 6), date(2024, 2, 29), time(23, 59, 1, 5),
     datetime(2024, 2, 29, 12, 30), datetime(2024, 2, 29, 12, tzinfo=timezone(timedelta(hours=-5))),
-    timedelta(days=-1, microseconds=3), timezone(timedelta(hours=2)), timezone.utc, UUID(int=7), array("d", [1.5, 2]),
-    deque([1, 2]), deque([], 3), deque([(1,), [2]], maxlen=2), Counter("aab"), Counter(a=0), OrderedDict(b=1, a=2),
+    timedelta(days=-1, microseconds=3), timezone(timedelta(hours=2)), UTC, UUID(int=7), array("d", [1.5, 2]),
+    deque([1, 2]), deque(maxlen=3), deque([(1,), [2]], maxlen=2), Counter("aab"), Counter(a=0), OrderedDict(b=1, a=2),
     DEFAULTS, defaultdict(None, {1: 2}), Point(1, "b"), [Point(Decimal(1), {Fraction(1, 2)})],
     {date(2024, 1, 1): deque([Decimal("2.50")])}, frozenset({Decimal(1), Point(1, 2)}), {"nested": [{"x": (Fraction(1),)}]},
 ]  # fmt: skip
