@@ -113,12 +113,12 @@ def _fence(state: StateBlock, first: int, end: int, silent: bool) -> bool:
         if not info.endswith(fence) or "`" in info.removesuffix(fence):
             return False
         if not silent:  # a block on one line
-            word, _, rest = info.removesuffix(fence).strip().partition(" ")
-            tag = word.lower() if word.lower() in _TAGS and rest.strip() else ""
-            _add(
-                state,
-                Block(tag, f"{rest.strip() if tag else f'{word} {rest}'.strip()}\n", "", *_ends(state, first), True),
-            )
+            inside = info.removesuffix(fence).strip()
+            word, _, rest = inside.partition(" ")
+            is_tagged = word.lower() in _TAGS and bool(rest.strip())
+            source = rest.strip() if is_tagged else inside
+            tag = word.lower() if is_tagged else ""
+            _add(state, Block(tag, f"{source}\n", _start(state, first), state.eMarks[first], True))
             state.line = first + 1
         return True
     if not silent:
@@ -241,10 +241,6 @@ def _line(state: StateBlock, number: int) -> str:
 
 def _start(state: StateBlock, number: int) -> int:
     return state.bMarks[number] + state.tShift[number]
-
-
-def _ends(state: StateBlock, number: int) -> tuple[int, int]:
-    return _start(state, number), state.eMarks[number]
 
 
 def _add(state: StateBlock, block: Block) -> None:

@@ -3,7 +3,7 @@
 Refusals have been counted so since Zou et al. (arXiv:2307.15043). It is rough: one that evades without a word of it is
 not seen. A judge with a rubric knows better. docs/rewards.md lists how the borderline cases are decided.
 """
-# ruff: noqa: RUF001  Chinese punctuation
+# ruff: noqa: RUF001, E501  Chinese punctuation, and characters of twice the width
 
 import re
 

@@ -95,8 +95,9 @@ class Truth(Settings):
         """The solution's function that the setup ends with, as a prompt does; "" where it ends otherwise."""
         body = ast.parse(self.setup).body
         last = body[-1] if body else None
-        is_stub = isinstance(last, ast.FunctionDef | ast.AsyncFunctionDef) and last.name in self.solution_names
-        return last.name if is_stub else ""
+        if isinstance(last, ast.FunctionDef | ast.AsyncFunctionDef) and last.name in self.solution_names:
+            return last.name
+        return ""
 
     @property
     def may_pass_objects(self) -> bool:

@@ -239,6 +239,7 @@ def has_letters(text: str) -> bool:
 
 STRICTER = {name for rules in library().rules for name in rules}
 
+# ruff: noqa: E501  a line an instruction
 DECIDED: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     # instruction, changed arguments, what follows it, what does not
     ("ratio:sentence_words", {}, ["Tom ran. Ann hid! Who won?"], ["Dog. Dog. Dog.", "The a. The b. The c.", "... ..."]),
@@ -296,7 +297,7 @@ def test_every_stricter_rule_is_tried() -> None:
 
 @pytest.mark.parametrize("language", ["zh-cn", "pt-BR", "xx", "EN", ""])
 def test_an_unknown_language_is_a_bad_row(language: str) -> None:
-    with pytest.raises(ValueError, match="unknown value|at random"):
+    with pytest.raises(ValueError, match=r"unknown value|at random"):
         InstructionReward().check(task("language:response_language", language=language))
 
 

@@ -7,7 +7,8 @@ methods nor its `__eq__` cross. Objects of the classes that both sides were give
 attributes. Any other object stays in its own process, and a number stands for it.
 
 Such an object, a list, dict, set or deque met again is written as its number, so aliases and cycles survive, and what
-one side changed in place the other can `refill`. Imported inside the boxes, where every import is paid for with each sample.
+one side changed in place the other can `refill`. Imported inside the boxes, where every import is paid for with each
+sample.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ CARRIED = [
     timedelta(days=-1, microseconds=3), timezone(timedelta(hours=2)), UTC, UUID(int=7), array("d", [1.5, 2]),
     deque([1, 2]), deque(maxlen=3), deque([(1,), [2]], maxlen=2), Counter("aab"), Counter(a=0), OrderedDict(b=1, a=2),
     DEFAULTS, defaultdict(None, {1: 2}), Point(1, "b"), [Point(Decimal(1), {Fraction(1, 2)})],
-    {date(2024, 1, 1): deque([Decimal("2.50")])}, frozenset({Decimal(1), Point(1, 2)}), {"nested": [{"x": (Fraction(1),)}]},
+    {date(2024, 1, 1): deque([Decimal("2.50")])}, frozenset({Decimal(1), Point(1, 2)}),
+    {"nested": [{"x": (Fraction(1),)}]},
 ]  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def hidden(**attributes: Any) -> Node:
 
 @pytest.mark.parametrize("node", [hidden(total=5), hidden(value=str), hidden(__eq__=1), hidden(total=bool)])
 def test_an_attribute_never_answers_for_a_method(node: Node) -> None:
-    with pytest.raises(Malformed, match="replaced|no attribute"):
+    with pytest.raises(Malformed, match=r"replaced|no attribute"):
         shared(node)
     assert shared(node, strict=False) is not None
 
