@@ -119,10 +119,8 @@ def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]
 
     def keyword_in_sentence(checker: Any, text: str) -> bool:
         arguments, parts = checker.get_instruction_args(), sentences(text)
-        if len(parts) < arguments["N"]:
-            return False
-        sentence: str = parts[arguments["N"] - 1]
-        return _occurrences(arguments["word"], sentence) > 0
+        position: int = arguments["N"]
+        return len(parts) >= position and _occurrences(arguments["word"], parts[position - 1]) > 0
 
     guards: dict[str, Condition] = {
         "ratio:sentence_words": _all_different,

@@ -43,6 +43,7 @@ _ANSWER = re.compile(r"<(/?)answer>")
 _BYTE_ORDER_MARKS = re.compile("^[ \t]*\ufeff+", re.MULTILINE)
 _COMMENT = ("#", "//", "/*", '"', "'")
 _SENTENCE = re.compile(r"\W{0,3}[A-Z][\w'\u2019]*\b(?!.*(?:[=;{}<>]|\w[(\[]))(?=.*[.:!?,]\W{0,3}\Z|(?:.* ){3})")
+_CODE = re.compile(r"[=;{}]|\w\(|^[ \t]*(?:import|from|def|class|use|package|fn|func|echo)\b", re.MULTILINE)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 _IN_EVERY_MODULE = frozenset(dir(builtins)) | {"__file__"}
@@ -88,7 +89,8 @@ def _opened(text: str) -> tuple[str, list[Block]]:
     lines = text[: found[0].start].split("\n")
     last = max((number for number, line in enumerate(lines) if _is_prose(line)), default=-1)
     closes = last < 0 or (len(found) == 1 and not found[0].closed and not found[0].source.strip())
-    if not closes or not "".join(lines[last + 1 :]).strip():
+    code = "\n".join(lines[last + 1 :]).strip()
+    if not closes or code.endswith(":") or not _CODE.search(code):
         return text, found
     start = sum(len(line) + 1 for line in lines[: last + 1])
     text = f"{text[:start]}{text[found[0].start] * 3}\n{text[start:]}"
