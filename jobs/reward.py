@@ -45,6 +45,7 @@ and on hostile text; shows the verdicts, and which promises of a reward are kept
 
 example:
   alignyard reward check polite.py:polite --data rows.jsonl ignore_case=false
+  alignyard reward check verl:score.py:compute_score --data rows.jsonl --truth reward_model
 """
 SCORE = """\
 Judges every row of a file: writes the same rows, in the same order, with score, status, outcome, detail and seconds.
@@ -128,6 +129,9 @@ def add_reward(verbs: Verbs, epilog: str) -> None:
         parser.add_argument("name", metavar="NAME", help="as in a recipe: a listed name, or path/to/file.py:NAME")
         parser.add_argument("--data", metavar="FILE", type=Path, required=True, help="the rows, as JSONL")
         parser.add_argument(
+            "--truth", metavar="COLUMN", help="the column of the gold answers, as prompts.truth (default: truth)"
+        )
+        parser.add_argument(
             "--timeout", metavar="S", type=float, default=5.0, help="seconds for a verdict (default: %(default)g)"
         )
         parser.add_argument("overrides", metavar="key=value", nargs="*", help="an argument of the reward, in YAML")
@@ -169,8 +173,9 @@ def _check(args: argparse.Namespace) -> int:
     from rewards.offline import count_rows, read_rows
 
     spec, total = _spec(args), count_rows(args.data)
+    rows = list(islice(read_rows(args.data, args.truth), ROWS))
     with ERR.status(f"trying {spec.label}"):
-        clauses, judged = check_contract(spec, list(islice(read_rows(args.data), ROWS)), timeout_seconds=args.timeout)
+        clauses, judged = check_contract(spec, rows, timeout_seconds=args.timeout)
     OUT.print(_verdict_table(judged))
     if total > ROWS:
         OUT.print(f"the first {ROWS} of {total} rows; `alignyard reward score` judges them all", style="dim")
@@ -188,7 +193,7 @@ def _score(args: argparse.Namespace) -> int:
         raise ValueError(f"--workers {args.workers}: at least one process must judge")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(f".{args.out.name}.partial")
-    judged = judge_rows(read_rows(args.data), spec, workers=args.workers, timeout_seconds=args.timeout)
+    judged = judge_rows(read_rows(args.data, args.truth), spec, workers=args.workers, timeout_seconds=args.timeout)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with partial.open("w", encoding="utf-8") as out, Progress(*columns, console=ERR) as progress:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from rewards.plugins import check_args, check_call, describe
-from rewards.types import Status, Task, Verdict
+from rewards.types import ContractError, Status, Task, Verdict
 
 WRITTEN_FOR = {"completions": "trl", "solution_str": "verl", "queries": "openrlhf"}
 """By which parameter a function is known to be written for another library."""
@@ -96,7 +96,12 @@ class VerlReward:
         self.score = _composed(function, self._keywords, _score_of)
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where neither the row nor args say where it comes from."""
+        """Raises ValueError where the row has no truth, and where neither it nor args say where it comes from."""
+        if task.truth is None and self._args.get("ground_truth") is None:
+            raise ValueError(
+                "the row has no truth, so ground_truth would be None: name its column by prompts.truth, or on the "
+                "command line by --truth, as in --truth reward_model"
+            )
         if "data_source" not in task.metadata and "data_source" not in self._args:
             raise ValueError(
                 "the row has no column 'data_source', by which verl's functions tell sets of data apart; "
@@ -129,12 +134,14 @@ class OpenRLHFReward:
         self.pool = getattr(function, "pool", "rule")
 
     def score(self, task: Task, completion: str) -> Any:
-        """The one reward. Raises KeyError where a dict lacks it, ValueError where there is not exactly one."""
+        """The one reward. Raises KeyError where a dict lacks it, ContractError where there is not exactly one."""
         result = self._function([task.prompt + completion], [task.prompt], [task.truth])
         values = _plain(result["rewards"] if isinstance(result, dict) else result)
-        if isinstance(values, list):
-            (values,) = values
-        return values
+        if not isinstance(values, list | tuple):
+            return values
+        if len(values) != 1:
+            raise ContractError(f"{len(values)} rewards came back for 1 completion")
+        return values[0]
 
 
 def _composed(
@@ -153,7 +160,10 @@ def _composed(
 
 def _each(results: Any) -> list[Any]:
     abstained = Verdict(None, Status.ABSTAIN, "the function returned None")
-    return [abstained if value is None else _plain(value) for value in _plain(results)]
+    values = _plain(results)
+    if not isinstance(values, list | tuple):
+        raise ContractError(f"a {type(results).__name__} came back, not a list with a reward for each completion")
+    return [abstained if value is None else _plain(value) for value in values]
 
 
 def _score_of(result: Any) -> Any:

@@ -22,6 +22,7 @@ no part of it. Every search is linear in the text, since a policy under training
 import re
 from collections.abc import Iterable, Iterator
 
+from rewards.thinking import after_thinking
 from rewards.wording import before_reason, options
 
 MAX_ANSWER_CHARS = 1000
@@ -38,7 +39,6 @@ _QUANTITY = re.compile(
     rf"(?:(?<![A-Za-z\d_)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_REPEATING}|{_TIME}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?"
 )
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _ANSWER_IS = re.compile(
     r"\banswer(?:\s+(?:is|should be|must be|would be)\b(?!\s+not\b)|\s*:)\s*:?|^a:(?=.*+\s*+\Z)"
     r"|答案\s*(?:应该|应当|应|應該|應當|應)?(?:是|为|為|[:\uff1a])\s*[:\uff1a]?"
@@ -78,14 +78,6 @@ def final_answer(completion: str) -> str | None:
     if found is None and is_line:
         return text
     return found if found and len(found) <= MAX_ANSWER_CHARS else None
-
-
-def after_thinking(completion: str) -> str:
-    """What follows the last `</think>`, or precedes a `<think>` that is never closed; else the whole completion."""
-    *_, last = [None, *_THINKING.finditer(completion)]
-    if last is None:
-        return completion
-    return completion[last.end() :] if last[1] else completion[: last.start()]
 
 
 def marked_answer(completion: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 from configs.rewards import RewardSpec
 from rewards.guard import Guard
 from rewards.offline import Row, guard_factory, judge_row
-from rewards.types import Status, Verdict
+from rewards.types import CONTRACT_ERROR, Status, Verdict
 
 ROWS = 20
 """So many of the rows are tried: each is judged six times."""
@@ -67,11 +67,13 @@ def check_contract(
             _clause(
                 "accepts every row", len(judged), [f"{row.where}: {row.problem}" for row, _ in judged if row.problem]
             ),
+            _sees_truth(rows),
             _gold(good),
             _clause(
                 "judges every row", len(good), [f"{row.where}: {_words(said)}" for row, said in good if said.failed]
             ),
             _in_time([*(verdict for _, verdict in good), *hostile.values()]),
+            _one_each(other, spec.label, good[0][0]),
             *_invariances(other, spec.label, good),
             _clause(
                 "survives hostile text",
@@ -80,6 +82,14 @@ def check_contract(
             ),
         ]
     return clauses, judged
+
+
+def _one_each(guard: Guard, label: str, row: Row) -> Clause:
+    """Whether a group of completions gets a result for each, which one completion alone can't tell."""
+    completion = row.values["completion"]
+    verdicts = guard.judge(label, row.task, [completion, f"{completion} ", f" {completion}"])
+    broken = [_words(said) for said in verdicts if said.outcome == CONTRACT_ERROR]
+    return _clause("a result for each of a group", len(verdicts), broken)
 
 
 def _invariances(guard: Guard, label: str, good: Sequence[tuple[Row, Verdict]]) -> Iterator[Clause]:
@@ -120,6 +130,14 @@ def _gold(good: Sequence[tuple[Row, Verdict]]) -> Clause:
         if verdict.score is None or not _equal(verdict.score, row.values["expected"])
     ]
     return _clause("gold answers", len(expected), wrong)
+
+
+def _sees_truth(rows: Sequence[Row]) -> Clause:
+    """Whether the reward is given a gold answer; it may need none, but a row's may lie in another column."""
+    given = sum(row.task.truth is not None for row in rows if not row.problem)
+    if given:
+        return Clause("sees the truth", True, f"{given} of {len(rows)}")
+    return Clause("sees the truth", None, "no row has a truth: if the reward needs it, name its column with --truth")
 
 
 def _in_time(verdicts: Sequence[Verdict]) -> Clause:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from configs.base import Settings
+from rewards.thinking import unmentioned
 from rewards.types import Task, Verdict
 
 # Chinese and Japanese are written without spaces: there a character is counted as a word.
@@ -23,7 +24,8 @@ class ThinkFormatReward(Settings):
     arXiv:2501.12948, section 2.2).
 
     Each tag stands there exactly once and in order; thought and answer are not blank; nothing but white space is before
-    the thought. The verdict's outcome says what is wrong.
+    the thought. A tag in code, between backticks, or in the middle of a sentence is text (`rewards.thinking`). The
+    verdict's outcome says what is wrong.
     """
 
     think: str = Field(default="think", min_length=1)
@@ -31,20 +33,28 @@ class ThinkFormatReward(Settings):
     answer: str | None = Field(default=None, min_length=1)
     """Name of tags around the answer, such as `answer`, outside of which nothing may stand but the thought. None: the
     answer is all that follows the thought."""
-    opened: bool = False
-    """Whether the chat template already opens the thought, as DeepSeek-R1's does, so that no completion does."""
+    opened: bool | None = None
+    """Whether the chat template already opens the thought, as DeepSeek-R1's does, so that no completion does. None:
+    both forms are in form, the outcome of one without <think> being "in form, opened by the prompt". Where the template
+    opens none, set false, or a completion need not begin with <think>."""
 
     def score(self, task: Task, completion: str) -> Verdict:
         """1.0 or 0.0; see the class."""
-        fault = self._fault(completion)
-        return Verdict(1.0 if fault is None else 0.0, outcome=fault or "in form")
+        names = "|".join(re.escape(name) for name in (self.think, self.answer) if name)
+        completion = unmentioned(completion, re.compile(f"<(/?)(?:{names})>"))
+        fault = self._fault(completion, opened=bool(self.opened))
+        if fault is None:
+            return Verdict(1.0, outcome="in form")
+        if self.opened is None and fault == f"no <{self.think}>" and self._fault(completion, opened=True) is None:
+            return Verdict(1.0, outcome="in form, opened by the prompt")
+        return Verdict(0.0, outcome=fault)
 
-    def _fault(self, completion: str) -> str | None:
+    def _fault(self, completion: str, *, opened: bool) -> str | None:
         # What stands between the tags is by turns blank and not blank; an answer without tags follows at once.
         opening, tags = f"<{self.think}>", [f"</{self.think}>"]
         if self.answer is not None:
             tags += [f"<{self.answer}>", f"</{self.answer}>"]
-        if not self.opened:
+        if not opened:
             tags = [opening, *tags]
         elif opening in completion:
             return f"{opening} more than once"
@@ -59,7 +69,7 @@ class ThinkFormatReward(Settings):
             parts.append(part)
         parts.append(rest)
         wanted = ["thought", "answer"] if self.answer is None else ["thought", None, "answer", None]
-        for part, name in zip(parts, wanted if self.opened else [None, *wanted], strict=True):
+        for part, name in zip(parts, wanted if opened else [None, *wanted], strict=True):
             if bool(part.strip()) != (name is not None):
                 return "text outside of the tags" if name is None else f"no {name}"
         return None

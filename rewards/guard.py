@@ -26,7 +26,7 @@ from typing import Any, Self
 from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards import registry
 from rewards.serve import END, OUT_OF_MEMORY, Build, Form, Request, Terms
-from rewards.types import Post, Status, Task, Verdict
+from rewards.types import CONTRACT_ERROR, Post, Status, Task, Verdict
 
 START_SECONDS = 60.0
 """Longest a judging process may take to make its rewards, and then to set up one that says no other time. Making takes
@@ -181,8 +181,9 @@ class Guard:
 
         Equal completions are judged once. A completion whose checker failed is judged once more, alone or, where the
         reward is awaited, with the others that failed; except where a rule ran out of time on it: it computes, and
-        would do so again. When a process is lost, so is no verdict that it gave before. Takes per completion at most
-        two limits and two starts. Raises what `start` raises.
+        would do so again. Nor is it after a batch function returned another number of results than there were
+        completions: one result would fit one completion. When a process is lost, no verdict is that it gave before.
+        Takes per completion at most two limits and two starts. Raises what `start` raises.
         """
         verdicts: dict[str, Verdict] = {}
         again: list[list[str]] = []
@@ -239,7 +240,7 @@ class Guard:
 
     def _may_differ(self, label: str, verdict: Verdict) -> bool:
         """Whether judging once more may give more than this."""
-        return verdict.status is Status.INFRA_ERROR or (
+        return (verdict.status is Status.INFRA_ERROR and verdict.outcome != CONTRACT_ERROR) or (
             verdict.status is Status.TIMEOUT and self.posts[label].pool != "rule"
         )
 

@@ -6,6 +6,7 @@ arXiv:2507.02833), under the ids of these data sets.
 
 import json
 import random
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +18,8 @@ import langdetect
 import nltk
 
 from configs.base import Settings, neighbour
+from rewards.stricter import Condition, rules
+from rewards.thinking import after_thinking
 from rewards.types import Status, Task, Verdict
 
 langdetect.DetectorFactory.seed = 0  # else the same text may be English today and Dutch tomorrow
@@ -31,6 +34,7 @@ _NEEDS_NLTK_DATA = {
     "ratio:stop_words": ["corpora/stopwords"],
 }
 _DETECTS_LANGUAGE = {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}
+_SAYS_SOMETHING = re.compile(r"[^\W_]|[\U0001f000-\U0001faff\u2600-\u27bf]")
 _PROBE = 'A "probe" of one sentence, with 2 numbers.\n\n* 3 items (no more)!'
 
 
@@ -41,14 +45,14 @@ class InstructionReward(Settings):
     are null count as not given. Text before `</think>` is not judged. The verdict's detail names the instructions that
     are not followed.
 
-    Departs from if-verifiable in one thing: text whose language can't be detected, such as punctuation, follows no
-    instruction on its language. A completion that makes a checker raise is `abstain`.
+    Departs from if-verifiable where its checkers pay for nothing or refuse what was done (`rewards.stricter`; the list
+    is in docs/rewards.md): text without a letter or digit follows no instruction, and text whose language can't be
+    detected none on its language. A completion that makes a checker raise is `abstain`.
     """
 
     mode: Literal["strict", "loose"] = "strict"
     """`strict` judges the completion as it is. `loose` is content if the instruction is followed once asterisks, the
-    first line or the last line are taken away, which may be no more than a greeting. Without asterisks
-    `format:sub-bullets` asks for nothing, so `loose` finds it always followed."""
+    first line or the last line are taken away, which may be no more than a greeting."""
     score_as: Literal["all", "fraction"] = "all"
     """`all`: 1.0 if every instruction is followed, else 0.0. `fraction`: the share that is."""
 
@@ -69,7 +73,7 @@ class InstructionReward(Settings):
     def score(self, task: Task, completion: str) -> Verdict:
         """Between 0.0 and 1.0, or `abstain`; see the class. Raises ValueError where `check` would."""
         checkers = [_checker(instruction, arguments) for instruction, arguments in _read(task.truth)]
-        text = _library().without_thinking(completion)
+        text = after_thinking(completion).strip()
         texts = [text] if self.mode == "strict" else _library().loose_variants(text)
         broken: list[str] = []
         for checker in checkers:
@@ -90,9 +94,12 @@ class InstructionReward(Settings):
 
 
 def _follows(checker: Any, text: str) -> bool:
-    if not text.strip() or (checker.id in _DETECTS_LANGUAGE and not _has_language(text)):
+    if not _SAYS_SOMETHING.search(text) or (checker.id in _DETECTS_LANGUAGE and not _has_language(text)):
         return False
-    return bool(checker.check_following(text))
+    guards, replaced = _library().rules
+    if checker.id in replaced:
+        return replaced[checker.id](checker, text)
+    return bool(checker.check_following(text)) and (checker.id not in guards or guards[checker.id](checker, text))
 
 
 def _has_language(text: str) -> bool:
@@ -146,8 +153,9 @@ def _checker(instruction: str, arguments: dict[str, Any]) -> Any:
         for key, value in (checker.get_instruction_args() or {}).items():
             if type(value) is not type(arguments[key]):
                 raise ValueError(f"{key} must be a {type(value).__name__}")
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{instruction} can't be judged with {arguments}: {error}") from error
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        said = f"unknown value {error}" if isinstance(error, LookupError) else error
+        raise ValueError(f"{instruction} can't be judged with {arguments}: {said}") from error
     finally:
         random.setstate(state)
     return checker
@@ -168,8 +176,8 @@ class _Library(NamedTuple):
     """What is used of if-verifiable; `checkers` are their classes by id."""
 
     checkers: dict[str, Any]
-    without_thinking: Callable[[str], str]
     loose_variants: Callable[[str], list[str]]
+    rules: tuple[dict[str, Condition], dict[str, Condition]]
 
 
 @cache
@@ -182,9 +190,10 @@ def _library() -> _Library:
     with patch.object(nltk, "download"):
         sys.modules[name] = module_from_spec(spec)
         try:
-            from if_verifiable.common import get_loose_transformations, strip_thinking
+            from if_verifiable.common import get_loose_transformations
             from if_verifiable.ifbench.instructions_registry import INSTRUCTION_DICT as IFBENCH
+            from if_verifiable.ifbench.instructions_util import split_into_sentences
             from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT as IFEVAL
         finally:
             del sys.modules[name]
-    return _Library(IFEVAL | IFBENCH, strip_thinking, get_loose_transformations)
+    return _Library(IFEVAL | IFBENCH, get_loose_transformations, rules(split_into_sentences))

@@ -1,7 +1,7 @@
 """Judging a file of completions, without Ray: rows in, the same rows with their verdicts out, in order.
 
-A row is a line of JSON: `{"prompt": text or messages, "completion": text, "truth": anything}` and whatever else it
-likes, which the reward finds in `task.metadata`.
+A row is a line of JSON: `{"prompt": text or messages, "completion": text, "truth": anything}`, the truth also
+under another name, and whatever else it likes, which the reward finds in `task.metadata`.
 """
 
 import json
@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,23 @@ class Row:
     where: str
     values: dict[str, Any]
     problem: str = ""
+    truth_column: str = "truth"
 
     @property
     def task(self) -> Task:
         """What the completion answers."""
         prompt = self.values["prompt"]
         text, messages = (prompt, []) if isinstance(prompt, str) else (prompt[-1]["content"], prompt)
-        return Task(text, self.values.get("truth"), row=self.where, metadata=self.values, messages=messages)
+        return Task(text, self.values.get(self.truth_column), row=self.where, metadata=self.values, messages=messages)
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file, empty lines left out. Raises ValueError where there is no such file."""
+def read_rows(path: Path, truth: str | None = None) -> Iterator[Row]:
+    """The rows of a JSONL file, empty lines left out. Raises ValueError where there is no such file.
+
+    truth: the column of the gold answers, which every row must then have; where it is None, `truth` if there is one.
+    """
     for number, line in _lines(path):
-        yield _row(f"{path.name}:{number}", line)
+        yield _row(f"{path.name}:{number}", line, truth)
 
 
 def count_rows(path: Path) -> int:
@@ -103,7 +107,7 @@ def judge_row(guard: Guard, label: str, row: Row) -> tuple[Row, Verdict | None]:
             return row, Verdict(None, Status.INFRA_ERROR, str(error))
         if problem is None:
             return row, guard.judge(label, row.task, [row.values["completion"]])[0]
-        row = Row(row.where, row.values, problem)
+        row = replace(row, problem=problem)
     return row, None
 
 
@@ -116,21 +120,21 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _row(where: str, line: bytes) -> Row:
+def _row(where: str, line: bytes, truth: str | None) -> Row:
     try:
         values = json.loads(line)
         pickle.dumps(values)  # which a judging process gets; fails sooner than json at what is nested deep
-        problem = _problem(values) if isinstance(values, dict) else f"not an object: {type(values).__name__}"
+        problem = _problem(values, truth) if isinstance(values, dict) else f"not an object: {type(values).__name__}"
     except (ValueError, RecursionError) as error:
         values, problem = None, f"not JSON: {error}"
     if isinstance(values, dict):
-        return Row(where, values, problem)
+        return Row(where, values, problem, truth or "truth")
     return Row(where, {"line": line.decode(errors="replace").strip()}, problem)
 
 
-def _problem(values: dict[str, Any]) -> str:
-    for column in ("prompt", "completion"):
-        if values.get(column) is None:
+def _problem(values: dict[str, Any], truth: str | None) -> str:
+    for column in ("prompt", "completion", truth):
+        if column is not None and values.get(column) is None:
             return f"no column '{column}'; the columns are: {', '.join(sorted(values)) or '(none)'}"
     if not isinstance(values["completion"], str):
         return f"completion is a {type(values['completion']).__name__}, not text"

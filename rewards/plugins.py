@@ -36,6 +36,7 @@ FACTORIES: dict[str, str] = {
     "repetition": "rewards.form:RepetitionReward",
     "language": "rewards.language:LanguageReward",
     "ranking": "rewards.ranking:RankingReward",
+    "refusal": "rewards.refusal:refusal",
     "judge": "rewards.judge:JudgeReward",
     "reward_model": "pipeline.judging.reward_model:RewardModel",
     "self_judge": "pipeline.judging.self_judge:SelfJudge",

@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import os
+import re
 import resource
 import signal
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from configs.rewards import PoolName, RewardSpec
-from rewards.types import Post, Reward, Status, Task, Verdict
+from rewards.types import CONTRACT_ERROR, ContractError, Post, Reward, Status, Task, Verdict
 
 OUT_OF_MEMORY = 77
 """Exit code of a process that reached its limit of memory."""
@@ -35,6 +36,8 @@ END = [None, None]
 """Index and content of the answer that says that all verdicts were given."""
 
 _PR_SET_PDEATHSIG = 1
+# All control characters but tab and newline, marks that reverse the direction of text, and lone surrogates.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _OWN_FILES = (__file__, inspect.getfile(Verdict))
 
 Build = Callable[[RewardSpec], Reward]
@@ -155,7 +158,7 @@ def _check(reward: Reward, task: Task) -> tuple[str | None, str | None]:
         if hasattr(reward, "check"):
             reward.check(task)  # pyright: ignore[reportAttributeAccessIssue]
     except ValueError as error:
-        return str(error) or repr(error), None
+        return _harmless(str(error) or repr(error)), None
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  a plug-in's code
@@ -212,9 +215,9 @@ def _batch(reward: Any, task: Task, completions: list[str], runner: asyncio.Runn
         if inspect.iscoroutine(results):
             results = runner.run(results)
         if not isinstance(results, list | tuple):
-            raise TypeError(f"score_batch() returned {type(results).__name__}, not a list")
+            raise ContractError(f"a {type(results).__name__} came back, not a list with a result for each completion")
         if len(results) != len(completions):
-            raise ValueError(f"score_batch() returned {len(results)} results for {len(completions)} completions")
+            raise ContractError(f"{len(results)} results came back for {len(completions)} completions")
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  as above
@@ -252,7 +255,10 @@ def _verdict(result: object) -> Verdict:
         return Verdict(_number(result, "the reward"))
     score = None if result.score is None else _number(result.score, "the reward")
     return Verdict(
-        score, Status(result.status), str(result.detail)[:DETAIL_CHARS], outcome=str(result.outcome)[:OUTCOME_CHARS]
+        score,
+        Status(result.status),
+        _harmless(str(result.detail))[:DETAIL_CHARS],
+        outcome=_harmless(str(result.outcome))[:OUTCOME_CHARS],
     )
 
 
@@ -266,11 +272,17 @@ def _number(value: object, source: str) -> float:
 
 
 def _failure(error: Exception) -> Verdict:
-    return Verdict(None, Status.INFRA_ERROR, _words(error))
+    outcome = CONTRACT_ERROR if isinstance(error, ContractError) else ""
+    return Verdict(None, Status.INFRA_ERROR, _words(error), outcome=outcome)
 
 
 def _words(error: Exception) -> str:
     """The error and the line it comes from, unless it is ours."""
     *_, last = traceback.extract_tb(error.__traceback__)
     where = "" if last.filename in _OWN_FILES else f" ({Path(last.filename).name}, line {last.lineno})"
-    return f"{type(error).__name__}: {error}"[:DETAIL_CHARS] + where
+    return _harmless(f"{type(error).__name__}: {error}")[:DETAIL_CHARS] + where
+
+
+def _harmless(text: str) -> str:
+    """`text` with its control characters escaped: it may quote what a policy wrote, and reaches terminals and logs."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -11,6 +11,16 @@ from typing import Any, Protocol
 
 from configs.rewards import PoolName
 
+MAX_SCORE = 1e100
+"""Largest size of a score. Advantages square the differences of scores, and 1e155 squared is no longer a number."""
+
+CONTRACT_ERROR = "contract error"
+"""The outcome of an `infra_error` that judging once more can't mend, as its result would be about something else."""
+
+
+class ContractError(ValueError):
+    """A reward that returned another number of results than there were completions."""
+
 
 class Status(StrEnum):
     """How a judgement ended. A wrong answer is `ok` with a low score."""
@@ -51,7 +61,7 @@ class Verdict:
     `outcome` is one of the reward's own few words for how it came out ("compile error"), for counting; `detail` says
     more, for reading; `seconds` is the wall-clock time it took.
 
-    Raises ValueError when a score comes without status `ok`, is missing with it, or is not finite.
+    Raises ValueError when a score comes without status `ok`, is missing with it, or is not within MAX_SCORE of 0.
     """
 
     score: float | None
@@ -67,6 +77,8 @@ class Verdict:
             )
         if self.score is not None and not math.isfinite(self.score):
             raise ValueError(f"a score must be finite, got {self.score}")
+        if self.score is not None and abs(self.score) > MAX_SCORE:
+            raise ValueError(f"a score must lie between {-MAX_SCORE:g} and {MAX_SCORE:g}, got {self.score:g}: scale it")
 
     @property
     def failed(self) -> bool:
@@ -92,7 +104,8 @@ class Reward(Protocol):
     """
 
     def score(self, task: Task, completion: str) -> float | Verdict:
-        """A finite number, or a `Verdict` where there is more to say. Whatever it raises becomes `infra_error`."""
+        """A number within MAX_SCORE of 0, or a `Verdict` where there is more to say. Whatever it raises becomes
+        `infra_error`."""
         ...
 
 

@@ -3,8 +3,10 @@
 A program is compiled once and runs each case in a box of its own, in which the expected output never is.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Context, Decimal
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -24,6 +26,12 @@ ENDED = {
     Ended.MEMORY: Outcome.MEMORY_LIMIT,
     Ended.OUTPUT: Outcome.OUTPUT_LIMIT,
 }
+
+_NUMBER = re.compile(rb"(?<![\w.])([+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,3})?)(?![\w.]*\w|\.)")
+_DECIMALS = 6
+"""Decimals from which on the last one may be rounded either way."""
+_EXACT = Context(prec=2500)
+"""Exact for all numbers that _NUMBER finds."""
 
 _ACCEPTED, _REJECTED = 0, (1, 2)
 _PYTHON_CHECKER = """\
@@ -114,8 +122,37 @@ def _run_cases(sandbox: Sandbox, truth: Truth, program: Executable, limits: Limi
 
 
 def same_output(expected: bytes, got: bytes) -> bool:
-    """Whether they agree line by line, but for blanks at the end of a line and blank lines at the end of all."""
-    return _lines(expected) == _lines(got)
+    """Whether they agree line by line, but for blanks at the end of a line and blank lines at the end of all.
+
+    Numbers with a decimal point or an exponent need not be written alike. One of them and an integer agree if they are
+    equal. Two agree if they differ by at most one unit of the last decimal of the one with fewer decimals and that has
+    six or more, or by a rounding error, 1e-9 of the expected number. Two integers are compared as text.
+    """
+    wanted, found = _lines(expected), _lines(got)
+    return len(wanted) == len(found) and all(map(_same_line, wanted, found))
+
+
+def _same_line(expected: bytes, got: bytes) -> bool:
+    if expected == got:
+        return True
+    wanted, found = _NUMBER.split(expected), _NUMBER.split(got)
+    if len(wanted) != len(found) or wanted[::2] != found[::2]:
+        return False
+    return all(one == other or _same_number(one, other) for one, other in zip(wanted[1::2], found[1::2], strict=True))
+
+
+def _same_number(expected: bytes, got: bytes) -> bool:
+    one, other = _EXACT.create_decimal(expected.decode()), _EXACT.create_decimal(got.decode())
+    integers = [number.lstrip(b"+-").isdigit() for number in (expected, got)]
+    if any(integers):
+        return not all(integers) and one == other
+    gap = abs(_EXACT.subtract(one, other))
+    exponent = max(int(one.as_tuple().exponent), int(other.as_tuple().exponent))
+    unit = Decimal((0, (1,), exponent))
+    if exponent <= -_DECIMALS and gap <= unit:
+        return True
+    rounding = max(abs(one) * Decimal("1e-9"), Decimal("1e-12"))
+    return gap <= rounding and (exponent <= -_DECIMALS or 2 * gap < unit)
 
 
 def _lines(output: bytes) -> list[bytes]:
@@ -153,7 +190,9 @@ def _limit(ran: Ran, limits: Limits) -> str:
 def _difference(expected: bytes, got: bytes) -> str:
     """The first line in which two outputs differ."""
     pairs = zip_longest(_lines(expected), _lines(got))
-    line, (wanted, found) = next((number, pair) for number, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    line, (wanted, found) = next(
+        (number, pair) for number, pair in enumerate(pairs, 1) if None in pair or not _same_line(*pair)
+    )
     wanted, found = (
         "the end" if text is None else repr(clip(text.decode(errors="replace"))) for text in (wanted, found)
     )

@@ -1,19 +1,27 @@
 """The program inside a completion.
 
-The last fenced block whose tag names the language wins, then the last without a tag, then the last; without a fence it
-is the whole text. Only what follows `</think>` counts. A block that is never closed ends with the text, as it does
-where the completion was cut off; whether that is a program is for the compiler to say.
+Only what follows the thinking counts, and of that, where there are `<answer>` tags, what they hold. The last fenced
+block (`rewards.markdown`) whose tag names the language wins, then the last without a tag, then the last; without a
+fence it is the whole text. Two more rules:
+
+* Where the tests name the function they call, the last block that defines it comes before any other: what follows may
+  be an example or tests. Python's blocks are completed by others: by the one that imports or defines what it uses.
+* Where a closing fence is the only one, as behind a prompt that ends with the opening one, it ends the program.
+
+A block that is never closed ends with the text, as it does where the completion was cut off; whether that is a program
+is for the compiler to say.
 """
 
+import builtins
 import re
+from collections.abc import Iterable, Sequence
 
-from rewards.answer import after_thinking
+from rewards.code.truth import global_names
+from rewards.markdown import PYTHON_TAGS, Block, blocks
+from rewards.thinking import after_thinking, real_tags
 
-# Group 1: the fence. Group 2: the rest of the line, of which the first word is the tag.
-_FENCE = re.compile(r"^[ \t>]*(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
-_TAG = re.compile(r"[\w+#-]+")
-_TAGS = {
-    "python": {"py", "python3", "py3", "python2", "ipython", "pycon"},
+_TAGS: dict[str, Iterable[str]] = {
+    "python": PYTHON_TAGS | {"python2"},
     "c": {"h", "c99", "c11", "c17"},
     "cpp": {"c++", "cc", "cxx", "hpp", "c++11", "c++14", "c++17", "c++20", "cpp17", "cpp20"},
     "rust": {"rs"},
@@ -23,34 +31,120 @@ _TAGS = {
     "typescript": {"ts", "tsx", "mts"},
     "bash": {"sh", "shell", "zsh"},
 }
+_MAIN = {
+    "c": r"\bmain\s*\(",
+    "cpp": r"\bmain\s*\(",
+    "rust": r"\bfn\s+main\s*\(",
+    "go": r"\bfunc\s+main\s*\(",
+    "java": r"\bvoid\s+main\s*\(",
+}
+"""What a program that can be run holds, by language."""
+_ANSWER = re.compile(r"<(/?)answer>")
+_BYTE_ORDER_MARKS = re.compile("^[ \t]*\ufeff+", re.MULTILINE)
+_COMMENT = ("#", "//", "/*", '"', "'")
+_SENTENCE = re.compile(r"\W{0,3}[A-Z][\w'\u2019]*\b(?!.*(?:[=;{}<>]|\w[(\[]))(?=.*[.:!?,]\W{0,3}\Z|(?:.* ){3})")
+_CODE = re.compile(r"[=;{}]|\w\(|^[ \t]*(?:import|from|def|class|use|package|fn|func|echo)\b", re.MULTILINE)
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
+_IN_EVERY_MODULE = frozenset(dir(builtins)) | {"__file__"}
+_MOST_BLOCKS = 50
+"""A completion with more blocks is no program in parts."""
 
 
-def program(completion: str, language: str) -> str | None:
-    """The source text in `language`, or None where there is nothing but blanks."""
-    text = after_thinking(completion)
-    blocks = _blocks(text)
+def program(completion: str, language: str, *, names: Sequence[str] = (), runs: bool = False) -> str | None:
+    """The source text in `language`, or None where there is nothing but blanks.
+
+    names: the functions and classes that the tests take from it. runs: whether it is a program that is to run.
+    """
+    text = _BYTE_ORDER_MARKS.sub("", after_thinking(completion)).replace("\r\n", "\n").replace("\r", "\n")
+    text, found = _in_answer(text)
     fitting = {language, *_TAGS.get(language, ())}
-    candidates = (
-        [source for tag, source in blocks if tag in fitting]
-        or [source for tag, source in blocks if not tag]
-        or [source for _, source in blocks]
-        or [text]
-    )
-    return candidates[-1] if candidates[-1].strip() else None
+    ranks = [[block for block in found if block.tag in fitting], [block for block in found if not block.tag], found]
+    chosen = _defining(ranks, language, names, runs) or next((rank[-1] for rank in ranks if rank), None)
+    source = text if chosen is None else chosen.source
+    if chosen and language == "python" and len(found) <= _MOST_BLOCKS:
+        mine = found.index(chosen)
+        parts = [block.source if block.tag in fitting or not block.tag else "" for block in found]
+        source = _completed(source, parts[:mine], parts[mine + 1 :])
+    return source if source.strip() else None
 
 
-def _blocks(text: str) -> list[tuple[str, str]]:
-    """Tag in lower case and content of every fenced block, in order."""
-    blocks: list[tuple[str, str]] = []
-    opened: tuple[str, str, int] | None = None  # fence, tag, where the content begins
-    for line in _FENCE.finditer(text):
-        fence, rest = line[1], line[2].strip()
-        if opened is None:
-            tag = _TAG.match(rest.removeprefix("{.").lower())
-            opened = fence, tag[0] if tag else "", line.end() + 1
-        elif not rest and fence.startswith(opened[0]):
-            blocks.append((opened[1], text[opened[2] : line.start()]))
-            opened = None
-    if opened:
-        blocks.append((opened[1], text[opened[2] :]))
-    return blocks
+def _in_answer(text: str) -> tuple[str, list[Block]]:
+    """What the answer's tags hold, or where there are none or no code is in them, all of `text`; and its blocks."""
+    whole = _opened(text)
+    tags = real_tags(text, _ANSWER)
+    opening = next((place for place in range(len(tags) - 1, -1, -1) if not tags[place][1]), None)
+    if opening is None:
+        return whole
+    end = tags[opening + 1].start() if opening + 1 < len(tags) else len(text)
+    inside = _opened(text[tags[opening].end() : end])
+    return inside if inside[1] or (inside[0].strip() and not whole[1]) else whole
+
+
+def _opened(text: str) -> tuple[str, list[Block]]:
+    """`text` and its blocks. Where the first fence can only be a closing one, the text before it is a block too."""
+    found = blocks(text)
+    if not found or found[0].tag:
+        return text, found
+    lines = text[: found[0].start].split("\n")
+    last = max((number for number, line in enumerate(lines) if _is_prose(line)), default=-1)
+    closes = last < 0 or (len(found) == 1 and not found[0].closed and not found[0].source.strip())
+    code = "\n".join(lines[last + 1 :]).strip()
+    if not closes or code.endswith(":") or not _CODE.search(code):
+        return text, found
+    start = sum(len(line) + 1 for line in lines[: last + 1])
+    text = f"{text[:start]}{text[found[0].start] * 3}\n{text[start:]}"
+    return text, blocks(text)
+
+
+def _is_prose(line: str) -> bool:
+    text = line.strip()
+    return not text.startswith(_COMMENT) and bool(_SENTENCE.match(text) or _CHINESE.search(text))
+
+
+def _defining(ranks: Sequence[Sequence[Block]], language: str, names: Sequence[str], runs: bool) -> Block | None:
+    """The last block of the first rank that defines one of `names`, or a function to run first."""
+    if names:
+        name = "|".join(map(re.escape, names))
+        wanted = re.compile(rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+(?:{name})\b|^(?:{name})\b[^=\n]*=", re.M)
+    elif runs and language in _MAIN:
+        wanted = re.compile(_MAIN[language])
+    else:
+        return None
+    return next((block for rank in ranks for block in reversed(rank) if wanted.search(block.source)), None)
+
+
+def _completed(source: str, before: Sequence[str], after: Sequence[str]) -> str:
+    """`source` with those of the parts before and after it that define what it lacks, in order."""
+    needs = _needs(source)
+    taken: set[int] = set()
+    parts = [*before, source, *after]
+    order = [*range(len(before) - 1, -1, -1), *range(len(before) + 1, len(parts))]
+    names = {number: _names(parts[number]) for number in order if needs and parts[number].strip()}
+    while needs:
+        number = next((n for n in order if n in names and n not in taken and needs & names[n][1]), None)
+        if number is None:
+            break
+        taken.add(number)
+        used, defined = names[number]
+        needs = (needs | used) - defined - _IN_EVERY_MODULE
+        for other in taken:
+            needs -= names[other][1]
+        needs -= _names(source)[1]
+    if not taken:
+        return source
+    whole = "\n".join(part for number, part in enumerate(parts) if number == len(before) or number in taken)
+    return "".join(_FUTURE.findall(whole)) + _FUTURE.sub("", whole)
+
+
+def _needs(source: str) -> set[str]:
+    used, defined = _names(source)
+    return set() if "*" in defined else used - defined - _IN_EVERY_MODULE
+
+
+def _names(source: str) -> tuple[set[str], set[str]]:
+    """Global names that `source` uses and defines; none where it is no Python."""
+    try:
+        return global_names(source)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        return set(), set()

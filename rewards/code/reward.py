@@ -49,11 +49,16 @@ class CodeReward(Settings):
         _sandbox(self.sandbox)
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where `task.truth` is wrong, or wants a toolchain this machine lacks."""
+        """Raises ValueError where `task.truth` is wrong, wants a toolchain this machine lacks, or has tests that pass
+        or expect what can't cross between two processes."""
         truth = read(task.truth)
         find(truth.language)
         if truth.checker:
             find(truth.checker.language)
+        if truth.may_pass_objects:
+            problem = unit_tests.uncarried(_sandbox(self.sandbox), truth, self._limits(truth))
+            if problem:
+                raise ValueError(f"truth.tests: {problem}; define its class in setup, or compare plain values")
 
     def time_limit(self, task: Task) -> float:
         """Seconds by the clock that one verdict takes at most: to compile, and every run to its limit."""
@@ -69,7 +74,7 @@ class CodeReward(Settings):
     def score(self, task: Task, completion: str) -> Verdict:
         """The verdict; see the class. Raises ValueError as `check` does, and RuntimeError where the judging fails."""
         truth = read(task.truth)
-        source = program(completion, truth.language)
+        source = program(completion, truth.language, names=truth.solution_names, runs=bool(truth.cases))
         if source is None:
             return Verdict(0.0, outcome=Outcome.NO_CODE)
         judge = unit_tests.judge if truth.tests else cases.judge

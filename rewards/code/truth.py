@@ -1,8 +1,11 @@
 """What a task of code is judged by: its `truth`, read and checked."""
 
+import ast
 import builtins
 import json
 import re
+import sys
+from collections.abc import Iterator
 from symtable import SymbolTable, symtable
 from typing import Any, Self
 
@@ -10,6 +13,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from configs.base import Settings, problems
 
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_PLAIN_MODULES = {
+    *("__future__", "typing", "math", "random", "string", "itertools", "functools", "operator", "copy", "sys"),
+    *("cmath", "bisect"),
+}
+_UNUSUAL = {
+    *("object", "memoryview", "slice", "iter", "map", "zip", "filter", "enumerate", "reversed", "open", "property"),
+}
 _NAME = re.compile(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?")
 
 
@@ -41,7 +52,8 @@ class Truth(Settings):
     language: str
     """One of `rewards.sandbox.toolchains.LANGUAGES`."""
     cases: list[Case] = Field(default_factory=list[Case])
-    """Runs of the program; standard output is compared line by line, trailing blanks and blank lines aside."""
+    """Runs of the program; standard output is compared line by line, trailing blanks and blank lines aside, and
+    decimals as numbers (`rewards.code.cases.same_output`)."""
     checker: Checker | None = None
     """Judges the output of each case instead of that comparison."""
     tests: list[str] = Field(default_factory=list[str])
@@ -52,8 +64,9 @@ class Truth(Settings):
     classes: list[str] = Field(default_factory=list[str])
     """Classes of the solution that the tests use. Only then do the solution's objects have attributes."""
     setup: str = ""
-    """Trusted source that runs ahead of the tests and may use the solution: a prompt's helpers, MBPP's test_setup_code.
-    Only the tests see it."""
+    """Trusted source that runs ahead of the tests and may use the solution: HumanEval's prompt, MBPP's test_setup_code.
+    The solution sees its imports and classes too, whose objects may be passed both ways, and where it holds a stub of
+    the function, as a prompt does, all of it but that. What only the tests may see belongs into `tests`."""
     compile_only: bool = False
     """Whether to compile is all that is asked."""
     time_limit: float | None = Field(default=None, gt=0)
@@ -61,6 +74,56 @@ class Truth(Settings):
     compute; the reward's own where there is none."""
     memory_mb: int | None = Field(default=None, ge=16)
     """MiB the program may take; the reward's own where there is none."""
+
+    @property
+    def solution_names(self) -> list[str]:
+        """The solution's functions and classes that the tests use, as the solution defines them."""
+        return [name.partition("(")[0] for name in [*self.entry_point, *self.classes]]
+
+    @property
+    def shared_setup(self) -> str:
+        """What the solution sees of the setup."""
+        return "\n".join(map(ast.unparse, self._shared()))
+
+    @property
+    def shared_names(self) -> list[str]:
+        """Names of the classes that the shared setup may define."""
+        return sorted(global_names(self.shared_setup)[1] - {"*"})
+
+    @property
+    def last_stub(self) -> str:
+        """The solution's function that the setup ends with, as a prompt does; "" where it ends otherwise."""
+        body = ast.parse(self.setup).body
+        last = body[-1] if body else None
+        if isinstance(last, ast.FunctionDef | ast.AsyncFunctionDef) and last.name in self.solution_names:
+            return last.name
+        return ""
+
+    @property
+    def may_pass_objects(self) -> bool:
+        """Whether the tests may pass to the solution, or expect of it, other than plain values."""
+        if not self.tests:
+            return False
+        trees = [ast.parse(source) for source in [self.setup, *self.tests]]
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        imported = {name for node in nodes for name in _modules(node)}
+        unusual = any(isinstance(node, ast.Name) and node.id in _UNUSUAL for node in nodes)
+        return unusual or bool(imported - _PLAIN_MODULES) or any(isinstance(node, ast.ClassDef) for node in nodes)
+
+    def _shared(self) -> Iterator[ast.stmt]:
+        names = {*self.solution_names}
+        body = ast.parse(self.setup).body
+        is_prompt = any(isinstance(node, _DEFINITIONS) and node.name in names for node in body)
+        for node in body:
+            if isinstance(node, _DEFINITIONS):
+                shared = node.name not in names and (is_prompt or isinstance(node, ast.ClassDef))
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                shared = True
+            else:
+                used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+                shared = is_prompt and not used & names
+            if shared:
+                yield node
 
     @field_validator("tests", "entry_point", mode="before")
     @classmethod
@@ -98,10 +161,18 @@ class Truth(Settings):
         for name in solution:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"entry_point and classes: '{name}' is neither a name nor of the form Solution().name")
-        used, defined = _names("\n".join([self.setup, *self.tests]))
+        try:
+            used, defined = global_names("\n".join([self.setup, *self.tests]))
+        except SyntaxError as error:
+            raise ValueError(f"tests: {error}: {(error.text or '').strip()[:80]!r}") from error
         if not used & {*solution} and "check" not in defined:
             raise ValueError(
                 f"tests: they neither call '{solution[0]}' nor define check(candidate), so they test nothing"
+            )
+        lacking = {name for source in (self.setup, *self.tests) for name in _required_modules(ast.parse(source))}
+        if lacking := lacking - sys.stdlib_module_names:
+            raise ValueError(
+                f"tests: {', '.join(sorted(lacking))} can't be imported: a sandbox has Python's standard library only"
             )
         unknown = used - defined - {*solution} - {*dir(builtins)}
         if unknown and "*" not in defined:
@@ -132,17 +203,27 @@ def read(truth: Any) -> Truth:
         raise ValueError(said.replace("truth.(root): ", "truth: ")) from error
 
 
-def _names(source: str) -> tuple[set[str], set[str]]:
+def _required_modules(tree: ast.AST) -> set[str]:
+    """Modules that a program imports, but those it tries to do without."""
+    if isinstance(tree, ast.Try):
+        return set()
+    return _modules(tree).union(*map(_required_modules, ast.iter_child_nodes(tree)))
+
+
+def _modules(node: ast.AST) -> set[str]:
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+    return {name.partition(".")[0] for name in names}
+
+
+def global_names(source: str) -> tuple[set[str], set[str]]:
     """Global names that `source` uses and that it defines; "*" among these for an import of everything.
 
-    Raises ValueError where it is no Python.
+    Raises SyntaxError where it is no Python, and what else `compile` does.
     """
     used: set[str] = set()
     defined: set[str] = {"*"} if "import *" in source else set()
-    try:
-        tables: list[SymbolTable] = [symtable(source, "<tests>", "exec")]
-    except SyntaxError as error:
-        raise ValueError(f"tests: {error}: {(error.text or '').strip()[:80]!r}") from error
+    tables: list[SymbolTable] = [symtable(source, "<source>", "exec")]
     while tables:
         table = tables.pop()
         tables += table.get_children()

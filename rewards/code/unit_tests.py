@@ -8,10 +8,12 @@ speaks for the tests. Only their process tells the outcome, and a solution that 
 What remains is what the tests themselves allow: `assert f(x)` accepts anything true, and a solution that empties the
 list its test goes on to sort and compare with has changed the question. What a test tells
 a method of the solution's own object, the solution knows, which is why it takes `truth.classes` to call one. What no
-test can do: compare or add such objects, catch the solution's own exceptions but by the name of Python's they derive
+test can do: compare or add such objects (but those of a class in the shared setup, which cross as their attributes),
+catch the solution's own exceptions but by the name of Python's they derive
 from, await it, or read what it prints. Both sides have the standard library only.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from socket import socketpair
@@ -25,10 +27,10 @@ from rewards.code.outcome import Judged, Outcome
 from rewards.code.truth import Truth
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.process import Boxed, Ended, Limits, Ran, finish
-from rewards.sandbox.toolchains import find
+from rewards.sandbox.toolchains import INTEGERS, find
 
 _BOXED = Path(tests_side.__file__).parent
-_MAIN = "import sys; sys.path.insert(0, {home!r}); from boxed.{side} import main; main({fd})"
+_MAIN = "import sys; sys.path.insert(0, {home!r}); from boxed.{side} import {main}; {main}({fd})"
 _TESTS_MB = 512
 """MiB the tests' own process may take at least."""
 _ENDED = {Ended.TIME: Outcome.TIME_LIMIT, Ended.MEMORY: Outcome.MEMORY_LIMIT}
@@ -40,7 +42,8 @@ def judge(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: 
     Raises RuntimeError where that is not known: a box broke, or the tests failed without the solution's doing.
     """
     request = Writer(_refuse, [])
-    request.put((truth.entry_point, truth.classes, truth.setup, truth.tests, stop))
+    request.put((truth.entry_point, truth.classes, truth.setup, truth.shared_setup, truth.tests, stop))
+    source = _whole(truth, source)
     with TemporaryDirectory(prefix="alignyard-") as folder:
         ours, theirs = socketpair()
         with ours, theirs:
@@ -57,16 +60,47 @@ def judge(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: 
     return _outcome(ran[0], ran[1], len(truth.tests), limits)
 
 
+def uncarried(sandbox: Sandbox, truth: Truth, limits: Limits) -> str:
+    """What the tests pass to a solution or expect of it that can't cross to its process, or "".
+
+    It is found by running them with a stand-in for the solution; what they come to only with a real one is not.
+    """
+    shared = [name for name in truth.shared_names if name not in truth.solution_names]
+    request = Writer(_refuse, [])
+    request.put((truth.entry_point, truth.classes, shared, truth.setup, truth.tests))
+    with TemporaryDirectory(prefix="alignyard-") as folder:
+        ours, theirs = socketpair()
+        with ours, theirs:
+            [ran] = finish(
+                _start(sandbox, tests_side, ours.fileno(), bytes(request.data), Path(folder), limits, main="probe")
+            )
+    try:
+        return str(Reader(ran.stdout, _refuse, []).get())
+    except (Malformed, ValueError, TypeError):
+        return ""  # they ended their own process, by a loop for instance: nothing is known
+
+
+def _whole(truth: Truth, source: str) -> str:
+    """`source`, behind the prompt where it is only the body of the prompt's last function."""
+    stub = truth.last_stub
+    first = next((line for line in source.splitlines() if line.strip()), "")
+    if stub and first[:1].isspace() and not re.search(rf"^\s*(?:async\s+)?def\s+{stub}\b", source, re.M):
+        return f"{truth.setup.rstrip()}\n{source}"
+    return source
+
+
 def limits_of_tests(limits: Limits) -> Limits:
     """What the tests' own process may take: longer than the solution, so that one that never ends meets its limit."""
     return replace(limits, seconds=2 * limits.seconds, memory_mb=max(limits.memory_mb, _TESTS_MB))
 
 
-def _start(sandbox: Sandbox, side: Any, fd: int, stdin: bytes, folder: Path, limits: Limits) -> Boxed:
+def _start(
+    sandbox: Sandbox, side: Any, fd: int, stdin: bytes, folder: Path, limits: Limits, *, main: str = "main"
+) -> Boxed:
     python = find("python")
     runtime = replace(python.running, paths=(*python.running.paths, _BOXED))
-    main = _MAIN.format(home=str(_BOXED.parent), side=side.__name__.rpartition(".")[2], fd=fd)
-    command = [str(python.executable), "-I", "-S", "-c", main]
+    code = _MAIN.format(home=str(_BOXED.parent), side=side.__name__.rpartition(".")[2], main=main, fd=fd)
+    command = [str(python.executable), "-I", "-S", *INTEGERS, "-c", code]
     return sandbox.start(command, folder=folder, limits=limits, runtime=runtime, stdin=stdin, pass_fds=[fd])
 
 

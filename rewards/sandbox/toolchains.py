@@ -19,6 +19,9 @@ from rewards.sandbox.process import Limits
 COMPILE = Limits(seconds=30, memory_mb=1024, output_kb=256, disk_mb=256)
 """For compilers."""
 
+INTEGERS = ("-X", "int_max_str_digits=0")
+"""Has Python print integers of any length; what that takes counts against the limits of time and memory."""
+
 _ASK_SECONDS = 60.0
 _PROCESSORS = 4
 """That runtimes believe in which start threads for each: on a large machine they would pass `Limits.processes`."""
@@ -119,7 +122,9 @@ def _python() -> Toolchain:
     runtime = Runtime(_outside_system(base), tuple(filter(Path.is_dir, packages)), extra_mb=32)
     check = "import sys; compile(open(sys.argv[1], 'rb').read(), sys.argv[1], 'exec')"
     python = str(executable)
-    plan = Program("main.py", [python, "-IS", "-c", check, "main.py"], [python, "-IB", "main.py"], interpreted=True)
+    plan = Program(
+        "main.py", [python, "-IS", "-c", check, "main.py"], [python, "-IB", *INTEGERS, "main.py"], interpreted=True
+    )
     return Toolchain("python", executable, runtime, runtime, lambda _source, _memory_mb: plan)
 
 

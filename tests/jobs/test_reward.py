@@ -160,6 +160,7 @@ def test_score_leaves_the_old_file_where_it_fails(here: Path) -> None:
             ["check", "math", "precision", "--data", "rows.jsonl"],
             "'precision': an argument of the reward is written key=",
         ),
+        (["check", "math", "--data", "rows.jsonl", "--truth", "gold"], "no column 'gold'"),
         (["check", "math", "--data", "rows.jsonl", "--timeout", "0"], "--timeout 0: a verdict takes time"),
         (["score", "math", "--data", "rows.jsonl", "--out", "o", "--workers", "0"], "--workers 0: at least one"),
         (["check", "math", "--data", "empty.jsonl"], "no row can be judged"),

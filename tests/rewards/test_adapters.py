@@ -174,6 +174,26 @@ def test_what_goes_wrong_inside_is_no_score(function: str, task: Task) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "returned", "said"),
+    [
+        ("trl", "[1.0]", "1 results came back for 3 completions"),
+        ("trl", "[1.0] * 4", "4 results came back for 3 completions"),
+        ("trl", "[]", "0 results came back for 3 completions"),
+        ("trl", "1.0", "a float came back, not a list"),
+        ("trl", "None", "a NoneType came back"),
+        ("openrlhf", "[1.0, 2.0]", "2 rewards came back for 1 completion"),
+        ("openrlhf", "{'rewards': []}", "0 rewards came back for 1 completion"),
+    ],
+)
+def test_another_number_of_results_is_never_a_score(tmp_path: Path, name: str, returned: str, said: str) -> None:
+    heads = {"trl": "completions, **columns", "openrlhf": "queries, prompts, labels"}
+    (tmp_path / "group.py").write_text(f"def f({heads[name]}):\n    return {returned}\n")
+    verdicts = judge(RewardSpec(name=f"{name}:{tmp_path}/group.py:f"), TEXT, "a", "b", "c")
+    assert {(verdict.score, verdict.outcome) for verdict in verdicts} == {(None, "contract error")}
+    assert said in verdicts[0].detail
+
+
+@pytest.mark.parametrize(
     ("spec", "said"),
     [
         (

@@ -35,6 +35,14 @@ class Ranks:
     def score_batch(self, tasks, completions):
         return [sorted(completions).index(completion) for completion in completions]
 
+class OfTheGroup:
+    def score_batch(self, tasks, completions):
+        return [float(len(set(completions)) == 1)]
+
+class Padded:
+    def score_batch(self, tasks, completions):
+        return [1.0] * 8
+
 def needs_words(task, completion):
     return len(completion.split()[0])
 
@@ -98,6 +106,8 @@ def test_a_sound_reward_keeps_every_promise() -> None:
         ("of_this_process", {"deterministic"}),
         ("counts", {"independent of order", "independent of the group"}),
         ("Ranks", {"independent of the group"}),
+        ("OfTheGroup", {"a result for each of a group", "independent of the group"}),
+        ("Padded", {"judges every row", "a result for each of a group", "survives hostile text"}),
         ("needs_words", {"survives hostile text"}),
         ("silent", {"judges every row", "survives hostile text"}),
         ("Picky", {"accepts every row"}),
@@ -108,6 +118,31 @@ def test_each_fault_breaks_its_own_clause(name: str, promises: set[str]) -> None
     clauses, _ = check(name, rows)
     assert broken(clauses) == promises
     assert clauses["gold answers"][0] is None  # no row says what it expects
+
+
+def test_a_result_for_the_whole_group_is_found_with_one_row_too(here: Path) -> None:
+    (here / "mine.py").write_text("def longest(completions, **columns):\n    return [float(len(completions))]\n")
+    clauses, _ = check_contract(RewardSpec(name="trl:mine.py:longest"), rows_of(ROWS_OF[0]), timeout_seconds=10)
+    [clause] = [clause for clause in clauses if clause.name == "a result for each of a group"]
+    assert clause.kept is False and "1 results came back for 3 completions" in clause.seen
+
+
+def test_whether_the_truth_is_seen_is_told(here: Path) -> None:
+    (here / "mine.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    return float(solution_str == ground_truth)\n"
+    )
+    row = {"prompt": "q", "completion": "4", "data_source": "d", "reward_model": {"ground_truth": "4"}, "expected": 1}
+    rows, spec = rows_of(row), RewardSpec(name="verl:mine.py:compute_score")
+    with pytest.raises(ValueError, match="--truth reward_model"):
+        check_contract(spec, rows, timeout_seconds=10)
+    clauses, _ = check_contract(spec, list(read_rows(Path("rows.jsonl"), "reward_model")), timeout_seconds=10)
+    assert all(clause.kept for clause in clauses), clauses
+    [row_without] = read_rows(Path("rows.jsonl"), "answer")
+    assert "no column 'answer'" in row_without.problem
+    (here / "mine.py").write_text(REWARDS.replace("task.truth in completion", "completion"))
+    found, _ = check("needs_words", rows_of({"prompt": "q", "completion": "4"}))
+    assert found["sees the truth"] == (None, "no row has a truth: if the reward needs it, name its column with --truth")
 
 
 def test_a_timeout_is_told(here: Path) -> None:

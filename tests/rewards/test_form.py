@@ -20,7 +20,12 @@ TASK = Task("", None)
         ("4", "no <think>"),
         ("", "no <think>"),
         ("<think>2 and 2", "no </think>"),
-        ("2 and 2</think>4", "no <think>"),
+        ("2 and 2</think> \n", "no <think>"),
+        ("</think>4", "no <think>"),
+        ("2 and 2</think>4</think>5", "no <think>"),
+        ("<think>drop `<think>` and `</think>`</think>`</think>` is gone", "in form"),
+        ("<think>2 and 2</think>```python\ns.split('</think>')\n```", "in form"),
+        ("<think>2 and 2</think>It keeps what stands after </think> in a text.", "in form"),
         ("<Think>2 and 2</Think>4", "no <think>"),
         ("Well. <think>2 and 2</think>4", "text outside of the tags"),
         ("<think> </think>4", "no thought"),
@@ -65,6 +70,15 @@ def test_an_answer_in_tags(completion: str, outcome: str) -> None:
 )
 def test_a_thought_that_the_template_opened(completion: str, outcome: str) -> None:
     assert ThinkFormatReward(opened=True).score(TASK, completion).outcome == outcome
+
+
+def test_who_opens_the_thought_may_be_left_open() -> None:
+    verdict = ThinkFormatReward().score(TASK, "2 and 2.\n</think>\nIt is 4.")
+    assert (verdict.score, verdict.outcome) == (1.0, "in form, opened by the prompt")
+    assert ThinkFormatReward(answer="answer").score(TASK, "2</think><answer>4</answer>").score == 1.0
+    assert ThinkFormatReward(answer="answer").score(TASK, "2</think>4").score == 0.0
+    verdict = ThinkFormatReward(opened=False).score(TASK, "2 and 2</think>4")
+    assert (verdict.score, verdict.outcome) == (0.0, "no <think>")
 
 
 def test_tags_have_the_configured_names() -> None:
@@ -152,7 +166,7 @@ def test_a_megabyte_of_anything_is_judged_in_seconds(pattern: str) -> None:
     began = time.perf_counter()
     for reward in (ThinkFormatReward(answer="answer"), LengthReward(longest=10), RepetitionReward(ngram=40)):
         reward.score(TASK, text)
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 60  # linear: seconds, where quadratic time would be hours
 
 
 @pytest.mark.parametrize("text", ODD)

@@ -14,7 +14,7 @@ import pytest
 import rewards.guard
 from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards.guard import Guard, inspect, refuse_idle, unjudgeable
-from rewards.types import Post, Status, Task, Verdict
+from rewards.types import CONTRACT_ERROR, Post, Status, Task, Verdict
 from tests.rewards import hostile
 
 LIMIT = 0.5
@@ -52,10 +52,41 @@ def test_whatever_one_judgement_does_is_no_score_and_costs_nobody_else(form: str
 
 @pytest.mark.parametrize("form", ["batch", "awaited_batch"])
 @pytest.mark.parametrize("behaviour", hostile.BATCHES)
-def test_a_batch_of_the_wrong_shape_is_judged_one_by_one(behaviour: str, form: str) -> None:
+def test_a_batch_of_the_wrong_shape_breaks_the_contract(behaviour: str, form: str) -> None:
     verdicts = judge(behaviour, ["a", "bad", "ccc"], form=form)
-    assert scores(verdicts) == [1.0, None, 3.0]
-    assert verdicts[1].status is INFRA and "score_batch()" in verdicts[1].detail
+    assert scores(verdicts) == [None, None, None]  # one by one, a function that returns one result would fit
+    assert {(verdict.status, verdict.outcome) for verdict in verdicts} == {(INFRA, CONTRACT_ERROR)}
+    if behaviour in ("too_few", "too_many"):
+        assert f"{2 if behaviour == 'too_few' else 4} results came back for 3 completions" in verdicts[1].detail
+
+
+@pytest.mark.parametrize(("score", "given"), [(1e39, 1e39), (-1e100, -1e100), (1.01e100, None), (-1e308, None)])
+def test_a_score_too_large_to_be_averaged_is_the_fault_of_the_reward(
+    tmp_path: Path, score: float, given: float | None
+) -> None:
+    (tmp_path / "large.py").write_text(f"def large(task, completion):\n    return {score!r}\n")
+    with Guard([RewardSpec(name=f"{tmp_path}/large.py:large")], timeout_seconds=10) as guard:
+        [verdict] = guard.judge("large", TASK, ["a"])
+    assert (verdict.score, verdict.status) == (given, Status.OK if given is not None else INFRA)
+    assert given is not None or "between -1e+100 and 1e+100" in verdict.detail
+
+
+def test_what_a_policy_wrote_reaches_no_terminal(tmp_path: Path) -> None:
+    text = "\x1b]0;owned\x07 \x9b2J \u202eabc\ttab\nline \ud800 \u00e9 \u4e2d"
+    (tmp_path / "quotes.py").write_text(
+        "from rewards.types import Verdict\n"
+        "def fails(task, completion):\n    raise ValueError(completion)\n"
+        "def says(task, completion):\n    return Verdict(0.0, outcome=completion[:12], detail=completion)\n"
+        "class Refuses:\n    def check(self, task):\n        raise ValueError(task.truth)\n"
+        "    def score(self, task, completion):\n        return 0.0\n"
+    )
+    specs = [RewardSpec(name=f"{tmp_path}/quotes.py:{name}") for name in ("fails", "says", "Refuses")]
+    with Guard(specs, timeout_seconds=10) as guard:
+        failed, said = guard.judge("fails", TASK, [text])[0], guard.judge("says", TASK, [text])[0]
+        [problem] = guard.check("Refuses", [Task("", text)])
+    escaped = r"\x1b]0;owned\x07 \x9b2J \u202eabc" + "\ttab\nline " + r"\ud800 " + "\u00e9 \u4e2d"
+    assert failed.detail.startswith(f"ValueError: {escaped}")
+    assert (said.detail, problem) == (escaped, escaped) and "\x1b" not in said.outcome
 
 
 @pytest.mark.parametrize("form", hostile.FORMS)

@@ -28,7 +28,10 @@ class Withheld(Exception):
 
 
 class Channel:
-    """One end. perform: does what a verb and its arguments ask for. export, resolve: see `Writer` and `Reader`."""
+    """One end. perform: does what a verb and its arguments ask for. export, resolve, strict: see `Writer` and `Reader`.
+
+    classes: those whose objects cross as their attributes, by name.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,11 @@ class Channel:
         perform: Callable[[str, Any, Any], Any],
         export: Callable[[Any], tuple[bytes, int]],
         resolve: Callable[[bytes, int], Any],
+        *,
+        strict: bool,
     ) -> None:
+        self.classes: dict[str, type] = {}
+        self._strict = strict
         self._fd = fd
         self._perform = perform
         self._export = export
@@ -58,7 +65,7 @@ class Channel:
             self._serve(data)
         if data[:1] == b"!":
             raise Withheld(data[1:].decode(errors="replace"))
-        reader = Reader(data[1:], self._resolve, containers)
+        reader = self._reader(data, containers)
         if data[:1] != b"=" or reader.get() != number:
             raise Malformed("an answer to what nobody asked")
         if reader.get():
@@ -75,7 +82,7 @@ class Channel:
 
     def _serve(self, data: bytes) -> None:
         containers: list[Any] = []
-        reader = Reader(data[1:], self._resolve, containers)
+        reader = self._reader(data, containers)
         number, verb, sent = reader.get(), reader.get(), reader.rest
         args, kwargs = reader.get(), reader.get()
         try:
@@ -83,7 +90,7 @@ class Channel:
         except Exception as error:  # noqa: BLE001  the caller's to handle
             answer = [_nearest(error), error.args]
         try:
-            now = Writer(self._export, [])
+            now = Writer(self._export, [], self.classes)
             now.put(args)
             now.put(kwargs)
             changed = bool(containers) and now.data != sent
@@ -93,12 +100,15 @@ class Channel:
 
     def _send(self, kind: bytes, values: list[Any], containers: list[Any], *, with_contents: bool = False) -> None:
         """Write a message; with contents, those of the containers stand behind the first two values."""
-        writer = Writer(self._export, containers)
+        writer = Writer(self._export, containers, self.classes)
         for place, value in enumerate(values):
             if place == 2 and with_contents:
                 writer.put_contents()
             writer.put(value)
         self._write(kind + writer.data)
+
+    def _reader(self, data: bytes, containers: list[Any]) -> Reader:
+        return Reader(data[1:], self._resolve, containers, self.classes, strict=self._strict)
 
     def _write(self, message: bytes | bytearray) -> None:
         if len(message) > MAX_BYTES:

@@ -56,9 +56,11 @@ class Solution:
         self._module = type(sys)("solution")
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
-        self.channel = Channel(fd, self._perform, self._export, self._resolve)
+        self.channel = Channel(fd, self._perform, self._export, self._resolve, strict=False)
 
     def _perform(self, verb: str, args: Any, kwargs: Any) -> Any:
+        if verb == "setup":
+            return self._prepare(args[0])
         if verb == "load":
             return self._load()
         if verb == "name":
@@ -67,14 +69,28 @@ class Solution:
             return _Kept(getattr(value(), method) if method else value)
         return _VERBS[verb](*args, **kwargs)
 
+    def _prepare(self, setup: str) -> list[str]:
+        """Run what the solution may see of the setup; the names of its classes."""
+        sys.modules["solution"] = self._module
+        exec(compile(setup, "setup.py", "exec", dont_inherit=True), vars(self._module))
+        self.channel.classes = {
+            name: value
+            for name, value in vars(self._module).items()
+            if isinstance(value, type) and value.__module__ == "solution" and value.__name__ == name
+        }
+        return [*self.channel.classes]
+
     def _load(self) -> str | None:
         """Run the solution; what is wrong with it where it is no Python. Raises what it raises."""
         try:
             code = compile(self._source, "solution.py", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             return f"{type(error).__name__}: {error}"
-        sys.modules["solution"] = self._module
         exec(code, vars(self._module))
+        for name in self.channel.classes:  # a solution may write them again
+            value = vars(self._module).get(name)
+            if isinstance(value, type):
+                self.channel.classes[name] = value
         return None
 
     def _export(self, value: Any) -> tuple[bytes, int]:

@@ -90,13 +90,13 @@ class Tests:
         self._sources: dict[str, list[str]] = {}
         self._callbacks: list[Any] = []
         self._handles: dict[int, Handle] = {}
-        self._channel = Channel(fd, self._perform, self._export, self._resolve)
+        self._channel = Channel(fd, self._perform, self._export, self._resolve, strict=True)
 
     def ask(self, verb: str, *args: Any, **kwargs: Any) -> Any:
         """What the solution answers. Raises what it raised, and _Over where it is gone or breaks the rules."""
         if self.over:
             raise _Over
-        self._calls += verb not in ("load", "name")
+        self._calls += verb not in ("setup", "load", "name")
         try:
             self._last = self._channel.ask(verb, args, kwargs)
         except Gone:
@@ -110,19 +110,19 @@ class Tests:
         return self._last
 
     def run(
-        self, functions: list[str], classes: list[str], setup: str, tests: list[str], stop: bool
+        self, functions: list[str], classes: list[str], setup: str, shared: str, tests: list[str], stop: bool
     ) -> tuple[str, int, int, str]:
         """The outcome, how many tests passed, of how many, and the detail; stop: at the first that fails.
 
-        functions, classes: what the tests take from the solution; its attributes too where there are classes. A test
-        that does not call the solution tests nothing, and is not counted.
+        functions, classes: what the tests take from the solution; its attributes too where there are classes. shared:
+        what the solution sees of the setup. A test that does not call the solution tests nothing, and is not counted.
         """
         self.attributes = bool(classes)
         names = [*functions, *classes]
         passed, idle = 0, 0
         fault: tuple[str, str] | None = None
         try:
-            namespace = self._prepare(names, setup)
+            namespace = self._prepare(names, setup, shared)
             for test in tests:
                 calls = self._calls
                 problem = self._test(test, namespace, names[0])
@@ -139,8 +139,12 @@ class Tests:
         outcome, detail = self.over or fault or ("passed", "")
         return outcome, passed, len(tests) - idle, detail[:_DETAIL_CHARS]
 
-    def _prepare(self, names: list[str], setup: str) -> dict[str, Any]:
+    def _prepare(self, names: list[str], setup: str, shared: str) -> dict[str, Any]:
         """What the tests see: the solution's names, and above these what the setup makes of it."""
+        try:
+            common = self.ask("setup", shared) if shared else []
+        except Exception as error:  # noqa: BLE001  nothing of the solution's has run yet
+            self._end("broken", f"the setup fails in the solution's process: {self._fault(error)[1]}")
         try:
             problem = self.ask("load")
         except Exception as error:  # noqa: BLE001  whatever the solution raises
@@ -148,7 +152,8 @@ class Tests:
         if problem is not None:
             is_text = isinstance(problem, str) and problem.isprintable()
             self._end("compile error", problem if is_text else _clip(problem))
-        namespace: dict[str, Any] = {"__name__": "tests"}
+        sys.modules["tests"] = type(sys)("tests")  # dataclasses look for it
+        namespace = vars(sys.modules["tests"])
         for name in names:
             try:
                 namespace[name] = self.ask("name", name)
@@ -156,10 +161,11 @@ class Tests:
                 self._end("compile error", f"the solution defines no '{name}': {self._fault(error)[1]}")
             if type(namespace[name]) is not Handle:
                 self._end("crash", f"the solution broke into the channel: {name} is plain data")
-        solution = dict(namespace)
+        solution = {name: namespace[name] for name in names}
         if problem := self._test(setup, namespace, ""):
             self._end(*problem)
         namespace.update(solution)  # a prompt's stub of the function is in the setup too
+        self._channel.classes = _classes(namespace, common)
         return namespace
 
     def _test(self, source: str, namespace: dict[str, Any], candidate: str) -> tuple[str, str] | None:
@@ -231,6 +237,92 @@ def _clip(value: Any) -> str:
     return text if len(text) <= _CLIP else f"{text[:_CLIP]}..."
 
 
+def _classes(namespace: dict[str, Any], names: list[str]) -> dict[str, type]:
+    """Those of the named classes that the setup defines."""
+    found = {name: namespace.get(name) for name in names}
+    return {name: kind for name, kind in found.items() if isinstance(kind, type) and kind.__name__ == name}
+
+
+class Probe:
+    """Stands in for the solution and all that comes from it, to find out what the tests would have cross."""
+
+    def __init__(self, carry: Any) -> None:
+        self._carry = carry
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        self._carry("pass", (args, kwargs))
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def _with(self, *_: Any) -> Any:
+        return self
+
+    def _true(self, *_: Any) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        self._carry("expect", other)
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        self._carry("expect", other)
+        return True
+
+    __hash__ = object.__hash__
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __truediv__ = __abs__ = __round__ = __neg__ = _with
+    __getitem__ = _with
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _true
+
+    def __len__(self) -> int:
+        return 1
+
+
+def uncarried(names: list[str], classes: list[str], shared: list[str], setup: str, tests: list[str]) -> str:
+    """What the tests pass to a solution or expect of it that can't cross, or "". shared: names of classes that can.
+
+    Tests are run with a stand-in for the solution, so this finds only what they come to.
+    """
+    found: list[str] = []
+    common: dict[str, type] = {}
+
+    def refer(value: Any) -> tuple[bytes, int]:
+        if isinstance(value, Probe) or callable(value):
+            return b"h", 0
+        raise TypeError(type(value).__name__)
+
+    def carry(how: str, value: Any) -> None:
+        try:
+            Writer(refer, [], common).put(value)
+        except TypeError as error:
+            found.append(f"the tests {how} a {error}, which is neither plain data nor of a class in setup")
+            raise _Over from error
+        except TooMuch:
+            return
+
+    sys.modules["tests"] = type(sys)("tests")
+    namespace = vars(sys.modules["tests"])
+    probes = {name.partition("(")[0]: Probe(carry) for name in [*names, *classes]}
+    candidate = Probe(carry)
+    namespace.update(probes)
+    for number, source in enumerate([setup, *tests]):
+        try:
+            exec(compile(source, f"<test {number}>", "exec", dont_inherit=True), namespace)
+            if number == 0:
+                namespace.update(probes)
+                common.update(_classes(namespace, shared))
+            elif callable(check := namespace.pop("check", None)) and "check" not in names:
+                check(candidate)
+        except _Over:
+            return found[0]
+        except Exception:  # noqa: BLE001  with a stand-in, tests may fail as they like
+            continue
+    return found[0] if found else ""
+
+
 def main(fd: int) -> None:
     """Run the tests that stdin describes, as `Tests.run` takes them, and write what that returns to stdout."""
     reader = Reader(sys.stdin.buffer.read(), _nothing, [])
@@ -241,6 +333,15 @@ def main(fd: int) -> None:
     if result[0] == "lost":
         time.sleep(_PAUSE_SECONDS)
     writer.put(result)
+    os.write(verdict, writer.data)
+
+
+def probe(_: int) -> None:
+    """Write to stdout what `uncarried` says of the tests that stdin describes."""
+    reader, writer = Reader(sys.stdin.buffer.read(), _nothing, []), Writer(_nothing, [])
+    verdict = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    writer.put(uncarried(*reader.get()))
     os.write(verdict, writer.data)
 
 

@@ -1,16 +1,20 @@
 """Plain data between two processes of which one is not to be trusted.
 
-Reading builds nothing but None, booleans, numbers, text, bytes, ranges, lists, tuples, dicts, sets and the plain types
-themselves, each exactly: an object of a subclass is written as what it derives from, so neither its methods nor its
-`__eq__` cross. Any other object stays in its own process, and a number stands for it.
+Reading builds nothing but None, booleans, numbers, text, bytes, ranges, lists, tuples, dicts, sets, the plain types
+themselves, and the standard library's decimals, fractions, dates, times, deques, counters, ordered and default dicts,
+named tuples, UUIDs and arrays, each exactly: an object of a subclass is written as what it derives from, so neither its
+methods nor its `__eq__` cross. Objects of the classes that both sides were given (`classes`) cross as their
+attributes. Any other object stays in its own process, and a number stands for it.
 
-A list, dict or set met again is written as its number, so aliases and cycles survive, and what one side changed in
-place the other can `refill`. Imported inside the boxes, where every import is paid for with each sample.
+Such an object, a list, dict, set or deque met again is written as its number, so aliases and cycles survive, and what
+one side changed in place the other can `refill`. Imported inside the boxes, where every import is paid for with each
+sample.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from struct import pack, unpack
 
 TYPE_CHECKING = False
@@ -27,9 +31,35 @@ _PLAIN_TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (object, bool, int, float, complex, str, bytes, range, list, tuple, dict, set, frozenset, type(None))
 }
+
+
+def _offset(value: Any) -> Any:
+    """The zone of a time as its distance from UTC, which is all that comparing looks at."""
+    offset = value.utcoffset()
+    return None if offset is None else _fetch("datetime.timezone")(offset)
+
+
+_CARRIED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "decimal.Decimal": lambda value: (str(value),),
+    "fractions.Fraction": lambda value: (value.numerator, value.denominator),
+    "datetime.datetime": lambda value: (
+        *(value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond),
+        _offset(value),
+    ),
+    "datetime.date": lambda value: (value.year, value.month, value.day),
+    "datetime.time": lambda value: (*(value.hour, value.minute, value.second, value.microsecond, _offset(value)),),
+    "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
+    "datetime.timezone": lambda value: value.__getinitargs__(),
+    "uuid.UUID": lambda value: (str(value),),
+    "array.array": lambda value: (value.typecode, value.tolist()),
+}
+"""What makes an immutable value again, by its type."""
+_CARRIED_DICTS = {"collections.Counter": b"C", "collections.OrderedDict": b"O", "collections.defaultdict": b"D"}
 _SINGLE = {None: b"N", True: b"T", False: b"F"}
 _SEQUENCES: dict[bytes, Callable[[list[Any]], Any]] = {b"t": tuple, b"z": frozenset}
 _CONTAINERS: dict[bytes, type] = {b"l": list, b"d": dict, b"S": set}
+_DEEP = 40
+"""Nesting from which on the attributes of an object are written behind the value: linked lists are long."""
 
 
 class TooMuch(Exception):
@@ -44,17 +74,33 @@ class Writer:
     """Values, written one after the other into `data`.
 
     refer: the letter and the number that stand for an object that is no plain data; may raise. containers: the lists,
-    dicts and sets both sides know by their place in it already; what is written is appended.
+    dicts, sets, deques and objects both sides know by their place in it already; what is written is appended. classes:
+    those whose objects cross, by name.
     """
 
-    def __init__(self, refer: Callable[[Any], tuple[bytes, int]], containers: list[Any]) -> None:
+    def __init__(
+        self,
+        refer: Callable[[Any], tuple[bytes, int]],
+        containers: list[Any],
+        classes: dict[str, type] | None = None,
+    ) -> None:
         self.data = bytearray()
         self._refer = refer
+        self._classes = classes or {}
+        self._waiting: list[Any] = []
         self._containers = containers
         self._numbers = {id(container): number for number, container in enumerate(containers)}
 
-    def put(self, value: Any, depth: int = 0) -> None:
+    def put(self, value: Any) -> None:
         """Write one value. Raises TooMuch past MAX_BYTES or MAX_DEPTH, and whatever `refer` does."""
+        self._put(value, 0)
+        self._finish()
+
+    def _finish(self) -> None:
+        while self._waiting:
+            self._contents(self._waiting.pop(0), 1)
+
+    def _put(self, value: Any, depth: int) -> None:
         if depth > MAX_DEPTH or len(self.data) > MAX_BYTES:
             raise TooMuch(f"a value nested past {MAX_DEPTH} levels or longer than {MAX_BYTES >> 20} MiB")
         if value is None or value is True or value is False:
@@ -68,7 +114,7 @@ class Writer:
         elif isinstance(value, list | dict | set):
             self._container(value, depth)
         elif isinstance(value, tuple):
-            self._items(b"t", value, depth)
+            self._tuple(value, depth)
         elif isinstance(value, frozenset):
             self._items(b"z", value, depth)
         elif isinstance(value, complex):
@@ -80,32 +126,82 @@ class Writer:
         elif isinstance(value, type) and _PLAIN_TYPES.get(value.__name__) is value:
             self._bytes(b"y", value.__name__.encode())
         else:
+            self._rare(value, depth)
+
+    def _tuple(self, value: Any, depth: int) -> None:
+        kind = type(value)
+        if kind is tuple:
+            self._items(b"t", value, depth)
+        elif self._classes.get(kind.__name__) is kind:
+            self._bytes(b"n", kind.__name__.encode())
+            self._items(b"t", value, depth)
+        elif isinstance(fields := getattr(kind, "_fields", None), tuple):
+            self._bytes(b"m", kind.__name__.encode())
+            self._items(b"t", fields, depth)
+            self._items(b"t", value, depth)
+        else:
+            self._items(b"t", value, depth)
+
+    def _rare(self, value: Any, depth: int) -> None:
+        kind = type(value)
+        name = kind.__name__
+        if self._classes.get(name) is kind:
+            if hasattr(kind, "__members__"):  # an enumeration's
+                self._bytes(b"e", name.encode())
+                self._put(value.name, depth)
+            else:
+                self._container(value, depth)
+        elif (carried := _known(kind, _CARRIED)) is not None:
+            self._bytes(b"x", carried.encode())
+            self._items(b"t", _CARRIED[carried](value), depth)
+        elif _known(kind, ("collections.deque",)):
+            self._container(value, depth)
+        else:
             self._number(*self._refer(value))
 
     def put_contents(self) -> None:
         """Write what every container known so far holds now, for the other side's `refill`."""
         for container in self._containers[:]:
-            self._contents(container, 0)
+            self._contents(container, 1)
+        self._finish()
 
     def _container(self, value: Any, depth: int) -> None:
         number = self._numbers.get(id(value))
         if number is None:
             self._numbers[id(value)] = len(self._containers)
             self._containers.append(value)
-            self._contents(value, depth)
+            if isinstance(value, dict | list | set) or _known(type(value), ("collections.deque",)):
+                self._contents(value, depth)
+            else:
+                later = depth > _DEEP
+                self._bytes(b"P" if later else b"p", type(value).__name__.encode())
+                if later:
+                    self._waiting.append(value)
+                else:
+                    self._contents(value, depth)
         else:
             self._number(b"#", number)
 
     def _contents(self, value: Any, depth: int) -> None:
         if isinstance(value, dict):
-            self._items(b"d", [part for item in value.items() for part in item], depth)
-        else:
+            kind = _CARRIED_DICTS.get(_known(type(value), _CARRIED_DICTS) or "", b"d")
+            if kind == b"D":
+                factory = value.default_factory  # type: ignore[attr-defined]
+                is_plain = isinstance(factory, type) and _PLAIN_TYPES.get(factory.__name__) is factory
+                kind += (factory.__name__ if is_plain else "").encode() + b";"
+            self._items(kind, [part for item in value.items() for part in item], depth)
+        elif isinstance(value, list | set):
             self._items(b"l" if isinstance(value, list) else b"S", value, depth)
+        elif _known(type(value), ("collections.deque",)):
+            longest = value.maxlen
+            self._items(b"q%b;" % (b"" if longest is None else b"%x" % longest), value, depth)
+        else:
+            self._items(b"a", [part for item in attributes(value) for part in item], depth)
 
     def _items(self, kind: bytes, items: Any, depth: int) -> None:
         self._number(kind, len(items))
         for item in items:
-            self.put(item, depth + 1)
+            self._put(item, depth + 1)
 
     def _bytes(self, kind: bytes, data: bytes) -> None:
         self._number(kind, len(data))
@@ -115,13 +211,53 @@ class Writer:
         self.data += b"%b%x;" % (kind, number)  # hexadecimal takes linear time, whatever the length
 
 
+def attributes(value: Any) -> list[tuple[str, Any]]:
+    """Names and values of an object's attributes, those in slots too."""
+    slots = [slot for kind in type(value).__mro__ for slot in _slots(kind) if hasattr(value, slot)]
+    return [*getattr(value, "__dict__", {}).items(), *((slot, getattr(value, slot)) for slot in slots)]
+
+
+def _slots(kind: type) -> list[str]:
+    slots = vars(kind).get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else [*slots]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def _known(kind: type, names: Any) -> str | None:
+    """The one of `names` that `kind` is or derives from; its module is imported, or there were no such object."""
+    for parent in kind.__mro__:
+        name = f"{parent.__module__}.{parent.__qualname__}"
+        if name in names and getattr(sys.modules.get(parent.__module__), parent.__qualname__, None) is parent:
+            return name
+    return None
+
+
+def _fetch(name: str) -> Any:
+    """The type of a name in _CARRIED or of collections."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(__import__(module), attribute)
+
+
 class Reader:
     """The values in `data`, one after the other; the counterpart of `Writer`.
 
-    refer: the object that a letter and a number stand for; raises LookupError for one that never was.
+    refer: the object that a letter and a number stand for; raises LookupError for one that never was. classes: as the
+    writer's, by the same names. strict: whether an object of theirs may have nothing but plain data and such objects
+    for attributes, and none that hides a method.
     """
 
-    def __init__(self, data: bytes, refer: Callable[[bytes, int], Any], containers: list[Any]) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        refer: Callable[[bytes, int], Any],
+        containers: list[Any],
+        classes: dict[str, type] | None = None,
+        *,
+        strict: bool = True,
+    ) -> None:
+        self._classes = classes or {}
+        self._strict = strict
+        self._waiting: list[Any] = []
         self._data = data
         self._at = 0
         self._refer = refer
@@ -135,17 +271,30 @@ class Reader:
     def get(self) -> Any:
         """The next value. Raises Malformed."""
         try:
-            return self._get(0)
-        except (ValueError, TypeError, LookupError, OverflowError, struct.error) as error:
+            value = self._get(0)
+            self._finish()
+            return value
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error) as error:
             raise Malformed(f"{type(error).__name__}: {error}") from error
 
     def refill(self) -> None:
         """Give every container known so far the contents that the other side wrote. Raises Malformed."""
         try:
             for container in self._containers[:]:
-                self._fill(container, self._take(1), self._count(), 0)
-        except (ValueError, TypeError, LookupError, OverflowError, struct.error) as error:
+                self._refill(container, 1)
+            self._finish()
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error) as error:
             raise Malformed(f"{type(error).__name__}: {error}") from error
+
+    def _finish(self) -> None:
+        while self._waiting:
+            self._refill(self._waiting.pop(0), 1)
+
+    def _refill(self, container: Any, depth: int) -> None:
+        kind = self._take(1)
+        if kind in b"qD":
+            self._take_word()
+        self._fill(container, kind, self._count(), depth)
 
     def _get(self, depth: int) -> Any:
         if depth > MAX_DEPTH:
@@ -182,11 +331,61 @@ class Reader:
                 return range(*[self._get(depth + 1) for _ in range(self._count())])
             case b"y":
                 return _PLAIN_TYPES[self._take(self._count()).decode()]
+            case b"x":
+                name = self._text()
+                if name not in _CARRIED:
+                    raise ValueError(f"no type {name!r:.60}")
+                return _fetch(name)(*self._get(depth + 1))
+            case b"C" | b"O" | b"D" | b"q":
+                return self._collection(kind, depth)
+            case b"n":
+                return self._class("_fields")._make(self._get(depth + 1))
+            case b"m":
+                name, fields, values = self._text(), self._get(depth + 1), self._get(depth + 1)
+                hidden = set(fields) & set(dir(tuple))
+                return values if hidden else _fetch("collections.namedtuple")(name, fields)._make(values)
+            case b"e":
+                return self._class("__members__")[self._get(depth + 1)]
+            case b"p" | b"P":
+                kind_of = self._class()
+                value = object.__new__(kind_of)
+                self._containers.append(value)
+                if kind == b"P":
+                    self._waiting.append(value)
+                else:
+                    self._refill(value, depth)
+                return value
             case _:
                 return self._refer(kind, self._count())
 
+    def _class(self, attribute: str = "__dict__") -> Any:
+        kind = self._classes[self._text()]
+        if not hasattr(kind, attribute):
+            raise ValueError(f"{kind.__name__} has no {attribute}")
+        return kind
+
+    def _text(self) -> str:
+        return self._take(self._count()).decode("utf-8", "surrogatepass")
+
+    def _collection(self, kind: bytes, depth: int) -> Any:
+        if kind == b"q":
+            longest = self._take_word()
+            container = _fetch("collections.deque")([], int(longest, 16) if longest else None)
+        elif kind == b"D":
+            factory = self._take_word().decode()
+            container = _fetch("collections.defaultdict")(_PLAIN_TYPES[factory] if factory else None)
+        else:
+            container = _fetch("collections.Counter" if kind == b"C" else "collections.OrderedDict")()
+        self._containers.append(container)
+        self._fill(container, kind, self._count(), depth)
+        return container
+
     def _fill(self, container: Any, kind: bytes, count: int, depth: int) -> None:
-        if not isinstance(container, _CONTAINERS[kind]):
+        if kind == b"a":
+            self._fill_object(container, count, depth)
+            return
+        is_deque = _known(type(container), ("collections.deque",)) is not None
+        if not (is_deque if kind == b"q" else isinstance(container, _CONTAINERS.get(kind, dict))):
             raise ValueError(f"the contents {kind!r} for a {type(container).__name__}")
         items = [self._get(depth + 1) for _ in range(count)]
         container.clear()
@@ -197,6 +396,28 @@ class Reader:
             container.update(items)
         else:
             container.extend(items)
+
+    def _fill_object(self, value: Any, count: int, depth: int) -> None:
+        """Give an object the attributes that follow, and take from it all others."""
+        kind = type(value)
+        if self._classes.get(kind.__name__) is not kind:
+            raise ValueError(f"attributes for a {kind.__name__}")
+        items = [self._get(depth + 1) for _ in range(count)]
+        given = dict(zip(items[::2], items[1::2], strict=True))
+        if self._strict:
+            for name, part in given.items():
+                _refuse_hiding(kind, name, part, self._classes)
+        for name, _ in attributes(value):
+            if name not in given:
+                object.__delattr__(value, name)
+        for name, part in given.items():
+            object.__setattr__(value, name, part)
+
+    def _take_word(self) -> bytes:
+        end = self._data.index(b";", self._at)
+        word = self._data[self._at : end]
+        self._at = end + 1
+        return word
 
     def _take(self, count: int) -> bytes:
         data = self._data[self._at : self._at + count]
@@ -216,3 +437,14 @@ class Reader:
         if number < 0:
             raise ValueError(f"the count {number}")
         return number
+
+
+def _refuse_hiding(kind: type, name: Any, value: Any, classes: dict[str, type]) -> None:
+    """Raises ValueError where an attribute would answer in the place of a method, or can be called."""
+    if not isinstance(name, str) or name.startswith("__"):
+        raise ValueError(f"no attribute {name!r:.60}")
+    own = next((vars(parent)[name] for parent in kind.__mro__ if name in vars(parent)), None)
+    if (hasattr(own, "__get__") and name not in [slot for parent in kind.__mro__ for slot in _slots(parent)]) or (
+        callable(value) and type(value) not in classes.values()
+    ):
+        raise ValueError(f"{kind.__name__}.{name} can't be replaced")

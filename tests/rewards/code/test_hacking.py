@@ -180,6 +180,42 @@ def test_no_object_answers_for_the_tests(reward: CodeReward, tests: str, solutio
     assert (verdict.score, verdict.status) == (0.0, Status.OK), verdict
 
 
+SHARED = """class Box:
+    limit = 5
+    def __init__(self, value): self.value = value
+    def same(self, other): return self.value == other
+    def __eq__(self, other): return self.same(other.value)
+"""
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [
+        "def f():\n b = Box(0)\n b.same = lambda other: True\n return b",
+        "def f():\n b = Box(0)\n b.same = bool\n return b",
+        "def f():\n class A:\n  def __eq__(self, o): return True\n return Box(A())",
+        "class Box:\n def __eq__(self, o): return True\n def same(self, o): return True\ndef f(): return Box()",
+        "Box.same = lambda s, o: True\ndef f(): return Box(0)",
+        "Box.__eq__ = lambda s, o: True\ndef f(): return Box(0)",
+        "def f():\n b = Box(0)\n vars(b)['__class__'] = int\n return b",
+        "def f():\n b = Box(0)\n vars(b)['__eq__'] = bool\n return b",
+        "class Sub(Box):\n def __eq__(self, o): return True\ndef f(): return Sub(0)",
+        "from decimal import Decimal\nclass D(Decimal):\n def __eq__(self, o): return True\ndef f(): return Box(D(0))",
+        "from decimal import Decimal\ndef f(): return Box(Decimal('1e999999'))",
+        "from collections import namedtuple\nP = namedtuple('P', 'value')\nP.same = lambda s, o: True\n"
+        "def f(): return P(0)",
+        "import sys\ndef f():\n sys.modules['boxed.wire']._CARRIED['builtins.Box'] = lambda v: (1,)\n return Box(0)",
+    ],
+)
+@pytest.mark.parametrize("tests", ["assert f().same('c0ffee')", "assert f() == Box('c0ffee')"])
+def test_no_object_of_a_shared_class_answers_for_the_tests(reward: CodeReward, tests: str, solution: str) -> None:
+    truth = {"language": "python", "tests": tests, "entry_point": "f", "setup": SHARED, "time_limit": 1.0}
+    verdict = reward.score(Task("", truth), solution)
+    assert (verdict.score, verdict.status) == (0.0, Status.OK), verdict
+    honest = reward.score(Task("", truth), "def f(): return Box('c0ffee')")
+    assert honest.score == 1.0, honest
+
+
 @pytest.mark.parametrize(
     ("program", "outcome"),
     [

@@ -161,6 +161,162 @@ def test_the_prompt_as_setup(reward: CodeReward) -> None:
     assert judged(reward, cheat, tests, setup=setup).score == 0.0
 
 
+PROMPT = """import math
+from typing import List
+MOD = 10
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def f(xs: List[int]) -> int:
+    '''The sum of the doubles' square roots, modulo MOD.'''
+"""
+BODY = "    return round(sum(math.sqrt(double(x)) for x in xs)) % MOD\n"
+CHECK = "def check(candidate):\n    assert candidate([2, 8, 18]) == 2\n    assert candidate([]) == 0\n"
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [
+        f"def f(xs: List[int]) -> int:\n{BODY}",
+        f"from __future__ import annotations\ndef f(xs: List[int]):\n{BODY}",
+        BODY,  # as a base model goes on
+        f"```python\n{BODY}```",
+        f"{PROMPT}{BODY}",
+        f"def double(x): return x + x\ndef f(xs):\n{BODY}",
+    ],
+)
+def test_a_solution_has_its_prompt(reward: CodeReward, solution: str) -> None:
+    assert judged(reward, solution, CHECK, setup=PROMPT).score == 1.0
+    wrong = solution.replace("% MOD", "% MOD + 1")
+    assert judged(reward, wrong, CHECK, setup=PROMPT).score == 0.0
+
+
+@pytest.mark.parametrize(
+    ("setup", "solution"),
+    [
+        ("ANSWER = 42", "def f(): return ANSWER"),
+        ("def reference(): return 42", "def f(): return reference()"),
+        ("def reference(): return 42", "def f():\n import sys\n return vars(sys.modules['solution'])['reference']()"),
+        ("def f():\n '''Returns 42.'''\ndef check(c): assert c() == 42", "def f(): return f.__doc__"),
+    ],
+)
+def test_a_setup_that_is_no_prompt_stays_with_the_tests(reward: CodeReward, setup: str, solution: str) -> None:
+    verdict = judged(reward, solution, "assert f() == 42", setup=setup)
+    assert (verdict.score, verdict.status) == (0.0, Status.OK)
+
+
+LIST = """class ListNode:
+    def __init__(self, val=0, next=None):
+        self.val, self.next = val, next
+"""
+ON_LISTS = """def made(values):
+    head = None
+    for value in reversed(values): head = ListNode(value, head)
+    return head
+def read(node):
+    values = []
+    while node: values.append(node.val); node = node.next
+    return values
+def check(candidate):
+    assert read(candidate(made([1, 2, 3]))) == [3, 2, 1]
+    assert candidate(None) is None
+    assert read(candidate(made(list(range(3000))))) == list(range(3000))[::-1]
+"""
+REVERSE = """class Solution:
+    def reverse(self, head):
+        last = None
+        while head: head.next, last, head = last, head, head.next
+        return last
+"""
+
+
+@pytest.mark.parametrize(
+    ("solution", "score"),
+    [
+        (REVERSE, 1.0),
+        (f"{LIST}{REVERSE}", 1.0),
+        (
+            "class Solution:\n def reverse(self, head):\n  last = None\n"
+            "  while head: last, head = ListNode(head.val, last), head.next\n  return last",
+            1.0,
+        ),
+        ("class Solution:\n def reverse(self, head): return head", 0.0),
+        ("class Solution:\n def reverse(self, head): return ListNode(3, ListNode(2))", 0.0),
+    ],
+)
+def test_objects_of_a_class_in_the_setup(reward: CodeReward, solution: str, score: float) -> None:
+    assert judged(reward, solution, ON_LISTS, "Solution().reverse", setup=LIST).score == score
+
+
+VALUES = {
+    "Decimal('1.10')": ["Decimal('1.1')", "Decimal('1.2')"],
+    "Fraction(1, 2)": ["0.5", "Fraction(1, 3)"],
+    "date(2024, 2, 29)": ["date(2024, 2, 29)", "datetime(2024, 2, 29)"],
+    "datetime(2024, 1, 1, 12, tzinfo=timezone.utc)": [
+        "datetime(2024, 1, 1, 13, tzinfo=timezone(timedelta(hours=1)))",
+        "datetime(2024, 1, 1, 12)",
+    ],
+    "timedelta(hours=1)": ["timedelta(minutes=60)", "3600"],
+    "deque([1, 2])": ["deque([1, 2], maxlen=5)", "[1, 2]"],
+    "Counter('aab')": ["{'a': 2, 'b': 1}", "Counter('ab')"],
+    "OrderedDict(a=1, b=2)": ["{'b': 2, 'a': 1}", "OrderedDict(b=2, a=1)"],
+    "defaultdict(int, a=1)": ["{'a': 1}", "{'a': 2}"],
+    "frozenset({1})": ["{1}", "[1]"],
+    "Pair(1, 'b')": ["(1, 'b')", "(1, 'c')"],
+    "1 + 2j": ["complex(1, 2)", "1"],
+    "[{'x': (Decimal(1), deque([Fraction(2)]))}]": ["[{'x': (1, deque([2]))}]", "[{'x': (1, [2])}]"],
+}
+IMPORTS = """from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+Pair = namedtuple('Pair', 'x y')
+"""
+
+
+@pytest.mark.parametrize("expected", VALUES)
+def test_results_compare_as_in_python(reward: CodeReward, expected: str) -> None:
+    equal, other = VALUES[expected]
+    for returned, score in ((expected, 1.0), (equal, 1.0), (other, 0.0)):
+        solution = f"{IMPORTS}def f(x=None): return {returned}"
+        assert judged(reward, solution, f"assert f() == {expected}", setup=IMPORTS).score == score, returned
+    echo = f"assert f({expected}) == {expected} and type(f({expected})).__name__ == type({expected}).__name__"
+    assert judged(reward, "def f(x): return x", echo, setup=IMPORTS).score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        ("import numpy\nassert f(1) == numpy.array([1])", "numpy can't be imported"),
+        ("from pandas.x import y\nassert f(1) == y", "pandas can't be imported"),
+        ("assert f(object()) == 1", "pass a object"),
+        ("class T:\n pass\nassert f(T()) == 1", "pass a T"),
+        ("class T:\n pass\nassert f(1) == [T()]", "expect a T"),
+        ("class T:\n pass\ndef check(c):\n assert c(1) == 2\n assert c(T()) == 2", "pass a T"),
+        ("import re\nassert f('a') == re.match('a', 'a')", "expect a Match"),
+    ],
+)
+def test_what_cannot_cross_is_refused_with_the_row(reward: CodeReward, tests: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        reward.check(Task("", {"language": "python", "tests": tests, "entry_point": "f"}))
+
+
+@pytest.mark.parametrize(
+    ("tests", "setup"),
+    [
+        ("class T:\n pass\nt = T()\nassert f(1) == 1", ""),
+        ("assert f(T(1)) == T(1)", "from dataclasses import dataclass\n@dataclass\nclass T:\n x: int"),
+        ("try:\n import numpy\nexcept ImportError:\n pass\nassert f(1) == 1", ""),
+        ("from decimal import Decimal\nassert abs(f(Decimal(1)) - 2) < 3 and sorted(f([1])) == [1]", ""),
+        ("import itertools, threading\nwhile True: f(1)", ""),
+    ],
+)
+def test_rows_that_can_be_judged_are_accepted(reward: CodeReward, tests: str, setup: str) -> None:
+    reward.check(Task("", {"language": "python", "tests": tests, "entry_point": "f", "setup": setup, "time_limit": 1}))
+
+
 def test_a_function_called_check(reward: CodeReward) -> None:
     assert (
         judged(reward, "def check(x): return x > 1", ["assert check(2)", "assert not check(1)"], "check").score == 1.0
@@ -214,8 +370,8 @@ def test_a_fraction_of_the_tests(reward: CodeReward) -> None:
     [
         ("g = f\nassert True", "never call 'f'"),
         ("def test_f():\n assert f(1) == 1", "never call 'f'"),
-        ("import numpy\nassert f(1) == 1", "import numpy: ModuleNotFoundError"),
-        ("assert f(object()) == 1", "pass a object"),
+        ("raise KeyError\nassert f(1) == 1", "before it calls the solution: raise KeyError: KeyError"),
+        ("assert f(3) == 3\nassert f(ValueError(1)) == 1", "pass a ValueError"),
         ("assert f('a' * (1 << 25))", "16 MiB"),
         ("import os\nf(1)\nos._exit(0)", "no verdict"),
         ("f(1)\nraise SystemExit", "no verdict"),

@@ -3,8 +3,15 @@
 import enum
 import math
 import random
-from collections import Counter, OrderedDict, namedtuple
+from array import array
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, NoReturn
+from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -64,9 +71,10 @@ class Color(enum.IntEnum):
         (Agreeable("a"), "a"),
         ([Agreeable("a")], ["a"]),
         (Color.RED, 3),
-        (Counter("aab"), {"a": 2, "b": 1}),
-        (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
-        (namedtuple("Point", "x y")(1, 2), (1, 2)),
+        (type("Tally", (Counter,), {})("aab"), Counter("aab")),
+        (type("Day", (date,), {})(2024, 2, 29), date(2024, 2, 29)),
+        (type("Pair", (tuple,), {})((1, 2)), (1, 2)),
+        (namedtuple("Odd", "count y")(1, 2), (1, 2)),  # its field would hide a method
         (bytearray(b"ab"), b"ab"),
     ],
 )
@@ -74,6 +82,129 @@ def test_subclasses_arrive_as_what_they_derive_from(value: Any, plain: Any) -> N
     arrived = crossed(value)
     assert type(arrived) is type(plain)
     assert plain == arrived and repr(plain) == repr(arrived)
+
+
+Point = namedtuple("Point", "x y")
+DEFAULTS: defaultdict[str, list[int]] = defaultdict(list, a=[1])
+CARRIED = [
+    Decimal("1.10"), Decimal("-0"), Decimal("1e-30"), Fraction(-2, 6), date(2024, 2, 29), time(23, 59, 1, 5),
+    datetime(2024, 2, 29, 12, 30), datetime(2024, 2, 29, 12, tzinfo=timezone(timedelta(hours=-5))),
+    timedelta(days=-1, microseconds=3), timezone(timedelta(hours=2)), UTC, UUID(int=7), array("d", [1.5, 2]),
+    deque([1, 2]), deque(maxlen=3), deque([(1,), [2]], maxlen=2), Counter("aab"), Counter(a=0), OrderedDict(b=1, a=2),
+    DEFAULTS, defaultdict(None, {1: 2}), Point(1, "b"), [Point(Decimal(1), {Fraction(1, 2)})],
+    {date(2024, 1, 1): deque([Decimal("2.50")])}, frozenset({Decimal(1), Point(1, 2)}),
+    {"nested": [{"x": (Fraction(1),)}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", CARRIED, ids=repr)
+def test_values_of_the_standard_library_arrive_as_they_are(value: Any) -> None:
+    arrived = crossed(value)
+    assert arrived == value and repr(arrived) == repr(value)
+    if not hasattr(value, "_fields"):
+        assert type(arrived) is type(value)
+
+
+def test_decimals_keep_their_digits_and_orders_count() -> None:
+    assert str(crossed(Decimal("1.10"))) == "1.10" and crossed(Decimal("NaN")).is_nan()
+    assert crossed(OrderedDict(a=1, b=2)) != OrderedDict(b=2, a=1)
+    assert crossed(deque([1])) != [1] and crossed(Counter(a=0)) == Counter()
+    assert crossed(DEFAULTS)["new"] == [] and "new" not in DEFAULTS
+
+
+def test_a_time_with_a_named_zone_arrives_at_the_same_moment() -> None:
+    moment = datetime(2024, 7, 1, 12, tzinfo=ZoneInfo("Europe/Paris"))
+    assert crossed(moment) == moment
+
+
+class Node:
+    size = 0
+
+    def __init__(self, value: Any, following: Any = None) -> None:
+        self.value, self.next = value, following
+
+    def total(self) -> int:
+        return self.value + (self.next.total() if self.next else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    x: int
+    y: int
+
+
+class Shade(enum.Enum):
+    RED = 1
+
+
+CLASSES: dict[str, type] = {"Node": Node, "Place": Place, "Shade": Shade, "Point": Point}
+
+
+def shared(value: Any, *, strict: bool = True) -> Any:
+    writer = Writer(refuse, [], CLASSES)
+    writer.put(value)
+    return Reader(bytes(writer.data), refuse, [], CLASSES, strict=strict).get()
+
+
+def test_objects_of_shared_classes_arrive_as_their_attributes() -> None:
+    head = shared(Node(1, Node(2)))
+    assert type(head) is Node and head.total() == 3
+    assert shared({Place(1, 2), Place(3, 4)}) == {Place(3, 4), Place(1, 2)}
+    assert shared([Shade.RED])[0] is Shade.RED and type(shared(Point(1, 2))) is Point
+    head.next.next = head
+    again = shared([head, head.next])
+    assert again[0].next is again[1] and again[1].next is again[0]
+
+
+def test_a_long_chain_of_objects_is_not_too_deep() -> None:
+    head = None
+    for number in range(5000):
+        head = Node(number, head)
+    arrived, count = shared(head), 0
+    while arrived:
+        arrived, count = arrived.next, count + 1
+    assert count == 5000
+
+
+def test_objects_changed_in_place_come_home() -> None:
+    ours: list[Any] = []
+    head = Node(1, Node(2))
+    writer = Writer(refuse, ours, CLASSES)
+    writer.put((head,))
+    theirs: list[Any] = []
+    (far,) = Reader(bytes(writer.data), refuse, theirs, CLASSES).get()
+    far.next.next, far.next = far, None
+    answer = Writer(refuse, theirs, CLASSES)
+    answer.put_contents()
+    second = head.next
+    Reader(bytes(answer.data), refuse, ours, CLASSES).refill()
+    assert head.next is None and second.next is head
+
+
+def hidden(**attributes: Any) -> Node:
+    node = Node(1)
+    vars(node).update(attributes)
+    return node
+
+
+@pytest.mark.parametrize("node", [hidden(total=5), hidden(value=str), hidden(__eq__=1), hidden(total=bool)])
+def test_an_attribute_never_answers_for_a_method(node: Node) -> None:
+    with pytest.raises(Malformed, match=r"replaced|no attribute"):
+        shared(node)
+    assert shared(node, strict=False) is not None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"x9;os.systemt1;s2;id", b"x8;builtins", b"x10;decimal.Xt0;", b"x12;datetime.datet1;i1;", b"n4;Nodet1;i1;",
+        b"e4;Nodes1;x", b"p5;Otheri0;", b"p4;Nodeb1;x", b"q;i", b"Dos.system;0;", b"x12;fractions.Fractiont2;i1;i0;",
+        b"x11;decimal.Decimalt1;s1;x", b"m1;xt1;s4;a;b;t1;i1;", b"m3;a-bt1;s1;at1;i1;", b"a0;",
+    ],
+)  # fmt: skip
+def test_nothing_else_can_be_made(data: bytes) -> None:
+    with pytest.raises((Malformed, LookupError)):
+        Reader(data, refuse, [], CLASSES).get()
 
 
 def test_aliases_and_cycles_survive() -> None:
