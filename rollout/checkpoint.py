@@ -18,6 +18,13 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in _tensor_shapes(folder).items() if not name.startswith(ahead)}
 
 
+def eos_ids(folder: Path) -> list[int]:
+    """The tokens at which the checkpoint's generation_config.json ends a text; none where it has no such file."""
+    file = folder / "generation_config.json"
+    given = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
 def mtp_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What the names of the modules for multi-token prediction begin with in a checkpoint of that config.json: they are
     further layers, after the last that it counts."""

@@ -73,7 +73,8 @@ def shown(tokenizer: PreTrainedTokenizerFast, token_ids: list[int], loss_mask: l
 )
 def test_forms_of_real_templates(form: str, expected: str) -> None:
     chat, tokenizer = chat_of(form)
-    assert shown(tokenizer, *chat.training_ids([SYSTEM, QUESTION, THOUGHT, DOUBT, YES])) == expected
+    messages = [SYSTEM, QUESTION, THOUGHT, DOUBT, YES]
+    assert shown(tokenizer, *chat.training_ids(messages, reasoning="template")) == expected
 
 
 def test_thinking_of_the_last_answer_is_learned() -> None:
@@ -95,7 +96,7 @@ def test_byte_template_token_by_token() -> None:
 def test_an_answer_follows_exactly_its_prompt(form: str) -> None:
     chat = ChatFormat(byte_tokenizer()) if form == "bytes" else chat_of(form)[0]
     messages = [SYSTEM, QUESTION, THOUGHT, DOUBT, YES]
-    token_ids, loss_mask = chat.training_ids(messages)
+    token_ids, loss_mask = chat.training_ids(messages, reasoning="template")
     prompt_ids = chat.prompt_ids(messages[:-1])
     assert token_ids[: len(prompt_ids)] == prompt_ids
     assert loss_mask[len(prompt_ids) - 1 : len(prompt_ids) + 1] == [0, 1]
@@ -162,8 +163,8 @@ def test_tokenizers_that_cannot_be_used() -> None:
     ("messages", "reason"),
     [
         ("2+2", "not a list of {role, content}"),
-        ([{"from": "human", "value": "hi"}], "not a list of {role, content}"),
-        ([{"role": "user", "content": ["hi"]}], "not a list of {role, content}"),
+        ([{"from": "human", "value": "hi"}], "does not end with the assistant"),
+        ([{"role": "user", "content": ["hi"]}], "content part that is no text"),
         ([], "roles don't alternate"),
         ([SYSTEM], "roles don't alternate"),
         ([QUESTION, QUESTION, YES], "roles don't alternate"),
