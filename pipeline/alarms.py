@@ -1,6 +1,7 @@
 """What in a GRPO run's figures a person should know of without having looked for it, and what stops a run.
 
-Three alarms look at one step; the others at the newest `WINDOW` steps, or at the newest `SPAN` against the first `SPAN`.
+Three alarms look at one step; the others at the newest `WINDOW` steps, or at the newest `SPAN` against the first
+`SPAN`.
 All they remember are figures of `metrics.jsonl`, so that a resumed run alarms as one never killed would have.
 """
 
@@ -131,8 +132,8 @@ def alarms(metrics: Row, *, ignore_eos: bool = False) -> dict[str, str]:
     truncated = metrics.get("rollout/truncated_rate", 0.0)
     if truncated > TRUNCATED_RATE and not ignore_eos:
         raised["completions cut short"] = (
-            f"{truncated:.0%} of the completions were cut off at sampling.max_tokens (rollout/truncated_rate): raise it "
-            "or, if the samples show that the policy goes on after its answer, train it to end a turn as its chat "
+            f"{truncated:.0%} of the completions were cut off at sampling.max_tokens (rollout/truncated_rate): raise "
+            "it or, if the samples show that the policy goes on after its answer, train it to end a turn as its chat "
             "template does (docs/sft.md)"
         )
     collapsed = metrics.get("reward/total/collapsed_rate", 0.0)

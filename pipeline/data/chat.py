@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from itertools import chain, pairwise
-from os.path import commonprefix
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -199,7 +198,7 @@ class ChatFormat:
 
     @cached_property
     def _takes_text(self) -> bool:
-        """Whether the template takes the arguments of tool calls as JSON text only, as OpenAI's interface gives them."""
+        """Whether the template takes the arguments of tool calls as JSON text only, as OpenAI's servers give them."""
         called = [PROBE[0], CALL_PROBE]
         render = partial(render_jinja_template, tools=None, chat_template=self._template)
         try:
@@ -319,8 +318,8 @@ def turns_of(text: str, marked: list[Span], special_token: re.Pattern[str]) -> l
         ):
             raise BadRowError(
                 "an answer without an end",
-                f"the chat template's {{% generation %}} block {text[start:end]!r} doesn't end with a special token, so "
-                "the model would not learn to stop; move the token that ends the turn into the block",
+                f"the chat template's {{% generation %}} block {text[start:end]!r} doesn't end with a special token, "
+                "so the model would not learn to stop; move the token that ends the turn into the block",
             )
         else:
             turn.append((start, end))
@@ -332,12 +331,19 @@ def _dealt(blocks: list[list[Span]], text: str, prompts: dict[int, str]) -> dict
     with the text up to there."""
     if len(blocks) == len(prompts):
         return dict(zip(prompts, blocks, strict=True))
-    begins = {turn: len(commonprefix([text, prompt])) for turn, prompt in prompts.items()}
+    begins = {turn: _agreement(text, prompt) for turn, prompt in prompts.items()}
     dealt: dict[int, list[Span]] = {}
     for block in blocks:
         turn = max((turn for turn, begin in begins.items() if begin <= block[0][0]), default=min(begins))
         dealt.setdefault(turn, []).extend(block)
     return dealt
+
+
+def _agreement(one: str, other: str) -> int:
+    """How many characters two texts have in common at their start."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def _after(prompt: str, spans: list[Span], text: str, doubt: Doubt) -> list[Span]:

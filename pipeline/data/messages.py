@@ -155,7 +155,7 @@ def checked_message(given: Mapping[str, Any]) -> Message:
         if not isinstance(name, str) or not name.strip():
             raise BadRowError("name of a message that is no text", f"{name!r}"[:80])
         message["name"] = name
-    if _weight(role, fields) == 0:
+    if _weight(role, fields) == 0 and role == "assistant":
         message["weight"] = 0
     for text in texts_of(message):
         check_characters(text)

@@ -51,8 +51,8 @@ def template_file(chat_template: str) -> Path:
             return file
     shipped = ", ".join(sorted(file.stem for file in folder.glob("*.jinja")))
     raise ValueError(
-        f"model.chat_template='{chat_template}': no such file; give a file with a Jinja chat template, or the name of a "
-        f"shipped one: {shipped}"
+        f"model.chat_template='{chat_template}': no such file; give a file with a Jinja chat template, or the name of "
+        f"a shipped one: {shipped}"
     )
 
 
