@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import parse_local_safetensors_file_metadata
 
@@ -21,8 +21,8 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def eos_ids(folder: Path) -> list[int]:
     """The tokens at which the checkpoint's generation_config.json ends a text; none where it has no such file."""
     file = folder / "generation_config.json"
-    given = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    return given if isinstance(given, list) else [] if given is None else [given]
+    given: Any = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return cast(list[int], given if isinstance(given, list) else [] if given is None else [given])
 
 
 def mtp_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:

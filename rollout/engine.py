@@ -57,18 +57,15 @@ class Engine:
         with_routes: bool = False,
     ) -> None:
         """Loads the checkpoint folder `model` in `dtype` ("float32", "bfloat16"). With routes, groups come with the
-        experts that each token went to (see Completion).
-
-        A completion ends at any of `ends`, the tokens that end a turn in the chat template, at the tokenizer's own end
-        and at those of generation_config.json.
+        experts that each token went to (see Completion). A completion ends at any of `ends`, the tokens that end a turn
+        in the chat template, at the tokenizer's own end, and at those of generation_config.json.
 
         Raises ValueError for a folder without safetensors or a setting this machine cannot serve, RuntimeError for
         a vLLM other than the one examined.
         """
         self._expected = checkpoint_shapes(model)
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-        own = self._tokenizer.eos_token_id
-        self._ends = sorted({*ends, *eos_ids(model), *([] if own is None else [own])})
+        self._ends = _stops(self._tokenizer, model, ends)
         self._max_model_len = config.max_model_len
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
         torch.set_num_threads(num_threads(config.threads))
@@ -212,7 +209,7 @@ class Engine:
         started = time.perf_counter()
         with closing(self._outputs(prompts, params)) as outputs:
             for output in outputs:
-                texts = [self._text(list(sample.token_ids)) for sample in output.outputs]
+                texts = [_text(self._tokenizer, sample.token_ids, self._ends) for sample in output.outputs]
                 group = _group(output, texts, self._routes, self._policy_version)
                 self._tokens += sum(len(completion.token_ids) for completion in group.completions)
                 self._generate_seconds += time.perf_counter() - started
@@ -234,13 +231,6 @@ class Engine:
         finally:
             engine.abort_request(names)
 
-    def _text(self, token_ids: list[int]) -> str:
-        """The ids as text, without those that end a completion or pad it. Other special tokens are part of the text:
-        what judges it must see a <think>, and an answer that goes on with a turn of its own."""
-        left_out = {*self._ends, self._tokenizer.pad_token_id}
-        kept = [token_id for token_id in token_ids if token_id not in left_out]
-        return str(self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
     def _forget_prefixes(self) -> None:
         forgotten = self._llm.reset_prefix_cache()
         assert forgotten, "prefixes are in use: finish or close the stream first"
@@ -248,6 +238,19 @@ class Engine:
     def _check_ready(self) -> None:
         if not self._awake:
             raise RuntimeError("the engine sleeps; wake it before anything is asked of it")
+
+
+def _stops(tokenizer: PreTrainedTokenizerFast, model: Path, ends: Sequence[int]) -> list[int]:
+    """The ids at which a completion ends."""
+    own = cast(int | None, tokenizer.eos_token_id)
+    return sorted({*ends, *eos_ids(model)} | (set() if own is None else {own}))
+
+
+def _text(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], ends: Sequence[int]) -> str:
+    """The ids as text, without those that end a completion or pad it. Other special tokens are part of the text: what
+    judges it must see a <think>, and an answer that goes on with a turn of its own."""
+    kept = [token_id for token_id in token_ids if token_id not in (*ends, tokenizer.pad_token_id)]
+    return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _group(

@@ -8,52 +8,31 @@ ids are the prompt's too where the prompt holds no earlier answer; a prompt that
 every server does it, and a tokenizer may merge the first characters of an earlier answer with what stands before them.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, cast
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from pipeline.data.messages import (
-    REASONING_KEYS,
     Message,
     Reasoning,
     checked_messages,
     checked_tools,
     lost,
-    lost_tools,
     texts_in,
     texts_of,
     without_reasoning,
 )
 from pipeline.data.rows import BadRowError
+from pipeline.data.template import CALL_PROBE, PROBE, THINKING, Span, Template, Tools
 
-Span = tuple[int, int]
-Tools = list[dict[str, Any]] | None
 Doubt = Callable[[str, str], None]
 """Told the reason and the detail of what looks wrong with a conversation that is used all the same."""
 
 SEAM_PROBE = ["Hello", " world", "\n\n12", "34"]
-PROBE: list[Message] = [
-    {"role": "user", "content": "Ping"},
-    {"role": "assistant", "content": "Alpha"},
-    {"role": "user", "content": "Pong"},
-    {"role": "assistant", "content": "Omega"},
-]
-"""A conversation that shows which tokens a template puts between turns."""
-CALL_PROBE: Message = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [{"id": "callprobe", "type": "function", "function": {"name": "probe", "arguments": {"n": 1}}}],
-}
-THINKING = re.compile("think|thought|reason", re.IGNORECASE)
-"""Special tokens of that name stand within answers, such as <think>."""
-NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
 class ChatFormat:
@@ -61,20 +40,8 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         """Raises ValueError when there is no chat template, or when text tokenised in pieces does not join up again."""
-        if tokenizer.chat_template is None:
-            raise ValueError(
-                "the tokenizer has no chat template; set model.chat_template to a Jinja file or a shipped template"
-            )
         self._tokenizer = tokenizer
-        self._template: str = tokenizer.get_chat_template()
-        named = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._template)]
-        self._reasoning_key = (named or REASONING_KEYS)[0]
-        self._marks_answers = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self._template) is not None
-        added = tokenizer.added_tokens_decoder.values()
-        special_tokens = sorted((token.content for token in added if token.special), key=len, reverse=True)
-        if not special_tokens:
-            raise ValueError("the tokenizer has no special token, so nothing could end an answer")
-        self._special_token = re.compile("|".join(re.escape(token) for token in special_tokens))
+        self._template = Template(tokenizer)
         joined = tokenizer.decode(list(chain(*self._encode(SEAM_PROBE))), clean_up_tokenization_spaces=False)
         if joined != "".join(SEAM_PROBE):
             raise ValueError(
@@ -85,8 +52,8 @@ class ChatFormat:
     def prompt_ids(self, messages: list[Message], tools: Tools = None) -> list[int]:
         """Token ids of a conversation that is to be answered. Raises BadRowError if the template refuses it, or leaves
         out some of it other than the reasoning of earlier answers."""
-        text, _ = self._render(messages, tools, add_generation_prompt=True)
-        self._check_kept(messages, tools, text)
+        text, _ = self._template.render(messages, tools, add_generation_prompt=True)
+        self._template.check_kept(messages, tools, text)
         return self._encode([text])[0]
 
     def training_ids(
@@ -109,7 +76,7 @@ class ChatFormat:
         if reasoning == "drop":
             messages = without_reasoning(messages)
         text, spans = self._learned(messages, tools, doubt)
-        self._check_kept(messages, tools, text)
+        self._template.check_kept(messages, tools, text)
         for turn, of_turn in spans.items():
             said = "".join(text[start:end] for start, end in of_turn)
             if problem := lost(messages[turn], said, reasoning):
@@ -126,7 +93,7 @@ class ChatFormat:
         end something in the template; others, such as <think>, are its own to say."""
         messages = checked_messages(value, last_role)
         for message in messages:
-            forbidden = self._turn_tokens if message["role"] == "assistant" else None
+            forbidden = self._template.turn_tokens if message["role"] == "assistant" else None
             self._refuse_special(texts_of(message), forbidden)
         return messages
 
@@ -139,8 +106,11 @@ class ChatFormat:
     def end_ids(self) -> list[int]:
         """The tokens that end an answer: that of an answer in words first, then that of a tool call where it is another
         one. Empty for a template that ends its answers with no special token."""
-        ends = [self._learned_end(PROBE[:2]) or (self._ends or [None])[-1], self._learned_end([PROBE[0], CALL_PROBE])]
-        return [self._tokenizer.convert_tokens_to_ids(end) for end in dict.fromkeys(ends) if end]
+        ends = [
+            self._learned_end(PROBE[:2]) or (self._template.ends or [None])[-1],
+            self._learned_end([PROBE[0], CALL_PROBE]),
+        ]
+        return [cast(int, self._tokenizer.convert_tokens_to_ids(end)) for end in dict.fromkeys(ends) if end]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -148,83 +118,9 @@ class ChatFormat:
     def _refuse_special(self, texts: Iterable[str], forbidden: set[str] | None) -> None:
         """Raises BadRowError for a special token in one of `texts`; with `forbidden`, for one of those alone."""
         for text in texts:
-            for found in self._special_token.finditer(text):
+            for found in self._template.special_token.finditer(text):
                 if forbidden is None or found[0] in forbidden:
                     raise BadRowError("special token in the text", found[0])
-
-    def _render(
-        self, messages: list[Message], tools: Tools = None, add_generation_prompt: bool = False
-    ) -> tuple[str, list[Span]]:
-        """The text, and the spans that the template marks in it."""
-        if any("tool_calls" in message for message in messages) and self._takes_text:
-            messages = [_with_arguments_as_text(message) for message in messages]
-        render: Any = render_jinja_template  # its own annotations don't know of the marks
-        try:
-            texts, marked = render(
-                conversations=[[self._given(message) for message in messages]],
-                tools=tools,
-                chat_template=self._template,
-                return_assistant_tokens_mask=self._marks_answers,
-                add_generation_prompt=add_generation_prompt,
-                **self._tokenizer.special_tokens_map,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise BadRowError("refused by the chat template", str(error)) from error
-        return texts[0], marked[0] if self._marks_answers else []
-
-    def _given(self, message: Message) -> Message:
-        """The message as the template takes it: its reasoning under the name that the template has for it."""
-        names = {"reasoning_content": self._reasoning_key}
-        return {names.get(key, key): value for key, value in message.items() if key != "weight"}
-
-    def _shown(self, messages: list[Message], *, prompt: bool = False) -> str:
-        """The rendered text; "" for a conversation that the template refuses."""
-        try:
-            return self._render(messages, add_generation_prompt=prompt)[0]
-        except BadRowError:
-            return ""
-
-    def _check_kept(self, messages: list[Message], tools: Tools, text: str) -> None:
-        """Raises BadRowError where the template leaves out something other than reasoning."""
-        problems = [lost(message, text) for message in messages]
-        problems += [lost_tools(tools, text)] if tools else []
-        for problem in filter(None, problems):
-            raise BadRowError(*problem)
-        unnamed = [message if message["role"] == "tool" else _without_name(message) for message in messages]
-        if unnamed != messages:
-            prompt = messages[-1]["role"] != "assistant"
-            if self._render(unnamed, tools, add_generation_prompt=prompt)[0] == text:
-                raise BadRowError("name that the chat template leaves out", "remove it, or write it into the content")
-
-    @cached_property
-    def _takes_text(self) -> bool:
-        """Whether the template takes the arguments of tool calls as JSON text only, as OpenAI's servers give them."""
-        called = [PROBE[0], CALL_PROBE]
-        render = partial(render_jinja_template, tools=None, chat_template=self._template)
-        try:
-            render(conversations=[called], **self._tokenizer.special_tokens_map)
-        except (TemplateError, TypeError, ValueError):
-            return True
-        return False
-
-    @cached_property
-    def _turn_tokens(self) -> set[str]:
-        """The special tokens that no answer may spell: those with a role of their own in the tokenizer, and those that
-        the template puts around messages."""
-        named = {str(getattr(self._tokenizer, name)) for name in NAMED_TOKENS if getattr(self._tokenizer, name)}
-        system: Message = {"role": "system", "content": "Sigma"}
-        shown = "".join(self._shown([*start, *PROBE[:3]], prompt=True) for start in ([], [system]))
-        found = {token for token in self._special_token.findall(shown) if not THINKING.search(token)}
-        return named | found | set(self._ends)
-
-    @cached_property
-    def _ends(self) -> list[str]:
-        """The special tokens that follow an earlier and the last answer; the same, for most templates."""
-        text = self._shown(PROBE) or self._shown(PROBE[:2])
-        places = [text.rfind(message["content"]) for message in PROBE if message["role"] == "assistant"]
-        after = [self._special_token.finditer(text, place) for place in places if place >= 0]
-        ends = [next((found[0] for found in tokens if not THINKING.search(found[0])), None) for tokens in after]
-        return [end for end in ends if end is not None]
 
     def _learned_end(self, messages: list[Message]) -> str | None:
         """The token that training teaches as the end of the last message; None where the template can't be trained
@@ -239,9 +135,9 @@ class ChatFormat:
     @cached_property
     def _fault(self) -> str | None:
         """Why no conversation can be trained on with this template; None where one can."""
-        probe = PROBE if self._shown(PROBE) else PROBE[:2]
+        probe = PROBE if self._template.shown(PROBE) else PROBE[:2]
         try:
-            if self._shown(probe):
+            if self._template.shown(probe):
                 self._learned(probe, None, lambda reason, detail: None)
         except BadRowError as error:
             return str(error)
@@ -249,14 +145,16 @@ class ChatFormat:
 
     def _learned(self, messages: list[Message], tools: Tools, doubt: Doubt) -> tuple[str, dict[int, list[Span]]]:
         """The text, and by turn the spans of the answers in it that are learned."""
-        text, marked = self._render(messages, tools)
+        text, marked = self._template.render(messages, tools)
         answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
         learned = [turn for turn in answers if messages[turn].get("weight") != 0]
-        prompts = {turn: self._render(messages[:turn], tools, add_generation_prompt=True)[0] for turn in answers}
-        if not self._marks_answers:
+        prompts = {
+            turn: self._template.render(messages[:turn], tools, add_generation_prompt=True)[0] for turn in answers
+        }
+        if not self._template.marks_answers:
             spans = {turn: [self._located(text, prompts[turn])] for turn in learned}
         else:
-            blocks = turns_of(text, marked, self._special_token)
+            blocks = turns_of(text, marked, self._template.special_token)
             by_turn = _dealt(blocks, text, prompts)
             spans = {turn: _after(prompts[turn], by_turn[turn], text, doubt) for turn in learned if turn in by_turn}
             if len(spans) < len(learned):
@@ -272,9 +170,9 @@ class ChatFormat:
         turns, as long as it drops it from their prompts alike.
         """
         start = len(prompt)
-        ends = [text.index(end, start) + len(end) for end in self._ends if text.find(end, start) >= 0]
-        tokens = self._special_token.findall(text[start : min(ends, default=start)])
-        within = [token for token in tokens[:-1] if token in self._turn_tokens]
+        ends = [text.index(end, start) + len(end) for end in self._template.ends if text.find(end, start) >= 0]
+        tokens = self._template.special_token.findall(text[start : min(ends, default=start)])
+        within = [token for token in tokens[:-1] if token in self._template.turn_tokens]
         if not text.startswith(prompt) or not ends or within:
             raise BadRowError(
                 "answers that can't be located",
@@ -361,16 +259,3 @@ def _after(prompt: str, spans: list[Span], text: str, doubt: Doubt) -> list[Span
             f"{text[len(prompt) : start][-40:]!r}; put it into the {{% generation %}} block or into the prompt",
         )
     return [(max(first, len(prompt)), last) for first, last in spans if last > len(prompt)]
-
-
-def _with_arguments_as_text(message: Message) -> Message:
-    calls = [
-        call
-        | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
-        for call in message.get("tool_calls", [])
-    ]
-    return message | {"tool_calls": calls} if calls else message
-
-
-def _without_name(message: Message) -> Message:
-    return {key: value for key, value in message.items() if key != "name"}

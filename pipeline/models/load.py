@@ -4,10 +4,10 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.data.chat import turn_ends
@@ -92,7 +92,7 @@ def end_with_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     generation_config has a list of them, at which `transformers` and vLLM stop; the tokenizer has one, which becomes
     the end of a turn unless the template itself writes `eos_token`.
     """
-    ends = turn_ends(tokenizer)
+    ends = turn_ends(cast(PreTrainedTokenizerFast, tokenizer))
     if not ends:
         return
     before = model.generation_config.eos_token_id
