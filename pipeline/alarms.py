@@ -25,6 +25,11 @@ LEFT_OUT_RATE = 0.2
 TRUNCATED_RATE = 0.9
 """Share of completions cut short from which on hardly any ends by itself."""
 
+CUT_SHORT = (
+    "nearly all completions were cut off at sampling.max_tokens; raise it or, if the samples show that the policy goes "
+    "on after its answer, train it to end a turn as its chat template does (docs/sft.md)"
+)
+
 WINDOW = 30
 """Steps that a trend is looked for in."""
 
@@ -131,11 +136,7 @@ def alarms(metrics: Row, *, ignore_eos: bool = False) -> dict[str, str]:
     raised: dict[str, str] = {}
     truncated = metrics.get("rollout/truncated_rate", 0.0)
     if truncated > TRUNCATED_RATE and not ignore_eos:
-        raised["completions cut short"] = (
-            f"{truncated:.0%} of the completions were cut off at sampling.max_tokens (rollout/truncated_rate): raise "
-            "it or, if the samples show that the policy goes on after its answer, train it to end a turn as its chat "
-            "template does (docs/sft.md)"
-        )
+        raised["completions cut short"] = f"{truncated:.0%} (rollout/truncated_rate): {CUT_SHORT}"
     collapsed = metrics.get("reward/total/collapsed_rate", 0.0)
     if collapsed > COLLAPSED_RATE:
         raised["collapsed rewards"] = (

@@ -188,7 +188,10 @@ def source_files(source: Source) -> list[Path]:
         found.update(matches)
     for path in found:
         if not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-            raise ValueError(f"source.paths: '{path}' is not a .jsonl, .jsonl.gz or .parquet file")
+            raise ValueError(
+                f"source.paths: '{path}' is not a .jsonl, .jsonl.gz or .parquet file; docs/sft.md has lines that "
+                "convert JSON and CSV"
+            )
     return sorted(found)
 
 

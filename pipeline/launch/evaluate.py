@@ -6,6 +6,7 @@ from rich.console import Console
 
 from configs.evaluation import EvalConfig
 from configs.stages import Recipe
+from pipeline.alarms import CUT_SHORT, TRUNCATED_RATE
 from pipeline.data.chat import turn_ends
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import results_table
@@ -31,5 +32,9 @@ def launch(config: EvalConfig, folder: Path, recipe: Recipe | None) -> dict[str,
         rollout,
     ):
         results = evaluate.run(config, evaluation, rollout, folder)
-    Console().print(results_table(results))
+    console = Console()
+    console.print(results_table(results))
+    for suite, result in results.items():
+        if result.figures.get("truncated_rate", 0.0) > TRUNCATED_RATE and not config.sampling.ignore_eos:
+            console.print(f"{suite}: {CUT_SHORT}", markup=False)
     return {f"{suite}/{figure}": value for suite, result in results.items() for figure, value in result.figures.items()}
