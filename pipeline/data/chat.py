@@ -27,7 +27,7 @@ from pipeline.data.messages import (
     without_reasoning,
 )
 from pipeline.data.rows import BadRowError
-from pipeline.data.template import CALL_PROBE, PROBE, THINKING, Span, Template, Tools
+from pipeline.data.template import CALL_PROBE, INLINE_PROBE, PROBE, THINKING, Span, Template, Tools
 
 Doubt = Callable[[str, str], None]
 """Told the reason and the detail of what looks wrong with a conversation that is used all the same."""
@@ -104,12 +104,10 @@ class ChatFormat:
         return tools
 
     def end_ids(self) -> list[int]:
-        """The tokens that end an answer: that of an answer in words first, then that of a tool call where it is another
-        one. Empty for a template that ends its answers with no special token."""
-        ends = [
-            self._learned_end(PROBE[:2]) or (self._template.ends or [None])[-1],
-            self._learned_end([PROBE[0], CALL_PROBE]),
-        ]
+        """The tokens that end an answer. The first is the last one that training teaches, by which an answer is known
+        to have ended; others are the first of several, and that of a tool call. Empty for a template that ends its
+        answers with no special token."""
+        ends = [self._learned_end(PROBE[:2]), *self._template.ends[-1:], self._learned_end([PROBE[0], CALL_PROBE])]
         return [cast(int, self._tokenizer.convert_tokens_to_ids(end)) for end in dict.fromkeys(ends) if end]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -134,14 +132,19 @@ class ChatFormat:
 
     @cached_property
     def _fault(self) -> str | None:
-        """Why no conversation can be trained on with this template; None where one can."""
-        probe = PROBE if self._template.shown(PROBE) else PROBE[:2]
-        try:
-            if self._template.shown(probe):
-                self._learned(probe, None, lambda reason, detail: None)
-        except BadRowError as error:
-            return str(error)
-        return None
+        """Why no conversation can be trained on with this template; None where one can, or all are refused by it.
+
+        A template whose prompt opens a thought takes only answers that have one.
+        """
+        faults: list[str] = []
+        for answer in (PROBE[1], PROBE[1] | {"reasoning_content": "Beta"}, PROBE[1] | {"content": INLINE_PROBE}):
+            try:
+                self._learned([PROBE[0], answer], None, lambda reason, detail: None)
+            except BadRowError as error:
+                faults.append(str(error))
+            else:
+                return None
+        return faults[0] if self._template.shown(PROBE[:2]) else None
 
     def _learned(self, messages: list[Message], tools: Tools, doubt: Doubt) -> tuple[str, dict[int, list[Span]]]:
         """The text, and by turn the spans of the answers in it that are learned."""

@@ -22,6 +22,8 @@ PROBE: list[Message] = [
     {"role": "assistant", "content": "Omega"},
 ]
 """A conversation that shows which tokens a template puts between turns."""
+INLINE_PROBE = "<think>\nBeta\n</think>\n\nAlpha"
+"""An answer with its reasoning within the text."""
 CALL_PROBE: Message = {
     "role": "assistant",
     "content": "",

@@ -130,14 +130,30 @@ def test_nothing_is_merged_across_the_start_of_an_answer() -> None:
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' if add_generation_prompt }}",
         # the answer is not rendered
         "{% for m in messages %}{{ '<|im_start|>' + m.content + '<|im_end|>' if m.role == 'user' }}{% endfor %}",
-        # the prompt opens a thought that the whole conversation lacks
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        # the prompt opens a thought, and thoughts are cut out of the whole conversation
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
         "{{ '<|im_start|>assistant\n<think>\n' if add_generation_prompt }}",
     ],
 )
 def test_template_whose_answers_cannot_be_located_is_refused(template: str) -> None:
     chat = ChatFormat(tokenizer_with(template, SPECIAL_TOKENS["qwen3_form"]))
     with pytest.raises(ValueError, match=r"put \{% generation %\}"):
+        chat.training_ids([QUESTION, YES])
+
+
+@pytest.mark.parametrize("key", [None, "reasoning_content"])
+def test_a_prompt_that_opens_a_thought_takes_answers_that_have_one(key: str | None) -> None:
+    start = "{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' if m.reasoning_content }}" if key else ""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role + '\n' }}" + start + "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ '<|im_start|>assistant\n<think>\n' if add_generation_prompt }}"
+    )
+    tokenizer = tokenizer_with(template, SPECIAL_TOKENS["qwen3_form"])
+    chat = ChatFormat(tokenizer)
+    thought = {"role": "assistant", "content": "4", "reasoning_content": "easy"} if key else THOUGHT
+    text = shown(tokenizer, *chat.training_ids([QUESTION, thought]))
+    assert text.endswith("<|im_start|>assistant\n<think>\n[easy\n</think>\n\n4<|im_end|>]\n")
+    with pytest.raises(BadRowError, match=r"put \{% generation %\}"):
         chat.training_ids([QUESTION, YES])
 
 
@@ -260,6 +276,7 @@ def test_one_row_that_a_template_can_not_take_is_a_bad_row() -> None:
         (HEAD + "{{ m.content + '<|im_end|>' }}" + TAIL, ["<|im_end|>"]),
         (HEAD + "{{ '<think></think>' + m.content + '<|im_end|>' }}" + TAIL, ["<|im_end|>"]),
         (HEAD + "{{ m.content + eos_token }}" + TAIL, ["<eos>"]),
+        (HEAD + OPEN + "{{ m.content + '<|im_end|>' + eos_token }}" + CLOSE + TAIL, ["<eos>", "<|im_end|>"]),
         # no template to train with, since its prompt opens a thought, but a turn has its end
         (HEAD + "{{ m.content + '<|im_end|>' }}" + TAIL.replace("assistant\n'", "assistant\n<think>'"), ["<|im_end|>"]),
         ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}", []),
