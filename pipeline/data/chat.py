@@ -220,7 +220,8 @@ def turns_of(text: str, marked: list[Span], special_token: re.Pattern[str]) -> l
             raise BadRowError(
                 "an answer without an end",
                 f"the chat template's {{% generation %}} block {text[start:end]!r} doesn't end with a special token, "
-                "so the model would not learn to stop; move the token that ends the turn into the block",
+                "so the model would not learn to stop; move the token that ends the turn into the block, or make it a "
+                "special token of the tokenizer",
             )
         else:
             turn.append((start, end))

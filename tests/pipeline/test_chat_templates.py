@@ -1,6 +1,7 @@
 """The shipped chat templates: each on one turn and several, with a system message, thinking and tools where its format
 has them. What is learned is the answers with their ends, and each follows the prompt of a rollout."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,20 @@ def learned(name: str, messages: Any, tools: Any = None, **settings: Any) -> tup
     return said, tokenizer.decode(asked), doubts
 
 
-def test_every_shipped_template_is_tested() -> None:
+def test_every_shipped_template_is_tested_and_documented() -> None:
     assert set(FAMILIES) == set(SHIPPED)
+    page = (Path(__file__).parents[2] / "docs" / "sft.md").read_text(encoding="utf-8")
+    table = page.split("| name | for |")[1].split("\n\n")[0]
+    assert {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1] if row else "")
+    } == set(SHIPPED)
+
+
+def test_a_template_for_another_tokenizer_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template_file("chatml").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="special token of the tokenizer"):
+        ChatFormat(tokenizer).training_ids([ASKED, SAID])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
