@@ -79,7 +79,7 @@ class ChatFormat:
         self._template.check_kept(messages, tools, text)
         for turn, of_turn in spans.items():
             said = "".join(text[start:end] for start, end in of_turn)
-            if problem := lost(messages[turn], said, reasoning):
+            if problem := lost([messages[turn]], said, reasoning):
                 raise BadRowError(*problem)
         cuts = [0, *(cut for of_turn in spans.values() for span in of_turn for cut in span), len(text)]
         pieces = self._encode([text[start:end] for start, end in pairwise(cuts)])

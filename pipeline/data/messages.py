@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from pipeline.data.rows import BadRowError, check_characters
@@ -28,6 +28,9 @@ FOLLOWERS = {
 }
 """The roles that may come after each; `calls` is an assistant that calls tools."""
 
+REASONING_REMEDY = (
+    "; set data.reasoning to template or drop, weight 0 on that answer, or take a chat_template that renders it"
+)
 INLINE = re.compile(r"\s*(?:<think>)?(?P<thinking>.*)</think>(?P<answer>.*)", re.DOTALL)
 """An answer that holds its reasoning; the template may have written the first mark, as part of the prompt."""
 
@@ -86,24 +89,18 @@ def without_reasoning(messages: list[Message]) -> list[Message]:
     return kept
 
 
-def lost(message: Message, text: str, reasoning: Reasoning = "template") -> tuple[str, str] | None:
-    """What of `message` is not in `text`, as reason and detail; None where all of it is. White space around its parts
-    doesn't count. With "template" its reasoning may be missing."""
-    thinking, content = message.get("reasoning_content", ""), message["content"]
-    if not _stands(content, text) and message["role"] == "assistant" and (inline := INLINE.fullmatch(content)):
-        thinking, content = thinking or inline["thinking"], inline["answer"]
-    if not _stands(content, text):
-        return f"{message['role']} message that the chat template changes or leaves out", f"{content.strip()[:80]!r}"
-    if reasoning == "train" and not _stands(thinking, text):
-        return (
-            "reasoning that the chat template leaves out",
-            f"{thinking.strip()[:40]!r}; set data.reasoning to template or drop, weight 0 on that answer, or take a "
-            "chat_template that renders it",
-        )
-    for call in message.get("tool_calls", []):
-        for part in (call["function"]["name"], *texts_in(call["function"]["arguments"])):
-            if not _stands(part, text):
-                return "tool call that the chat template leaves out", f"{part[:80]!r}"
+def lost(messages: Iterable[Message], text: str, reasoning: Reasoning = "template") -> tuple[str, str] | None:
+    """What of `messages` is not in `text`, as reason and detail; None where all of it is.
+
+    Every part needs a place of its own, so that a word that is said twice is not taken for one that is left out. White
+    space around a part doesn't count. With "template" an assistant's reasoning may be missing.
+    """
+    parts = [part for message in messages for part in _parts(message, text, reasoning) if part[1]]
+    for reason, part, remedy in sorted(parts, key=lambda part: -len(part[1])):  # none is found within a longer one
+        form = next((form for form in (part, _as_json(part)) if form in text), None)
+        if form is None:
+            return reason, f"{part[:80]!r}{remedy}"
+        text = text.replace(form, "\0", 1)
     return None
 
 
@@ -121,9 +118,23 @@ def texts_of(message: Message) -> Iterator[str]:
         yield from (call["function"]["name"], *texts_in(call["function"]["arguments"]))
 
 
-def _stands(part: str, text: str) -> bool:
-    """Whether `part` stands in `text`, as it is or as JSON writes it."""
-    return part.strip() in text or json.dumps(part.strip(), ensure_ascii=False)[1:-1] in text
+def _parts(message: Message, text: str, reasoning: Reasoning) -> Iterator[tuple[str, str, str]]:
+    """What of a message should stand in `text`: the reason it is refused for otherwise, the part, and the remedy."""
+    thinking, content = message.get("reasoning_content", ""), message["content"]
+    whole = content.strip() in text or _as_json(content.strip()) in text
+    if not whole and message["role"] == "assistant" and (inline := INLINE.fullmatch(content)):
+        thinking, content = inline["thinking"], inline["answer"]
+    yield f"{message['role']} message that the chat template changes or leaves out", content.strip(), ""
+    if reasoning == "train":
+        yield "reasoning that the chat template leaves out", thinking.strip(), REASONING_REMEDY
+    for call in message.get("tool_calls", []):
+        for part in (call["function"]["name"], *texts_in(call["function"]["arguments"])):
+            yield "tool call that the chat template leaves out", part.strip(), ""
+
+
+def _as_json(text: str) -> str:
+    """The text as it stands within a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def checked_message(given: Mapping[str, Any]) -> Message:

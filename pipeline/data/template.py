@@ -88,9 +88,8 @@ class Template:
 
     def check_kept(self, messages: list[Message], tools: Tools, text: str) -> None:
         """Raises BadRowError where the template leaves out something other than reasoning."""
-        problems = [lost(message, text) for message in messages]
-        problems += [lost_tools(tools, text)] if tools else []
-        for problem in filter(None, problems):
+        problem = lost(messages, text) or (lost_tools(tools, text) if tools else None)
+        if problem:
             raise BadRowError(*problem)
         unnamed = [message if message["role"] == "tool" else _without_name(message) for message in messages]
         if unnamed != messages:

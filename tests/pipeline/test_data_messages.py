@@ -205,6 +205,23 @@ def test_reasoning_reaches_the_template_under_its_name(key: str) -> None:
         assert trained(messages, template, reasoning="drop") == "so<|im_end|>"
 
 
+@pytest.mark.parametrize("thought", ["4", "so 4", "It is 4 so"])
+def test_reasoning_that_the_answer_repeats_is_still_missed(thought: str) -> None:
+    messages = [user(), assistant("It is 4 so 4", thinking=thought)]
+    with pytest.raises(BadRowError, match="reasoning that the chat template leaves out"):
+        trained(messages)
+    learned = trained(messages, REASONS.replace("KEY", "thinking"))
+    assert learned == f"<think>{thought}</think>It is 4 so 4<|im_end|>"
+
+
+def test_a_system_message_that_the_question_repeats_is_still_missed() -> None:
+    without = "{% for m in messages if m.role != 'system' %}" + CHATML.partition("%}")[2]
+    messages = [{"role": "system", "content": "why"}, user("why?"), assistant()]
+    assert trained(messages) == trained(messages[1:], without) == "so<|im_end|>"
+    with pytest.raises(BadRowError, match="system message that the chat template"):
+        trained(messages, without)
+
+
 @pytest.mark.parametrize(
     ("content", "dropped"),
     [
