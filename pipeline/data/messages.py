@@ -31,7 +31,7 @@ FOLLOWERS = {
 REASONING_REMEDY = (
     "; set data.reasoning to template or drop, weight 0 on that answer, or take a chat_template that renders it"
 )
-INLINE = re.compile(r"\s*(?:<think>)?(?P<thinking>.*)</think>(?P<answer>.*)", re.DOTALL)
+INLINE = re.compile(r"\s*(?:<think>)?(?P<thinking>.*?)</think>(?P<answer>.*)", re.DOTALL)
 """An answer that holds its reasoning; the template may have written the first mark, as part of the prompt."""
 
 
@@ -81,11 +81,19 @@ def text_only(messages: list[Message]) -> list[Message]:
 
 
 def without_reasoning(messages: list[Message]) -> list[Message]:
-    """The messages without any assistant's reasoning, in a key of its own or within <think> and </think>."""
+    """The messages without any assistant's reasoning, in a key of its own or at the start of the text between <think>
+    and </think>. Raises BadRowError for a </think> that nothing began: it may end reasoning, or be spoken of."""
     kept = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
     for message in kept:
-        if message["role"] == "assistant" and (inline := INLINE.fullmatch(message["content"])):
-            message["content"] = inline["answer"].lstrip("\n")
+        if message["role"] != "assistant" or not (inline := INLINE.fullmatch(message["content"])):
+            continue
+        if not message["content"].lstrip().startswith("<think>"):
+            raise BadRowError(
+                "reasoning whose beginning is missing", f"{message['content'][:80]!r}; begin it with <think>"
+            )
+        message["content"] = inline["answer"].lstrip("\n")
+        if not message["content"].strip() and "tool_calls" not in message:
+            raise BadRowError("an answer of reasoning alone")
     return kept
 
 

@@ -227,7 +227,8 @@ def test_a_system_message_that_the_question_repeats_is_still_missed() -> None:
     [
         ("<think>step</think>so", "so"),
         ("<think>\nstep\n</think>\n\nso", "so"),
-        ("step</think>so", "so"),
+        ("<think></think>so", "so"),
+        ("<think>step</think>close it by </think>", "close it by </think>"),
         ("so", "so"),
         ("<think>so", "<think>so"),
     ],
@@ -236,6 +237,20 @@ def test_reasoning_within_the_text(content: str, dropped: str) -> None:
     messages = [user(), assistant(content)]
     assert trained(messages) == content + "<|im_end|>"
     assert trained(messages, reasoning="drop") == dropped + "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("step</think>so", "whose beginning is missing"),
+        ("Close it by </think> at the end.", "whose beginning is missing"),
+        ("<think>step</think> \n", "reasoning alone"),
+    ],
+)
+def test_reasoning_that_can_not_be_told_from_the_answer_is_not_dropped(content: str, wanted: str) -> None:
+    assert trained([user(), assistant(content)]) == content + "<|im_end|>"
+    with pytest.raises(BadRowError, match=wanted):
+        trained([user(), assistant(content)], reasoning="drop")
 
 
 def test_reasoning_that_a_template_cuts_out_of_the_text_is_refused() -> None:
