@@ -75,7 +75,7 @@ def test_chat_template_is_replaced(tmp_path: Path) -> None:
     template.write_text("{{ messages[0].content }}!")
     tokenizer = load_tokenizer(tmp_path, str(template))
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
-    with pytest.raises(ValueError, match=r"chat_template='nowhere\.jinja': no such file.* chatml, "):
+    with pytest.raises(ValueError, match=r"chat_template='nowhere\.jinja'"):
         load_tokenizer(tmp_path, "nowhere.jinja")
 
 
@@ -85,7 +85,7 @@ def test_a_shipped_template_is_found_by_name_and_a_file_before_it(
     byte_tokenizer().save_pretrained(tmp_path)
     assert "<|im_start|>" in str(load_tokenizer(tmp_path, "chatml").chat_template)
     check_template(ModelConfig(path="x", chat_template="chatml"))
-    with pytest.raises(ValueError, match=r"model\.chat_template='chat_ml'"):
+    with pytest.raises(ValueError, match=r"model\.chat_template='chat_ml'.*: chatml, "):
         check_template(ModelConfig(path="x", chat_template="chat_ml"))
     monkeypatch.chdir(tmp_path)
     Path("chatml").write_text("mine")
