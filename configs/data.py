@@ -103,11 +103,17 @@ class ConversationData(Settings):
     source: Source
     """Where the rows come from."""
     messages: str = "messages"
-    """Column with the conversation: a list of {role, content}."""
+    """Column with the conversation: a list of {role, content}, or ShareGPT's {from, value}; see docs/sft.md."""
     prompt: str | None = None
     """Column with the user's text, for rows that are a prompt and an answer. Set together with `answer`."""
     answer: str | None = None
     """Column with the assistant's text. Set together with `prompt`."""
+    tools: str | None = "tools"
+    """Column with the definitions of the tools the assistant may call, read where it is there. None reads none."""
+    reasoning: Literal["train", "template", "drop"] = "train"
+    """What becomes of the assistant's reasoning, in a key of its own or within <think> and </think>. `train`: it is
+    learned, and a row whose reasoning the chat template leaves out is bad. `template`: it is learned where the template
+    renders it; many leave it out of all answers but the last. `drop`: it is left out."""
     max_length: int = Field(default=1024, ge=8)
     """Longest conversation in tokens; a longer one is a bad row, never cut."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)

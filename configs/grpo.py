@@ -51,7 +51,13 @@ class DynamicSamplingConfig(Settings):
 
 
 AlarmName = Literal[
-    "collapsed rewards", "completions left out", "reward hacking", "length drift", "entropy collapse", "repetition"
+    "completions cut short",
+    "collapsed rewards",
+    "completions left out",
+    "reward hacking",
+    "length drift",
+    "entropy collapse",
+    "repetition",
 ]
 """What may raise an alarm; docs/gates.md says when each does."""
 

@@ -1,5 +1,6 @@
 """From a YAML file and overrides to a validated configuration that knows where each of its values came from."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,11 @@ from pydantic import ValidationError
 
 from configs.base import Settings, problems, unknown_key
 from configs.schema import item_of, models_in
+
+NUMBER_LIKE = re.compile(r"[-+]?\.?[0-9]")
+CERTAIN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+"""Numbers that every reader takes for the same."""
+LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -32,8 +38,9 @@ def load(path: str, overrides: Sequence[str], model: type[S]) -> Loaded[S]:
     Keys are dotted (`stages.grpo.steps=3`, `rewards.0.weight=0.5`), values are YAML, and an override replaces what
     stood there. `${key}` takes another key's value, counted from the root.
 
-    Raises ValueError, one line per problem, for a file that is missing or not YAML, an unknown key, a wrong type, an
-    impossible combination, an interpolation that does not resolve, and an override of a key that does not exist.
+    Raises ValueError, one line per problem, for a file that is missing or not YAML, a value that YAML reads otherwise
+    than it looks (`010`, `1:30`, `on`), an unknown key, a wrong type, an impossible combination, an interpolation that
+    does not resolve, and an override of a key that does not exist.
     """
     file = find(path)
     tree = read(file)
@@ -78,7 +85,58 @@ def read(file: Path) -> DictConfig:
         raise ValueError(f"{file}: {error.full_key}: {str(error).splitlines()[0]}") from error
     if not isinstance(tree, DictConfig):
         raise ValueError(f"{file}: holds a list; a configuration is a mapping of keys to values")
+    misread = list(_misread(file.read_text(encoding="utf-8")))
+    if misread:
+        raise ValueError("\n".join([f"{file}: values that YAML does not read as they look", *misread]))
     return tree
+
+
+def _misread(text: str, prefix: str = "") -> Iterator[str]:
+    """One line for each unquoted value or key of a YAML text that reads otherwise than it looks.
+
+    YAML 1.1 takes `010` for 8, `1:30` for 90, `on` for true and `.5e3` for text. What Python reads as the same number
+    is right (`1_000`, `0x10`, `1e5`), and so is what neither takes for a number.
+    """
+    seen: set[int] = set()  # an alias is the node that it repeats
+    waiting: list[tuple[str, Any]] = [(prefix, cast(Any, yaml).compose(text, Loader=yaml.SafeLoader))]
+    while waiting:
+        key, node = waiting.pop(0)
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            for name, value in cast(list[tuple[Any, Any]], node.value):
+                below = f"{key}.{name.value}" if key else str(name.value)
+                waiting += [(below, name), (below, value)]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(f"{key}.{place}", entry) for place, entry in enumerate(cast(list[Any], node.value))]
+        elif node.style is None and (reading := _otherwise(node.value)) is not None:
+            yield f"  {key}: {node.value} {reading}"
+
+
+def _otherwise(plain: str) -> str | None:
+    """How an unquoted scalar reads otherwise than it looks, and the remedy; None where it doesn't."""
+    if plain.lower() in ("yes", "no", "on", "off"):
+        return "is read as true or false; write one of those, or put it in quotes"
+    if plain == "None":
+        return "is text; write null, or put it in quotes"
+    if not NUMBER_LIKE.match(plain) or CERTAIN.fullmatch(plain):
+        return None
+    value = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={plain}"])))["value"]
+    if LEADING_ZERO.fullmatch(plain):
+        return "has a leading zero; write the number without it, or put it in quotes"
+    if value == _python_number(plain) or (isinstance(value, str) and _python_number(plain) is None):
+        return None
+    return f"is read as {value!r}; write a plain decimal number, or put it in quotes"
+
+
+def _python_number(text: str) -> int | float | None:
+    for read_as in (lambda: int(text, 0), lambda: float(text)):
+        try:
+            return read_as()
+        except ValueError:
+            continue
+    return None
 
 
 def leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -113,6 +171,9 @@ def _override(tree: DictConfig, override: str, model: type[Settings]) -> str:
         raise ValueError(f"override '{override}': write key=value, with the key dotted, as in trainer.num_ranks=2")
     try:
         _check_known(parts, model, OmegaConf.to_container(tree))
+        misread = list(_misread(raw, ".".join(parts)))
+        if misread:
+            raise ValueError(misread[0].strip())
         # from_dotlist is the public way to parse one value by OmegaConf's YAML rules, which read 1e-5 as a number.
         value = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={raw}"])))["value"]
         OmegaConf.update(tree, ".".join(parts), value, merge=False)

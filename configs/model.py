@@ -15,7 +15,8 @@ class ModelConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights in the forward pass, in training and rollout alike."""
     chat_template: str | None = None
-    """File with a Jinja chat template that replaces the checkpoint's own. None keeps the checkpoint's."""
+    """Chat template that replaces the checkpoint's own: a Jinja file, or the name of a shipped one (`chatml`, `llama3`
+    and others: docs/sft.md). None keeps the checkpoint's."""
 
 
 class FirstModelConfig(Settings):
@@ -31,7 +32,8 @@ class FirstModelConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights in the forward pass."""
     chat_template: str | None = None
-    """File with a Jinja chat template that replaces the checkpoint's own. None keeps the checkpoint's."""
+    """Chat template that replaces the checkpoint's own: a Jinja file, or the name of a shipped one (`chatml`, `llama3`
+    and others: docs/sft.md). None keeps the checkpoint's."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "FirstModelConfig":

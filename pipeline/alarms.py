@@ -1,6 +1,7 @@
 """What in a GRPO run's figures a person should know of without having looked for it, and what stops a run.
 
-Two alarms look at one step; the others at the newest `WINDOW` steps, or at the newest `SPAN` against the first `SPAN`.
+Three alarms look at one step; the others at the newest `WINDOW` steps, or at the newest `SPAN` against the first
+`SPAN`.
 All they remember are figures of `metrics.jsonl`, so that a resumed run alarms as one never killed would have.
 """
 
@@ -20,6 +21,14 @@ COLLAPSED_RATE = 0.2
 
 LEFT_OUT_RATE = 0.2
 """Share of completions without a reward from which on a step learns from too little of what it sampled."""
+
+TRUNCATED_RATE = 0.9
+"""Share of completions cut short from which on hardly any ends by itself."""
+
+CUT_SHORT = (
+    "nearly all completions were cut off at sampling.max_tokens; raise it or, if the samples show that the policy goes "
+    "on after its answer, train it to end a turn as its chat template does (docs/sft.md)"
+)
 
 WINDOW = 30
 """Steps that a trend is looked for in."""
@@ -60,6 +69,7 @@ class Alarms:
     def __init__(self, config: GRPOConfig, tell: Callable[[str], None]) -> None:
         """`tell` says an alarm to a person."""
         self._stop_on = config.stop_on
+        self._ignore_eos = config.sampling.ignore_eos
         self._held_out = [spec.label for spec in config.rewards if spec.weight == 0 and spec.gate is None]
         self._tell = tell
         self._said: set[str] = set()
@@ -94,7 +104,7 @@ class Alarms:
         self._newest.append(seen | {"step": step})
         if len(self._first) < SPAN:
             self._first.append(seen)
-        raised = alarms(metrics) | dict(self._of_run())
+        raised = alarms(metrics, ignore_eos=self._ignore_eos) | dict(self._of_run())
         for name, text in raised.items():
             if name not in self._said:
                 self._said.add(name)
@@ -120,9 +130,13 @@ class Alarms:
                     yield name, text
 
 
-def alarms(metrics: Row) -> dict[str, str]:
-    """By name of the alarm what to say of one step; empty for a step that raises none."""
+def alarms(metrics: Row, *, ignore_eos: bool = False) -> dict[str, str]:
+    """By name of the alarm what to say of one step; empty for a step that raises none. With `ignore_eos` every
+    completion is cut short on purpose."""
     raised: dict[str, str] = {}
+    truncated = metrics.get("rollout/truncated_rate", 0.0)
+    if truncated > TRUNCATED_RATE and not ignore_eos:
+        raised["completions cut short"] = f"{truncated:.0%} (rollout/truncated_rate): {CUT_SHORT}"
     collapsed = metrics.get("reward/total/collapsed_rate", 0.0)
     if collapsed > COLLAPSED_RATE:
         raised["collapsed rewards"] = (

@@ -7,7 +7,7 @@ share the same devices and take turns.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -118,10 +118,11 @@ def start_policy(spec: TrainSpec) -> Policy:
 
 
 def start_rollout(
-    model: Path, config: RolloutConfig, *, dtype: str, seed: int, with_routes: bool = False
+    model: Path, config: RolloutConfig, *, dtype: str, seed: int, ends: Sequence[int] = (), with_routes: bool = False
 ) -> RolloutPool:
-    """Engines that speak with the weights in `model`, and tell the experts of each token if asked to."""
-    return RolloutPool(model, config, dtype, seed, resources=_devices(), with_routes=with_routes)
+    """Engines that speak with the weights in `model` until one of `ends`, which the chat template puts at the end of a
+    turn (`pipeline.data.chat.turn_ends`), and tell the experts of each token if asked to."""
+    return RolloutPool(model, config, dtype, seed, resources=_devices(), ends=ends, with_routes=with_routes)
 
 
 def start_rewards(specs: list[RewardSpec], config: RewardPoolConfig) -> RewardPool:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import parse_local_safetensors_file_metadata
 
@@ -16,6 +16,13 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     ahead = mtp_prefixes(_config(folder))
     return {name: shape for name, shape in _tensor_shapes(folder).items() if not name.startswith(ahead)}
+
+
+def eos_ids(folder: Path) -> list[int]:
+    """The tokens at which the checkpoint's generation_config.json ends a text; none where it has no such file."""
+    file = folder / "generation_config.json"
+    given: Any = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return cast(list[int], given if isinstance(given, list) else [] if given is None else [given])
 
 
 def mtp_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ On the CPU it is mended first (`rollout.cpu`), which is why its version is guard
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import RolloutConfig, SamplingConfig
-from rollout.checkpoint import checkpoint_shapes
+from rollout.checkpoint import checkpoint_shapes, eos_ids
 from rollout.process import num_threads
 from rollout.types import Completion, Group, Likelihood, TensorRecord
 from rollout.weights import Bucket, open_buckets
@@ -46,15 +46,26 @@ class Engine:
     it between two groups of a stream changes what follows.
     """
 
-    def __init__(self, model: Path, config: RolloutConfig, dtype: str, seed: int, *, with_routes: bool = False) -> None:
+    def __init__(
+        self,
+        model: Path,
+        config: RolloutConfig,
+        dtype: str,
+        seed: int,
+        *,
+        ends: Sequence[int] = (),
+        with_routes: bool = False,
+    ) -> None:
         """Loads the checkpoint folder `model` in `dtype` ("float32", "bfloat16"). With routes, groups come with the
-        experts that each token went to (see Completion).
+        experts that each token went to (see Completion). A completion ends at any of `ends`, the tokens that end a turn
+        in the chat template, at the tokenizer's own end, and at those of generation_config.json.
 
         Raises ValueError for a folder without safetensors or a setting this machine cannot serve, RuntimeError for
         a vLLM other than the one examined.
         """
         self._expected = checkpoint_shapes(model)
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+        self._ends = _stops(self._tokenizer, model, ends)
         self._max_model_len = config.max_model_len
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
         torch.set_num_threads(num_threads(config.threads))
@@ -97,7 +108,6 @@ class Engine:
                     f"{self._max_model_len} less sampling.max_tokens={sampling.max_tokens}): raise max_model_len or "
                     "shorten the prompt"
                 )
-        stop_token_ids = [] if sampling.ignore_eos else [self._tokenizer.eos_token_id]
         params = SamplingParams(
             n=num_completions,
             temperature=sampling.temperature,
@@ -105,7 +115,7 @@ class Engine:
             top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
             ignore_eos=sampling.ignore_eos,
-            stop_token_ids=stop_token_ids,
+            stop_token_ids=[] if sampling.ignore_eos else self._ends,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
@@ -199,7 +209,8 @@ class Engine:
         started = time.perf_counter()
         with closing(self._outputs(prompts, params)) as outputs:
             for output in outputs:
-                group = _group(output, self._tokenizer, self._routes, self._policy_version)
+                texts = [_text(self._tokenizer, sample.token_ids, self._ends) for sample in output.outputs]
+                group = _group(output, texts, self._routes, self._policy_version)
                 self._tokens += sum(len(completion.token_ids) for completion in group.completions)
                 self._generate_seconds += time.perf_counter() - started
                 yield group
@@ -229,13 +240,25 @@ class Engine:
             raise RuntimeError("the engine sleeps; wake it before anything is asked of it")
 
 
+def _stops(tokenizer: PreTrainedTokenizerFast, model: Path, ends: Sequence[int]) -> list[int]:
+    """The ids at which a completion ends."""
+    own = cast(int | None, tokenizer.eos_token_id)
+    return sorted({*ends, *eos_ids(model)} | (set() if own is None else {own}))
+
+
+def _text(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], ends: Sequence[int]) -> str:
+    """The ids as text, without those that end a completion or pad it. Other special tokens are part of the text: what
+    judges it must see a <think>, and an answer that goes on with a turn of its own."""
+    kept = [token_id for token_id in token_ids if token_id not in (*ends, tokenizer.pad_token_id)]
+    return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
 def _group(
     output: RequestOutput,
-    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
     recorded: ReturnedRoutes | CapturedRoutes | None,
     policy_version: int,
 ) -> Group:
-    texts = tokenizer.batch_decode([list(sample.token_ids) for sample in output.outputs], skip_special_tokens=True)
     prompt_ids = list(cast(list[int], output.prompt_token_ids))
     routes = recorded.take(output) if recorded else [None] * len(texts)
     completions: list[Completion] = []

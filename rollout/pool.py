@@ -5,7 +5,7 @@ with the writing of the others. No call waits longer than its timeout, and none 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +27,12 @@ class RolloutError(Exception):
 class EngineActor:
     """An `Engine` in a process of its own. The pool runs it as a Ray actor."""
 
-    def __init__(self, model: Path, config: RolloutConfig, dtype: str, seed: int, *, with_routes: bool) -> None:
+    def __init__(
+        self, model: Path, config: RolloutConfig, dtype: str, seed: int, *, ends: Sequence[int], with_routes: bool
+    ) -> None:
         from rollout.engine import Engine  # vLLM belongs in this process only
 
-        self._engine = Engine(model, config, dtype, seed, with_routes=with_routes)
+        self._engine = Engine(model, config, dtype, seed, ends=ends, with_routes=with_routes)
 
     def generate(self, *request: Any) -> Iterator[Group]:
         """Streams the engine's groups."""
@@ -56,13 +58,14 @@ class RolloutPool:
         seed: int,
         resources: dict[str, Any] | None = None,
         *,
+        ends: Sequence[int] = (),
         with_routes: bool = False,
     ) -> None:
         """Starts the engines on the checkpoint folder `model` and waits until all are ready.
 
         `resources` are the Ray options of one engine's actor, such as `{"num_gpus": 0.5}`. By default it asks for a
-        sliver of a CPU, since it shares its cores with the trainer, in turns. With routes, groups come with the experts
-        that each token went to.
+        sliver of a CPU, since it shares its cores with the trainer, in turns. A completion ends at any of `ends` too
+        (see Engine). With routes, groups come with the experts that each token went to.
 
         Raises what `Engine` raises for a bad checkpoint or setting, RolloutError when an engine does not start.
         """
@@ -74,7 +77,8 @@ class RolloutPool:
         environment = {"env_vars": _engine_environment(threads)}
         actor: Any = ray.remote(EngineActor).options(**options, runtime_env=environment)
         self._engines: list[Any] = [
-            actor.remote(model, config, dtype, seed, with_routes=with_routes) for _ in range(config.num_engines)
+            actor.remote(model, config, dtype, seed, ends=list(ends), with_routes=with_routes)
+            for _ in range(config.num_engines)
         ]
         self._gather([engine.call.remote("metrics") for engine in self._engines], "its start")
 

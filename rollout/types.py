@@ -22,7 +22,7 @@ class Completion:
 
     token_ids: [T] ids as sampled, the end token included when finish_reason is "stop".
     logprobs: [T] log-probability of each id under the rollout policy, in nats.
-    text: decoded, without special tokens.
+    text: decoded, without the tokens that end or pad a completion; other special tokens stand in it as text.
     policy_version: which weights spoke: 0 before the first update, then the number of the sync.
     routed_experts: the experts each id went to when it was read. -1 for the last, which the engine never read; None
     where routes are not recorded.

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from configs.base import neighbour
 from configs.data import ComparisonColumn, ComparisonData
-from pipeline.data.chat import ChatFormat, Message, checked_messages
+from pipeline.data.chat import ChatFormat
+from pipeline.data.messages import Message, checked_message, checked_messages, has_tools, text_only
 from pipeline.data.order import batch_indices
-from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
+from pipeline.data.rows import BadRowError, BadRows, Row, check_characters, read_rows
 from pipeline.data.scored import scored_ids
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -203,6 +204,8 @@ def _by_prompt(config: ComparisonData, rows: Iterable[Row], bad_rows: BadRows) -
 def _made(
     config: ComparisonData, row: Row, messages: list[Message], answers: list[str], scores: list[float] | None
 ) -> Comparison:
+    if has_tools(row.values.get("tools")):
+        raise BadRowError("tools in a comparison", "a reward model reads text; remove or rename the column 'tools'")
     domain = row.values.get(_name(config, "domain")) or ""
     if not isinstance(domain, str):
         raise BadRowError("a domain that is no text", f"{domain!r}"[:120])
@@ -226,7 +229,7 @@ def _answer(value: Any) -> Any:
         return value
     if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
         raise BadRowError("an answer that is not one message of the assistant", f"{value!r}"[:120])
-    return value[0].get("content")
+    return text_only([checked_message(value[0])])[0]["content"]
 
 
 def _texts(answers: Any) -> list[str]:
@@ -238,7 +241,7 @@ def _texts(answers: Any) -> list[str]:
     if len({answer.strip() for answer in answers}) < len(answers):
         raise BadRowError("equal answers", f"{answers[0]!r}"[:120])
     for answer in answers:
-        _check_characters(answer)
+        check_characters(answer)
     return answers
 
 
@@ -275,14 +278,4 @@ def _turns(text: Any) -> list[Message]:
 
 
 def _conversation(value: Any, last_role: str) -> list[Message]:
-    messages = checked_messages(value, last_role)
-    for message in messages:
-        _check_characters(message["content"])
-    return messages
-
-
-def _check_characters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRowError("half a surrogate pair", f"character {error.start}") from error
+    return text_only(checked_messages(value, last_role))

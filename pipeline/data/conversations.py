@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,14 @@ def _tokenised(config: ConversationData, tokenizer: PreTrainedTokenizerFast, bad
     chat = ChatFormat(tokenizer)
     for row in read_rows(config.source, bad_rows):
         try:
-            token_ids, loss_mask = chat.training_ids(chat.check(_messages(config, row), last_role="assistant"))
+            messages = chat.check(_messages(config, row), last_role="assistant")
+            tools = row.values.get(config.tools) if config.tools is not None else None
+            token_ids, loss_mask = chat.training_ids(
+                messages,
+                chat.check_tools(tools) if tools else None,
+                config.reasoning,
+                doubt=partial(bad_rows.doubt, row.where),
+            )
             if len(token_ids) > config.max_length:
                 raise BadRowError("longer than max_length", f"{len(token_ids)} tokens > {config.max_length}")
         except BadRowError as error:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from configs.data import COLUMN, GymSource, PromptData
 from configs.rewards import RewardPoolConfig, RewardSpec
 from pipeline.data.chat import ChatFormat
+from pipeline.data.messages import has_tools, text_only
 from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
 from rewards.guard import unjudgeable
@@ -90,7 +91,9 @@ def _prompt(config: PromptData, chat: ChatFormat, row: Row) -> Prompt:
         messages = [{"role": "user", "content": messages}]
     if config.system is not None and isinstance(messages, list):
         messages = [{"role": "system", "content": config.system}, *messages]
-    messages = chat.check(messages, last_role="user")
+    messages = text_only(chat.check(messages, last_role="user"))
+    if has_tools(row.values.get("tools")):
+        raise BadRowError("tools in a prompt", "a rollout calls none; remove or rename the column 'tools'")
     token_ids = chat.prompt_ids(messages)
     if len(token_ids) > config.max_prompt_length:
         raise BadRowError("longer than max_prompt_length", f"{len(token_ids)} tokens > {config.max_prompt_length}")

@@ -4,8 +4,11 @@ A bad row never ends a run by itself and never disappears: it is counted by reas
 with file and line, and past a configured share the run stops and says why.
 """
 
+import codecs
+import glob
 import gzip
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -32,10 +35,13 @@ class Row:
     values: dict[str, Any]
 
     def column(self, name: str) -> Any:
-        """The value of a column. Raises BadRowError when it is missing or null."""
-        if self.values.get(name) is None:
+        """The value of a column. Raises BadRowError when it is missing, null, or a number that is not finite."""
+        value = self.values.get(name)
+        if value is None:
             raise BadRowError("missing field", f"'{name}' is not among {sorted(self.values)}"[:120])
-        return self.values[name]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadRowError("not a finite number", f"'{name}' is {value}")
+        return value
 
 
 class BadRowError(Exception):
@@ -58,11 +64,14 @@ class BadRow:
 
 @dataclass(slots=True)
 class BadRows:
-    """The account: `seen` counts all rows, good and bad."""
+    """The account: `seen` counts all rows, good and bad. `doubts` counts, by reason, the good rows that a person should
+    look at; `doubtful` is the first of each reason."""
 
     seen: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[BadRow] = field(default_factory=list)
+    doubts: Counter[str] = field(default_factory=Counter)
+    doubtful: list[BadRow] = field(default_factory=list)
 
     def add(self, where: str, error: BadRowError) -> None:
         """Counts a bad row, and keeps it as an example if it is among the first of its reason."""
@@ -70,11 +79,21 @@ class BadRows:
         if self.counts[error.reason] <= EXAMPLES_PER_REASON:
             self.examples.append(BadRow(where, error.reason, error.detail))
 
+    def doubt(self, where: str, reason: str, detail: str) -> None:
+        """Counts a row that is used although something about it looks wrong."""
+        self.doubts[reason] += 1
+        if self.doubts[reason] == 1:
+            self.doubtful.append(BadRow(where, reason, detail))
+
     def summary(self) -> str:
-        """`3 of 1000 rows are bad: 2 not JSON, 1 too long`, then a line for each example."""
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common()) or "none"
-        lines = [f"{self.counts.total()} of {self.seen} rows are bad: {reasons}"]
+        """`3 of 1000 rows are bad: 2 not JSON, 1 too long`, then a line for each example and each doubt."""
+        lines: list[str] = []
+        if self.counts or not self.doubts:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common()) or "none"
+            lines.append(f"{self.counts.total()} of {self.seen} rows are bad: {reasons}")
         lines += [f"  {row.where}: {row.reason}{f' ({row.detail})' if row.detail else ''}" for row in self.examples]
+        for row in self.doubtful:
+            lines.append(f"{self.doubts[row.reason]} of {self.seen} rows: {row.reason}; {row.where}: {row.detail}")
         return "\n".join(lines)
 
     def check(self, max_bad_share: float) -> None:
@@ -86,13 +105,19 @@ class BadRows:
 
     def state(self) -> dict[str, Any]:
         """All of it as JSON can hold it, for `from_state`."""
-        return {"seen": self.seen, "counts": dict(self.counts), "examples": [asdict(row) for row in self.examples]}
+        return {
+            "seen": self.seen,
+            "counts": dict(self.counts),
+            "examples": [asdict(row) for row in self.examples],
+            "doubts": dict(self.doubts),
+            "doubtful": [asdict(row) for row in self.doubtful],
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "BadRows":
         """The account that `state` was taken of."""
-        examples = [BadRow(**example) for example in state["examples"]]
-        return cls(state["seen"], Counter(state["counts"]), examples)
+        examples, doubtful = ([BadRow(**row) for row in state[name]] for name in ("examples", "doubtful"))
+        return cls(state["seen"], Counter(state["counts"]), examples, Counter(state["doubts"]), doubtful)
 
     def write(self, path: Path) -> None:
         """Writes the examples as JSON lines, as a whole."""
@@ -100,10 +125,19 @@ class BadRows:
 
 
 def tell(bad_rows: BadRows, file: Path, say: Callable[[str], None]) -> None:
-    """Bad rows are said and kept in `file`, never just dropped."""
-    if bad_rows.counts:
+    """Say which rows are bad or doubtful, and keep the bad ones in `file`."""
+    if bad_rows.counts or bad_rows.doubts:
         say(bad_rows.summary())
+    if bad_rows.counts:
         bad_rows.write(file)
+
+
+def check_characters(text: str) -> None:
+    """Raises BadRowError for half of a surrogate pair, which no tokenizer and no UTF-8 file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRowError("half a surrogate pair", f"character {error.start}") from error
 
 
 def read_rows(source: Source, bad_rows: BadRows) -> Iterator[Row]:
@@ -148,15 +182,26 @@ def source_files(source: Source) -> list[Path]:
         return sorted(file for folder in made for file in _dataset_files(folder))
     found: set[Path] = set()
     for pattern in source.paths if isinstance(source, FileSource) else []:
-        path = Path(pattern).expanduser()
-        matches = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        matches = _matches(Path(pattern).expanduser())
         if not matches:
             raise ValueError(f"source.paths: no file fits '{pattern}' (looked from {Path.cwd()})")
         found.update(matches)
     for path in found:
         if not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-            raise ValueError(f"source.paths: '{path}' is not a .jsonl, .jsonl.gz or .parquet file")
+            raise ValueError(
+                f"source.paths: '{path}' is not a .jsonl, .jsonl.gz or .parquet file; docs/sft.md has lines that "
+                "convert JSON and CSV"
+            )
     return sorted(found)
+
+
+def _matches(path: Path) -> list[Path]:
+    """What a path or glob pattern names. As far as files and folders of the very names in it exist it is a path, so
+    that `data[1].jsonl` finds itself."""
+    found, *rest = (Path(path.anchor), *path.relative_to(path.anchor).parts)
+    while rest and (found / rest[0]).exists():
+        found /= rest.pop(0)
+    return list(found.glob("/".join(rest))) if rest else [found]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]]:
@@ -164,19 +209,24 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]
     try:
         with opener(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _parse(line)
+                text = line.removeprefix(codecs.BOM_UTF8)  # editors write it first, and `cat` into the middle
+                if text.strip():
+                    yield f"{path}:{number}", _parse(text)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"'{path}' is a broken gzip archive ({error}); fetch it again") from error
 
 
-def _parse(line: bytes) -> dict[str, Any] | BadRowError:
+def _parse(text: bytes) -> dict[str, Any] | BadRowError:
     try:
-        values = json.loads(line.decode("utf-8"))
+        values = json.loads(text.decode("utf-8"))
+        if b"\\u" in text:  # the only way to half a surrogate pair
+            check_characters(json.dumps(values, ensure_ascii=False))
     except UnicodeDecodeError as error:
         return BadRowError("not UTF-8", f"byte {error.start}: {error.reason}")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError also for an integer of thousands of digits
         return BadRowError("not JSON", str(error))
+    except BadRowError as error:
+        return error
     if not isinstance(values, dict):
         return BadRowError("not an object", f"a {type(values).__name__}")
     return values
@@ -184,7 +234,7 @@ def _parse(line: bytes) -> dict[str, Any] | BadRowError:
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        rows = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True)
         yield from _numbered(str(path), rows)
     except ValueError as error:  # what pyarrow's errors are
         raise ValueError(f"'{path}' is not a readable Parquet file: {error}") from error

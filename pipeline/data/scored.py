@@ -8,9 +8,8 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.data.chat import ChatFormat, Message
-
-END_PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
+from pipeline.data.chat import ChatFormat
+from pipeline.data.messages import Message
 
 
 def scored_ids(messages: list[Message], answer: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
@@ -51,5 +50,7 @@ def with_pad(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 def _format(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> tuple[ChatFormat, int]:
     """The tokenizer's chat format, and the id that ends an answer. The template is an argument for the cache's sake."""
     chat = ChatFormat(tokenizer)
-    token_ids, loss_mask = chat.training_ids(END_PROBE)
-    return chat, [index for index, learned in zip(token_ids, loss_mask, strict=True) if learned][-1]
+    ends = chat.end_ids()
+    if not ends:
+        raise ValueError("the chat template ends an answer with no special token; take one that does")
+    return chat, ends[0]

@@ -6,7 +6,8 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerFast
 
 from configs.evaluation import ConversationSuite
-from pipeline.data.chat import ChatFormat, Message
+from pipeline.data.chat import ChatFormat
+from pipeline.data.messages import Message
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.data.rows import BadRowError, Row
 from pipeline.evaluation.speaking import rates, speak

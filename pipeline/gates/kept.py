@@ -12,6 +12,7 @@ from typing import Any
 from configs.model import ModelConfig
 from pipeline.evaluation.suites import SuiteResult
 from pipeline.hashes import checkpoint_hashes, text_hash
+from pipeline.models.resolve import template_file
 from pipeline.recorded import CONFIG, read_lineage
 
 ITEMS, FIGURES = "items.json", "evaluation.json"
@@ -42,7 +43,7 @@ def model_hash(folder: Path, config: ModelConfig) -> str:
     """Of a checkpoint as it is evaluated: weights, tokenizer, chat template, precision."""
     named = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in named if (folder / name).is_file()}
-    template = Path(config.chat_template).read_text(encoding="utf-8") if config.chat_template else None
+    template = template_file(config.chat_template).read_text(encoding="utf-8") if config.chat_template else None
     return _hash([checkpoint_hashes(folder), texts, template, config.dtype])
 
 

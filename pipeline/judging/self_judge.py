@@ -121,4 +121,5 @@ class SelfJudge(Rubric, CheckpointJudge):
     def _engine(self) -> "Engine":
         from rollout.engine import Engine
 
-        return Engine(self.folder, self.engine_config(self.kv_cache_gib), self.dtype, self.seed)
+        ends = self._chat.end_ids()
+        return Engine(self.folder, self.engine_config(self.kv_cache_gib), self.dtype, self.seed, ends=ends)

@@ -9,6 +9,7 @@ from rich.console import Console
 from configs.gate import GateConfig
 from configs.model import ModelConfig
 from configs.stages import Recipe
+from pipeline.data.chat import turn_ends
 from pipeline.errors import DecisionNeeded, RunStopped
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import SuiteResult
@@ -80,7 +81,10 @@ def _evaluate(config: GateConfig, settings: ModelConfig, model: Path, folder: Pa
     """One checkpoint on the gate's suites, with engines of its own: the next may have another architecture."""
     tokenizer = load_tokenizer(model, settings.chat_template)
     evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed)
-    with start_all(lambda: start_rollout(model, config.rollout, dtype=settings.dtype, seed=config.seed)) as (rollout,):
+    ends, dtype = turn_ends(tokenizer), settings.dtype
+    with start_all(lambda: start_rollout(model, config.rollout, dtype=dtype, seed=config.seed, ends=ends)) as (
+        rollout,
+    ):
         return evaluation.run(rollout, config.sampling, config.seed, folder)
 
 

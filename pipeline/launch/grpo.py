@@ -9,6 +9,7 @@ from configs.sft import MtpConfig
 from configs.stages import Recipe
 from pipeline.alarms import Alarms
 from pipeline.checkpoints import Checkpoints
+from pipeline.data.chat import turn_ends
 from pipeline.data.prompts import judgeable
 from pipeline.data.rows import source_files, tell
 from pipeline.evaluation.evaluate import Evaluation, check_suites
@@ -57,6 +58,7 @@ def launch(config: GRPOConfig, folder: Path, recipe: Recipe | None) -> dict[str,
             config.rollout,
             dtype=config.model.dtype,
             seed=config.seed,
+            ends=turn_ends(tokenizer),
             with_routes=config.routing_replay == "rollout",
         ),
         lambda: start_policy(spec),

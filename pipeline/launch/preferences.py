@@ -6,6 +6,7 @@ from rich.console import Console
 
 from configs.preferences import PreferencesConfig
 from configs.stages import Recipe
+from pipeline.data.chat import turn_ends
 from pipeline.data.comparisons import Comparison, read_comparisons
 from pipeline.data.rows import BadRows, source_files, tell
 from pipeline.launch.sample import ask, check_sources, sampler
@@ -35,7 +36,7 @@ def launch(config: PreferencesConfig, folder: Path, recipe: Recipe | None) -> di
         model = resolve_model(config.model, workdir=folder)
         tokenizer = load_tokenizer(model, config.model.chat_template)
         asked = ask(config.sampled, config.reward_pool, tokenizer, config.seed, folder)
-        speaks = sampler(config, model, folder)
+        speaks = sampler(config, model, turn_ends(tokenizer), folder)
     result, held_out, figures = preferences.run(config, asked, speaks, read, folder)
     console.print(table(result, held_out))
     return figures

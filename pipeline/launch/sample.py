@@ -13,6 +13,7 @@ from configs.preferences import PreferencesConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sample import SampleConfig
 from configs.stages import Recipe
+from pipeline.data.chat import turn_ends
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import source_files, tell
 from pipeline.fleet import start_all, start_rewards, start_rollout
@@ -58,7 +59,7 @@ def launch(config: SampleConfig, folder: Path, recipe: Recipe | None) -> dict[st
     model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
     asked = ask(config.domains, config.reward_pool, tokenizer, config.seed, folder)
-    figures = sample.run(config, asked, sampler(config, model, folder), folder)
+    figures = sample.run(config, asked, sampler(config, model, turn_ends(tokenizer), folder), folder)
     heads = ("prompts", "score", "solved", "kept", "tokens", "cut_short", "unjudged")
     rows = {name: [figures.get(f"{name}/{head}", float("nan")) for head in heads] for name in asked}
     Console().print(counts_table(("domain", *heads), rows))
@@ -84,14 +85,15 @@ def ask(
     return asked
 
 
-def sampler(config: SampleConfig | PreferencesConfig, model: Path, folder: Path) -> Sampler:
-    """Asks the checkpoint `model` and keeps the answers below `folder`; engines and judges start where they must."""
+def sampler(config: SampleConfig | PreferencesConfig, model: Path, ends: Sequence[int], folder: Path) -> Sampler:
+    """Asks the checkpoint `model` for answers that end at one of `ends`, and keeps them below `folder`; engines and
+    judges start where they must."""
     assert config.model is not None and config.sampling is not None and config.rollout is not None
     dtype, rollout = config.model.dtype, config.rollout
 
     @contextmanager
     def speaking() -> Iterator[Speaker]:
-        with start_all(lambda: start_rollout(model, rollout, dtype=dtype, seed=config.seed)) as (speaker,):
+        with start_all(lambda: start_rollout(model, rollout, dtype=dtype, seed=config.seed, ends=ends)) as (speaker,):
             yield speaker
 
     @contextmanager

@@ -4,12 +4,13 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from pipeline.data.chat import turn_ends
 from pipeline.folder import new_folder
 from pipeline.models.mtp import MtpLayer, WithModules, new_layers
 from pipeline.models.shards import write_weights
@@ -85,6 +86,23 @@ def without_mtp(model: PreTrainedModel, unexpected: Iterable[str]) -> set[str]:
     return {name for name in unexpected if not name.startswith(ahead)}
 
 
+def end_with_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Name the tokens that end a turn in the tokenizer's chat template as ends of a text, before those named already.
+
+    generation_config has a list of them, at which `transformers` and vLLM stop; the tokenizer has one, which becomes
+    the end of a turn unless the template itself writes `eos_token`.
+    """
+    ends = turn_ends(cast(PreTrainedTokenizerFast, tokenizer))
+    if not ends:
+        return
+    before = model.generation_config.eos_token_id
+    before = before if isinstance(before, list) else [before]
+    every = list(dict.fromkeys(end for end in (*ends, tokenizer.eos_token_id, *before) if end is not None))
+    model.generation_config.eos_token_id = every[0] if len(every) == 1 else every
+    if "eos_token" not in str(tokenizer.chat_template):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+
+
 def save_hf(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -94,8 +112,11 @@ def save_hf(
     """Writes a checkpoint that `transformers` and vLLM load, replacing `folder` as a whole, and returns `folder`.
 
     `parts` take the place of the model's own weights, under the names of its checkpoint, and are written as they come
-    (`pipeline.models.shards`); `model` then only gives the architecture and may lie on the meta device.
+    (`pipeline.models.shards`); `model` then only gives the architecture and may lie on the meta device. A language
+    model is written with the end of a turn in its chat template as the end of a text (`end_with_turns`).
     """
+    if model.can_generate():
+        end_with_turns(model, tokenizer)
     with new_folder(folder) as partial:
         model.save_pretrained(partial, state_dict=None if parts is None else {})
         if parts is not None:

@@ -37,9 +37,23 @@ def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path) -> P
 
 
 def check_template(config: ModelConfig | FirstModelConfig) -> None:
-    """Raise ValueError where the chat template that `config` names is no file."""
-    if config.chat_template is not None and not Path(config.chat_template).is_file():
-        raise ValueError(f"model.chat_template='{config.chat_template}' is no file")
+    """Raise ValueError where the chat template that `config` names is neither a file nor shipped."""
+    if config.chat_template is not None:
+        template_file(config.chat_template)
+
+
+def template_file(chat_template: str) -> Path:
+    """The file that `chat_template` means: itself where it is one, else the shipped template of that name. Raises
+    ValueError naming the shipped ones."""
+    folder = Path(configs.__file__).parent / "templates"
+    for file in (Path(chat_template).expanduser(), folder / f"{chat_template}.jinja"):
+        if file.is_file():
+            return file
+    shipped = ", ".join(sorted(file.stem for file in folder.glob("*.jinja")))
+    raise ValueError(
+        f"model.chat_template='{chat_template}': no such file; give a file with a Jinja chat template, or the name of "
+        f"a shipped one: {shipped}"
+    )
 
 
 def _checked(folder: Path, setting: str) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from pipeline.batch import MicroBatch, deal, micro_batch, scored_tree
-from pipeline.data.chat import Message
+from pipeline.data.messages import Message
 from pipeline.data.scored import scored_ids, with_pad
 from pipeline.models.attention import Layout
 from pipeline.models.load import save_hf, without_mtp

@@ -1,9 +1,15 @@
 """Tokenizers: loaded with a guard that they keep text whole, or made fresh from bytes."""
 
+import json
+import re
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from pipeline.models.resolve import template_file
+
+OTHER_MEDIA = re.compile("image|audio|video", re.IGNORECASE)
 
 # In normal form C, since good tokenizers normalise to it.
 ROUND_TRIP_PROBE = "Hello  world,\n\n12345 x 3.14 = ?\t na\u00efve \u4e2d\u6587 \U0001f642 don't\n  if x:\n    y"
@@ -37,13 +43,14 @@ BYTE_CHAT_TEMPLATE = """\
 
 
 def load_tokenizer(folder_or_name: str | Path, chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint, with the Jinja file `chat_template` in place of its own template if one is given.
+    """The tokenizer of a checkpoint, with `chat_template`, a Jinja file or the name of a shipped template, in place of
+    its own template if one is given.
 
     Built from its tokenizer.json alone, as engines do: the class that a tokenizer_config.json names may read another
     one from it.
 
-    Raises ValueError when there is no such tokenizer or template file, or when the tokenizer does not give a probe of
-    digits, spaces and several scripts back as it was.
+    Raises ValueError when there is no such tokenizer or template, when the tokenizer has tokens that the model's
+    embedding has no row for, or when it does not give a probe of digits, spaces and several scripts back as it was.
     """
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder_or_name))
@@ -57,11 +64,32 @@ def load_tokenizer(folder_or_name: str | Path, chat_template: str | None = None)
             f"the tokenizer of '{folder_or_name}' loses text: {ROUND_TRIP_PROBE!r} comes back as {came_back!r}; train "
             "with another tokenizer, one with byte fallback"
         )
+    _refuse_larger(tokenizer, Path(folder_or_name))
     if chat_template is not None:
-        if not Path(chat_template).is_file():
-            raise ValueError(f"chat_template='{chat_template}': no such file; give a file with a Jinja chat template")
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = template_file(chat_template).read_text(encoding="utf-8")
     return tokenizer
+
+
+def _refuse_larger(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Raise ValueError for a token whose id is no row of the embedding that config.json describes.
+
+    Placeholders of images and the like are excepted: models for text alone share a tokenizer with siblings that see
+    (Gemma 3 1B). In a text they are refused as any special token is.
+    """
+    file = folder / "config.json"
+    described = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    rows = described.get("vocab_size") or (described.get("text_config") or {}).get("vocab_size")
+    if rows is None:
+        return
+    beyond = [
+        token for token, index in tokenizer.get_vocab().items() if index >= rows and not OTHER_MEDIA.search(token)
+    ]
+    if beyond:
+        raise ValueError(
+            f"the tokenizer of '{folder}' has {len(beyond)} tokens beyond the model's vocab_size={rows} "
+            f"({', '.join(sorted(beyond)[:3])}): resize the model's embedding (model.resize_token_embeddings) and save "
+            "it with the tokenizer, or take those tokens out"
+        )
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

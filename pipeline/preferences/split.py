@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Features
 
-from pipeline.data.chat import Message
+from pipeline.data.messages import Message
 from pipeline.folder import new_folder
 
 datasets.disable_progress_bars()  # bars of its own for files that take a second, beside ours

@@ -52,6 +52,55 @@ def test_an_exponent_without_a_point_is_a_number(tmp_path: Path) -> None:
     assert load(str(file), [], SFTConfig).config.optimizer.learning_rate == 1e-5
 
 
+MISREAD = [
+    *("010", "-007", "00", "08", "1:30", "-1:30:00", "1:30.5", "1_", "1__0", ".5e3", "-.5", "+.5", "0o17", "0X10"),
+    *("yes", "No", "ON", "off", "None"),
+]
+
+
+@pytest.mark.parametrize("written", MISREAD)
+def test_a_value_that_yaml_reads_otherwise_than_it_looks_is_refused(tmp_path: Path, written: str) -> None:
+    key = "stages.warm.data.source.size"
+    assert f"override '{key}={written}': {key}: {written} " in refusal(f"{key}={written}")
+    assert f"{key}.a.1: {written} " in refusal(f"{key}={{a: [1, {written}]}}")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(Path(RECIPE).read_text() + f"extra:\n  - far: {{down: [x, {written}]}}\n")
+    assert f"  extra.0.far.down.1: {written} " in refusal(path=str(file))
+    file.write_text(Path(RECIPE).read_text() + f"{written}: 1\n")
+    assert f"  {written}: {written} " in refusal(path=str(file))
+    for quoted in (f"'{written}'", f'"{written}"'):
+        assert (
+            load(RECIPE, [f"stages.warm.data.messages={quoted}"], Recipe).config.stages["warm"].data.messages == written
+        )
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("1_000", 1000), ("0x10", 16), ("0b11", 3), ("+7", 7), ("7", 7)],
+)
+def test_whole_numbers_mean_what_they_look_like(written: str, meant: int) -> None:
+    assert load(RECIPE, [f"stages.warm.steps={written}"], Recipe).config.stages["warm"].steps == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("1e-5", 1e-5), (".5", 0.5), ("5.e-3", 5e-3), ("2E-3", 2e-3), ("1_0.5", 10.5), ("00.5", 0.5), ("+0.1", 0.1)],
+)
+def test_decimals_mean_what_they_look_like(written: str, meant: float) -> None:
+    key = "stages.warm.optimizer.learning_rate"
+    assert load(RECIPE, [f"{key}={written}"], Recipe).config.stages["warm"].optimizer.learning_rate == meant
+
+
+@pytest.mark.parametrize("written", ["2024-01-01", "12:70", "7b", "1.2.3", "a:1", "3:4:x", "none", "y", "1,000", "~/x"])
+def test_text_that_begins_like_a_number_stays_text(written: str) -> None:
+    assert load(RECIPE, [f"stages.warm.data.messages={written}"], Recipe).config.stages["warm"].data.messages == written
+
+
+@pytest.mark.parametrize("written", ["1e3", "2.0", "1e999"])
+def test_a_decimal_is_no_whole_number(written: str) -> None:
+    assert "stages.warm.steps: Input should be a valid integer" in refusal(f"stages.warm.steps={written}")
+
+
 def test_every_leaf_has_its_origin() -> None:
     loaded = load(RECIPE, ["stages.reason.steps=3", "stages.warm.optimizer.betas=[0.8, 0.9]"], Recipe)
     assert set(loaded.origins) == {key for key, _ in leaves(loaded.config.model_dump())}

@@ -38,6 +38,21 @@ def config(*stop_on: str) -> GRPOConfig:
     )
 
 
+def test_completions_cut_short() -> None:
+    assert alarms(CALM | {"rollout/truncated_rate": 0.9}) == {}
+    assert list(alarms(CALM | {"rollout/truncated_rate": 0.95})) == ["completions cut short"]
+    assert "max_tokens" in alarms({"rollout/truncated_rate": 1.0})["completions cut short"]
+    assert alarms({"rollout/truncated_rate": 1.0}, ignore_eos=True) == {}
+    said: list[str] = []
+    row = {"rollout/truncated_rate": 1.0, "rollout/length/mean": 24.0}
+    for ignore_eos in (True, False):
+        sampling = config().sampling.model_copy(update={"ignore_eos": ignore_eos})
+        Alarms(config().model_copy(update={"sampling": sampling}), said.append).check(1, row)
+    assert len(said) == 1
+    with pytest.raises(RunStopped, match="completions cut short"):
+        Alarms(config("completions cut short"), said.append).check(1, row)
+
+
 def raised(rows: Iterator[Mapping[str, float]]) -> list[str]:
     said: list[str] = []
     watching = Alarms(config(), said.append)

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.data.chat import ChatFormat
+from pipeline.data.chat import ChatFormat, turn_ends
 from pipeline.data.rows import BadRowError
 from pipeline.models.tokenizer import byte_tokenizer
 
@@ -73,7 +73,8 @@ def shown(tokenizer: PreTrainedTokenizerFast, token_ids: list[int], loss_mask: l
 )
 def test_forms_of_real_templates(form: str, expected: str) -> None:
     chat, tokenizer = chat_of(form)
-    assert shown(tokenizer, *chat.training_ids([SYSTEM, QUESTION, THOUGHT, DOUBT, YES])) == expected
+    messages = [SYSTEM, QUESTION, THOUGHT, DOUBT, YES]
+    assert shown(tokenizer, *chat.training_ids(messages, reasoning="template")) == expected
 
 
 def test_thinking_of_the_last_answer_is_learned() -> None:
@@ -95,7 +96,7 @@ def test_byte_template_token_by_token() -> None:
 def test_an_answer_follows_exactly_its_prompt(form: str) -> None:
     chat = ChatFormat(byte_tokenizer()) if form == "bytes" else chat_of(form)[0]
     messages = [SYSTEM, QUESTION, THOUGHT, DOUBT, YES]
-    token_ids, loss_mask = chat.training_ids(messages)
+    token_ids, loss_mask = chat.training_ids(messages, reasoning="template")
     prompt_ids = chat.prompt_ids(messages[:-1])
     assert token_ids[: len(prompt_ids)] == prompt_ids
     assert loss_mask[len(prompt_ids) - 1 : len(prompt_ids) + 1] == [0, 1]
@@ -129,8 +130,8 @@ def test_nothing_is_merged_across_the_start_of_an_answer() -> None:
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' if add_generation_prompt }}",
         # the answer is not rendered
         "{% for m in messages %}{{ '<|im_start|>' + m.content + '<|im_end|>' if m.role == 'user' }}{% endfor %}",
-        # the prompt opens a thought that the whole conversation lacks
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        # the prompt opens a thought, and thoughts are cut out of the whole conversation
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
         "{{ '<|im_start|>assistant\n<think>\n' if add_generation_prompt }}",
     ],
 )
@@ -140,10 +141,162 @@ def test_template_whose_answers_cannot_be_located_is_refused(template: str) -> N
         chat.training_ids([QUESTION, YES])
 
 
+@pytest.mark.parametrize("key", [None, "reasoning_content"])
+def test_a_prompt_that_opens_a_thought_takes_answers_that_have_one(key: str | None) -> None:
+    start = "{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' if m.reasoning_content }}" if key else ""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role + '\n' }}" + start + "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ '<|im_start|>assistant\n<think>\n' if add_generation_prompt }}"
+    )
+    tokenizer = tokenizer_with(template, SPECIAL_TOKENS["qwen3_form"])
+    chat = ChatFormat(tokenizer)
+    thought = {"role": "assistant", "content": "4", "reasoning_content": "easy"} if key else THOUGHT
+    text = shown(tokenizer, *chat.training_ids([QUESTION, thought]))
+    assert text.endswith("<|im_start|>assistant\n<think>\n[easy\n</think>\n\n4<|im_end|>]\n")
+    with pytest.raises(BadRowError, match=r"put \{% generation %\}"):
+        chat.training_ids([QUESTION, YES])
+
+
 def test_marked_template_without_a_stop_is_refused() -> None:
     template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}"
     with pytest.raises(ValueError, match="learn to stop"):
         ChatFormat(tokenizer_with(template, [])).training_ids([QUESTION, YES])
+
+
+HEAD = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+TAIL = (
+    "{{ '\n' }}{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+)
+OPEN, CLOSE = "{% generation %}", "{% endgeneration %}"
+
+
+def learned(template: str, messages: list[dict[str, str]]) -> tuple[list[str], list[str]]:
+    """What is learned of each answer, and the doubts that were told."""
+    tokenizer = tokenizer_with(template, ["<|im_start|>", "<|im_end|>", "<think>", "</think>"])
+    doubts: list[str] = []
+    chat = ChatFormat(tokenizer)
+    token_ids, mask = chat.training_ids(messages, doubt=lambda reason, detail: doubts.append(f"{reason}: {detail}"))
+    text = shown(tokenizer, token_ids, mask)
+    return [piece.split("]")[0] for piece in text.split("[")[1:]], doubts
+
+
+@pytest.mark.parametrize(
+    ("answer", "pieces"),
+    [
+        (OPEN + "{{ m.content }}{{ '<|im_end|>' }}" + CLOSE, ["Yes.<|im_end|>"]),
+        (OPEN + "{{ m.content }}" + CLOSE + OPEN + "{{ '<|im_end|>' }}" + CLOSE, ["Yes.<|im_end|>"]),
+        (
+            OPEN + "{{ m.content[:2] }}" + CLOSE + OPEN + "{{ m.content[2:] + '<|im_end|>\n' }}" + CLOSE,
+            ["Yes.<|im_end|>"],
+        ),
+        (OPEN + CLOSE + OPEN + "{{ m.content + '<|im_end|>' }}" + CLOSE + OPEN + CLOSE, ["Yes.<|im_end|>"]),
+        (
+            OPEN + "{{ '<think>hm</think>' }}" + CLOSE + "{{ '\n' }}" + OPEN + "{{ m.content + '<|im_end|>' }}" + CLOSE,
+            ["<think>hm</think>", "Yes.<|im_end|>"],
+        ),
+        (
+            OPEN + "{{ '<think>hm' }}" + CLOSE + "{{ '</think>' }}" + OPEN + "{{ m.content + '<|im_end|>' }}" + CLOSE,
+            ["<think>hm", "Yes.<|im_end|>"],
+        ),
+    ],
+)
+def test_blocks_of_one_answer(answer: str, pieces: list[str]) -> None:
+    said = {"role": "assistant", "content": "Yes."}
+    assert learned(HEAD + answer + TAIL, [DOUBT, said]) == (pieces, [])
+    assert learned(HEAD + answer + TAIL, [DOUBT, said, DOUBT, said]) == (pieces * 2, [])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OPEN + "{{ m.content }}" + CLOSE + "{{ '<|im_end|>' }}",
+        OPEN + "{{ m.content }}" + CLOSE + OPEN + "{{ '' }}" + CLOSE + "{{ '<|im_end|>' }}",
+        OPEN + "{{ m.content + '<|im_end|> over' }}" + CLOSE,
+        OPEN + "{{ '<think>hm</think>' + m.content }}" + CLOSE + "{{ '<|im_end|>' }}",
+    ],
+)
+def test_blocks_that_teach_no_end_are_refused(answer: str) -> None:
+    with pytest.raises(ValueError, match="would not learn to stop"):
+        learned(HEAD + answer + TAIL, [DOUBT, YES])
+
+
+def test_what_the_prompt_holds_is_not_learned() -> None:
+    header_inside = "{% for m in messages %}{% if m.role == 'assistant' %}" + OPEN + (
+        "{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>' }}" + CLOSE + "{{ '\n' }}"
+    ) + TAIL.replace("{{ '\n' }}{% else %}{{ m", "{% else %}{{ '<|im_start|>user\n' + m")  # fmt: skip
+    said = {"role": "assistant", "content": "Yes."}
+    assert learned(header_inside, [DOUBT, said, DOUBT, said]) == (["Yes.<|im_end|>"] * 2, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("add_generation_prompt }}", "add_generation_prompt }}{{ '<think>\n' if add_generation_prompt }}"), "<think>"),
+        (("{% generation %}", "{{ '<think></think>' }}{% generation %}"), "put it into the {% generation %} block"),
+        (("{% for m", "{{ messages | length }}{% for m"), "an answer follows other text than the prompt"),
+    ],
+)
+def test_an_answer_that_no_rollout_could_give_is_told(change: tuple[str, str], told: str) -> None:
+    template = HEAD + OPEN + "{{ m.content + '<|im_end|>' }}" + CLOSE + TAIL
+    said = {"role": "assistant", "content": "Yes."}
+    assert learned(template, [DOUBT, said]) == (["Yes.<|im_end|>"], [])
+    pieces, (doubt,) = learned(template.replace(*change), [DOUBT, said])
+    assert (pieces, told in doubt) == (["Yes.<|im_end|>"], True)
+
+
+def test_answers_that_the_template_does_not_mark_are_told() -> None:
+    block = OPEN + "{{ m.content + '<|im_end|>' }}" + CLOSE
+    only_last = HEAD + "{% if loop.last %}" + block + "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}" + TAIL
+    no, yes = {"role": "assistant", "content": "No."}, {"role": "assistant", "content": "Yes."}
+    pieces, (doubt,) = learned(only_last, [DOUBT, no, DOUBT, yes])
+    assert (pieces, doubt) == (["Yes.<|im_end|>"], "answer outside {% generation %}: it is not learned")
+    assert learned(only_last, [DOUBT, no | {"weight": 0}, DOUBT, yes]) == (["Yes.<|im_end|>"], [])
+
+
+def test_thinking_tokens_do_not_end_an_answer() -> None:
+    plain = "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>\n{% endfor %}"
+    template = plain + "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    thought = {"role": "assistant", "content": "<think>hm</think>Yes."}
+    assert learned(template, [DOUBT, thought, DOUBT, thought]) == (["<think>hm</think>Yes.<|im_end|>"] * 2, [])
+
+
+def test_one_row_that_a_template_can_not_take_is_a_bad_row() -> None:
+    template = "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content.rstrip('.') }}<|im_end|>\n{% endfor %}"
+    template += "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    assert learned(template, [DOUBT, {"role": "assistant", "content": "Yes"}]) == (["Yes<|im_end|>"], [])
+    with pytest.raises(BadRowError, match="assistant message that the chat template changes"):
+        learned(template, [DOUBT, {"role": "assistant", "content": "Yes..."}])
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (HEAD + OPEN + "{{ m.content + '<|im_end|>' }}" + CLOSE + TAIL, ["<|im_end|>"]),
+        (HEAD + "{{ m.content + '<|im_end|>' }}" + TAIL, ["<|im_end|>"]),
+        (HEAD + "{{ '<think></think>' + m.content + '<|im_end|>' }}" + TAIL, ["<|im_end|>"]),
+        (HEAD + "{{ m.content + eos_token }}" + TAIL, ["<eos>"]),
+        (HEAD + OPEN + "{{ m.content + '<|im_end|>' + eos_token }}" + CLOSE + TAIL, ["<eos>", "<|im_end|>"]),
+        # no template to train with, since its prompt opens a thought, but a turn has its end
+        (HEAD + "{{ m.content + '<|im_end|>' }}" + TAIL.replace("assistant\n'", "assistant\n<think>'"), ["<|im_end|>"]),
+        ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}", []),
+        (
+            HEAD + OPEN + "{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}"
+            "{{ '<|call|>' if m.tool_calls else '<|im_end|>' }}" + CLOSE + TAIL,
+            ["<|im_end|>", "<|call|>"],
+        ),
+    ],
+)  # fmt: skip
+def test_tokens_that_end_a_turn(template: str, ends: list[str]) -> None:
+    tokenizer = tokenizer_with(template, ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|call|>"])
+    assert tokenizer.convert_ids_to_tokens(ChatFormat(tokenizer).end_ids()) == ends
+    assert turn_ends(tokenizer) == ChatFormat(tokenizer).end_ids()
+
+
+def test_a_tokenizer_without_turns_has_no_ends_of_them() -> None:
+    bare = byte_tokenizer()
+    bare.chat_template = None
+    assert turn_ends(bare) == []
 
 
 def test_tokenizers_that_cannot_be_used() -> None:
@@ -162,8 +315,8 @@ def test_tokenizers_that_cannot_be_used() -> None:
     ("messages", "reason"),
     [
         ("2+2", "not a list of {role, content}"),
-        ([{"from": "human", "value": "hi"}], "not a list of {role, content}"),
-        ([{"role": "user", "content": ["hi"]}], "not a list of {role, content}"),
+        ([{"from": "human", "value": "hi"}], "does not end with the assistant"),
+        ([{"role": "user", "content": ["hi"]}], "content part that is no text"),
         ([], "roles don't alternate"),
         ([SYSTEM], "roles don't alternate"),
         ([QUESTION, QUESTION, YES], "roles don't alternate"),

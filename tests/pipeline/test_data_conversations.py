@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from configs.data import ConversationData, PromptData
+from configs.data import ConversationData, FileSource, PromptData
+from configs.load import load
+from configs.sft import SFTConfig
 from pipeline.data.conversations import Conversations
 from pipeline.data.prompts import Prompts
 from pipeline.models.tokenizer import byte_tokenizer
@@ -50,6 +52,90 @@ def test_prompt_and_answer_columns_make_a_conversation(tmp_path: Path) -> None:
     source = write(tmp_path / "c.jsonl", [{"question": "q", "reply": "a"}])
     loaded = conversations(source, prompt="question", answer="reply")
     assert loaded[0].token_ids == conversations(write(tmp_path / "m.jsonl", [chat("q", "a")]))[0].token_ids
+
+
+def test_the_rows_of_the_documents_first_recipe(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sft.md").read_text(encoding="utf-8")
+    (tmp_path / "chat.jsonl").write_text(page.split("chat.jsonl <<'EOF'\n")[1].split("EOF\n")[0])
+    (tmp_path / "sft.yaml").write_text(page.split("sft.yaml <<'EOF'\n")[1].split("EOF\n")[0])
+    data = load(str(tmp_path / "sft.yaml"), [], SFTConfig).config.data
+    source = FileSource(type="file", paths=[str(tmp_path / "chat.jsonl")])
+    loaded = Conversations.load(data.model_copy(update={"source": source}), byte_tokenizer())
+    learned = [
+        byte_tokenizer().decode([token for token, mask in zip(row.token_ids, row.loss_mask, strict=True) if mask])
+        for row in loaded
+    ]
+    assert learned == ["4<eos>", "No. 4<eos>"]
+    assert loaded.bad_rows.counts == {"missing field": 1}
+
+
+def test_conversations_of_sharegpt_are_read_from_their_column(tmp_path: Path) -> None:
+    row = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    loaded = conversations(write(tmp_path / "s.jsonl", [row]), messages="conversations")
+    assert loaded[0].token_ids == conversations(write(tmp_path / "m.jsonl", [chat("q", "a")]))[0].token_ids
+
+
+@pytest.mark.parametrize(
+    ("settings", "bad"),
+    [
+        ({}, {"reasoning that the chat template leaves out": 1}),
+        ({"reasoning": "template"}, {}),
+        ({"reasoning": "drop"}, {}),
+    ],
+)
+def test_reasoning_is_used_as_the_settings_say(tmp_path: Path, settings: dict[str, str], bad: dict[str, int]) -> None:
+    thought = chat("q", "a")
+    thought["messages"][1]["reasoning_content"] = "r"
+    loaded = conversations(write(tmp_path / "c.jsonl", [chat("q", "a"), thought]), max_bad_share=0.5, **settings)
+    assert loaded.bad_rows.counts == bad
+    assert len(loaded) == 2 - len(bad)
+
+
+def test_tools_are_read_from_their_column(tmp_path: Path) -> None:
+    row, tool = chat("q", "a"), {"name": "sky"}
+    reason = {"tools that the chat template leaves out": 1}
+    for tools in ([tool], json.dumps([tool])):
+        source = write(tmp_path / "c.jsonl", [chat("q", "a"), row | {"tools": tools}])
+        assert conversations(source, max_bad_share=0.5).bad_rows.counts == reason
+        assert conversations(source, tools=None).bad_rows.counts == {}
+    for empty in (None, [], "", "[]"):
+        assert conversations(write(tmp_path / "c.jsonl", [row | {"tools": empty}])).bad_rows.counts == {}
+    source = write(tmp_path / "c.jsonl", [row, row | {"tools": "hammer"}, row | {"tools": [{"name": "<eos>"}]}])
+    bad = {"tools that are not a list of objects": 1, "special token in the text": 1}
+    assert conversations(source, max_bad_share=0.7).bad_rows.counts == bad
+
+
+def test_doubts_about_a_template_are_kept_with_the_tokens(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("{%- generation %}", "{{- '!' }}{%- generation %}")
+    config = ConversationData.model_validate({"source": write(tmp_path / "c.jsonl", [chat("q", "a"), chat("q", "b")])})
+    for _ in range(2):
+        loaded = Conversations.load(config, tokenizer, tmp_path / "cache")
+        assert list(loaded.bad_rows.doubts.values()) == [2]
+        assert "'!'" in loaded.bad_rows.summary()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"tools": [{"name": "sky"}]}, "tools in a prompt"),
+        ({"tools": '[{"name": "sky"}]'}, "tools in a prompt"),
+        ({"tools": "hammer, saw"}, None),
+        ({"tools": []}, None),
+        ({"truth": float("nan")}, "not a finite number"),
+        ({"prompt": [{"role": "user", "content": "q", "name": "Bo"}]}, "more than text in a message"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}, None),
+        ({"prompt": [{"from": "human", "value": "q"}]}, None),
+        ({"prompt": ["q"]}, "not a list of {role, content}"),
+        ({"prompt": {"role": "user", "content": "q"}}, "not a list of {role, content}"),
+        ({"prompt": [None]}, "not a list of {role, content}"),
+    ],
+)
+def test_prompts_hold_text_alone(tmp_path: Path, row: dict[str, Any], reason: str | None) -> None:
+    good = {"prompt": "q", "truth": "1"}
+    loaded = prompts(write(tmp_path / "p.jsonl", [good, good | row]), max_bad_share=0.5)
+    assert loaded.bad_rows.counts == ({reason: 1} if reason else {})
+    assert all(prompt.token_ids == loaded[0].token_ids for prompt in loaded)
 
 
 def test_cached_tokens_are_found_again_and_never_stale(tmp_path: Path) -> None:

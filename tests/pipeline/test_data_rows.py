@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from configs.data import DatasetSource, FileSource, GymSource, SumsSource
-from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, source_files
+from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, source_files, tell
 from pipeline.data.sums import draw_sums, is_held_out, worked_answer
 
 
@@ -40,6 +40,93 @@ def test_formats_and_patterns(tmp_path: Path) -> None:
     assert [Path(row.where).name for row in rows] == ["a.parquet:1", "a.parquet:2", "b.jsonl:1", "c.jsonl.gz:1"]
     assert rows[0].values["m"] == [{"role": "user"}]
     assert (bad_rows.seen, bad_rows.counts) == (4, {})
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"n": "\\ud83d"}', "half a surrogate pair"),
+        (b'{"n": {"deep": ["\\udc00 low first"]}}', "half a surrogate pair"),
+        (b'{"\\ude42\\ud83d": 1}', "half a surrogate pair"),
+        (b'{"n": "\\ud83d\\ude42"}', None),
+        (b'{"n": "\\\\ud83d"}', None),
+        (b'{"n": "\xf0\x9f\x99\x82 \\u0000"}', None),
+        (BOM + b'{"n": 1}', None),
+        (b'{"n": "' + BOM + b'"}', None),
+        (BOM, "blank"),
+        (b" \t\r", "blank"),
+        (b"\xff\xfe{\x00", "not UTF-8"),
+        (b'{"n": "\xed\xa0\xbd"}', "not UTF-8"),
+        (b'{"n": ' + b"7" * 5000 + b"}", "not JSON"),
+        (b'{"n": NaN}', None),
+        (b'{"n": 1} {"n": 2}', "not JSON"),
+        (b'{"n": 1},', "not JSON"),
+        (b"null", "not an object"),
+        (b"NaN", "not an object"),
+        (b'"text"', "not an object"),
+        (b"7", "not an object"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_one_bad_line_never_stops_a_load(tmp_path: Path, line: bytes, reason: str | None, suffix: str) -> None:
+    file = tmp_path / f"rows{suffix}"
+    content = b'{"n": 0}\n' + line + b'\r\n{"n": 3}\n'
+    file.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    rows, bad_rows = read(file)
+    assert [rows[0].values, rows[-1].values] == [{"n": 0}, {"n": 3}]
+    assert len(rows) == (3 if reason is None else 2)
+    assert bad_rows.counts == ({} if reason in (None, "blank") else {reason: 1})
+    assert [row.where for row in bad_rows.examples] == [f"{file}:2"] * len(bad_rows.examples)
+
+
+@pytest.mark.parametrize("name", ["data[1].jsonl", "a*b.jsonl", "who?.jsonl", "[!a].jsonl", "x[1].parquet"])
+@pytest.mark.parametrize("folder", ["plain", "run[2]", "s*r"])
+def test_a_path_is_a_path_whatever_is_in_its_name(tmp_path: Path, folder: str, name: str) -> None:
+    file = tmp_path / folder / name
+    file.parent.mkdir()
+    if file.suffix == ".parquet":
+        Dataset.from_list([{"n": 1}]).to_parquet(file)
+    else:
+        file.write_text('{"n": 1}\n')
+    (tmp_path / folder / "data1.jsonl").write_text('{"n": 2}\n')
+    for path in (file, file.parent / f"*{file.suffix}"):
+        rows, _ = read(path)
+        assert (str(file), 1) in [(row.where.rpartition(":")[0], row.values["n"]) for row in rows]
+    assert len(read(file)[0]) == 1
+    assert len(read(tmp_path / "*" / "data[0-9].jsonl")[0]) == 1
+
+
+def test_a_data_set_in_a_folder_with_brackets(tmp_path: Path) -> None:
+    folder = tmp_path / "run[1]" / "data"
+    DatasetDict({"train": Dataset.from_list([{"n": 1}])}).save_to_disk(folder)
+    source = DatasetSource(type="dataset", paths=[str(folder)])
+    assert [row.values for row in read_rows(source, BadRows())] == [{"n": 1}]
+    assert source_files(source)
+
+
+def test_a_number_that_is_none_is_bad() -> None:
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(BadRowError, match="not a finite number"):
+            Row("f:1", {"n": number}).column("n")
+    assert Row("f:1", {"n": 0.0}).column("n") == 0.0
+
+
+def test_doubts_are_told_beside_bad_rows(tmp_path: Path) -> None:
+    told: list[str] = []
+    account = BadRows(seen=3)
+    tell(account, tmp_path / "none.jsonl", told.append)
+    account.doubt("f:1", "odd", "this")
+    account.doubt("f:2", "odd", "that")
+    tell(account, tmp_path / "none.jsonl", told.append)
+    assert told == ["2 of 3 rows: odd; f:1: this"]
+    assert not list(tmp_path.iterdir())
+    account.check(max_bad_share=0.0)
+    account.add("f:3", BadRowError("bad"))
+    assert account.summary().splitlines() == ["1 of 3 rows are bad: 1 bad", "  f:3: bad", "2 of 3 rows: odd; f:1: this"]
+    assert BadRows.from_state(json.loads(json.dumps(account.state()))) == account
 
 
 def test_unreadable_sources(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.models.load import load_model, save_hf
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
 from pipeline.train.state import layers
-from rollout.checkpoint import checkpoint_shapes
+from rollout.checkpoint import checkpoint_shapes, eos_ids
 from tests.rollout.tiny import YARN, yarn
 
 
@@ -223,3 +223,53 @@ def test_resolve_paths(tiny: Path, tmp_path: Path) -> None:
         resolve(str(tiny / "config.json"))
     with pytest.raises(ValueError, match="neither a folder"):
         resolve("/no/such/folder")
+
+
+CHATML = "{% for m in messages %}{{ START + m.role + '\n' + m.content + '<|spare_1|>\n' }}{% endfor %}".replace(
+    "START", "'<|spare_0|>'"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "ends", "eos"),
+    [
+        (None, None, 2, "<eos>"),  # the byte tokenizer's own, which ends a turn with <eos>
+        (CHATML, None, [7, 2], "<|spare_1|>"),
+        (CHATML, 2, [7, 2], "<|spare_1|>"),
+        (CHATML, [5, 7], [7, 2, 5], "<|spare_1|>"),
+        (CHATML + "{{ eos_token }}", 2, [7, 2], "<eos>"),  # which needs it to be what it is
+        ("{{ messages[0].content }}", 2, 2, "<eos>"),  # ends a turn with nothing
+    ],
+)
+def test_an_export_ends_where_its_template_ends_a_turn(
+    tmp_path: Path, template: str | None, before: int | list[int] | None, ends: int | list[int], eos: str
+) -> None:
+    model, tokenizer = tied_llama(), byte_tokenizer()
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = before
+    tokenizer.chat_template = template or tokenizer.chat_template
+    folder = save_hf(model, tokenizer, tmp_path / "hf")
+    exported = load_tokenizer(folder)
+    assert (exported.eos_token, exported.chat_template) == (eos, tokenizer.chat_template)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == ends
+    assert eos_ids(folder) == (ends if isinstance(ends, list) else [ends])
+    again = save_hf(load_model(folder, "float32"), exported, tmp_path / "again")
+    assert eos_ids(again) == eos_ids(folder)
+
+
+def test_an_exported_model_stops_by_itself(tmp_path: Path) -> None:
+    model, tokenizer = tied_llama(), byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    with torch.no_grad():  # the end of a turn is what it always says
+        model.model.norm.weight.fill_(1.0)
+        model.model.embed_tokens.weight.copy_(torch.ones_like(model.model.embed_tokens.weight) * -1.0)
+        model.model.embed_tokens.weight[7] = 1.0
+    exported = load_model(save_hf(model, tokenizer, tmp_path / "hf"), "float32")
+    prompt = torch.tensor([[7, 7]])
+    assert exported.generate(prompt, max_new_tokens=5, do_sample=False).tolist() == [[7, 7, 7]]
+
+
+def test_a_checkpoint_without_generation_config_names_no_ends(tmp_path: Path) -> None:
+    assert eos_ids(tmp_path) == []
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert eos_ids(tmp_path) == []

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from configs.model import ModelConfig
+from pipeline.models.resolve import check_template
 from pipeline.models.tokenizer import ROUND_TRIP_PROBE, byte_tokenizer, load_tokenizer
 
 CONVERSATION = [
@@ -74,6 +77,45 @@ def test_chat_template_is_replaced(tmp_path: Path) -> None:
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
     with pytest.raises(ValueError, match=r"chat_template='nowhere\.jinja'"):
         load_tokenizer(tmp_path, "nowhere.jinja")
+
+
+def test_a_shipped_template_is_found_by_name_and_a_file_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert "<|im_start|>" in str(load_tokenizer(tmp_path, "chatml").chat_template)
+    check_template(ModelConfig(path="x", chat_template="chatml"))
+    with pytest.raises(ValueError, match=r"model\.chat_template='chat_ml'.*: chatml, "):
+        check_template(ModelConfig(path="x", chat_template="chat_ml"))
+    monkeypatch.chdir(tmp_path)
+    Path("chatml").write_text("mine")
+    assert load_tokenizer(tmp_path, "chatml").chat_template == "mine"
+
+
+@pytest.mark.parametrize(
+    ("described", "added", "refused"),
+    [
+        ({"vocab_size": 264}, [], None),
+        ({"vocab_size": 300}, ["<|im_start|>"], None),
+        ({"vocab_size": 263}, [], "1 tokens beyond"),
+        ({"vocab_size": 264}, ["<|im_start|>", "<|im_end|>"], r"2 tokens beyond .*<\|im_end\|>, <\|im_start\|>"),
+        ({"text_config": {"vocab_size": 264}}, ["<think>"], "resize_token_embeddings"),
+        ({"vocab_size": 264}, ["<image_soft_token>"], None),
+        ({"model_type": "llama"}, ["<think>"], None),
+    ],
+)
+def test_a_tokenizer_larger_than_the_embedding_is_refused(
+    tmp_path: Path, described: dict[str, Any], added: list[str], refused: str | None
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": added})
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    if refused is None:
+        assert len(load_tokenizer(tmp_path)) == 264 + len(added)
+        return
+    with pytest.raises(ValueError, match=refused):
+        load_tokenizer(tmp_path)
 
 
 def test_missing_tokenizer_names_the_folder(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One real engine on a tiny DeepSeek-V3, against transformers: what it says, what it is taught, what it refuses."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from configs.sampling import SamplingConfig
+from pipeline.models.tokenizer import BYTE_SPECIAL_TOKENS
 from rollout import engine as door
 from rollout.engine import Engine
 from rollout.types import Completion, Group, SyncError
@@ -19,6 +21,9 @@ SAMPLING = SamplingConfig(max_tokens=24)
 GREEDY = SamplingConfig(max_tokens=8, temperature=0)
 EXPERT = "model.layers.2.mlp.experts.5.down_proj.weight"
 
+ENDS = (2, 5, 7)
+"""The tokenizer's own, generation_config's and a chat template's."""
+
 MODELS = {"first": tiny.moe(0), "second": tiny.moe(1)}
 
 
@@ -30,7 +35,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def module_engine(folders: dict[str, Path]) -> Engine:
-    return Engine(folders["first"], CONFIG, "float32", seed=0)
+    file = folders["first"] / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, 5]}))
+    return Engine(folders["first"], CONFIG, "float32", seed=0, ends=[7])
 
 
 @pytest.fixture
@@ -124,13 +131,25 @@ def test_a_completion_ends_with_its_end_token_or_its_length(engine: Engine) -> N
     assert {completion.finish_reason for completion in said} == {"stop", "length"}
     for completion in said:
         assert len(completion.logprobs) == len(completion.token_ids)
-        ends = [place for place, token in enumerate(completion.token_ids) if token == 2]
+        ends = [place for place, token in enumerate(completion.token_ids) if token in ENDS]
         if completion.finish_reason == "stop":
             assert ends == [len(completion.token_ids) - 1]
         else:
             assert not ends
             assert len(completion.token_ids) == 100
-        assert "<eos>" not in completion.text
+    last = {completion.token_ids[-1] for completion in said if completion.finish_reason == "stop"}
+    assert last == set(ENDS), "the tokenizer's end, generation_config's and the chat template's"
+
+
+def test_text_has_every_special_token_but_ends_and_padding(engine: Engine) -> None:
+    for ignore_eos in (False, True):
+        sampling = SamplingConfig(max_tokens=100, ignore_eos=ignore_eos)
+        said = completions(say(engine, 3, sampling, num_completions=8))
+        for token, index in zip(BYTE_SPECIAL_TOKENS, range(8), strict=True):
+            counted = sum(completion.token_ids.count(index) for completion in said)
+            shown = sum(completion.text.count(token) for completion in said)
+            assert shown == (0 if index in (0, *ENDS) else counted), token
+            assert counted
 
 
 def test_ignoring_the_end_token_gives_exactly_max_tokens(engine: Engine) -> None:
