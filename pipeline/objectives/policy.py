@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 LARGEST_EXPONENT = 80.0
-"""Of a quotient of probabilities: past e^88 float32 has no number, and infinity times a gradient of 0 is none at all."""
+"""Of a quotient of probabilities: float32 ends at e^88, and infinity times a gradient of 0 is NaN."""
 
 
 class LossOutput(NamedTuple):

@@ -45,7 +45,7 @@ def test_integers_and_the_other_shards_are_not_blamed(tmp_path: Path) -> None:
 def test_a_stage_is_refused_before_it_claims_its_folder(stage: Callable[[Path], AnyStage], tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "base")
     save_file({"weight": torch.tensor([1.0, float("nan")])}, model / "model.safetensors")
-    with pytest.raises(ValueError, match="not finite.*weight"):
+    with pytest.raises(ValueError, match=r"not finite.*weight"):
         start(tmp_path / "run" / "stage", "stage", stage(model))
     assert not (tmp_path / "run").exists()
 

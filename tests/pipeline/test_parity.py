@@ -51,7 +51,7 @@ def test_reward_models_that_carry_a_state_are_refused_too(family: str) -> None:
 
 
 class Remembering(nn.Module):
-    """An attention output to which the mean of all earlier rows is added, a millionth of it: a leak of no known kind."""
+    """A projection to which a share of the mean of all earlier rows is added: a leak of no known kind."""
 
     def __init__(self, projection: nn.Module, share: float) -> None:
         super().__init__()
