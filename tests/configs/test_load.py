@@ -184,6 +184,9 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
     assert find("demo") == Path("demo")
 
 
+BF16 = {"path": "x", "dtype": "bfloat16"}
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "said"),
     [
@@ -197,7 +200,10 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
         ("grpo", {"rewards": [{"name": "math", "weight": 0.0}]}, "nothing would be learned"),
         ("grpo", {"objective": {"surrogate": "cispo"}}, "no effect with updates_per_batch=1"),
         ("grpo", {"routing_replay": "policy"}, "no effect with updates_per_batch=1"),
-        ("grpo", {"model": {"path": "x", "dtype": "bfloat16"}}, "is for float32"),
+        ("grpo", {"model": BF16, "sync": {"max_mean_gap": 1e-5}}, "is for float32"),
+        ("grpo", {"trainer": {"fp8": True}}, "must be given with trainer.fp8"),
+        ("grpo", {"model": BF16, "rollout": {"max_model_len": 32, "fp8": ["weights"]}}, "given with rollout.fp8"),
+        ("grpo", {"trainer": {"fp8": True}, "sync": {"max_gap": 1.0}}, "sync.max_mean_gap"),
         ("grpo", {"overlong": {"shaping_tokens": 8}}, "smaller than sampling.max_tokens"),
         ("grpo", {"rewards": [{"name": "a.py:f"}, {"name": "trl:b.py:f"}]}, r"got \['f', 'f'\]"),
         ("grpo", {"rewards": [{"name": "math", "gate": 0.5}]}, "no effect on a single reward"),

@@ -1,14 +1,15 @@
 """docs/models.md: what each family of models can be used for, tried on a tiny random one.
 
-    python -m tests.pipeline.support docs/models.md          all columns, an engine for every family: half an hour
-    python -m tests.pipeline.support docs/models.md Llama    one family anew, the others as they are in the file
+python -m tests.pipeline.support docs/models.md          all columns, an engine for every family: half an hour
+python -m tests.pipeline.support docs/models.md Llama    one family anew, the others as they are in the file
 """
 
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,37 +32,42 @@ from pipeline.train.expert_parallel import FAMILIES as SHARDED
 from rollout.weights import to_buckets
 from tests.pipeline.families import FAMILIES, random_model
 
-YES, NOTHING = "yes", "–"
+ANSWER, ENGINE_SECONDS = "GRPO ", 600.0
+YES, NOTHING, NOT_TRIED = "yes", "-", "not tried"
 """NOTHING stands where there is nothing to try: experts of a dense model."""
-TRAINED = ("SFT", "RM", "experts apart", "replay", "FP8", "MTP")
-"""Columns that are tried without an engine."""
-COLUMNS = ("SFT", "RM", "GRPO", "experts apart", "replay", "FP8", "MTP")
+MEANINGS = {
+    "SFT": "loaded as a stage loads it; packed rows and branches of a prompt give the log-probabilities of the model's "
+    "own forward pass, one sequence at a time; no segment has a derivative by what it doesn't see; every weight has a "
+    "finite gradient",
+    "RM": "the same for a new reward model on it",
+    "GRPO": "vLLM on a CPU speaks as the trainer does, from the checkpoint and after a sync of other weights, within "
+    f"{MARGIN:g} times the model's rounding in float32",
+    "experts apart": "`trainer.expert_parallel_size`: of the families whose sharded layers were compared with "
+    "`transformers`",
+    "replay": "`routing_replay`: experts given to the routers are taken, with weights from their own scores",
+    "FP8": "`trainer.fp8`: products in FP8, every weight has a finite gradient",
+    "MTP": "`mtp`: modules for multi-token prediction are trained beside it",
+}
+COLUMNS = tuple(MEANINGS)
+TRAINED = tuple(column for column in COLUMNS if column != "GRPO")
+"""What is tried without an engine."""
 
-HEAD = f"""# Models: which families can be trained
+HEAD = """# Models: which families can be trained
 
 Made by `python -m tests.pipeline.support docs/models.md` from tiny random models with what makes each family itself:
 its attention, windows, groups of experts, scaling of logits. `tests/pipeline/test_support.py` (slow) holds every cell.
-A model of another family is not refused for its name: each start makes the checks behind the columns SFT and RM on the
-model that it was given (`pipeline/models/parity.py`), before anything is trained.
-
-| column | "yes" means |
-|---|---|
-| SFT | loaded as a stage loads it; packed rows and branches of a prompt give the log-probabilities of the model's own forward pass, one sequence at a time; a segment has no derivative by what it doesn't see; every weight has a finite gradient |
-| RM | the same for a new reward model on it |
-| GRPO | vLLM on a CPU speaks as the trainer does, from the checkpoint and after a sync of other weights, within {MARGIN:g} times the model's rounding in float32 |
-| experts apart | `trainer.expert_parallel_size`: the family is one whose sharded layers were compared with `transformers` |
-| replay | `routing_replay`: experts given to the routers are taken, with weights from their own scores |
-| FP8 | `trainer.fp8`: products in FP8, every weight has a finite gradient |
-| MTP | `mtp`: modules for multi-token prediction are trained beside it |
-
-"{NOTHING}": nothing to do, as for the experts of a dense model.
+A model of another family is not refused for its name: each start makes the checks of the columns SFT and RM on the
+model that it was given (`pipeline/models/parity.py`), before anything is trained. Heads, layers and experts here are
+small: whether a large model fits is what `alignyard plan` says.
 
 """
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
     """The whole page."""
-    lines = [f"| family | {' | '.join(COLUMNS)} |", "|" + "---|" * (1 + len(COLUMNS))]
+    lines = ["| column | yes means |", "|---|---|", *(f"| {name} | {text} |" for name, text in MEANINGS.items()), ""]
+    lines += [f"`{NOTHING}`: nothing to try, such as the experts of a dense model, or refused in SFT already.", ""]
+    lines += [f"| family | {' | '.join(COLUMNS)} |", "|" + "---|" * (1 + len(COLUMNS))]
     lines += [f"| {name} | {' | '.join(cells[column] for column in COLUMNS)} |" for name, cells in rows.items()]
     return HEAD + "\n".join(lines) + "\n"
 
@@ -202,19 +208,35 @@ def _mtp(folder: Path) -> str:
     return _learns(-(answer.logprobs_N.sum() + answer.mtp_logprobs_KN.sum()), policy)
 
 
-def grpo_cell(family: str) -> str:
-    """GRPO of one family, in a process of its own, since vLLM leaves its one full."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.support", "--engine", family],
-        capture_output=True,
+def grpo_cells(families: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """GRPO of each family. vLLM is imported once, and each engine has a process of its own, since it leaves it full."""
+    ran = subprocess.Popen(
+        [sys.executable, "-m", "tests.pipeline.support", "--engines", *families],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=1200,
-        check=False,
     )
-    answers = [line for line in ran.stdout.splitlines() if line.startswith('{"grpo"')]
-    if not answers:
-        raise RuntimeError(f"{family}: the engine's process ended with {ran.returncode}\n{ran.stderr[-3000:]}")
-    return json.loads(answers[0])["grpo"]
+    output, errors = ran.communicate()
+    cells = dict(json.loads(line[len(ANSWER) :]) for line in output.splitlines() if line.startswith(ANSWER))
+    for family in families:
+        if family not in cells:
+            raise RuntimeError(f"{family}: its engine's process ended without an answer\n{errors[-3000:]}")
+        yield family, cells[family]
+
+
+def _engines(families: Sequence[str]) -> None:
+    import rollout.engine  # noqa: F401  before the forks, which then needn't
+
+    for family in families:
+        process = get_context("fork").Process(target=_answer, args=(family,))
+        process.start()
+        process.join(ENGINE_SECONDS)
+        if process.is_alive():
+            process.kill()
+
+
+def _answer(family: str) -> None:
+    print(ANSWER + json.dumps([family, _speaks_alike(family)]), flush=True)
 
 
 def _speaks_alike(family: str) -> str:
@@ -241,7 +263,7 @@ def _speaks_alike(family: str) -> str:
 
 
 def _within_rounding(policy: LogprobModel, spoken: Callable[[list[list[int]]], list[list[float]]]) -> bool:
-    probe = sequences(probe_trees(policy.causal_lm)) * 1
+    probe = sequences(probe_trees(policy.causal_lm))
 
     def read() -> Tensor:
         parts = [
@@ -261,21 +283,15 @@ def _within_rounding(policy: LogprobModel, spoken: Callable[[list[list[int]]], l
 
 def main(arguments: list[str]) -> None:
     """Write the page, or answer for one family's engine."""
-    if arguments[0] == "--engine":
-        print(json.dumps({"grpo": _speaks_alike(arguments[1])}), flush=True)
+    if arguments[0] == "--engines":
+        _engines(arguments[1:])
         return
     file, chosen = Path(arguments[0]), arguments[1:] or list(FAMILIES)
     rows = read_table(file) if file.is_file() else {}
-    for family in chosen:
-        cells = trained_cells(family)
-        cells["GRPO"] = grpo_cell(family) if cells["SFT"] == YES else NOTHING
-        print(family, cells, flush=True)
-        rows[family] = cells
-        file.write_text(table({name: rows[name] for name in _known(rows)}), encoding="utf-8")
-
-
-def _known(rows: dict[str, dict[str, str]]) -> Iterable[str]:
-    return (name for name in FAMILIES if name in rows)
+    rows |= {family: trained_cells(family) | {"GRPO": NOTHING} for family in chosen}
+    for family, cell in grpo_cells([family for family in chosen if rows[family]["SFT"] == YES]):
+        rows[family]["GRPO"] = cell
+    file.write_text(table({family: rows[family] for family in FAMILIES if family in rows}), encoding="utf-8")
 
 
 if __name__ == "__main__":
