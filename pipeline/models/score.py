@@ -25,7 +25,7 @@ from pipeline.models.routing import Routers
 from pipeline.models.tokenizer import load_tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
-HEAD, LANGUAGE_HEAD = "score.weight", "lm_head.weight"
+HEAD, LANGUAGE_HEAD = "score.weight", {"lm_head.weight", "lm_head.bias"}
 
 
 class ScoreModel(nn.Module):
@@ -108,7 +108,7 @@ def new_score_model(folder: str | Path, dtype: Dtype, seed: int) -> PreTrainedMo
     """
     model, faults = _load(folder, dtype)
     faults["missing_keys"] -= {HEAD}
-    faults["unexpected_keys"] -= {LANGUAGE_HEAD}
+    faults["unexpected_keys"] -= LANGUAGE_HEAD
     _refuse(folder, faults)
     _checked(folder, model)
     head: Any = model.score

@@ -113,8 +113,9 @@ def _in_words(attempt: Callable[[Path], str], folder: Path) -> str:
 def reason(message: str) -> str:
     """The part of an error that says why, in a table's cell."""
     for pattern, words in (
-        (r"in its layers of class ([\w, ]+):", r"\1 carries a state along the row"),
-        (r"attention with ([\w, =]+) is not", r"its attention has \1"),
+        (r"in its layers of class ([\w, ]+):", r"\1 passes a state on to the next sequence"),
+        (r"attention with s_aux is not", "its attention has sinks"),
+        (r"attention with softcap is not", "its attention caps scores"),
         (r"computes its ([\w-]+) in a way", r"its \1 are not head(hidden state)"),
         (r"can't read packed rows", "its attention can't read packed rows"),
         (r"Unrecognized configuration class", "transformers has no form of it with a score"),
@@ -248,7 +249,7 @@ def _speaks_alike(family: str) -> str:
         config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2, threads=1)
         try:
             engine = Engine(folder, config, "float32", 0)
-        except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+        except (RuntimeError, ValueError, NotImplementedError, AssertionError, KeyError) as error:
             return f"refused: {reason(str(error))}"
         if not _within_rounding(policy, engine.prompt_logprobs):
             return "refused: vLLM computes otherwise"
