@@ -6,7 +6,7 @@ expert, a wrong layout, a matrix absorbed before the update), and the same of ev
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +111,7 @@ def check_spoken(metrics: Mapping[str, float], num_tokens: int, max_mean_gap: fl
         )
 
 
-def _gap(trained: list[Floats], spoken: list[list[list[float]]]) -> Gap:
+def _gap(trained: list[Floats], spoken: Sequence[Sequence[Floats | list[float]]]) -> Gap:
     """Mean and largest |trainer - engine| log-probability, of the engine that is furthest off."""
     gaps_N = [np.abs(np.concatenate(of_engine) - np.concatenate(trained)) for of_engine in spoken]
     return Gap(max(float(gap_N.mean()) for gap_N in gaps_N), max(float(gap_N.max()) for gap_N in gaps_N))

@@ -7,7 +7,6 @@ from typing import Any
 
 from huggingface_hub import parse_local_safetensors_file_metadata
 
-
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Widths of an attention head that vLLM's kernels for the CPU are built for."""
 

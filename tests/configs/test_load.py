@@ -10,6 +10,7 @@ from configs.grpo import GRPOConfig
 from configs.load import find, leaves, load
 from configs.sft import SFTConfig
 from configs.stages import STAGES, Recipe
+from tests.pipeline.stage_configs import grpo
 
 RECIPE = str(Path(__file__).parent / "recipe.yaml")
 
@@ -201,9 +202,6 @@ BF16 = {"path": "x", "dtype": "bfloat16"}
         ("grpo", {"objective": {"surrogate": "cispo"}}, "no effect with updates_per_batch=1"),
         ("grpo", {"routing_replay": "policy"}, "no effect with updates_per_batch=1"),
         ("grpo", {"model": BF16, "sync": {"max_mean_gap": 1e-5}}, "is for float32"),
-        ("grpo", {"trainer": {"fp8": True}}, "must be given with trainer.fp8"),
-        ("grpo", {"model": BF16, "rollout": {"max_model_len": 32, "fp8": ["weights"]}}, "given with rollout.fp8"),
-        ("grpo", {"trainer": {"fp8": True}, "sync": {"max_gap": 1.0}}, "sync.max_mean_gap"),
         ("grpo", {"overlong": {"shaping_tokens": 8}}, "smaller than sampling.max_tokens"),
         ("grpo", {"rewards": [{"name": "a.py:f"}, {"name": "trl:b.py:f"}]}, r"got \['f', 'f'\]"),
         ("grpo", {"rewards": [{"name": "math", "gate": 0.5}]}, "no effect on a single reward"),
@@ -250,3 +248,19 @@ def test_an_impossible_combination_is_refused_with_its_reason(stage: str, change
     STAGES[stage].model_validate(config)
     with pytest.raises(ValidationError, match=said):
         STAGES[stage].model_validate(config | changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("trainer.fp8", {"trainer": {"fp8": True}}),
+        ("rollout.fp8", {"rollout": {"max_model_len": 32, "fp8": ["weights"]}}),
+    ],
+)
+def test_fp8_wants_both_bounds_of_a_sync(key: str, changes: dict) -> None:
+    bounds = {"max_mean_gap": 0.1, "max_gap": 2.0}
+    grpo(Path("x"), **changes, model=BF16, sync=bounds)
+    grpo(Path("x"), model=BF16)  # else they are measured
+    for given in ({}, {"max_mean_gap": 0.1}, {"max_gap": 2.0}):
+        with pytest.raises(ValidationError, match=f"must be given with {key}"):
+            grpo(Path("x"), **changes, model=BF16, sync=given)
