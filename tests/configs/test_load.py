@@ -250,17 +250,13 @@ def test_an_impossible_combination_is_refused_with_its_reason(stage: str, change
         STAGES[stage].model_validate(config | changes)
 
 
-@pytest.mark.parametrize(
-    ("key", "changes"),
-    [
-        ("trainer.fp8", {"trainer": {"fp8": True}}),
-        ("rollout.fp8", {"rollout": {"max_model_len": 32, "fp8": ["weights"]}}),
-    ],
-)
-def test_fp8_wants_both_bounds_of_a_sync(key: str, changes: dict) -> None:
-    bounds = {"max_mean_gap": 0.1, "max_gap": 2.0}
-    grpo(Path("x"), **changes, model=BF16, sync=bounds)
-    grpo(Path("x"), model=BF16)  # else they are measured
+@pytest.mark.parametrize("key", ["trainer.fp8", "rollout.fp8"])
+def test_fp8_wants_both_bounds_of_a_sync(key: str) -> None:
+    on = {"trainer": {"fp8": True}, "rollout": {"max_model_len": 32, "fp8": ["weights"]}}
+    block = key.removesuffix(".fp8")
+    plain = grpo(Path("x")).model_dump(exclude_unset=True) | {"model": BF16}
+    GRPOConfig.model_validate(plain)  # without FP8 they are measured
+    GRPOConfig.model_validate(plain | {block: on[block]} | {"sync": {"max_mean_gap": 0.1, "max_gap": 2.0}})
     for given in ({}, {"max_mean_gap": 0.1}, {"max_gap": 2.0}):
         with pytest.raises(ValidationError, match=f"must be given with {key}"):
-            grpo(Path("x"), **changes, model=BF16, sync=given)
+            GRPOConfig.model_validate(plain | {block: on[block]} | {"sync": given})
