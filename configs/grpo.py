@@ -185,10 +185,17 @@ class GRPOConfig(Settings):
 
     @model_validator(mode="after")
     def _options_fit(self) -> "GRPOConfig":
-        if (self.model.dtype == "bfloat16" or self.rollout.fp8) and self.sync.max_mean_gap < 1e-3:
+        in_fp8 = [name for name, used in (("trainer.fp8", self.trainer.fp8), ("rollout.fp8", self.rollout.fp8)) if used]
+        if in_fp8 and (self.sync.max_mean_gap is None or self.sync.max_gap is None):
             raise ValueError(
-                f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; with model.dtype=bfloat16 or rollout.fp8 "
-                "trainer and engine differ by more than 1e-3: raise sync.max_mean_gap and sync.max_gap"
+                f"sync.max_mean_gap and sync.max_gap must be given with {in_fp8[0]}: they are measured of the rounding "
+                "of model.dtype, and FP8 is coarser; set both to a few times what sync/gap_mean and sync/gap_max of a "
+                "short run with wide ones show (docs/numerics.md)"
+            )
+        if self.model.dtype == "bfloat16" and self.sync.max_mean_gap is not None and self.sync.max_mean_gap < 1e-3:
+            raise ValueError(
+                f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; with model.dtype=bfloat16 trainer and "
+                "engine differ by more than 1e-3: raise it, or remove it, so that it is measured"
             )
         if self.updates_per_batch == 1 and self.routing_replay == "policy":
             raise ValueError(

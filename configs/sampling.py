@@ -64,9 +64,9 @@ class RolloutConfig(Settings):
 class SyncConfig(Settings):
     """Weights from trainer to engines, and the proof that they arrived."""
 
-    max_mean_gap: float = Field(default=1e-5, gt=0)
+    max_mean_gap: float | None = Field(default=None, gt=0)
     """Largest mean |trainer - engine| log-probability in nats, over the tokens of the probe (a few fixed random
-    sequences) after a sync and over a step's sampled tokens but those of the sequence furthest off. Raise it for BF16
-    or FP8."""
-    max_gap: float = Field(default=1e-4, gt=0)
-    """Largest |trainer - engine| log-probability on any token of the probe, in nats. Raise it likewise."""
+    sequences) after a sync and over a step's sampled tokens but those of the sequence furthest off. None is 16 times
+    what rounding alone makes of the policy's own log-probabilities on the probe, measured at every sync."""
+    max_gap: float | None = Field(default=None, gt=0)
+    """Largest |trainer - engine| log-probability on any token of the probe, in nats. None as for `max_mean_gap`."""

@@ -30,6 +30,7 @@ from configs.stages import AnyStage
 from pipeline.data.rows import source_files
 from pipeline.folder import write_atomic
 from pipeline.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_hash
+from pipeline.models.finite import refuse_nonfinite
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.recorded import ABSENT, CONFIG, LINEAGE, differences, read_lineage
@@ -111,7 +112,7 @@ def write_lineage(
 
     `config` is what is recorded, `runnable` the same with its references resolved to folders. Raises ValueError when a
     model's head doesn't fit its place, when the stage that made a model spoke with another tokenizer or chat template
-    than this one will, when a data file is missing, and when a reward is unknown.
+    than this one will, when a weight is not a finite number, when a data file is missing, and when a reward is unknown.
     """
     if (folder / LINEAGE).is_file():
         return
@@ -120,6 +121,7 @@ def write_lineage(
     checkpoints = list(_checkpoints(reads, folder, own))
     models = {checkpoint.key: _describe(checkpoint, folder) for checkpoint in checkpoints}
     for checkpoint in checkpoints:
+        refuse_nonfinite(checkpoint.folder)
         _check_head(checkpoint, models[checkpoint.key], config.type)
         _check_language(checkpoint, models[checkpoint.key], folder)
     recorded = _to_json(config.model_dump(mode="json"))

@@ -6,19 +6,30 @@ expert, a wrong layout, a matrix absorbed before the update), and the same of ev
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from configs.sampling import SyncConfig
-from pipeline.batch import Tree
+from pipeline.batch import Floats, Tree
 from pipeline.errors import RunStopped
 from pipeline.train.worker import Policy
 from rollout.pool import RolloutPool
 from rollout.types import SyncError
 
 PROBE_SEQUENCES, PROBE_LENGTH = 16, 64
+MARGIN = 16.0
+"""The multiple of the policy's own rounding, in the mean and at most, that trainer and engine stay within; the figures
+are in docs/numerics.md."""
 BUCKET_MIB = 128
+
+
+class Gap(NamedTuple):
+    """How far two programs' log-probabilities are apart, in nats: a token's in the mean, and at most."""
+
+    mean: float
+    largest: float
 
 
 def probe_sequences(vocab_size: int, *, max_model_len: int) -> list[list[int]]:
@@ -36,7 +47,7 @@ def sync_weights(
     """Send the policy to every engine as `version`, prove it, and return `sync/...` metrics.
 
     Raises RunStopped when a tensor arrived damaged or not at all, or when trainer and engine disagree on the probe by
-    more than the configured gaps.
+    more than the bounds.
     """
     started = time.monotonic()
     try:
@@ -54,47 +65,66 @@ def sync_weights(
 def prove(
     policy: Policy, rollout: RolloutPool, config: SyncConfig, *, probe: list[list[int]], version: int
 ) -> dict[str, float]:
-    """Raise RunStopped unless every engine speaks as the policy does, within the configured gaps, on the first half of
-    the probe or else on the second.
+    """Raise RunStopped unless every engine speaks as the policy does, within the bounds, on the first half of the probe
+    or else on the second; return the gaps and their bounds.
 
     Where two experts tie, a router's choice may fall either way, and a token differs by much, on one sequence of
     thousands. Weights that an engine does not hold differ on both halves.
     """
-    mean_gap = max_gap = float("nan")
+    gap = bound = Gap(float("nan"), float("nan"))
     for half in (probe[: len(probe) // 2], probe[len(probe) // 2 :]):
-        mean_gap, max_gap = probe_gap(policy, rollout, half)
-        if mean_gap <= config.max_mean_gap and max_gap <= config.max_gap:  # a NaN is not within anything
-            return {"sync/gap_mean": mean_gap, "sync/gap_max": max_gap}
+        trees = [Tree(ids, root_mask=[0] + [1] * (len(ids) - 1)) for ids in half]
+        trained = policy.sequence_logprobs(trees)
+        gap = _gap(trained, rollout.prompt_logprobs(half))
+        bound = _bound(policy, config, trees, trained)
+        if gap.mean <= bound.mean and gap.largest <= bound.largest:  # a NaN is not within anything
+            return {
+                "sync/gap_mean": gap.mean,
+                "sync/gap_max": gap.largest,
+                "sync/bound_mean": bound.mean,
+                "sync/bound_max": bound.largest,
+            }
     raise RunStopped(
         f"sync of version {version} is not proven: trainer and engine differ on both halves of the probe, the last "
-        f"by {mean_gap:.2e} nats a token in the mean (bound sync.max_mean_gap={config.max_mean_gap:.0e}) and "
-        f"{max_gap:.2e} at most (bound sync.max_gap={config.max_gap:.0e}). The engine does not hold the weights that "
-        "were trained, or bfloat16 or rollout.fp8 need wider bounds; the run can be resumed once the cause is found"
+        f"by {gap.mean:.2e} nats a token in the mean (bound sync.max_mean_gap={bound.mean:.1e}"
+        f"{_origin(config.max_mean_gap)}) and {gap.largest:.2e} at most (bound sync.max_gap={bound.largest:.1e}"
+        f"{_origin(config.max_gap)}). The engine does not hold the weights that were trained, or it computes more "
+        "coarsely than model.dtype says and needs wider bounds; the run can be resumed once the cause is found"
     )
 
 
-def check_spoken(metrics: Mapping[str, float], num_tokens: int, config: SyncConfig, *, step: int) -> None:
+def check_spoken(metrics: Mapping[str, float], num_tokens: int, max_mean_gap: float, *, step: int) -> None:
     """Raise RunStopped when the `num_tokens` tokens that one update of `step` learnt from mean something else to the
-    trainer than to the engine that sampled them.
+    trainer than to the engine that sampled them, by more than the last sync allowed.
 
     The probe can't reach what only real text reaches; this can, since it is over every sampled token. The sequence that
     is furthest off is left out: a router's tie may fall either way, and then one token differs by tenths of a nat and
     the rest of its sequence reads it.
     """
     gap = metrics["mismatch/abs_mean"] - metrics["mismatch/sequence_max"] / num_tokens
-    if not gap <= config.max_mean_gap:
+    if not gap <= max_mean_gap:
         raise RunStopped(
             f"step {step}: engine and trainer differ on the sampled tokens by {gap:.2e} nats in the mean (bound "
-            f"sync.max_mean_gap={config.max_mean_gap:.0e}) even without the sequence that is furthest off, though the "
+            f"sync.max_mean_gap={max_mean_gap:.1e}) even without the sequence that is furthest off, though the "
             "last sync's probe agreed. A part of the policy that only these tokens use differs; the run can be resumed "
             "once the cause is found"
         )
 
 
-def probe_gap(policy: Policy, rollout: RolloutPool, probe: list[list[int]]) -> tuple[float, float]:
-    """Mean and largest |trainer - engine| log-probability over the probe, of the engine that is furthest off."""
-    trained = np.concatenate(
-        policy.sequence_logprobs([Tree(ids, root_mask=[0] + [1] * (len(ids) - 1)) for ids in probe])
-    )
-    gaps = [np.abs(np.concatenate(spoken) - trained) for spoken in rollout.prompt_logprobs(probe)]
-    return max(float(gap.mean()) for gap in gaps), max(float(gap.max()) for gap in gaps)
+def _gap(trained: list[Floats], spoken: Sequence[Sequence[Floats | list[float]]]) -> Gap:
+    """Mean and largest |trainer - engine| log-probability, of the engine that is furthest off."""
+    gaps_N = [np.abs(np.concatenate(of_engine) - np.concatenate(trained)) for of_engine in spoken]
+    return Gap(max(float(gap_N.mean()) for gap_N in gaps_N), max(float(gap_N.max()) for gap_N in gaps_N))
+
+
+def _bound(policy: Policy, config: SyncConfig, trees: list[Tree], trained: list[Floats]) -> Gap:
+    """The configured bounds, or where they are left open MARGIN times what rounding makes of the policy's answers."""
+    mean, largest = config.max_mean_gap, config.max_gap
+    if mean is not None and largest is not None:
+        return Gap(mean, largest)
+    rounding = _gap(trained, [policy.sequence_logprobs_rounded_anew(trees)])
+    return Gap(mean or MARGIN * rounding.mean, largest or MARGIN * rounding.largest)
+
+
+def _origin(configured: float | None) -> str:
+    return f", {MARGIN:g} times the model's own rounding" if configured is None else ""

@@ -7,6 +7,29 @@ from typing import Any, cast
 
 from huggingface_hub import parse_local_safetensors_file_metadata
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Widths of an attention head that vLLM's kernels for the CPU are built for."""
+
+
+def refuse_head_size(folder: Path) -> None:
+    """Raise ValueError for a checkpoint whose attention no engine on a CPU can compute."""
+    config = _config(folder)
+    text = config.get("text_config", config)
+    if text.get("kv_lora_rank"):
+        size = text["qk_nope_head_dim"] + text["qk_rope_head_dim"]
+        keys = "qk_nope_head_dim + qk_rope_head_dim"
+    elif text.get("head_dim"):
+        size, keys = text["head_dim"], "head_dim"
+    elif text.get("hidden_size") and text.get("num_attention_heads"):
+        size, keys = text["hidden_size"] // text["num_attention_heads"], "hidden_size / num_attention_heads"
+    else:  # no attention, or none of a form that says its width
+        return
+    if size not in CPU_HEAD_SIZES:
+        raise ValueError(
+            f"checkpoint '{folder}' has attention heads of {size} ({keys}), which engines on a CPU can't compute; they "
+            f"can compute {', '.join(map(str, CPU_HEAD_SIZES))}: take another model, or a machine with a GPU"
+        )
+
 
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a checkpoint that an engine speaks with: all in its safetensors files but those

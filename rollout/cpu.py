@@ -21,7 +21,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.sample import sampler
 
 from configs.sampling import RolloutConfig
-from rollout.checkpoint import checkpoint_shapes
+from rollout.checkpoint import checkpoint_shapes, refuse_head_size
 
 FP8_WIDTH = 32
 """The FP8 product of the CPU takes inputs in multiples of this. vLLM pads experts, but no other map."""
@@ -34,6 +34,7 @@ def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
         raise ValueError(
             f"rollout.tensor_parallel_size={config.tensor_parallel_size} needs accelerators; set it to 1 on the CPU"
         )
+    refuse_head_size(model)
     _refuse_fp8(model, config)
     _mend_rotary_kernel()
     _mend_expert_reload()

@@ -26,6 +26,9 @@ from transformers.masking_utils import AttentionMaskInterface
 
 PACKED = "alignyard_packed"
 
+WITHOUT_EFFECT = frozenset({"position_ids", "use_cache", "cache_position"})
+"""Keyword arguments that models pass on to an attention function that has no use for them."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -71,20 +74,21 @@ def packed_attention(
     layout: Layout,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one packed row, in the form `transformers` calls it.
 
     query [1, H, T, D], key and value [1, H_kv, T, D or D_v]; returns ([1, T, H, D_v], None). `layout` travels through
-    the model's keyword arguments. `attention_mask` is always None: the layout says who sees whom. Raises ValueError for
-    a sequence longer than the model's `sliding_window`, which is not supported.
+    the model's keyword arguments. `attention_mask` is always None: the layout says which tokens a token sees, of which
+    a `sliding_window` leaves the last. Raises ValueError for an argument that would change the result and has no place
+    here, such as a cap on the scores or attention sinks.
     """
     assert attention_mask is None
-    longest = max(own + parent for _, own, parent in layout.classes)
-    if sliding_window is not None and longest > sliding_window:
-        raise ValueError(
-            f"a sequence of {longest} tokens is longer than the model's sliding window of {sliding_window}"
-        )
+    changing = {name for name, value in others.items() if value is not None and value is not False} - WITHOUT_EFFECT
+    if changing or is_causal is False:
+        names = sorted(changing) or ["is_causal=False"]
+        raise ValueError(f"attention with {', '.join(names)} is not supported in packed rows ({type(module).__name__})")
     # MLA's value is narrower than its key; the fused kernels want one width, and zeros cost less than the slow path.
     missing = key.shape[-1] - value.shape[-1]
     padded = pad(value, (0, missing)) if missing else value
@@ -97,7 +101,8 @@ def packed_attention(
             _side_by_side([x[part] for s in members for part in (layout.parents[s], s) if part != -1], len(members))
             for x in (keys, values)
         )
-        out_nHLD = _attend(q_nHLD, k_nHSD, v_nHSD, own=own, parent=parent, scaling=scaling, dropout=dropout)
+        shape = {"own": own, "parent": parent, "window": sliding_window}
+        out_nHLD = _attend(q_nHLD, k_nHSD, v_nHSD, **shape, scaling=scaling, dropout=dropout)
         for segment, out_HLD in zip(members, out_nHLD.unbind(0), strict=True):
             outputs[segment] = out_HLD[..., : value.shape[-1]].transpose(0, 1)
     return torch.cat([out for out in outputs if out.numel()]).unsqueeze(0), None
@@ -109,11 +114,22 @@ def _side_by_side(pieces_HLD: list[Tensor], num_sequences: int) -> Tensor:
 
 
 def _attend(
-    q_nHLD: Tensor, k_nHSD: Tensor, v_nHSD: Tensor, *, own: int, parent: int, scaling: float, dropout: float
+    q_nHLD: Tensor,
+    k_nHSD: Tensor,
+    v_nHSD: Tensor,
+    *,
+    own: int,
+    parent: int,
+    window: int | None,
+    scaling: float,
+    dropout: float,
 ) -> Tensor:
     mask = None
-    if parent:  # the own tokens are the last of S: causal from the lower right corner
+    windowed = window is not None and parent + own > window
+    if parent or windowed:  # the own tokens are the last of S: causal from the lower right corner
         mask = torch.ones(own, parent + own, dtype=torch.bool, device=q_nHLD.device).tril(parent)
+    if mask is not None and window is not None:
+        mask = mask.triu(parent - window + 1)
     return scaled_dot_product_attention(
         q_nHLD,
         k_nHSD,

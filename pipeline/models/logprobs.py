@@ -7,6 +7,8 @@ Legend: T tokens of the packed row, N trained tokens, C rows of a chunk, D model
 multi-token prediction.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +17,17 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from pipeline.batch import Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.mtp import Mtp, attached
 from pipeline.models.packed import hidden_states, use_packed
+from pipeline.models.parity import narrow_windows, probe_trees, readable, refuse_leaks, refuse_other_values, sequences
 from pipeline.models.routing import Routers
 
 CHUNK_TOKENS = 1024
 """Rows of float32 logits alive at once: 0.5 GB at DeepSeek-V3's vocabulary."""
+SPREAD = 30.0
+"""How large logits are made for the start-up check."""
 
 
 class Ahead(NamedTuple):
@@ -143,17 +149,45 @@ def refuse_randomness(causal_lm: PreTrainedModel) -> None:
 
 
 def refuse_other_logits(causal_lm: PreTrainedModel) -> None:
-    """Raise ValueError for a model that makes its logits otherwise than head(base model), or attends otherwise than
-    packed attention does (soft caps, scaled logits, sinks): its log-probabilities here would be wrong."""
-    token_ids_T = torch.arange(1, 17) % causal_lm.config.get_text_config().vocab_size
-    with torch.no_grad():
-        own_TV = causal_lm(token_ids_T.unsqueeze(0), use_cache=False).logits[0].float().log_softmax(-1)
-        expected_N = own_TV[:-1].gather(1, token_ids_T[1:, None]).squeeze(1)
-        packed = LogprobModel(causal_lm, chunk_tokens=16)
-        values_N = packed(token_ids_T, Layout((16,), (-1,)), torch.arange(15), token_ids_T[1:])
-    gap = (values_N - expected_N).abs().max().item()
-    if gap > (1e-3 if causal_lm.dtype == torch.float32 else 0.3):
-        raise ValueError(
-            f"{type(causal_lm).__name__} computes its logits in a way that is not supported (log-probabilities differ "
-            f"by {gap:.1e} from the model's own): logits that are scaled or capped after the head, or attention sinks"
-        )
+    """Raise ValueError for a model whose log-probabilities in packed rows are not its own: one that makes its logits
+    otherwise than head(base model), attends otherwise than packed attention does, or carries a state along the row."""
+    trees = probe_trees(causal_lm)
+    row = micro_batch(trees)
+    tensors = (torch.from_numpy(x) for x in (row.token_ids_T, row.source_N, row.target_N, row.sequence_N))
+    token_ids_T, source_N, target_N, sequence_N = tensors
+    head = causal_lm.get_output_embeddings()
+    assert head is not None
+    with narrow_windows(causal_lm), torch.no_grad(), readable(causal_lm), _spread_logits(causal_lm, head, trees):
+        own = [
+            _own_logprobs(causal_lm, token_ids, int((sequence_N == sequence).sum()))
+            for sequence, token_ids in enumerate(sequences(trees))
+        ]
+        model = LogprobModel(causal_lm)
+
+        def packed() -> list[Tensor]:
+            values_N = model(token_ids_T, Layout(row.lengths, row.parents), source_N, target_N)
+            return [values_N[sequence_N == sequence] for sequence in range(row.num_sequences)]
+
+        refuse_leaks(causal_lm)
+        refuse_other_values(causal_lm, own, packed, what="log-probabilities")
+
+
+def _own_logprobs(causal_lm: PreTrainedModel, token_ids: list[int], last: int) -> Tensor:
+    """What `causal_lm` itself says of the last tokens of one sequence."""
+    ids_T = torch.tensor(token_ids)
+    logprobs_TV = causal_lm(ids_T.unsqueeze(0), use_cache=False).logits[0].float().log_softmax(-1)
+    return logprobs_TV[:-1].gather(1, ids_T[1:, None]).squeeze(1)[-last:]
+
+
+@contextmanager
+def _spread_logits(causal_lm: PreTrainedModel, head: nn.Module, trees: Sequence[Tree]) -> Iterator[None]:
+    """Within the block the head reads its input so many times larger that logits reach SPREAD: a cap on logits does
+    next to nothing to a young model's, and much to those of the model that it becomes."""
+    ids_T = torch.tensor(trees[0].root_ids)
+    largest = head(causal_lm.base_model(ids_T.unsqueeze(0), use_cache=False).last_hidden_state).abs().max().item()
+    factor = max(1.0, SPREAD / largest) if largest else 1.0
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0] * factor,))
+    try:
+        yield
+    finally:
+        hook.remove()

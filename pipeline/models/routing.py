@@ -183,6 +183,8 @@ def _gate(name: str, module: Any) -> Gate | None:
         if not isinstance(answer, tuple) or len(answer) != 3:
             return None
         logits_TE, weights_TK, experts_TK = answer
+        if experts_TK.dtype != torch.int64:  # the same three in another order, or of another meaning
+            return None
         for normalizes in (False, True):
             gate = Gate(name, module, sigmoid, normalizes, scale, *groups)
             if torch.allclose(gate.weights(logits_TE, experts_TK), weights_TK.float(), rtol=1e-2):

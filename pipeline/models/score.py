@@ -20,11 +20,12 @@ from pipeline.data.scored import scored_ids, with_pad
 from pipeline.models.attention import Layout
 from pipeline.models.load import save_hf, without_mtp
 from pipeline.models.packed import hidden_states, use_packed
+from pipeline.models.parity import narrow_windows, probe_trees, readable, refuse_leaks, refuse_other_values, sequences
 from pipeline.models.routing import Routers
 from pipeline.models.tokenizer import load_tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
-HEAD, LANGUAGE_HEAD = "score.weight", "lm_head.weight"
+HEAD, LANGUAGE_HEAD = "score.weight", {"lm_head.weight", "lm_head.bias"}
 
 
 class ScoreModel(nn.Module):
@@ -107,7 +108,7 @@ def new_score_model(folder: str | Path, dtype: Dtype, seed: int) -> PreTrainedMo
     """
     model, faults = _load(folder, dtype)
     faults["missing_keys"] -= {HEAD}
-    faults["unexpected_keys"] -= {LANGUAGE_HEAD}
+    faults["unexpected_keys"] -= LANGUAGE_HEAD
     _refuse(folder, faults)
     _checked(folder, model)
     head: Any = model.score
@@ -138,20 +139,21 @@ def is_score_model(folder: str | Path) -> bool:
 
 def refuse_other_scores(model: PreTrainedModel) -> None:
     """Raise ValueError for a model whose own forward gives another score than ScoreModel: one that pools otherwise than
-    at the last token, or attends otherwise than packed attention does."""
-    config = model.config.get_text_config()
-    token_ids_T = torch.arange(1, 17) % config.vocab_size
-    token_ids_T[-1] = 16 if config.pad_token_id != 16 else 17  # what is padding would not be read
-    head: Any = model.score
-    with torch.no_grad():
-        own = model(token_ids_T.unsqueeze(0), use_cache=False).logits[0, 0].float()
-        packed = ScoreModel(model)(token_ids_T, Layout((16,), (-1,)), torch.tensor([15]))[0]
-    gap = (own - packed).abs().item()
-    if gap > (1e-3 if model.dtype == torch.float32 else 0.1) * head.weight.norm().item():
-        raise ValueError(
-            f"{type(model).__name__} computes its score in a way that is not supported (it differs by {gap:.1e} from "
-            "head(hidden state of the last token)): another pooling, or attention sinks"
-        )
+    at the last token, attends otherwise than packed attention does, or carries a state along the row."""
+    first, second, prompt = probe_trees(model)
+    trees = [scored_tree(tree.root_ids[:-4], [tree.root_ids[-4:]]) for tree in (first, second)]
+    trees.append(scored_tree(prompt.root_ids, [branch.token_ids for branch in prompt.branches]))
+    row = micro_batch(trees)
+    with narrow_windows(model), torch.no_grad(), readable(model):
+        own = [model(torch.tensor([ids]), use_cache=False).logits[0].float() for ids in sequences(trees)]
+        scoring = ScoreModel(model)
+
+        def packed() -> list[Tensor]:
+            token_ids_T, last_N = torch.from_numpy(row.token_ids_T), torch.from_numpy(row.source_N)
+            return list(scoring(token_ids_T, Layout(row.lengths, row.parents), last_N).split(1))
+
+        refuse_leaks(model)
+        refuse_other_values(model, own, packed, what="score")
 
 
 def _load(folder: str | Path, dtype: Dtype) -> tuple[PreTrainedModel, dict[str, set[str]]]:

@@ -9,10 +9,13 @@ way a batch is split can't change its gradient.
 Legend: N trained tokens of the micro-batch, S completions of the micro-batch.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+LARGEST_EXPONENT = 80.0
+"""Of a quotient of probabilities: float32 ends at e^88, and infinity times a gradient of 0 is NaN."""
 
 
 class LossOutput(NamedTuple):
@@ -38,15 +41,16 @@ def importance_ratio(
     """pi_theta / pi_theta_old, float [N].
 
     `token`: each token its own (as printed). `sequence`: the geometric mean over the completion, the same for all its
-    tokens, with the gradient through that mean (GSPO, arXiv:2507.18071 eq. 7).
+    tokens, with the gradient through that mean (GSPO, arXiv:2507.18071 eq. 7). A ratio past e^LARGEST_EXPONENT is that
+    number, without a gradient.
     """
     log_ratio_N = logprobs_N - policy_logprobs_N
     if level == "token":
-        return log_ratio_N.exp()
+        return _quotient(log_ratio_N)
     zeros_S = log_ratio_N.new_zeros(num_sequences)
     lengths_S = zeros_S.index_add(0, sequence_N, torch.ones_like(log_ratio_N))
     mean_S = zeros_S.index_add(0, sequence_N, log_ratio_N) / lengths_S.clamp(min=1)
-    return mean_S.exp()[sequence_N]
+    return _quotient(mean_S)[sequence_N]
 
 
 def clipped_surrogate(*, ratio_N: Tensor, advantages_N: Tensor, clip_low: float, clip_high: float) -> Tensor:
@@ -78,7 +82,7 @@ def mismatch(gap_N: Tensor, sequence_N: Tensor, num_sequences: int) -> tuple[dic
     """How far rollout and trainer disagree on the same weights, gap_N = log pi - log mu of every token before any mask:
     sums, and the maxima over tokens and over what a sequence's tokens sum to."""
     absolute_N = gap_N.abs()
-    sums = {"mismatch/abs_mean": absolute_N.sum(), "mismatch/k3_mean": (gap_N.exp() - gap_N - 1).sum()}
+    sums = {"mismatch/abs_mean": absolute_N.sum(), "mismatch/k3_mean": (_quotient(gap_N) - gap_N - 1).sum()}
     sequences = absolute_N.new_zeros(num_sequences).index_add_(0, sequence_N, absolute_N)
     return sums, {"mismatch/abs_max": absolute_N.max(), "mismatch/sequence_max": sequences.max()}
 
@@ -105,15 +109,15 @@ def grpo_loss(
 
     logprobs_N carries the gradient; policy_logprobs_N are the same tokens under the policy before this batch's first
     update. weights_N and denominator are the aggregation (see objectives.aggregate): loss = sum(weights * per_token) /
-    denominator. A weight of 0 takes a token out, divergence included.
+    denominator. A weight of 0 takes a token out, divergence included, whatever its log-probabilities are; metrics are
+    over all tokens.
     """
-    ratio_N = importance_ratio(
-        logprobs_N=logprobs_N,
-        policy_logprobs_N=policy_logprobs_N,
-        sequence_N=sequence_N,
-        num_sequences=num_sequences,
-        level=ratio,
-    )
+    trained_N = weights_N != 0
+    every_N, every_policy_N = logprobs_N.detach(), policy_logprobs_N
+    # Before they are exponentiated: of a number that overflowed, a product with the weight 0 is NaN.
+    logprobs_N, policy_logprobs_N = (torch.where(trained_N, x, 0.0) for x in (logprobs_N, policy_logprobs_N))
+    shape: dict[str, Any] = {"sequence_N": sequence_N, "num_sequences": num_sequences, "level": ratio}
+    ratio_N = importance_ratio(logprobs_N=logprobs_N, policy_logprobs_N=policy_logprobs_N, **shape)
     if surrogate == "clip":
         objective_N = clipped_surrogate(
             ratio_N=ratio_N, advantages_N=advantages_N, clip_low=clip_low, clip_high=clip_high
@@ -124,18 +128,23 @@ def grpo_loss(
         )
     if importance_cap is not None:
         objective_N = objective_N * importance_weight(
-            policy_logprobs_N=policy_logprobs_N, rollout_logprobs_N=rollout_logprobs_N, cap=importance_cap
+            policy_logprobs_N=every_policy_N, rollout_logprobs_N=rollout_logprobs_N, cap=importance_cap
         )
-    sums, maxima = mismatch(policy_logprobs_N - rollout_logprobs_N, sequence_N, num_sequences)
+    sums, maxima = mismatch(every_policy_N - rollout_logprobs_N, sequence_N, num_sequences)
     if ref_logprobs_N is not None:
-        kl_N = k3_divergence(logprobs_N=logprobs_N, ref_logprobs_N=ref_logprobs_N)
+        kl_N = k3_divergence(logprobs_N=logprobs_N, ref_logprobs_N=torch.where(trained_N, ref_logprobs_N, 0.0))
         objective_N = objective_N - kl_coef * kl_N
-        sums["loss/kl_mean"] = kl_N.detach().sum()
-    loss = -(weights_N * objective_N).sum() / denominator
-    ratio_N = ratio_N.detach()
+        every_log_ratio_N = ref_logprobs_N - every_N
+        sums["loss/kl_mean"] = (_quotient(every_log_ratio_N) - every_log_ratio_N - 1).sum()
+    loss = -(weights_N * torch.where(trained_N, objective_N, 0.0)).sum() / denominator
+    ratio_N = importance_ratio(logprobs_N=every_N, policy_logprobs_N=every_policy_N, **shape)
     sums |= {
         "loss/ratio_mean": ratio_N.sum(),
         "loss/ratio_clipped_mean": ((ratio_N < 1 - clip_low) | (ratio_N > 1 + clip_high)).float().sum(),
-        "loss/surprisal_mean": -logprobs_N.detach().sum(),
+        "loss/surprisal_mean": -every_N.sum(),
     }
     return LossOutput(loss, sums, maxima)
+
+
+def _quotient(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(max=LARGEST_EXPONENT).exp()

@@ -26,7 +26,7 @@ def run(
     Starts after the step the policy was restored at, and sends that policy to the engines first.
     """
     watch = Stopwatch()
-    fleet.sync_weights(fleet.checkpoints.step)
+    synced = fleet.sync_weights(fleet.checkpoints.step)
     for step in range(fleet.checkpoints.step + 1, config.steps + 1):
         with watch("generate"), fleet.rollout.awake():
             experience, metrics = collect(config, prompts, fleet, step)
@@ -47,10 +47,10 @@ def run(
         metrics |= over_updates(updates) | alarms.length_controlled(metrics)
         for ranks, update in zip(sharded, updates, strict=True):
             num_tokens = sum(len(row.target_N) for rows in ranks for row in rows)
-            check_spoken(update, num_tokens, config.sync, step=step)
+            check_spoken(update, num_tokens, synced["sync/bound_mean"], step=step)
         with watch("sync"):
-            metrics |= fleet.sync_weights(step)
-        metrics |= validate(step)
+            synced = fleet.sync_weights(step)
+        metrics |= synced | validate(step)
         report.step(step, metrics | watch.lap(), experience.samples(), expert_load=fleet.policy.expert_load)
         fleet.checkpoints.done(step, last=step == config.steps)
         alarms.check(step, metrics)

@@ -25,6 +25,7 @@ from pipeline.models.fused import checkpoint_tensors
 from pipeline.models.load import load_model, save_hf
 from pipeline.models.logprobs import LogprobModel
 from pipeline.models.mtp import attached
+from pipeline.models.rounding import rounded_anew
 from pipeline.models.score import save_score_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.train.balancing import Balancer
@@ -147,6 +148,12 @@ class TrainEngine:
         assert model is not None, "no reference was loaded"
         with torch.no_grad():
             return [self._forward(model, row).cpu().numpy() for row in batch]
+
+    def logprobs_rounded_anew(self, batch: list[MicroBatch]) -> list[Floats]:
+        """What another program of the same precision might answer in the place of `logprobs` (see
+        pipeline.models.rounding)."""
+        with rounded_anew(self._model):
+            return self.logprobs(batch, reference=False)
 
     def logprobs_and_experts(self, batch: list[MicroBatch]) -> list[tuple[Floats, Routes]]:
         """What `logprobs` says of the policy, and the experts that it sent each token of the row to."""

@@ -144,8 +144,15 @@ class Policy:
 
     def sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
         """Log-probabilities of the trained tokens of each tree, in the order of `trees`; every rank computes all."""
+        return self._of_sequences(trees, "logprobs", reference=False)
+
+    def sequence_logprobs_rounded_anew(self, trees: list[Tree]) -> list[Floats]:
+        """The same, as another program of this precision might compute them (see pipeline.models.rounding)."""
+        return self._of_sequences(trees, "logprobs_rounded_anew")
+
+    def _of_sequences(self, trees: list[Tree], method: str, **kwargs: Any) -> list[Floats]:
         row = micro_batch(trees)
-        values_N = self._each("logprobs", [([row],)] * len(self._ranks), reference=False)[0][0]
+        values_N = self._each(method, [([row],)] * len(self._ranks), **kwargs)[0][0]
         return [values_N[row.sequence_N == sequence] for sequence in range(row.num_sequences)]
 
     def put_weights(self, bucket_mib: int) -> list[Any]:

@@ -10,6 +10,7 @@ from configs.grpo import GRPOConfig
 from configs.load import find, leaves, load
 from configs.sft import SFTConfig
 from configs.stages import STAGES, Recipe
+from tests.pipeline.stage_configs import grpo
 
 RECIPE = str(Path(__file__).parent / "recipe.yaml")
 
@@ -233,6 +234,9 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
     assert find("demo") == Path("demo")
 
 
+BF16 = {"path": "x", "dtype": "bfloat16"}
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "said"),
     [
@@ -246,7 +250,7 @@ def test_a_file_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest
         ("grpo", {"rewards": [{"name": "math", "weight": 0.0}]}, "nothing would be"),
         ("grpo", {"objective": {"surrogate": "cispo"}}, "updates_per_batch=1"),
         ("grpo", {"routing_replay": "policy"}, "updates_per_batch=1"),
-        ("grpo", {"model": {"path": "x", "dtype": "bfloat16"}}, "is for float32"),
+        ("grpo", {"model": BF16, "sync": {"max_mean_gap": 1e-5}}, "is for float32"),
         ("grpo", {"overlong": {"shaping_tokens": 8}}, r"sampling\.max_tokens"),
         ("grpo", {"rewards": [{"name": "a.py:f"}, {"name": "trl:b.py:f"}]}, r"got \['f', 'f'\]"),
         ("grpo", {"rewards": [{"name": "math", "gate": 0.5}]}, "single reward"),
@@ -293,3 +297,15 @@ def test_an_impossible_combination_is_refused_with_its_reason(stage: str, change
     STAGES[stage].model_validate(config)
     with pytest.raises(ValidationError, match=said):
         STAGES[stage].model_validate(config | changes)
+
+
+@pytest.mark.parametrize("key", ["trainer.fp8", "rollout.fp8"])
+def test_fp8_wants_both_bounds_of_a_sync(key: str) -> None:
+    on = {"trainer": {"fp8": True}, "rollout": {"max_model_len": 32, "fp8": ["weights"]}}
+    block = key.removesuffix(".fp8")
+    plain = grpo(Path("x")).model_dump(exclude_unset=True) | {"model": BF16}
+    GRPOConfig.model_validate(plain)  # without FP8 they are measured
+    GRPOConfig.model_validate(plain | {block: on[block]} | {"sync": {"max_mean_gap": 0.1, "max_gap": 2.0}})
+    for given in ({}, {"max_mean_gap": 0.1}, {"max_gap": 2.0}):
+        with pytest.raises(ValidationError, match=f"must be given with {key}"):
+            GRPOConfig.model_validate(plain | {block: on[block]} | {"sync": given})

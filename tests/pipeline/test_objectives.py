@@ -209,6 +209,58 @@ def test_weight_zero_gives_a_gradient_of_exactly_zero_even_with_divergence() -> 
     assert (logprobs.grad[1:] != 0).all()
 
 
+FAR = [120.0, 1e4, -120.0, float("inf"), float("-inf"), float("nan")]
+"""How far a log-probability may be off where a token is not trained."""
+COLUMNS = ("logprobs_N", "policy_logprobs_N", "rollout_logprobs_N", "ref_logprobs_N", "advantages_N")
+
+
+@pytest.mark.parametrize("surrogate", ["clip", "cispo"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("far", FAR)
+def test_a_token_of_weight_zero_changes_nothing_however_far_it_is_off(column, far, ratio, surrogate) -> None:
+    options = {"ratio": ratio, "surrogate": surrogate, "kl_coef": 0.1, "importance_cap": 2.0}
+    options["weights_N"] = torch.tensor([0.0, 0.5, 0.5])
+
+    def step(value: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = columns(ref_logprobs_N=tensor(-1.0, -1.5, -0.5), **options)
+        batch |= {name: batch[name].float() for name in COLUMNS}
+        if value is not None:
+            batch[column] = torch.cat([torch.tensor([value]), batch[column][1:]])
+        batch["logprobs_N"].requires_grad_()
+        loss = grpo_loss(**batch).loss
+        loss.backward()
+        return loss.detach(), batch["logprobs_N"].grad
+
+    loss, gradient = step(far)
+    expected_loss, expected_gradient = step(None)
+    assert torch.equal(loss, expected_loss) and torch.equal(gradient, expected_gradient)
+    assert gradient[0] == 0 and (gradient[1:] != 0).all()
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_a_ratio_past_float32_that_the_clip_bounds_has_no_gradient(ratio: str) -> None:
+    batch = columns(ratio=ratio, advantages_N=torch.ones(3), weights_N=torch.ones(3))
+    batch |= {name: batch[name].float() for name in COLUMNS if batch[name] is not None}
+    batch["logprobs_N"] = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
+    batch["policy_logprobs_N"] = torch.tensor([-130.0, -130.0, -130.0])
+    output = grpo_loss(**batch)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(-3 * 1.2 / 2)
+    assert torch.equal(batch["logprobs_N"].grad, torch.zeros(3))
+    assert all(value.isfinite() for value in output.sums.values())
+
+
+def test_a_reference_far_above_the_policy_still_stops_the_run() -> None:
+    """A trained token: there no number is the honest answer, and the ranks refuse a gradient that is not finite."""
+    batch = columns(ref_logprobs_N=torch.tensor([-1.0, -1.0, -1.0]), kl_coef=0.1)
+    batch |= {name: batch[name].float() for name in COLUMNS}
+    batch["logprobs_N"] = torch.tensor([-130.0, -1.0, -1.0], requires_grad=True)
+    batch["policy_logprobs_N"] = batch["logprobs_N"].detach()
+    grpo_loss(**batch).loss.backward()
+    assert not batch["logprobs_N"].grad.isfinite().all()
+
+
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_a_batch_in_two_parts_has_the_gradient_of_the_whole(ratio: str) -> None:
     whole = columns()["logprobs_N"].requires_grad_()
