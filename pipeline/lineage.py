@@ -32,7 +32,7 @@ from pipeline.folder import write_atomic
 from pipeline.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_hash
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.recorded import ABSENT, CONFIG, LINEAGE, differences, read_lineage
+from pipeline.recorded import ABSENT, CONFIG, LINEAGE, begun, differences, read_config, read_lineage
 from rewards import types
 from rewards.plugins import FACTORIES, source_file
 
@@ -107,13 +107,13 @@ class Validating:
 def write_lineage(
     folder: Path, stage: str, config: AnyStage, runnable: AnyStage, validating: Validating | None = None
 ) -> None:
-    """Writes what `stage` starts from into its folder, once: where it is written already nothing changes.
+    """Writes what `stage` starts from into its folder: anew until the stage has come to a result, then never again.
 
     `config` is what is recorded, `runnable` the same with its references resolved to folders. Raises ValueError when a
     model's head doesn't fit its place, when the stage that made a model spoke with another tokenizer or chat template
     than this one will, when a data file is missing, and when a reward is unknown.
     """
-    if (folder / LINEAGE).is_file():
+    if begun(folder):
         return
     reads = _reads(runnable, validating)
     own = None if isinstance(runnable, RewardModelConfig) else LANGUAGE_MODEL
@@ -141,11 +141,12 @@ def write_lineage(
 
 def check_lineage(folder: Path, config: AnyStage, runnable: AnyStage, validating: Validating | None = None) -> None:
     """Raises ValueError when `folder` holds a run of other settings, each named with its two values, or of a
-    checkpoint, data or a reward's code that have changed since, each named. A folder without a run fits everything.
+    checkpoint, data or a reward's code that have changed since, each named. A folder whose run has no result yet, or
+    that holds no run, fits everything.
     """
-    if not (folder / LINEAGE).is_file():
+    if not begun(folder):
         return
-    before = dict(leaves(json.loads((folder / CONFIG).read_text(encoding="utf-8"))))
+    before = dict(leaves(read_config(folder)))
     now = dict(leaves(config.model_dump(mode="json")))
     changed = [
         f"  {key}: was {before.get(key, ABSENT)!r}, is {now.get(key, ABSENT)!r}"

@@ -196,9 +196,10 @@ class TrainEngine:
             deque(parts, maxlen=0)
         torch.distributed.barrier()
 
-    def save(self, folder: Path) -> None:
-        """Write the whole training state into `folder`; every rank takes part."""
-        save_state(self.engine, folder, self.step)
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write the whole training state into `folder`; every rank takes part. Returns the checksums of the files that
+        this one wrote."""
+        return save_state(self.engine, folder, self.step)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, in whatever layout. Raises ValueError when the folder holds no state of this
