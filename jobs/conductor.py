@@ -42,7 +42,9 @@ from jobs.verbs import INTERRUPTED as INTERRUPTED_CODE
 from pipeline.demand import Demand, Node, demand, machines
 from pipeline.folder import write_atomic
 from pipeline.lock import locked
-from pipeline.recipe import cut_off, graph, ready
+from pipeline.machine import refuse_here
+from pipeline.recipe import chosen, cut_off, graph, ready, refuse_other_recipe
+from pipeline.recorded import read_figures
 
 ORDER = "ALIGNYARD_ORDER"
 """Environment variable with what to run."""
@@ -219,8 +221,11 @@ class Conductor:
 def conduct(order: Order) -> int:
     """Runs the order; the exit code. Raises ValueError for what is wrong before anything starts."""
     with locked(order.folder, wait_seconds=2.0):
-        before = (order.folder / RUN).read_text(encoding="utf-8") if (order.folder / RUN).is_file() else None
-        record = _record(order)
+        refuse_other_recipe(order.recipe, order.folder)
+        _refuse_here(order)
+        earlier = _earlier(order.folder)
+        before = (order.folder / RUN).read_text(encoding="utf-8") if earlier is not None else None
+        record = _record(order, earlier)
         record.write()
         # What takes seconds to import is imported while Ray starts.
         imports = Thread(target=import_module, args=("pipeline.plan",))
@@ -248,7 +253,8 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
     from pipeline.plan import Choice, plan, refuse
 
     record.address = record.address or jobs.address
-    left = jobs.stop(jobs.running(order.folder))  # of a conductor that was killed, on a cluster that was not
+    # A conductor that was killed leaves them on a cluster that was not.
+    left = jobs.stop(jobs.running(order.folder, stages=True))
     if left:
         raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(left)}")
     planned, there = plan(order.recipe, order.folder, Choice(order.start, order.until, order.only)), nodes()
@@ -267,15 +273,36 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
     return Conductor(order, record, jobs, there).run()
 
 
-def _record(order: Order) -> RunRecord:
+def _refuse_here(order: Order) -> None:
+    """Raises ValueError for a stage that is to run and that this machine, where the cluster is to be, can't run."""
+    stages = graph(order.recipe)
+    for name in chosen(stages, start=order.start, until=order.until, only=order.only):
+        if read_figures(order.folder / name) is None:
+            try:
+                refuse_here(order.recipe.stages[name], order.recipe)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+
+
+def _earlier(folder: Path) -> RunRecord | None:
+    """The record of the run so far; None where there is none that can be read, which is then written anew."""
+    if not (folder / RUN).is_file():
+        return None
+    try:
+        return RunRecord.read(folder)
+    except ValueError as error:
+        Console().print(str(error), style="yellow", markup=False, soft_wrap=True)
+        return None
+
+
+def _record(order: Order, earlier: RunRecord | None) -> RunRecord:
     """A new record; of a stage that ran before it keeps which job that was, and when."""
     stages = {
         name: StageRecord(order.recipe.stages[name].type, waits_for) for name, waits_for in graph(order.recipe).items()
     }
-    if (order.folder / RUN).is_file():
-        for name, before in RunRecord.read(order.folder).stages.items():
-            if name in stages:
-                stages[name].job, stages[name].started, stages[name].ended = before.job, before.started, before.ended
+    for name, before in earlier.stages.items() if earlier is not None else ():
+        if name in stages:
+            stages[name].job, stages[name].started, stages[name].ended = before.job, before.started, before.ended
     record = RunRecord(order.recipe.name, str(order.folder), stages, address=order.address, job=order.job)
     record.reason = "starting"
     return record

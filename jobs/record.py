@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
-from pipeline.folder import write_atomic
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.folder import read_json, write_atomic
 from pipeline.lock import holder
 
 RUN, RECIPE, LOG, CONSOLE = "run.json", "recipe.json", "run.log", "console.log"
@@ -64,16 +66,21 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The state of the run in `folder`; one that lost its conductor without a word is KILLED.
+        """The state of the run in `folder`, under the name that the folder has now; one that lost its conductor without
+        a word is KILLED. Keys that only another version knows are left out.
 
-        Raises ValueError where there is no run.
+        Raises ValueError where there is no run, and where its file is damaged.
         """
-        file = folder / RUN
+        file, remedy = folder / RUN, "`alignyard run` with the same recipe writes it anew, and goes on"
         if not file.is_file():
             raise ValueError(f"'{folder}' holds no run: {RUN} is missing; `alignyard list` shows the runs there are")
-        values = json.loads(file.read_text(encoding="utf-8"))
-        stages = {name: StageRecord(**stage) for name, stage in values.pop("stages").items()}
-        record = cls(**values, stages=stages)
+        values = read_json(file, remedy)
+        try:
+            record = TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            keys = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+            raise ValueError(f"'{file}' is damaged (wrong or missing: {keys}); {remedy}") from error
+        record.folder, record.name = str(folder.absolute()), folder.resolve().name
         if record.state == RUNNING and not holder(folder):
             record.state, record.reason = KILLED, "it ended without a word; the same command resumes it"
             for stage in record.stages.values():

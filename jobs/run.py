@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from rich.table import Table
 from rich.text import Text
 
-from jobs.verbs import FAULT, OUT, Verbs, add_overrides, add_verb
+from jobs.verbs import FAULT, OUT, UNREAD, Verbs, add_overrides, add_verb
 
 if TYPE_CHECKING:
     from configs.stages import Recipe
@@ -118,8 +118,15 @@ def _begin(order: "Order", *, detach: bool) -> int:
 def _on_cluster(order: "Order", detach: bool) -> int:
     from jobs.conductor import ORDER
     from jobs.submission import Jobs, module_command
+    from pipeline.lock import holder
 
     jobs = Jobs(order.address)
+    who = next((f"Ray job {job}" for job in jobs.running(order.folder, stages=False)), holder(order.folder))
+    if who:
+        raise ValueError(
+            f"'{order.folder}' is being written by {who}; wait for it, or end it by `alignyard stop "
+            f"{order.recipe.name} --address {order.address}`"
+        )
     environment = {ORDER: order.model_dump_json(), "COLUMNS": str(OUT.width)}
     command = module_command("jobs.conductor")
     jobs.submit(command, job=order.job, run=order.recipe.name, folder=order.folder, environment=environment)
@@ -139,9 +146,8 @@ def _here(order: "Order", detach: bool) -> int:
     from jobs.conductor import ORDER
     from jobs.record import LOG
 
-    order.folder.mkdir(parents=True, exist_ok=True)
     file = order.folder / LOG
-    with file.open("ab") as log:
+    with _log(file) as log:
         end = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "jobs.conductor"],
@@ -164,6 +170,17 @@ def _here(order: "Order", detach: bool) -> int:
         process.send_signal(SIGTERM)
         follow(file, file.stat().st_size, lambda: process.poll() is not None)
     return process.wait()
+
+
+def _log(file: Path) -> BinaryIO:
+    """The run's log, to be written on. Raises ValueError where it can't be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file.open("ab")
+    except OSError as error:
+        raise ValueError(
+            f"'{file.parent}' can't be written to ({error.strerror}); say by runs_dir=DIR where runs are kept"
+        ) from error
 
 
 def _under_way(folder: Path, pid: int) -> bool:
@@ -191,9 +208,13 @@ def follow(file: Path, offset: int, ended: Callable[[], bool]) -> None:
 
 
 def write(text: str) -> None:
-    """What somebody else has printed, as it is."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Writes what somebody else has printed, as it is. Ends this process where nobody reads it any more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest once more as it ends
+        raise SystemExit(UNREAD) from None
 
 
 def _tell_started(order: "Order") -> int:

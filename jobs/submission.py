@@ -158,13 +158,13 @@ class Jobs:
         ours = [job for job in self._client.list_jobs() if RUN_KEY in (job.metadata or {})]
         return sorted(ours, key=lambda job: job.start_time or 0)
 
-    def running(self, folder: Path) -> list[str]:
-        """The jobs of stages of the run in `folder` that have not ended."""
+    def running(self, folder: Path, *, stages: bool) -> list[str]:
+        """The jobs of the run in `folder` that have not ended: those of its stages, or its conductor's."""
         return [
             str(job.submission_id)
             for job in self.of_runs()
             for told in [job.metadata or {}]
-            if told.get(FOLDER_KEY) == str(folder) and told.get(STAGE_KEY) and not job.status.is_terminal()
+            if told[FOLDER_KEY] == str(folder) and bool(told[STAGE_KEY]) == stages and not job.status.is_terminal()
         ]
 
     def logs(self, job: str) -> str:

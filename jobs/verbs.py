@@ -1,6 +1,7 @@
 """What all verbs of the command share: how they are added, what their end means as an exit code."""
 
 import argparse
+import errno
 import os
 import warnings
 from collections.abc import Callable
@@ -29,8 +30,10 @@ exit codes:
   3    the run stopped itself: rewards kept failing, a weight sync could not be proven, or a gate said stop
   4    a gate waits for a decision: the message says how to give it
   130  interrupted
+  141  whoever read the output closed it
 """
-FAULT, WRONG_INPUT, STOPPED, UNDECIDED, INTERRUPTED = 1, 2, 3, 4, 130
+FAULT, WRONG_INPUT, STOPPED, UNDECIDED, INTERRUPTED, UNREAD = 1, 2, 3, 4, 130, 141
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -75,8 +78,10 @@ def exit_code(verb: Callable[[], int], *, resumes: bool) -> int:
 
     try:
         return verb()
-    except (RunStopped, DecisionNeeded, ValueError) as error:
+    except (RunStopped, DecisionNeeded, ValueError, OSError) as error:
         message, code = meaning(error)
+        if code == FAULT:
+            raise
         return refuse(message, code)
     except KeyboardInterrupt:
         return refuse("interrupted" + ("; the same command resumes the run" if resumes else ""), INTERRUPTED)
@@ -93,6 +98,9 @@ def meaning(error: Exception) -> tuple[str, int]:
             return f"a decision is needed: {error}", UNDECIDED
         case ValueError():
             return str(error), WRONG_INPUT
+        case OSError(errno=number, strerror=reason, filename=file) if number in FULL:
+            named = f" for '{file}'" if file else ""
+            return f"the disk has no room{named} ({reason}); make some, and the same command goes on", STOPPED
         case _:
             return f"{type(error).__name__}: {error}", FAULT
 

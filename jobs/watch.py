@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.run import add_address, address_of, follow, write
-from jobs.verbs import OUT, STOPPED, Verbs, add_verb, duration
+from jobs.verbs import ERR, OUT, STOPPED, Verbs, add_verb, duration
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -84,11 +84,15 @@ def _list(args: argparse.Namespace) -> int:
             told = job.metadata or {}
             if not told[STAGE_KEY]:
                 table.add_row(told[RUN_KEY], _state(job.status.lower()), "", _clock(_started(job)), told[FOLDER_KEY])
-    for record in [] if address else _records(args.runs_dir):
+    records, damaged = ([], {}) if address else _records(args.runs_dir)
+    for record in records:
         done = sum(stage.state == "done" for stage in record.stages.values())
         stages = f"{done} of {len(record.stages)} done"
         table.add_row(record.name, _state(record.state), stages, _clock(record.started), record.folder)
+    for folder in damaged:
+        table.add_row(folder.name, _state("damaged"), "", "", str(folder))
     OUT.print(table)
+    _tell_damaged(damaged)
     return 0
 
 
@@ -156,7 +160,9 @@ def _logs_of_job(args: argparse.Namespace, address: str, newest: str) -> int:
     from jobs.submission import STAGE_KEY, Jobs
 
     jobs = Jobs(address)
-    job = next((job for job in reversed(_jobs_of(args, jobs)) if (job.metadata or {})[STAGE_KEY] == newest), None)
+    found = [job for job in _jobs_of(args, jobs) if (job.metadata or {})[STAGE_KEY] == newest]
+    running = [job for job in found if not job.status.is_terminal()]
+    job = next(reversed([*found, *running]), None)  # one that was refused meanwhile is newer than the one that runs
     if job is None:
         raise ValueError(f"STAGE='{newest}': no such job of the run on {address}")
     if args.follow:
@@ -203,23 +209,42 @@ def _stop_process(record: "RunRecord") -> int:
 
 def _find(args: argparse.Namespace) -> "RunRecord":
     """The run that the command line means. Raises ValueError where there is none."""
-    from jobs.record import RunRecord
+    from jobs.record import RUN, RunRecord
 
     if args.run is None:
-        records = _records(args.runs_dir)
+        records, damaged = _records(args.runs_dir)
+        _tell_damaged(damaged)
         if not records:
             raise ValueError(f"no runs below '{args.runs_dir}'; --runs-dir says where they are")
         return records[-1]
-    folder = args.runs_dir / args.run
-    return RunRecord.read(folder if folder.is_dir() else Path(args.run))
+    places = [args.runs_dir / args.run, Path(args.run)]
+    folder = next((place for place in places if (place / RUN).is_file()), None)
+    if folder is None:
+        looked = " nor ".join(f"'{place.absolute()}'" for place in places)
+        raise ValueError(
+            f"RUN='{args.run}': there is no {RUN} in {looked} (a stage that was run alone keeps none); --runs-dir says "
+            "where runs are, `alignyard list` shows them"
+        )
+    return RunRecord.read(folder)
 
 
-def _records(runs: Path) -> list["RunRecord"]:
-    """The runs below a folder, oldest first."""
+def _records(runs: Path) -> tuple[list["RunRecord"], dict[Path, str]]:
+    """The runs below a folder, oldest first, and by the folder of each that can't be read why."""
     from jobs.record import RUN, RunRecord
 
-    records = [RunRecord.read(file.parent) for file in runs.glob(f"*/{RUN}")]
-    return sorted(records, key=lambda record: record.started)
+    records: list[RunRecord] = []
+    damaged: dict[Path, str] = {}
+    for file in sorted(runs.glob(f"*/{RUN}")):
+        try:
+            records.append(RunRecord.read(file.parent))
+        except ValueError as error:
+            damaged[file.parent] = str(error)
+    return sorted(records, key=lambda record: record.started), damaged
+
+
+def _tell_damaged(damaged: dict[Path, str]) -> None:
+    for why in damaged.values():
+        ERR.print(why, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _jobs_of(args: argparse.Namespace, jobs: "Jobs") -> list["JobDetails"]:

@@ -19,12 +19,20 @@ WAIT_SECONDS = 30.0
 def locked(folder: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
     """Holds `folder`, which is made, while the block runs. The kernel lets go of it when the process dies.
 
-    Raises ValueError naming who holds it, when that one has not let go after `wait_seconds`.
+    Raises ValueError naming who holds it, when that one has not let go after `wait_seconds`, and where the folder
+    can't be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"'{folder}' can't be written to ({error.strerror}); give the run a folder that can, by --output or "
+            "runs_dir=DIR"
+        ) from error
+    with lock:
         deadline = time.monotonic() + wait_seconds
-        while not _taken(lock):
+        while not _taken(lock, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
                 raise ValueError(
                     f"'{folder}' is being written by {holder(folder) or 'another process'}; wait for it or stop it"
@@ -41,8 +49,8 @@ def holder(folder: Path) -> str:
     file = folder / LOCK
     if not file.is_file():
         return ""
-    with file.open("r+", encoding="utf-8") as lock:
-        if _taken(lock):
+    with file.open(encoding="utf-8") as lock:  # to look takes no right to write
+        if _taken(lock, fcntl.LOCK_SH):
             return ""
         text = lock.read()
     try:
@@ -52,10 +60,10 @@ def holder(folder: Path) -> str:
     return f"process {named['pid']} on {named['host']}"
 
 
-def _taken(lock: TextIO) -> bool:
-    """Whether the lock could be taken; it is held until the file is closed."""
+def _taken(lock: TextIO, kind: int) -> bool:
+    """Whether the lock could be taken, alone or shared with others who look; it is held until the file is closed."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -22,6 +22,7 @@ from pipeline.fleet import await_room, cluster
 from pipeline.folder import write_atomic
 from pipeline.lineage import Validating, check_lineage, write_lineage
 from pipeline.lock import locked
+from pipeline.machine import refuse_here
 from pipeline.recipe import validation_gate
 from pipeline.recorded import FIGURES, begun, read_figures
 from pipeline.reports.stage_page import write_html
@@ -86,6 +87,7 @@ def _run(config: AnyStage, runnable: AnyStage, folder: Path, recipe: Recipe | No
 
     if (folder / FIGURES).is_file():
         tell(f"'{folder / FIGURES}' is damaged: the stage goes on from what it has kept, and writes it again")
+    refuse_here(runnable, recipe)
     set_aside_damaged(folder, tell)
     write_lineage(folder, folder.name, config, runnable, by)
     try:

@@ -147,7 +147,7 @@ def test_a_reward_model_goes_on_from_a_reward_model_by_regression(home: Path, tm
         data=data,
         eval_data={"same": data},
         loss={"type": "pointwise"},
-        comparisons_per_step=4,
+        comparisons_per_step=2,
         steps=1,
         eval_every_steps=0,
         trainer={"num_ranks": 2, "micro_batch_tokens": 64},
