@@ -33,8 +33,8 @@ from pipeline.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_h
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.recorded import ABSENT, CONFIG, LINEAGE, begun, differences, read_config, read_lineage
-from rewards import types
-from rewards.plugins import FACTORIES, source_file
+from pipeline.sources import sources, sources_of_plugin
+from rewards.plugins import FACTORIES, locate, source_file
 
 RECORDED_PACKAGES = (
     "alignyard",
@@ -77,8 +77,8 @@ HEADS = {
 
 JUDGES = {"reward_model": REWARD_MODEL, "self_judge": LANGUAGE_MODEL}
 """The head that a reward's own model must have."""
-JUDGING = ("judging/*.py", "data/scored.py", "models/score.py")
-"""What rewards of ours that load a model are written in, beside all of `rewards/`."""
+ASKED_BY = ("rewards.pool", "rewards.mix")
+"""Modules that every reward is asked and mixed by."""
 
 LEVELS = 3
 """A stage's result lies at most so deep in its folder: `hf`, `best/hf`."""
@@ -324,18 +324,25 @@ def _place(path: Path, folder: Path) -> str:
 
 
 def _judges(reads: Mapping[str, Any]) -> dict[str, str]:
-    """Hash of what each reward is written in: its file, and for ours all of `rewards/`, whose parts use each other."""
+    """Hash of what each reward is written in."""
     specs: list[RewardSpec] = []
     for _, node in _walk(reads):
         specs += [node] if isinstance(node, RewardSpec) else node.rewards() if isinstance(node, BaseSuite) else []
-    return {spec.name: _ours(spec.name) if spec.name in FACTORIES else file_hash(source_file(spec)) for spec in specs}
+    return {spec.name: source_hash(written_in(spec)) for spec in specs}
 
 
-def _ours(name: str) -> str:
-    files = sorted(Path(types.__file__).parent.rglob("*.py"))
-    if name in JUDGES:
-        files += sorted(file for pattern in JUDGING for file in Path(__file__).parent.glob(pattern))
-    return text_hash("".join(map(file_hash, files)))
+def written_in(spec: RewardSpec) -> dict[str, Path]:
+    """By place the files that a reward is made of: its module's, those of the modules that it imports, of its own
+    package and of ours, and those that ask every reward and mix what they say."""
+    place = locate(spec.name)
+    if spec.name in FACTORIES:
+        return sources(place.where, *ASKED_BY)
+    return sources(*ASKED_BY) | sources_of_plugin(source_file(spec), "" if place.is_file else place.where)
+
+
+def source_hash(files: Mapping[str, Path]) -> str:
+    """One hash of files and their places."""
+    return text_hash("".join(f"{file_hash(files[name])} {name}\n" for name in sorted(files)))
 
 
 def _to_json(value: Any) -> str:

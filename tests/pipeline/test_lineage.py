@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs.evaluation import EvalConfig
-from pipeline.lineage import write_lineage
+from configs.rewards import RewardSpec
+from pipeline.lineage import source_hash, write_lineage, written_in
 from pipeline.models.tokenizer import byte_tokenizer
 from tests.pipeline.stage_configs import SUMS, check, grpo, make_checkpoint, read, sft, start
 
@@ -34,9 +35,7 @@ def test_what_is_written(tmp_path: Path, model: Path) -> None:
         name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in ("config.json", "model.safetensors")
     }
     assert lineage["models"]["model"]["files"] == files
-    room = Path(__file__).parents[2] / "rewards"
-    each = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(room.rglob("*.py"))]
-    assert lineage["rewards"] == {"math": hashlib.sha256("".join(each).encode()).hexdigest()}
+    assert lineage["rewards"] == {"math": source_hash(written_in(RewardSpec(name="math")))}
     assert set(lineage["data"]) == {"prompts.source"}
 
 
