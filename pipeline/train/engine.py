@@ -1,6 +1,6 @@
 """The training engine: DeepSpeed behind two verbs, `forward_backward` and `optim_step`.
 
-The only file that imports deepspeed. One instance is one rank; it knows micro-batches and a loss, no algorithm.
+One instance is one rank; it knows micro-batches and a loss, no algorithm.
 Gradients are sums over micro-batches and ranks of terms that already carry the batch's global denominator, so the
 split of a batch can't change them: DeepSpeed's mean over ranks is undone by the number of ranks.
 """

@@ -4,7 +4,7 @@ A file for each layer holds float32 weights, AdamW's two moments and buffers, wh
 whatever the number of ranks, the ZeRO stage or the expert parallelism that wrote it, any other reads it. Each rank
 writes its share of the layers, and reads of each layer what it holds. See docs/decisions/0005-state-without-layout.md.
 
-The names that DeepSpeed gives its optimizers' insides are known here and in `sleep.py` alone.
+This file and `sleep.py` use the names that DeepSpeed gives its optimizers' insides.
 """
 
 import json
