@@ -201,9 +201,9 @@ def _judges(specs: Iterable[RewardSpec], pool: RewardPoolConfig | None) -> Itera
                 threads,
                 f"reward_pool.workers.{spec.label}",
                 shares=False,
-                spread=f"args.gpus of reward '{spec.label}'",
+                spread="args.gpus",
                 kv_cache_gib=float(spec.args.get("kv_cache_gib", 0.0)),
-                kv_cache_setting=f"args.kv_cache_gib of reward '{spec.label}'",
+                kv_cache_setting="args.kv_cache_gib",
             )
 
 
