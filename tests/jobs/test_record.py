@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +94,9 @@ def test_a_run_that_is_not_there_is_said_with_the_places_looked_in(
     assert str(runs / "gone") in capsys.readouterr().err
 
 
-@pytest.fixture
-def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that is mounted read-only, for root too."""
+@contextmanager
+def read_only() -> Iterator[None]:
+    """While the block runs every file system is read-only, for root too."""
     plain_open, plain_mkdir = Path.open, Path.mkdir
 
     def open_to_read(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
@@ -106,8 +109,10 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(30, "Read-only file system", str(path))
         plain_mkdir(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", open_to_read)
-    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", open_to_read)
+        patch.setattr(Path, "mkdir", mkdir)
+        yield
 
 
 RECIPE = """
@@ -125,26 +130,20 @@ stages:
 
 
 def test_a_folder_that_cannot_be_written_to_is_shown_and_a_start_refused(
-    runs: Path, read_only: None, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+    runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change_state = json.loads((runs / "good" / RUN).read_text()) | {"state": "running"}
-    os.write(fd := os.open(runs / "good" / RUN, os.O_WRONLY | os.O_TRUNC), json.dumps(change_state).encode())
-    os.close(fd)
-    for verb in (["status", "good"], ["list"], ["logs", "good"], ["logs", "good", "-f"]):
-        assert main([*verb, "--runs-dir", str(runs)]) == 0
-    told = capsys.readouterr().out
-    assert "killed" in told and "good speaks" in told
-    recipe = runs / "recipe.yaml"
-    os.write(fd := os.open(recipe, os.O_WRONLY | os.O_CREAT), RECIPE.format(name="good", runs=runs).encode())
-    os.close(fd)
-    assert main(["run", str(recipe)]) == WRONG_INPUT
-    assert "can't be written to" in capsys.readouterr().err
-    stage = runs / "stage.yaml"
-    text = RECIPE.partition("  sft:\n")[2].replace("\n    ", "\n").lstrip().format()
-    os.write(fd := os.open(stage, os.O_WRONLY | os.O_CREAT), text.encode())
-    os.close(fd)
-    assert main(["sft", str(stage), "--output", str(runs / "good")]) == WRONG_INPUT
-    assert "can't be written to" in capsys.readouterr().err
+    change(runs / "good" / RUN, state="running")
+    recipe, stage = runs / "recipe.yaml", runs / "stage.yaml"
+    recipe.write_text(RECIPE.format(name="good", runs=runs))
+    stage.write_text(textwrap.dedent(RECIPE.partition("  sft:\n")[2]).format())
+    with read_only():
+        for verb in (["status", "good"], ["list"], ["logs", "good"], ["logs", "good", "-f"]):
+            assert main([*verb, "--runs-dir", str(runs)]) == 0
+        told = capsys.readouterr().out
+        assert "killed" in told and "good speaks" in told
+        for start in (["run", str(recipe)], ["sft", str(stage), "--output", str(runs / "good")]):
+            assert main(start) == WRONG_INPUT
+            assert "can't be written to" in capsys.readouterr().err
 
 
 def order_of(folder: Path, text: str) -> Order:
