@@ -18,7 +18,7 @@ from configs.references import resolved
 from configs.stages import RESULTS, AnyStage, Recipe
 from pipeline.checkpoints import set_aside_damaged
 from pipeline.errors import RunStopped
-from pipeline.fleet import await_room, cluster
+from pipeline.fleet import await_room, cluster_when_needed
 from pipeline.folder import write_atomic
 from pipeline.lineage import Validating, check_lineage, write_lineage
 from pipeline.lock import locked
@@ -91,8 +91,7 @@ def _run(config: AnyStage, runnable: AnyStage, folder: Path, recipe: Recipe | No
     set_aside_damaged(folder, tell)
     write_lineage(folder, folder.name, config, runnable, by)
     try:
-        with cluster():
-            await_room(runnable, recipe, tell)
+        with cluster_when_needed(lambda: await_room(runnable, recipe, tell)):
             figures: dict[str, float] = _launcher(config).launch(runnable, folder, recipe)
     except (RolloutError, RewardsUnavailable) as error:
         raise RunStopped(f"{folder.name} stopped itself: {error}") from error

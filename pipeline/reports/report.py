@@ -7,6 +7,7 @@ and `memory/...`.
 
 import json
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,6 +164,7 @@ class Report:
         self._events.flush()
         self._metrics_file.write(json.dumps(_finite({"step": step} | self.last_metrics)) + "\n")
         self._metrics_file.flush()
+        os.fsync(self._metrics_file.fileno())  # a power cut after a training state loses no row before it
         for line in self._lines.of(step, self.last_metrics):
             self._console.print(line, soft_wrap=True)
         shown_every = max(self._total_steps // SAMPLES_SHOWN, 1)

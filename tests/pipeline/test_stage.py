@@ -1,7 +1,8 @@
 """A stage on disk, without a cluster: what is refused before one starts, what counts as done, what may be corrected."""
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from configs.rewards import RewardSpec
 from configs.stages import AnyStage, Recipe
-from pipeline import stage
+from pipeline import fleet, stage
 from pipeline.checksums import checksum, write_checksums
 from pipeline.demand import Node, demand
 from pipeline.lineage import write_lineage
@@ -44,8 +45,7 @@ def model(tmp_path: Path) -> Path:
 def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
     launcher = Launched()
     monkeypatch.setattr(stage, "_launcher", lambda _: launcher)
-    monkeypatch.setattr(stage, "cluster", nullcontext)
-    monkeypatch.setattr(stage, "await_room", lambda *_: None)
+    monkeypatch.setattr(stage, "cluster_when_needed", nullcontext)
     monkeypatch.setattr(stage, "write_html", lambda _: None)
     monkeypatch.setattr("pipeline.machine.this_machine", lambda: HERE)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -153,3 +153,29 @@ def test_a_judges_engine_is_counted(model: Path) -> None:
     assert "args.gpus=2 takes 2 GPUs of one machine for each 'fair' judge" in asked.never([HERE])
     asked = demand(grpo(model, rewards=[judge.model_copy(update={"args": {"kv_cache_gib": 30.0}}).model_dump()]))
     assert "args.kv_cache_gib=30 for 1 'fair' judge" in asked.never([HERE])
+
+
+class Handle:
+    def close(self) -> None: ...
+
+
+def test_a_cluster_starts_with_the_first_handle_and_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        seen.append("start")
+        yield
+        seen.append("end")
+
+    monkeypatch.setattr(fleet, "cluster", recorded)
+    with pytest.raises(ValueError, match="rows"), fleet.cluster_when_needed(lambda: seen.append("ready")):
+        raise ValueError("200 of 200 rows are bad")
+    assert not seen
+    with fleet.cluster_when_needed(lambda: seen.append("ready")):
+        for _ in range(2):
+            with fleet.start_all(lambda: seen.append("handle") or Handle()):
+                pass
+    assert seen == ["start", "ready", "handle", "handle", "end"]
+    with fleet.start_all(Handle):
+        assert seen[-1] == "end"  # outside a block the cluster is the caller's
