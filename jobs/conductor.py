@@ -42,7 +42,9 @@ from jobs.verbs import INTERRUPTED as INTERRUPTED_CODE
 from pipeline.demand import Demand, Node, demand, machines
 from pipeline.folder import write_atomic
 from pipeline.lock import locked
-from pipeline.recipe import cut_off, graph, ready
+from pipeline.machine import refuse_here
+from pipeline.recipe import chosen, cut_off, graph, ready, refuse_other_recipe
+from pipeline.recorded import read_figures
 
 ORDER = "ALIGNYARD_ORDER"
 """Environment variable with what to run."""
@@ -219,6 +221,8 @@ class Conductor:
 def conduct(order: Order) -> int:
     """Runs the order; the exit code. Raises ValueError for what is wrong before anything starts."""
     with locked(order.folder, wait_seconds=2.0):
+        refuse_other_recipe(order.recipe, order.folder)
+        _refuse_here(order)
         earlier = _earlier(order.folder)
         before = (order.folder / RUN).read_text(encoding="utf-8") if earlier is not None else None
         record = _record(order, earlier)
@@ -249,7 +253,8 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
     from pipeline.plan import Choice, plan, refuse
 
     record.address = record.address or jobs.address
-    left = jobs.stop(jobs.running(order.folder, stages=True))  # of a conductor that was killed, on a cluster that was not
+    # A conductor that was killed leaves them on a cluster that was not.
+    left = jobs.stop(jobs.running(order.folder, stages=True))
     if left:
         raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(left)}")
     planned, there = plan(order.recipe, order.folder, Choice(order.start, order.until, order.only)), nodes()
@@ -266,6 +271,17 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
     record.reason = ""
     _show(record, order, there)
     return Conductor(order, record, jobs, there).run()
+
+
+def _refuse_here(order: Order) -> None:
+    """Raises ValueError for a stage that is to run and that this machine, where the cluster is to be, can't run."""
+    stages = graph(order.recipe)
+    for name in chosen(stages, start=order.start, until=order.until, only=order.only):
+        if read_figures(order.folder / name) is None:
+            try:
+                refuse_here(order.recipe.stages[name], order.recipe)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
 
 def _earlier(folder: Path) -> RunRecord | None:

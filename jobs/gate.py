@@ -102,11 +102,11 @@ def _show_regressions(folder: Path, decision: "Decision", most: int) -> None:
 def _decide(args: argparse.Namespace) -> int:
     from pipeline.gates.decision import write_decision
     from pipeline.lock import locked
-    from pipeline.stage import FIGURES
+    from pipeline.recorded import read_figures
 
     run = _run(args)
     folder, decision = run / args.gate, _decision(run, args.gate)
-    if (folder / FIGURES).is_file():
+    if read_figures(folder) is not None:
         raise ValueError(
             f"gate '{args.gate}' is done ({decision.verdict.replace('_', ' ')}), and what follows may have started "
             f"from '{decision.promoted}'; to decide otherwise, run the recipe under another name"

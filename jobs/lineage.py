@@ -91,12 +91,13 @@ def _parents(lineage: dict[str, Any]) -> list[str]:
 def _title(folder: Path, lineage: dict[str, Any]) -> Text:
     """`reason (grpo) done, reward 0.3 → 0.7`."""
     from pipeline.gates.decision import read_decision
+    from pipeline.recorded import read_figures
     from pipeline.reports.curves import small_curve
-    from pipeline.reports.files import FIGURES, read_metrics
+    from pipeline.reports.files import read_metrics
 
     rows, decision = read_metrics(folder), read_decision(folder)
     facts = [
-        "done" if (folder / FIGURES).is_file() else f"{len(rows)} steps so far" if rows else "",
+        "done" if read_figures(folder) is not None else f"{len(rows)} steps so far" if rows else "",
         small_curve(rows)[1],
         decision.verdict.replace("_", " ") if decision else "",
     ]

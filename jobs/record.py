@@ -79,7 +79,7 @@ class RunRecord:
             record = TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             keys = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
-            raise ValueError(f"'{file}' is damaged, or of another version (wrong or missing: {keys}); {remedy}") from error
+            raise ValueError(f"'{file}' is damaged (wrong or missing: {keys}); {remedy}") from error
         record.folder, record.name = str(folder.absolute()), folder.resolve().name
         if record.state == RUNNING and not holder(folder):
             record.state, record.reason = KILLED, "it ended without a word; the same command resumes it"

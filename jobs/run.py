@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from rich.table import Table
 from rich.text import Text
 
-from jobs.verbs import FAULT, OUT, Verbs, add_overrides, add_verb
+from jobs.verbs import FAULT, OUT, UNREAD, Verbs, add_overrides, add_verb
 
 if TYPE_CHECKING:
     from configs.stages import Recipe
@@ -208,9 +208,13 @@ def follow(file: Path, offset: int, ended: Callable[[], bool]) -> None:
 
 
 def write(text: str) -> None:
-    """What somebody else has printed, as it is."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Writes what somebody else has printed, as it is. Ends this process where nobody reads it any more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest once more as it ends
+        raise SystemExit(UNREAD) from None
 
 
 def _tell_started(order: "Order") -> int:

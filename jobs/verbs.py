@@ -3,7 +3,6 @@
 import argparse
 import errno
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeAlias
@@ -79,9 +78,6 @@ def exit_code(verb: Callable[[], int], *, resumes: bool) -> int:
 
     try:
         return verb()
-    except BrokenPipeError:  # Python would try to write the rest once more as it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNREAD
     except (RunStopped, DecisionNeeded, ValueError, OSError) as error:
         message, code = meaning(error)
         if code == FAULT:
@@ -103,7 +99,8 @@ def meaning(error: Exception) -> tuple[str, int]:
         case ValueError():
             return str(error), WRONG_INPUT
         case OSError(errno=number, strerror=reason, filename=file) if number in FULL:
-            return f"'{file}' could not be written ({reason}); make room, and the same command goes on", STOPPED
+            named = f" for '{file}'" if file else ""
+            return f"the disk has no room{named} ({reason}); make some, and the same command goes on", STOPPED
         case _:
             return f"{type(error).__name__}: {error}", FAULT
 

@@ -222,8 +222,8 @@ def _find(args: argparse.Namespace) -> "RunRecord":
     if folder is None:
         looked = " nor ".join(f"'{place.absolute()}'" for place in places)
         raise ValueError(
-            f"RUN='{args.run}': there is no {RUN} in {looked} (a stage that was run alone keeps none); --runs-dir says "
-            "where runs are, `alignyard list` shows them"
+            f"RUN='{args.run}' holds no run: there is no {RUN} in {looked} (a stage that was run alone keeps none); "
+            "--runs-dir says where runs are, `alignyard list` shows them"
         )
     return RunRecord.read(folder)
 

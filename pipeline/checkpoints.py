@@ -5,10 +5,13 @@ step's model as `best/`; the last step's as `hf/`.
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from configs.train import CheckpointConfig
-from pipeline.folder import link, new_folder, write_atomic
+from pipeline.checksums import damage
+from pipeline.folder import link, new_folder, read_json, write_atomic
+from pipeline.recorded import CHECKPOINTS
 from pipeline.train.worker import Policy
 
 NAME = re.compile(r"step-(\d+)")
@@ -17,22 +20,54 @@ BEST = "best.json"
 """Which step the best one is, and by what."""
 
 
+def saved_states(stage_folder: Path) -> dict[int, Path]:
+    """The training states of a stage, by the step each was written after."""
+    folder = stage_folder / CHECKPOINTS
+    named = ((NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+    return {int(match[1]): path for match, path in named if match}
+
+
+def set_aside_damaged(stage_folder: Path, tell: Callable[[str], None]) -> None:
+    """Rename the training states of a stage that are newer than its newest whole one to `step-N.damaged`, so that it
+    resumes from that one. `tell` gets one line for each.
+
+    Raises ValueError where there are states and none of them is whole; then all stay where they are.
+    """
+    damaged: dict[int, str] = {}
+    for step, state in sorted(saved_states(stage_folder).items(), reverse=True):
+        wrong = damage(state)
+        if not wrong:
+            break
+        damaged[step] = f"'{state}' is damaged ({'; '.join(wrong)})"
+    else:
+        if damaged:
+            remedy = f"restore these files, or remove '{stage_folder / CHECKPOINTS}' to train from the first step again"
+            raise ValueError("\n".join([*damaged.values(), f"no training state of the stage is whole: {remedy}"]))
+        return
+    for other, sentence in damaged.items():
+        state = stage_folder / CHECKPOINTS / f"step-{other}"
+        aside = state.with_name(f"{state.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        state.rename(aside)
+        tell(f"{sentence}: set aside as {aside.name}, resumes from step {step}")
+
+
 class Checkpoints:
     """The checkpoints of one policy in one stage's folder. `step` is the last step that is done, 0 at the start."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, policy: Policy) -> None:
         self.step = 0
         self._stage_folder = folder
-        self._folder = folder / "checkpoints"
+        self._folder = folder / CHECKPOINTS
         self._config = config
         self._policy = policy
 
     def restore(self) -> int:
         """Continue from the newest checkpoint, if there is one. Returns the step it was written after, or 0."""
-        found = self._found()
-        if found:
-            self.step = max(found)
-            self._policy.load(found[self.step])
+        states = saved_states(self._stage_folder)
+        if states:
+            self.step = max(states)
+            self._policy.load(states[self.step])
         return self.step
 
     def done(self, step: int, *, last: bool) -> None:
@@ -42,7 +77,7 @@ class Checkpoints:
             self._policy.save_hf(self._stage_folder / "hf")
         if last or step % self._config.every_steps == 0:
             self._policy.save(self._folder / f"step-{step}")
-            for _, old in sorted(self._found().items())[: -self._config.keep]:
+            for _, old in sorted(saved_states(self._stage_folder).items())[: -self._config.keep]:
                 shutil.rmtree(old)
 
     def offer(self, step: int, figure: str, value: float, *, lower_is_better: bool) -> None:
@@ -53,7 +88,7 @@ class Checkpoints:
         """
         best = self._stage_folder / "best"
         if best.is_dir():
-            kept = json.loads((best / BEST).read_text(encoding="utf-8"))
+            kept = read_json(best / BEST, f"remove '{best}': the best of the steps to come is kept then")
             gain = kept["value"] - value if lower_is_better else value - kept["value"]
             if kept["figure"] == figure and gain <= 0:
                 return
@@ -65,9 +100,3 @@ class Checkpoints:
         for old in (self._stage_folder / "bests").iterdir():
             if old.resolve() not in (best.resolve(), replaced):
                 shutil.rmtree(old)
-
-    def _found(self) -> dict[int, Path]:
-        if not self._folder.is_dir():
-            return {}
-        named = ((NAME.fullmatch(path.name), path) for path in self._folder.iterdir())
-        return {int(match[1]): path for match, path in named if match}

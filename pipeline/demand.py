@@ -16,6 +16,7 @@ from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.recipe import validation_gate
 
+GIB = 2**30
 MODELS = ("reward_model", "self_judge")
 """Names of the rewards that are a model of their own."""
 
@@ -34,6 +35,12 @@ class Actors:
     """What to lower where they don't fit."""
     shares: bool = True
     """Whether they take turns with the others on the same devices."""
+    spread: str = ""
+    """The setting that spreads each of them over several GPUs of one machine; empty where none does."""
+    kv_cache_gib: float = 0.0
+    """KV cache of each."""
+    kv_cache_setting: str = ""
+    """What sets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,8 @@ class Node:
     gpus: float
     free_cpus: float
     free_gpus: float
+    memory: float = float("inf")
+    """Bytes that it has in all, as far as they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,8 @@ class Demand:
 
     def never(self, nodes: Sequence[Node]) -> str:
         """Why the cluster can't run the stage whoever else leaves it; empty where it can."""
+        if too_large := self._too_wide(nodes) or self._too_much_cache(nodes):
+            return too_large
         asked, there = self.share(nodes)
         settings = " or ".join(some.setting for some in self.actors if some.gpus)
         if asked > there:
@@ -79,6 +90,29 @@ class Demand:
         if claimed > cores:
             return f"claims {claimed:g} cores ({self}), the cluster has {cores:g}: {machines(nodes)}; lower {settings}"
         return ""
+
+    def _too_wide(self, nodes: Sequence[Node]) -> str:
+        """Which processes spread over more GPUs than any machine has; empty where none does."""
+        largest = max((int(node.gpus) for node in nodes), default=0)
+        for some in self.actors:
+            each = some.gpus / some.count
+            if some.spread and each > max(largest, 1):
+                return (
+                    f"{some.spread}={each:g} takes {each:g} GPUs of one machine for each {some.noun}, there is "
+                    f"{f'none with more than {largest}' if largest else 'none with a GPU'}: {machines(nodes)}; set it "
+                    f"to {max(largest, 1)}"
+                )
+        return ""
+
+    def _too_much_cache(self, nodes: Sequence[Node]) -> str:
+        """Which KV caches the machines' memory can't hold, where there are no GPUs that have their own; empty where it
+        can."""
+        caches = [some for some in self.actors if some.kv_cache_gib]
+        asked, there = sum(some.count * some.kv_cache_gib for some in caches), sum(node.memory for node in nodes) / GIB
+        if any(node.gpus for node in nodes) or asked <= there:
+            return ""
+        each = ", ".join(f"{some.kv_cache_setting}={some.kv_cache_gib:g} for {_counted(some)}" for some in caches)
+        return f"{each} ask for {asked:g} GiB of memory, {machines(nodes)} has {there:.1f}; lower it"
 
     def busy(self, nodes: Sequence[Node]) -> str:
         """Why the stage has to wait now; empty where what it asks is free."""
@@ -90,7 +124,7 @@ class Demand:
         return ""
 
     def __str__(self) -> str:
-        return ", ".join(f"{some.count} {some.noun}{'s' * (some.count > 1)}" for some in self.actors) or "no processes"
+        return ", ".join(map(_counted, self.actors)) or "no processes"
 
 
 def demand(config: AnyStage, recipe: Recipe | None = None) -> Demand:
@@ -122,6 +156,10 @@ def machines(nodes: Sequence[Node]) -> str:
     )
 
 
+def _counted(some: Actors) -> str:
+    return f"{some.count} {some.noun}{'s' * (some.count > 1)}"
+
+
 def _actors(config: AnyStage, recipe: Recipe | None) -> Iterator[Actors]:
     trainer: TrainerConfig | None = getattr(config, "trainer", None)
     if trainer is not None:
@@ -130,7 +168,16 @@ def _actors(config: AnyStage, recipe: Recipe | None) -> Iterator[Actors]:
     rollout: RolloutConfig | None = getattr(config, "rollout", None)
     if rollout is not None:
         engines, devices = rollout.num_engines, rollout.num_engines * rollout.tensor_parallel_size
-        yield Actors("engine", engines, devices, engines * rollout.threads, "rollout.num_engines")
+        yield Actors(
+            "engine",
+            engines,
+            devices,
+            engines * rollout.threads,
+            "rollout.num_engines",
+            spread="rollout.tensor_parallel_size",
+            kv_cache_gib=rollout.kv_cache_gib,
+            kv_cache_setting="rollout.kv_cache_gib",
+        )
     suites: AnyStage | None = config
     if not isinstance(config, EvalConfig | GateConfig):
         yield from _judges(_specs(config), getattr(config, "reward_pool", None))
@@ -148,7 +195,15 @@ def _judges(specs: Iterable[RewardSpec], pool: RewardPoolConfig | None) -> Itera
             threads = workers * int(spec.args.get("threads", 1))
             gpus = workers * float(1.0 if spec.args.get("gpus") is None else spec.args["gpus"])
             yield Actors(
-                f"'{spec.label}' judge", workers, gpus, threads, f"reward_pool.workers.{spec.label}", shares=False
+                f"'{spec.label}' judge",
+                workers,
+                gpus,
+                threads,
+                f"reward_pool.workers.{spec.label}",
+                shares=False,
+                spread="args.gpus",
+                kv_cache_gib=float(spec.args.get("kv_cache_gib", 0.0)),
+                kv_cache_setting="args.kv_cache_gib",
             )
 
 

@@ -1,6 +1,6 @@
 """The machines of a stage: training ranks, engines and judges, placed on one Ray cluster.
 
-Where they live is decided here and nowhere else: a stage's driver holds handles. Ranks and engines are colocated: they
+Where they live is decided here: a stage's driver holds handles. Ranks and engines are colocated: they
 share the same devices and take turns.
 """
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,27 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+_start_cluster: ContextVar[Callable[[], None] | None] = ContextVar("_start_cluster", default=None)
+
+
+@contextmanager
+def cluster_when_needed(ready: Callable[[], None]) -> Iterator[None]:
+    """A cluster that starts with the first handle that `start_all` makes in the block, and ends with the block; `ready`
+    is called in between. What is refused before that, such as bad rows, is refused without one."""
+
+    def start() -> None:
+        _start_cluster.set(None)
+        stack.enter_context(cluster())
+        ready()
+
+    with ExitStack() as stack:
+        token = _start_cluster.set(start)
+        try:
+            yield
+        finally:
+            _start_cluster.reset(token)
 
 
 def nodes() -> list[Node]:
@@ -137,6 +159,9 @@ def start_rewards(specs: list[RewardSpec], config: RewardPoolConfig) -> RewardPo
 @contextmanager
 def start_all(*starts: Callable[[], Any]) -> Iterator[list[Any]]:
     """Start handles side by side, since each spends its time importing; close them all at the end, however it comes."""
+    start_cluster = _start_cluster.get()
+    if start_cluster is not None:
+        start_cluster()
     with ExitStack() as stack:
         with ThreadPoolExecutor(len(starts)) as threads:
             futures = [threads.submit(start) for start in starts]

@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, after a power cut too.
+
+What is written reaches the disk before it is renamed to its place, so that no name stands for bytes that were lost.
+"""
 
 import json
 import os
@@ -6,14 +9,48 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def write_atomic(file: Path, text: str) -> None:
     """Writes UTF-8 `text` to a hidden sibling of `file`, then renames it, so that no reader sees half of it."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(text, encoding="utf-8")
+    sync(partial)
     partial.replace(file)
+    sync(file.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's entries, are on the disk. It takes about 5 ms for a small file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until every file in `folder` and below is on the disk."""
+    for place, _, files in os.walk(folder):
+        for path in (*(Path(place, name) for name in files), Path(place)):
+            if not path.is_symlink():
+                sync(path)
+
+
+def read_json(file: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file that was written as a whole. Raises ValueError naming the file, what is wrong with it
+    and the `remedy`."""
+    if not file.is_file():
+        raise ValueError(f"'{file}' is missing; {remedy}")
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{file}' is {'damaged' if text else 'empty'} ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"'{file}' is damaged (no JSON object); {remedy}")
+    return cast(dict[str, Any], found)
 
 
 def write_json_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -41,9 +78,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        sync_tree(partial)
         if folder.exists():
             folder.rename(replaced)
         partial.rename(folder)
+        sync(folder.parent)
     finally:
         for leftover in (partial, replaced):
             if leftover.exists():
@@ -57,3 +96,4 @@ def link(place: Path, target: Path) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(os.path.relpath(target, place.parent), target_is_directory=True)
     partial.replace(place)
+    sync(place.parent)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.folder import write_atomic
+from pipeline.folder import read_json, write_atomic
 
 MODEL_FILES = ("config.json", "*.safetensors")
 DATASET_FILES = ("dataset_dict.json", "*/*.arrow")
@@ -71,8 +71,10 @@ def _hashes(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
 
 
 def _remembered(folder: Path) -> dict[str, Any]:
-    file = folder / REMEMBERED
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        return read_json(folder / REMEMBERED, "")
+    except ValueError:  # none yet, or a damaged one: the files are read again
+        return {}
 
 
 def _state(file: Path) -> list[int]:

@@ -33,9 +33,9 @@ from pipeline.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_h
 from pipeline.models.finite import refuse_nonfinite
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.recorded import ABSENT, CONFIG, LINEAGE, differences, read_lineage
-from rewards import types
-from rewards.plugins import FACTORIES, source_file
+from pipeline.recorded import ABSENT, CONFIG, LINEAGE, begun, differences, read_config, read_lineage
+from pipeline.sources import sources, sources_of_plugin
+from rewards.plugins import FACTORIES, locate, source_file
 
 RECORDED_PACKAGES = (
     "alignyard",
@@ -78,8 +78,8 @@ HEADS = {
 
 JUDGES = {"reward_model": REWARD_MODEL, "self_judge": LANGUAGE_MODEL}
 """The head that a reward's own model must have."""
-JUDGING = ("judging/*.py", "data/scored.py", "models/score.py")
-"""What rewards of ours that load a model are written in, beside all of `rewards/`."""
+ASKED_BY = ("rewards.pool", "rewards.mix")
+"""Modules that every reward is asked and mixed by."""
 
 LEVELS = 3
 """A stage's result lies at most so deep in its folder: `hf`, `best/hf`."""
@@ -108,13 +108,13 @@ class Validating:
 def write_lineage(
     folder: Path, stage: str, config: AnyStage, runnable: AnyStage, validating: Validating | None = None
 ) -> None:
-    """Writes what `stage` starts from into its folder, once: where it is written already nothing changes.
+    """Writes what `stage` starts from into its folder: anew until the stage has come to a result, then never again.
 
     `config` is what is recorded, `runnable` the same with its references resolved to folders. Raises ValueError when a
     model's head doesn't fit its place, when the stage that made a model spoke with another tokenizer or chat template
     than this one will, when a weight is not a finite number, when a data file is missing, and when a reward is unknown.
     """
-    if (folder / LINEAGE).is_file():
+    if begun(folder):
         return
     reads = _reads(runnable, validating)
     own = None if isinstance(runnable, RewardModelConfig) else LANGUAGE_MODEL
@@ -143,11 +143,12 @@ def write_lineage(
 
 def check_lineage(folder: Path, config: AnyStage, runnable: AnyStage, validating: Validating | None = None) -> None:
     """Raises ValueError when `folder` holds a run of other settings, each named with its two values, or of a
-    checkpoint, data or a reward's code that have changed since, each named. A folder without a run fits everything.
+    checkpoint, data or a reward's code that have changed since, each named. A folder whose run has no result yet, or
+    that holds no run, fits everything.
     """
-    if not (folder / LINEAGE).is_file():
+    if not begun(folder):
         return
-    before = dict(leaves(json.loads((folder / CONFIG).read_text(encoding="utf-8"))))
+    before = dict(leaves(read_config(folder)))
     now = dict(leaves(config.model_dump(mode="json")))
     changed = [
         f"  {key}: was {before.get(key, ABSENT)!r}, is {now.get(key, ABSENT)!r}"
@@ -325,18 +326,25 @@ def _place(path: Path, folder: Path) -> str:
 
 
 def _judges(reads: Mapping[str, Any]) -> dict[str, str]:
-    """Hash of what each reward is written in: its file, and for ours all of `rewards/`, whose parts use each other."""
+    """Hash of what each reward is written in."""
     specs: list[RewardSpec] = []
     for _, node in _walk(reads):
         specs += [node] if isinstance(node, RewardSpec) else node.rewards() if isinstance(node, BaseSuite) else []
-    return {spec.name: _ours(spec.name) if spec.name in FACTORIES else file_hash(source_file(spec)) for spec in specs}
+    return {spec.name: source_hash(written_in(spec)) for spec in specs}
 
 
-def _ours(name: str) -> str:
-    files = sorted(Path(types.__file__).parent.rglob("*.py"))
-    if name in JUDGES:
-        files += sorted(file for pattern in JUDGING for file in Path(__file__).parent.glob(pattern))
-    return text_hash("".join(map(file_hash, files)))
+def written_in(spec: RewardSpec) -> dict[str, Path]:
+    """By place the files that a reward is made of: its module's, those of the modules that it imports, of its own
+    package and of ours, and those that ask every reward and mix what they say."""
+    place = locate(spec.name)
+    if spec.name in FACTORIES:
+        return sources(place.where, *ASKED_BY)
+    return sources(*ASKED_BY) | sources_of_plugin(source_file(spec), "" if place.is_file else place.where)
+
+
+def source_hash(files: Mapping[str, Path]) -> str:
+    """One hash of files and their places."""
+    return text_hash("".join(f"{file_hash(files[name])} {name}\n" for name in sorted(files)))
 
 
 def _to_json(value: Any) -> str:

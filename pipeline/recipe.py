@@ -1,6 +1,7 @@
 """A recipe as a graph: which stage waits for which, which of them are to run, and which may start now."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from configs.base import neighbour
 from configs.gate import GateConfig
@@ -8,6 +9,7 @@ from configs.grpo import GRPOConfig
 from configs.load import load
 from configs.references import references
 from configs.stages import AnyStage, Recipe
+from pipeline.recorded import LINEAGE, begun
 
 Graph = Mapping[str, list[str]]
 """By the name of each stage those that it waits for, in the recipe's order."""
@@ -83,3 +85,16 @@ def cut_off(stages: Graph, waiting: Collection[str], ended: Collection[str]) -> 
         if name in waiting and lost:
             found[name] = lost[0]
     return found
+
+
+def refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
+    """Raises ValueError where `folder` holds results of stages that the recipe doesn't have: the run would be known by
+    this recipe, and they would be forgotten."""
+    recorded = sorted(file.parent for file in folder.glob(f"*/{LINEAGE}"))
+    others = [stage.name for stage in recorded if stage.name not in recipe.stages and begun(stage)]
+    if others:
+        raise ValueError(
+            f"'{folder}' is the run of another recipe, with results of {', '.join(others)}, which this one doesn't "
+            "have; give it another name (name=NAME), or these stages too (--until and --only leave out what need not "
+            "run)"
+        )

@@ -3,20 +3,46 @@
 Light to import: who only looks at a run needs no torch.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.folder import read_json
 from pipeline.hashes import checkpoint_hashes, file_hash
 
 CONFIG, LINEAGE = "config.json", "lineage.json"
+FIGURES = "figures.json"
+"""Written when a stage is done: an evaluation's results, or a training's last metrics."""
+METRICS, DECISION, CHECKPOINTS = "metrics.jsonl", "decision.json", "checkpoints"
+RESULTS = (FIGURES, METRICS, DECISION, f"{CHECKPOINTS}/step-*", "answers/*.jsonl")
+"""What tells that a stage has come to a result, wherever it isn't empty."""
 ABSENT = "(absent)"
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings that a stage was started with. Raises ValueError where the file is damaged."""
+    return read_json(folder / CONFIG, _remedy(folder))
+
+
+def read_figures(folder: Path) -> dict[str, float] | None:
+    """The figures of a stage that is done; None where it is not. A damaged file counts as none: the stage goes on from
+    its newest checkpoint and writes it again."""
+    try:
+        return read_json(folder / FIGURES, "")
+    except ValueError:
+        return None
+
+
+def begun(folder: Path) -> bool:
+    """Whether a stage has come to a result: a step, a training state, answers, a decision or its figures. Until then
+    its folder may be taken over by another configuration."""
+    return any(result.is_dir() or result.stat().st_size for pattern in RESULTS for result in folder.glob(pattern))
+
+
 def read_lineage(folder: Path) -> dict[str, Any]:
-    """What is recorded of a stage. Raises ValueError where it was recorded before lineage named every model."""
-    lineage = json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
+    """What is recorded of a stage. Raises ValueError where the file is damaged, or was written before lineage named
+    every model."""
+    lineage = read_json(folder / LINEAGE, _remedy(folder))
     if "models" not in lineage:
         raise ValueError(f"'{folder / LINEAGE}' was written by an earlier version; give the run another name")
     return lineage
@@ -50,3 +76,7 @@ def changes(folder: Path, *, content: bool) -> list[str]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys whose values are not the same, sorted."""
     return [key for key in sorted(before.keys() | now.keys()) if before.get(key, ABSENT) != now.get(key, ABSENT)]
+
+
+def _remedy(folder: Path) -> str:
+    return f"restore it from a copy, or remove '{folder}' to run the stage again"

@@ -16,18 +16,18 @@ from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
 from configs.references import resolved
 from configs.stages import RESULTS, AnyStage, Recipe
+from pipeline.checkpoints import set_aside_damaged
 from pipeline.errors import RunStopped
-from pipeline.fleet import await_room, cluster
+from pipeline.fleet import await_room, cluster_when_needed
 from pipeline.folder import write_atomic
-from pipeline.lineage import LINEAGE, Validating, check_lineage, write_lineage
+from pipeline.lineage import Validating, check_lineage, write_lineage
 from pipeline.lock import locked
+from pipeline.machine import refuse_here
 from pipeline.recipe import validation_gate
+from pipeline.recorded import FIGURES, begun, read_figures
 from pipeline.reports.stage_page import write_html
 from rewards.types import RewardsUnavailable
 from rollout.pool import RolloutError
-
-FIGURES = "figures.json"
-"""Written when a stage is done: an evaluation's results, or a training's last metrics."""
 
 LAUNCHERS = {
     "sft": "pipeline.launch.sft",
@@ -66,24 +66,32 @@ def standing(config: AnyStage, folder: Path, recipe: Recipe) -> Literal["new", "
     """How far the stage of a recipe is. Raises ValueError naming the differences where `folder` holds another one's
     run."""
     folder = folder.resolve()
-    if not (folder / LINEAGE).is_file():
+    if not begun(folder):
         return "new"
     check_lineage(folder, config, resolve(config, folder, recipe), validating(config, folder, recipe))
-    return "done" if (folder / FIGURES).is_file() else "started"
+    return "started" if read_figures(folder) is None else "done"
 
 
 def _run(config: AnyStage, runnable: AnyStage, folder: Path, recipe: Recipe | None) -> dict[str, float]:
     by = validating(config, folder, recipe)
     check_lineage(folder, config, runnable, by)
     console = Console()
-    if (folder / FIGURES).is_file():
+    before = read_figures(folder)
+    if before is not None:
         console.print(f"[dim]{folder.name}: done before, reused ({folder})")
-        return json.loads((folder / FIGURES).read_text())
+        return before
     console.rule(f"[bold]{folder.name}[/] ({config.type})")
+
+    def tell(text: str) -> None:
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
+
+    if (folder / FIGURES).is_file():
+        tell(f"'{folder / FIGURES}' is damaged: the stage goes on from what it has kept, and writes it again")
+    refuse_here(runnable, recipe)
+    set_aside_damaged(folder, tell)
     write_lineage(folder, folder.name, config, runnable, by)
     try:
-        with cluster():
-            await_room(runnable, recipe, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True))
+        with cluster_when_needed(lambda: await_room(runnable, recipe, tell)):
             figures: dict[str, float] = _launcher(config).launch(runnable, folder, recipe)
     except (RolloutError, RewardsUnavailable) as error:
         raise RunStopped(f"{folder.name} stopped itself: {error}") from error

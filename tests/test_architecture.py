@@ -1,8 +1,10 @@
 """The house's rules that a machine can hold: sizes, names, doors."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +78,36 @@ def test_the_arrow_and_the_doors_hold() -> None:
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
     done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def doors_of_the_linter() -> dict[str, set[str]]:
+    """By dependency the files that may import it; a room that may as a whole ends with a slash."""
+    settings = tomllib.loads((HOME / "pyproject.toml").read_text())["tool"]["importlinter"]
+    doors: dict[str, set[str]] = {}
+    for contract in settings["contracts"]:
+        if contract["type"] == "forbidden" and "ignore_imports" in contract:
+            [dependency] = contract["forbidden_modules"]
+            importers = {line.split(" -> ")[0] for line in contract["ignore_imports"]}
+            assert {line.split(" -> ")[1] for line in contract["ignore_imports"]} == {dependency}
+            free = set(settings["root_packages"]) - set(contract["source_modules"])
+            doors[dependency] = {f"{name.replace('.', '/')}.py" for name in importers} | {f"{room}/" for room in free}
+    return doors
+
+
+def test_the_table_of_doors_is_the_linters_list() -> None:
+    text = (HOME / "docs" / "architecture.md").read_text()
+    table = text.partition("| dependency | its doors |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines()]
+    assert {name.strip(): set(re.findall(r"`([^`]+)`", doors)) for name, doors in rows} == doors_of_the_linter()
+    assert all((HOME / door).exists() for doors in doors_of_the_linter().values() for door in doors)
+
+
+def test_no_text_claims_to_be_the_only_importer() -> None:
+    """Such a sentence goes stale with the next import; the linter's list, and the table made from it, do not."""
+    claim = re.compile(r"only (file|module|place|one) that (imports|knows)|nowhere else", re.IGNORECASE)
+    texts = [*FILES, *(HOME / "docs").rglob("*.md"), HOME / "README.md"]
+    own = Path(__file__)
+    assert not [place(text) for text in texts if text != own and claim.search(" ".join(text.read_text().split()))]
 
 
 def test_what_drives_a_stage_starts_without_torch() -> None:

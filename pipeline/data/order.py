@@ -21,6 +21,15 @@ def order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return permutation
 
 
+def refuse_repeats(setting: str, batch_size: int, num_rows: int) -> None:
+    """Raises ValueError where a step of `batch_size` rows, which `setting` sets, would take a row of the data twice."""
+    if batch_size > num_rows:
+        raise ValueError(
+            f"{setting}={batch_size} is more than the {num_rows} good rows of the data, so that a step would take some "
+            f"of them twice; set it to {num_rows} at most, or give more rows"
+        )
+
+
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
     """[batch_size] row numbers of a step; `step` counts from 1."""
     if num_rows < 1:

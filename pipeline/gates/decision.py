@@ -11,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.gate import GateConfig, HoldRule, ImproveRule, Rule
-from pipeline.folder import write_atomic
+from pipeline.folder import read_json, write_atomic
 from pipeline.gates.rules import Outcome, Ruling, lower_is_better
-
-DECISION = "decision.json"
+from pipeline.recorded import DECISION
 
 Verdict = Literal["promote", "stop", "roll_back", "ask"]
 
@@ -72,7 +71,7 @@ def read_decision(folder: Path) -> Decision | None:
     """What `write_decision` wrote; None where the gate has not decided yet."""
     if not (folder / DECISION).is_file():
         return None
-    read: dict[str, Any] = json.loads((folder / DECISION).read_text(encoding="utf-8"))
+    read = read_json(folder / DECISION, "remove it, and the gate decides again")
     return Decision(
         verdict=read["verdict"],
         rulings=[_ruling(record) for record in read["rules"]],

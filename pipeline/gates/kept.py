@@ -11,9 +11,10 @@ from typing import Any
 
 from configs.model import ModelConfig
 from pipeline.evaluation.suites import SuiteResult
+from pipeline.folder import read_json, sync, sync_tree
 from pipeline.hashes import checkpoint_hashes, text_hash
 from pipeline.models.resolve import template_file
-from pipeline.recorded import CONFIG, read_lineage
+from pipeline.recorded import read_config, read_lineage
 
 ITEMS, FIGURES = "items.json", "evaluation.json"
 
@@ -31,7 +32,7 @@ class Compared:
     def of(cls, folder: Path) -> "Compared":
         """From what is recorded in a gate's folder: its settings, which name what other stages made as `stage:NAME`, so
         that a run may be moved, and its lineage, which has the hashes of all that it reads."""
-        config, lineage = json.loads((folder / CONFIG).read_text(encoding="utf-8")), read_lineage(folder)
+        config, lineage = read_config(folder), read_lineage(folder)
         asked = [config[name] for name in ("suites", "sampling", "seed")]
         judges = {key: model["files"] for key, model in lineage["models"].items() if key.startswith("suites.")}
         engines = [config["rollout"][name] for name in ("num_engines", "max_model_len")]  # each draws by its own seed
@@ -59,8 +60,10 @@ def kept(folder: Path, evaluate: Evaluate) -> dict[str, SuiteResult]:
             figures = {suite: result.figures for suite, result in evaluate(partial).items()}
             (partial / FIGURES).write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
             partial.chmod(0o755)
+            sync_tree(partial)
             if not folder.is_dir():
                 partial.rename(folder)
+                sync(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return read_evaluation(folder)
@@ -68,8 +71,8 @@ def kept(folder: Path, evaluate: Evaluate) -> dict[str, SuiteResult]:
 
 def read_evaluation(folder: Path) -> dict[str, SuiteResult]:
     """Figures and items of a kept evaluation, by suite."""
-    figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-    items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
+    remedy = f"remove '{folder}' to evaluate again"
+    figures, items = (read_json(folder / name, remedy) for name in (FIGURES, ITEMS))
     return {suite: SuiteResult(figures[suite], items.get(suite, {})) for suite in figures}
 
 

@@ -10,6 +10,7 @@ from configs.stages import Recipe
 from pipeline.alarms import Alarms
 from pipeline.checkpoints import Checkpoints
 from pipeline.data.chat import turn_ends
+from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import judgeable
 from pipeline.data.rows import source_files, tell
 from pipeline.evaluation.evaluate import Evaluation, check_suites
@@ -38,6 +39,7 @@ def launch(config: GRPOConfig, folder: Path, recipe: Recipe | None) -> dict[str,
     model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
     prompts = judgeable(config.prompts, config.rewards, config.reward_pool, tokenizer, config.seed)
+    refuse_repeats("prompts_per_step", config.prompts_per_step, len(prompts))
     gate = validation_gate(config, folder, recipe)
     suites = gate and Evaluation.prepare(gate.suites, tokenizer, gate.reward_pool, gate.seed)
     spec = TrainSpec(

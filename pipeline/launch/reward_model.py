@@ -9,6 +9,7 @@ from configs.stages import Recipe
 from configs.train import num_steps
 from pipeline.checkpoints import Checkpoints
 from pipeline.data.comparisons import Comparison, Comparisons
+from pipeline.data.order import refuse_repeats
 from pipeline.data.rows import source_files, tell
 from pipeline.evaluation.comparisons import EVALUATION
 from pipeline.evaluation.suites import SuiteResult, results_table
@@ -32,6 +33,7 @@ def launch(config: RewardModelConfig, folder: Path, recipe: Recipe | None) -> di
     model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
     data = Comparisons.load(config.data, tokenizer, config.seed)
+    refuse_repeats("comparisons_per_step", config.comparisons_per_step, len(data))
     refuse_unfit(config.loss, data)
     held_out = {name: Comparisons.load(each, tokenizer, config.seed) for name, each in config.eval_data.items()}
     steps = num_steps(config.steps, config.epochs, rows=len(data), rows_per_step=config.comparisons_per_step)

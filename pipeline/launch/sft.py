@@ -7,6 +7,7 @@ from configs.stages import Recipe
 from configs.train import num_steps
 from pipeline.checkpoints import Checkpoints
 from pipeline.data.conversations import Conversations
+from pipeline.data.order import refuse_repeats
 from pipeline.data.rows import source_files, tell
 from pipeline.fleet import start_all, start_policy
 from pipeline.models.resolve import check_template, resolve_model
@@ -29,6 +30,7 @@ def launch(config: SFTConfig, folder: Path, recipe: Recipe | None) -> dict[str, 
     model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
     data = Conversations.load(config.data, tokenizer, folder / "data", config.seed)
+    refuse_repeats("conversations_per_step", config.conversations_per_step, len(data))
     held_out = None
     if config.eval_data is not None:
         held_out = Conversations.load(config.eval_data, tokenizer, folder / "data", config.seed)

@@ -5,7 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-METRICS, FIGURES, ROLLOUTS = "metrics.jsonl", "figures.json", "rollouts"
+from pipeline.folder import read_json as read_whole
+from pipeline.recorded import METRICS
+
+ROLLOUTS = "rollouts"
 EXPERT_LOAD = "expert_load.json"
 """Of the newest step that the page shows: tokens sent to each expert, by the name of its layer's gate."""
 
@@ -41,8 +44,12 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file that is written as a whole; empty where there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """The object in a file that is written as a whole; empty where there is none, or a damaged one, since a page shows
+    what there is."""
+    try:
+        return read_whole(file, "")
+    except ValueError:
+        return {}
 
 
 def duration(seconds: float) -> str:

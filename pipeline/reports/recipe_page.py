@@ -9,9 +9,9 @@ from typing import Any
 
 from pipeline.gates.decision import DECISION, read_decision
 from pipeline.gates.kept import FIGURES as EVALUATED
-from pipeline.recorded import LINEAGE, changes
+from pipeline.recorded import FIGURES, LINEAGE, METRICS, changes, read_figures
 from pipeline.reports.curves import small_curve
-from pipeline.reports.files import FIGURES, METRICS, duration, read_json, read_metrics
+from pipeline.reports.files import duration, read_json, read_metrics
 from pipeline.reports.page import Inside, Markup, pill, section, table, tag, write_page
 from pipeline.reports.results import beside, decision_plots, verdict
 from pipeline.reports.stage_page import REPORT, short, weights_hash, write_html
@@ -74,7 +74,7 @@ def write_recipe_html(run_folder: Path) -> None:
 def _stages(run_folder: Path, run: Mapping[str, Any]) -> Iterator[Stage]:
     """The stages in the recipe's order; of a run that nobody has recorded, in the order they were begun in."""
     lineages = {file.parent.name: read_json(file) for file in run_folder.glob(f"*/{LINEAGE}")}
-    begun = sorted(lineages, key=lambda name: lineages[name]["created"])
+    begun = sorted(lineages, key=lambda name: lineages[name].get("created", ""))
     records: Mapping[str, Any] = run.get("stages") or {name: {} for name in begun}
     for name, record in records.items():
         folder, lineage = run_folder / name, lineages.get(name, {})
@@ -91,7 +91,7 @@ def _stages(run_folder: Path, run: Mapping[str, Any]) -> Iterator[Stage]:
 
 
 def _state(folder: Path) -> str:
-    if (folder / FIGURES).is_file():
+    if read_figures(folder) is not None:
         return "done"
     return "begun" if (folder / LINEAGE).is_file() else "waiting"
 

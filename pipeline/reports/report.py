@@ -7,6 +7,7 @@ and `memory/...`.
 
 import json
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pipeline.folder import write_atomic, write_json_lines
-from pipeline.reports.files import EXPERT_LOAD, METRICS, ROLLOUTS, Row, duration, read_metrics
+from pipeline.recorded import METRICS
+from pipeline.reports.files import EXPERT_LOAD, ROLLOUTS, Row, duration, read_metrics
 from pipeline.reports.stage_page import write_html
 from rewards.types import Verdict
 
@@ -162,6 +164,7 @@ class Report:
         self._events.flush()
         self._metrics_file.write(json.dumps(_finite({"step": step} | self.last_metrics)) + "\n")
         self._metrics_file.flush()
+        os.fsync(self._metrics_file.fileno())  # a power cut after a training state loses no row before it
         for line in self._lines.of(step, self.last_metrics):
             self._console.print(line, soft_wrap=True)
         shown_every = max(self._total_steps // SAMPLES_SHOWN, 1)

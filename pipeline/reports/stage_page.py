@@ -8,9 +8,9 @@ from typing import Any
 from configs.grpo import GRPOConfig
 from pipeline.alarms import Alarms
 from pipeline.gates.decision import DECISION
-from pipeline.recorded import CONFIG, LINEAGE
+from pipeline.recorded import CONFIG, LINEAGE, read_figures
 from pipeline.reports.curves import STEP_SECONDS, curves, headline, last_figures
-from pipeline.reports.files import EXPERT_LOAD, FIGURES, Row, duration, read_json, read_metrics
+from pipeline.reports.files import EXPERT_LOAD, Row, duration, read_json, read_metrics
 from pipeline.reports.page import Markup, folded, pill, section, table, tag, write_page
 from pipeline.reports.results import comparisons, evaluation, gate, reward_model
 from pipeline.reports.samples import samples
@@ -23,9 +23,9 @@ HASH_SHOWN = 12
 def write_html(folder: Path) -> None:
     """Writes `report.html` of what a stage's folder holds by now; parts that are not there are left out. Until the
     stage is done a browser that shows the page looks again every now and then."""
-    rows, figures, lineage = read_metrics(folder), read_json(folder / FIGURES), read_json(folder / LINEAGE)
+    rows, made, lineage = read_metrics(folder), read_figures(folder), read_json(folder / LINEAGE)
     run, stage, kind = folder.resolve().parent.name, folder.resolve().name, lineage.get("type", "")
-    done, decided = (folder / FIGURES).is_file(), (folder / DECISION).is_file()
+    done, figures, decided = made is not None, made or {}, (folder / DECISION).is_file()
     state = pill("done", "good") if done else "" if decided else pill("running or stopped", "busy")
     parts = [
         _heading(run, stage, kind, rows, state),

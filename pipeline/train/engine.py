@@ -1,6 +1,6 @@
 """The training engine: DeepSpeed behind two verbs, `forward_backward` and `optim_step`.
 
-The only file that imports deepspeed. One instance is one rank; it knows micro-batches and a loss, no algorithm.
+One instance is one rank; it knows micro-batches and a loss, no algorithm.
 Gradients are sums over micro-batches and ranks of terms that already carry the batch's global denominator, so the
 split of a batch can't change them: DeepSpeed's mean over ranks is undone by the number of ranks.
 """
@@ -203,9 +203,10 @@ class TrainEngine:
             deque(parts, maxlen=0)
         torch.distributed.barrier()
 
-    def save(self, folder: Path) -> None:
-        """Write the whole training state into `folder`; every rank takes part."""
-        save_state(self.engine, folder, self.step)
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write the whole training state into `folder`; every rank takes part. Returns the checksums of the files that
+        this one wrote."""
+        return save_state(self.engine, folder, self.step)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, in whatever layout. Raises ValueError when the folder holds no state of this

@@ -4,7 +4,7 @@ A file for each layer holds float32 weights, AdamW's two moments and buffers, wh
 whatever the number of ranks, the ZeRO stage or the expert parallelism that wrote it, any other reads it. Each rank
 writes its share of the layers, and reads of each layer what it holds. See docs/decisions/0005-state-without-layout.md.
 
-The names that DeepSpeed gives its optimizers' insides are known here and in `sleep.py` alone.
+This file and `sleep.py` use the names that DeepSpeed gives its optimizers' insides.
 """
 
 import json
@@ -27,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.folder import write_atomic
+from pipeline.checksums import checksum
+from pipeline.folder import read_json, sync, write_atomic
 from pipeline.train.expert_parallel import as_fused, place_in_fused
 from pipeline.train.moments import BF16MomentsAdamW
 
@@ -48,11 +49,20 @@ def layers(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     yield from groups.values()
 
 
-def save_state(engine: Any, folder: Path, step: int) -> None:
-    """Write the state after `step` updates into `folder`; every rank of the DeepSpeed `engine` takes part."""
+def save_state(engine: Any, folder: Path, step: int) -> dict[str, str]:
+    """Write the state after `step` updates into `folder`; every rank of the DeepSpeed `engine` takes part.
+
+    Returns the checksums of the files that this rank wrote, by name.
+    """
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     _find_moments(engine)
     folder.mkdir(parents=True, exist_ok=True)
+    checksums: dict[str, str] = {}
+
+    def finish(file: Path) -> None:
+        checksums[file.name] = checksum(file)
+        sync(file)
+
     for index, layer in enumerate(layers(engine.module)):
         trained = {name: tensor for name, tensor in layer.items() if tensor.requires_grad}
         written = {f"{BUFFER}/{name}": each.cpu() for name, each in layer.items() if not isinstance(each, nn.Parameter)}
@@ -61,10 +71,14 @@ def save_state(engine: Any, folder: Path, step: int) -> None:
             if index % size == rank:
                 written |= {f"{kind}/{name}": tensor.to("cpu", copy=True) for name, tensor in whole.items()}
         if index % size == rank:
-            save_file(written, folder / f"layer-{index}.safetensors")
+            file = folder / f"layer-{index}.safetensors"
+            save_file(written, file)
+            finish(file)
     if rank == 0:
         write_atomic(folder / STEP, json.dumps({"step": step}))
+        finish(folder / STEP)
     torch.distributed.barrier()
+    return checksums
 
 
 def load_state(engine: Any, folder: Path) -> int:
@@ -72,20 +86,22 @@ def load_state(engine: Any, folder: Path) -> int:
 
     Raises ValueError when the folder holds no state, or that of another model.
     """
-    if not (folder / STEP).is_file():
-        raise ValueError(f"{folder}: no training state; remove it to start anew")
-    step: int = json.loads((folder / STEP).read_text(encoding="utf-8"))["step"]
+    step: int = read_json(folder / STEP, f"remove '{folder}' to start from an earlier state")["step"]
     _make_moments(engine, step)
     for index, layer in enumerate(layers(engine.module)):
         gathered = deepspeed.zero.GatheredParameters(
             [tensor for tensor in layer.values() if isinstance(tensor, nn.Parameter)], modifier_rank=0
         )
+        path = folder / f"layer-{index}.safetensors"
         try:
-            with safe_open(folder / f"layer-{index}.safetensors", "pt") as file, gathered:
+            with safe_open(path, "pt") as file, gathered:
                 for name, tensor in layer.items():
                     _read(engine, file, name, tensor)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{folder}: not the training state of this model ({error}); remove it") from error
+            raise ValueError(
+                f"'{path}' is not of the training state of this model ({error}); remove '{folder}' to start from an "
+                "earlier state"
+            ) from error
     return step
 
 

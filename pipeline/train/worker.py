@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import time
+from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,14 +19,18 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from safetensors import SafetensorError
 
 from pipeline.batch import Floats, MicroBatch, Tree, deal, micro_batch, shard
+from pipeline.checksums import write_checksums
 from pipeline.errors import RunStopped
 from pipeline.folder import new_folder
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
 from rollout.process import compute_environment, num_threads
 
 START_TIMEOUT_SECONDS = 300.0
+WRITING = ("save", "save_hf")
+"""Methods that write a checkpoint."""
 
 
 class TrainActor:
@@ -161,9 +166,10 @@ class Policy:
         return self._get(sent, "put_weights", self._spec.trainer.timeout_seconds)[0]
 
     def save(self, folder: Path) -> None:
-        """Write the whole training state of all ranks; `folder` appears whole or not at all."""
+        """Write the whole training state of all ranks with its checksums; `folder` appears whole or not at all."""
         with new_folder(folder) as partial:
-            self._all("save", partial)
+            of_ranks: list[dict[str, str]] = self._all("save", partial)
+            write_checksums(partial, ChainMap(*of_ranks))
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. Raises ValueError where this layout can't read it."""
@@ -196,6 +202,11 @@ class Policy:
         except RayTaskError as error:
             if isinstance(error.cause, ValueError) and method in ("build", "load"):  # bad input, in its own words
                 raise error.cause from error
+            if isinstance(error.cause, OSError | SafetensorError) and method in WRITING:  # a full disk, above all
+                raise RunStopped(
+                    f"a training rank could not write in '{method}': {error.cause}; make room, and the same command "
+                    "resumes from the last checkpoint"
+                ) from error
             raise RunStopped(f"a training rank failed in '{method}': {error}") from error
         except RayError as error:
             raise RunStopped(f"a training rank died in '{method}': {error}") from error

@@ -109,6 +109,9 @@ def test_two_jobs_at_once_and_one_that_never_fits(
             said.read_text(),
         ), said.read_text()
         assert not (tmp_path / "runs" / "one" / "sft" / "metrics.jsonl").is_file()
+        again = ("submit", "sft", "stage.yaml", "seed=1", "--output", "runs/one", "--address", address)
+        code, text = alignyard(tmp_path, *again)
+        assert code == 2 and "is being written by Ray job one-" in text, text
     states: dict[str, str] = {}
     deadline = time.monotonic() + SECONDS
     while set(states.values()) != {"done", "failed"} or len(states) < 3:

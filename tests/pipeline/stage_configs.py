@@ -57,7 +57,9 @@ def make_checkpoint(folder: Path, template: str | None = None, architecture: str
 
 
 def start(folder: Path, stage: str, config: AnyStage) -> None:
+    """A stage that has made its first step."""
     write_lineage(folder, stage, config, config)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
 
 
 def check(folder: Path, config: AnyStage) -> None:

@@ -1,4 +1,5 @@
-"""The best checkpoint of a stage: which one it is, before and after a kill, and that it can be read at any time."""
+"""The best checkpoint of a stage: which one it is, before and after a kill, and that it can be read at any time. And
+its training states: a damaged one is never resumed from."""
 
 import json
 import threading
@@ -8,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from configs.train import CheckpointConfig
-from pipeline.checkpoints import Checkpoints
+from pipeline.checkpoints import Checkpoints, saved_states, set_aside_damaged
+from pipeline.checksums import checksum, write_checksums
 
 
 class Policy:
@@ -76,3 +78,87 @@ def test_there_is_a_best_at_every_moment_of_its_replacement(tmp_path: Path) -> N
     stop.set()
     reader.join(timeout=30)
     assert not faults
+
+
+def states(stage: Path, *steps: int) -> dict[int, Path]:
+    """Whole training states after these steps."""
+    for step in steps:
+        folder = stage / "checkpoints" / f"step-{step}"
+        folder.mkdir(parents=True)
+        (folder / "step.json").write_text(json.dumps({"step": step}))
+        for layer in range(3):
+            (folder / f"layer-{layer}.safetensors").write_bytes(bytes([step, layer]) * 5000)
+        write_checksums(folder, {file.name: checksum(file) for file in folder.iterdir()})
+    return dict(sorted(saved_states(stage).items()))
+
+
+def test_whole_states_stay_as_they_are(tmp_path: Path) -> None:
+    notes: list[str] = []
+    set_aside_damaged(tmp_path, notes.append)
+    before = states(tmp_path, 3, 6)
+    set_aside_damaged(tmp_path, notes.append)
+    assert saved_states(tmp_path) == before and not notes
+
+
+def spoil(how: str, state: Path) -> str:
+    """Damages one file of a state; its name."""
+    name = {"another step": "step.json", "no checksums": "checksums.json", "cut checksums": "checksums.json"}.get(
+        how, "layer-2.safetensors"
+    )
+    content = bytearray((state / name).read_bytes())
+    match how:
+        case "flipped bit":
+            content[7777] ^= 4
+        case "another step":
+            content = content.replace(b"6", b"600")
+        case "truncated" | "cut checksums":
+            del content[len(content) // 2 :]
+        case "zeros":
+            content[-4096:] = bytes(4096)
+        case "empty":
+            content.clear()
+    (state / name).write_bytes(content)
+    if how in ("missing", "no checksums"):
+        (state / name).unlink()
+    return name
+
+
+DAMAGES = [
+    *("flipped bit", "zeros", "truncated", "empty", "missing"),
+    *("another step", "no checksums", "cut checksums"),
+]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_state_is_named_by_file_and_the_one_before_is_taken(tmp_path: Path, how: str) -> None:
+    saved = states(tmp_path, 3, 6)
+    whole, damaged = saved[3], saved[6]
+    name, notes = spoil(how, damaged), list[str]()
+    set_aside_damaged(tmp_path, notes.append)
+    assert saved_states(tmp_path) == {3: whole}
+    assert len(notes) == 1 and name in notes[0] and notes[0].endswith("resumes from step 3")
+    assert (tmp_path / "checkpoints" / "step-6.damaged").is_dir()  # nothing is lost
+
+
+def test_every_damaged_state_before_a_whole_one_is_set_aside(tmp_path: Path) -> None:
+    _, *newer = states(tmp_path, 2, 4, 6).values()
+    for state in newer:
+        spoil("flipped bit", state)
+    notes: list[str] = []
+    set_aside_damaged(tmp_path, notes.append)
+    assert list(saved_states(tmp_path)) == [2] and len(notes) == 2
+
+
+def test_where_no_state_is_whole_the_stage_is_refused_and_keeps_them(tmp_path: Path) -> None:
+    for how, state in zip(("missing", "truncated"), states(tmp_path, 3, 6).values(), strict=True):
+        spoil(how, state)
+    with pytest.raises(ValueError, match=r"(?s)step-6.*step-3.*to train from the first step again"):
+        set_aside_damaged(tmp_path, lambda _: None)
+    assert sorted(saved_states(tmp_path)) == [3, 6]
+
+
+def test_a_second_damage_of_the_same_step_replaces_what_was_set_aside(tmp_path: Path) -> None:
+    for _ in range(2):
+        spoil("empty", states(tmp_path, *({3, 6} - set(saved_states(tmp_path))))[6])
+        set_aside_damaged(tmp_path, lambda _: None)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-3", "step-6.damaged"]

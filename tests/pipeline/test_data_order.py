@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.data.order import batch_indices, order
+from pipeline.data.order import batch_indices, order, refuse_repeats
 from pipeline.data.packing import pack, split_by_tokens
 
 
@@ -77,3 +77,9 @@ def test_split_is_complete_balanced_and_gives_every_rank_work() -> None:
         assert min(tokens) > 0
         assert max(tokens) <= 4 / 3 * max(sum(lengths) / num_ranks, max(lengths))
     assert all(split_by_tokens([1] + [1000] * 3, 4)), "no rank is left empty"
+
+
+def test_a_step_that_would_take_a_row_twice_is_refused() -> None:
+    refuse_repeats("prompts_per_step", 200, 200)
+    with pytest.raises(ValueError, match=r"prompts_per_step=201 .* set it to 200 at most"):
+        refuse_repeats("prompts_per_step", 201, 200)

@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs.evaluation import EvalConfig
+from configs.rewards import RewardSpec
+from pipeline.lineage import source_hash, write_lineage, written_in
 from pipeline.models.tokenizer import byte_tokenizer
 from tests.pipeline.stage_configs import SUMS, check, grpo, make_checkpoint, read, sft, start
 
@@ -33,9 +35,7 @@ def test_what_is_written(tmp_path: Path, model: Path) -> None:
         name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in ("config.json", "model.safetensors")
     }
     assert lineage["models"]["model"]["files"] == files
-    room = Path(__file__).parents[2] / "rewards"
-    each = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(room.rglob("*.py"))]
-    assert lineage["rewards"] == {"math": hashlib.sha256("".join(each).encode()).hexdigest()}
+    assert lineage["rewards"] == {"math": source_hash(written_in(RewardSpec(name="math")))}
     assert set(lineage["data"]) == {"prompts.source"}
 
 
@@ -45,6 +45,46 @@ def test_it_is_written_once(tmp_path: Path, model: Path) -> None:
     before = (stage / "lineage.json").read_bytes()
     start(stage, "sft", sft(model, seed=3))
     assert (stage / "lineage.json").read_bytes() == before
+
+
+def test_a_stage_without_a_result_may_be_taken_over_by_another_configuration(tmp_path: Path, model: Path) -> None:
+    stage, corrected = tmp_path / "run" / "sft", sft(model, seed=3)
+    write_lineage(stage, "sft", sft(model), sft(model))
+    for name in ("metrics.jsonl", "figures.json"):
+        (stage / name).touch()  # empty: no step, no end
+    check(stage, corrected)
+    write_lineage(stage, "sft", corrected, corrected)
+    assert read(stage, "config.json")["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    "result", ["metrics.jsonl", "figures.json", "decision.json", "checkpoints/step-2/step.json", "answers/math.jsonl"]
+)
+def test_any_result_holds_the_folder(tmp_path: Path, model: Path, result: str) -> None:
+    stage = tmp_path / "run" / "sft"
+    write_lineage(stage, "sft", sft(model), sft(model))
+    (stage / result).parent.mkdir(parents=True, exist_ok=True)
+    (stage / result).write_text("{}\n")
+    with pytest.raises(ValueError, match="seed: was 0, is 3"):
+        check(stage, sft(model, seed=3))
+
+
+@pytest.mark.parametrize("name", ["lineage.json", "config.json"])
+@pytest.mark.parametrize("left", [0, 40])
+def test_a_damaged_record_is_named_with_the_remedy(tmp_path: Path, model: Path, name: str, left: int) -> None:
+    stage = tmp_path / "run" / "sft"
+    start(stage, "sft", sft(model))
+    (stage / name).write_bytes((stage / name).read_bytes()[:left])
+    with pytest.raises(ValueError, match=rf"sft/{name}' is (empty|damaged) .*; restore it from a copy, or remove"):
+        check(stage, sft(model))
+
+
+def test_a_damaged_record_of_a_stage_without_a_result_is_written_anew(tmp_path: Path, model: Path) -> None:
+    stage = tmp_path / "run" / "sft"
+    write_lineage(stage, "sft", sft(model), sft(model))
+    (stage / "lineage.json").write_text("")
+    start(stage, "sft", sft(model))
+    check(stage, sft(model))
 
 
 def test_a_changed_setting_is_named_with_both_values(tmp_path: Path, model: Path) -> None:

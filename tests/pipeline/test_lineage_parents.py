@@ -102,6 +102,7 @@ def test_what_a_stage_is_validated_by_is_part_of_it(
         return validating(config, run / "reason", recipe)
 
     write_lineage(run / "reason", "reason", config, config, by())
+    (run / "reason" / "metrics.jsonl").write_text('{"step": 1}\n')
     lineage = read(run / "reason", "lineage.json")
     assert set(lineage["data"]) == {
         "prompts.source",
@@ -199,7 +200,8 @@ def test_what_changed_since_is_told(tmp_path: Path, model: Path) -> None:
         "model: model.safetensors is not what it was",
         f"data.source: {text} is not what it was",
     ]
-    (run / "sft" / "lineage.json").unlink()
+    for name in ("lineage.json", "metrics.jsonl"):
+        (run / "sft" / name).unlink()
     assert changes(run / "reason", content=False) == ["model.path: ../sft is gone"]
     start(run / "sft", "sft", sft(model, seed=5))
     assert changes(run / "reason", content=False) == ["model.path: ../sft was run again since"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from configs.reward_model import RewardModelConfig
+from pipeline.checkpoints import set_aside_damaged
 from pipeline.data.comparisons import Comparisons
 from pipeline.evaluation.comparisons import EVALUATION
 from pipeline.fleet import cluster
@@ -99,14 +100,24 @@ def test_the_checkpoint_scores_as_training_did(home: Path) -> None:
         assert scores == pytest.approx(record["scores"], abs=1e-4)
 
 
+def flip_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1  # the lowest bit of the last float32
+    file.write_bytes(content)
+
+
 @pytest.mark.ranks
 def test_stopped_and_run_again_the_series_is_the_same_to_the_bit(home: Path, tmp_path: Path) -> None:
-    """A folder as a kill after step 23 leaves it: the checkpoint of step 21, no model, no evaluation."""
+    """A folder as a kill in step 24 leaves it, no model, no evaluation; and one bit of the newest training state, in
+    the fraction of a weight, is another one: the state of step 21 is taken."""
     folder = tmp_path / "rm"
     shutil.copytree(home / "rm", folder)
     shutil.rmtree(folder / "hf")
     shutil.rmtree(folder / EVALUATION)
-    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS}")
+    flip_bit(folder / "checkpoints" / f"step-{STEPS}" / "layer-1.safetensors")
+    notes: list[str] = []
+    set_aside_damaged(folder, notes.append)
+    assert len(notes) == 1 and "layer-1.safetensors is not what was written" in notes[0] and "step 21" in notes[0]
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[: STEPS - 1]))
     figures = launch(config_of(home), folder, None)
@@ -136,7 +147,7 @@ def test_a_reward_model_goes_on_from_a_reward_model_by_regression(home: Path, tm
         data=data,
         eval_data={"same": data},
         loss={"type": "pointwise"},
-        comparisons_per_step=4,
+        comparisons_per_step=2,
         steps=1,
         eval_every_steps=0,
         trainer={"num_ranks": 2, "micro_batch_tokens": 64},

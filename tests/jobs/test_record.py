@@ -1,0 +1,224 @@
+"""What `list`, `status` and `logs` make of a run's folder: a damaged one, one that can't be written to, a moved one."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from jobs.conductor import Order, conduct
+from jobs.record import LOG, RUN, RunRecord, StageRecord
+from jobs.run import write
+from jobs.verbs import OUT, UNREAD, WRONG_INPUT, exit_code, meaning
+from pipeline.lock import LOCK
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs, `good` and the newer `other`."""
+    monkeypatch.setattr(OUT, "width", 200)
+    for number, name in enumerate(("good", "other")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / LOG).write_text(f"{name} speaks\n")
+        (folder / LOCK).touch()
+        RunRecord(
+            name, str(folder), {"sft": StageRecord("sft", [], state="done")}, state="done", started=number
+        ).write()
+    return tmp_path
+
+
+def change(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def spoil(file: Path, how: str) -> None:
+    match how:
+        case "empty":
+            file.write_text("")
+        case "cut":
+            file.write_text(file.read_text()[:50])
+        case "zeros":
+            file.write_bytes(bytes(file.stat().st_size))
+        case "no stages":
+            change(file, stages=None)
+        case "wrong type":
+            change(file, started="yesterday")
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "zeros", "no stages", "wrong type"])
+def test_a_damaged_run_is_named_and_the_others_are_shown(
+    runs: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(runs / "other" / RUN, how)
+    assert main(["list", "--runs-dir", str(runs)]) == 0
+    told = capsys.readouterr()
+    assert "1 of 1 done" in told.out and "damaged" in told.out
+    assert str(runs / "other" / RUN) in told.err and "writes it anew" in told.err
+    assert main(["status", "--runs-dir", str(runs)]) == 0
+    told = capsys.readouterr()
+    assert "good: done" in told.out and str(runs / "other" / RUN) in told.err
+    assert main(["status", "good", "--runs-dir", str(runs)]) == 0
+    capsys.readouterr()
+    assert main(["status", "other", "--runs-dir", str(runs)]) == WRONG_INPUT
+    assert str(runs / "other" / RUN) in capsys.readouterr().err
+
+
+def test_keys_of_another_version_are_left_out(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = {"sft": {"type": "sft", "waits_for": [], "state": "done", "colour": "red"}}
+    change(runs / "good" / RUN, invented=1, stages=stages)
+    assert main(["status", "good", "--runs-dir", str(runs)]) == 0
+    assert "good: done" in capsys.readouterr().out
+
+
+def test_a_moved_run_is_known_by_its_new_place(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "good").rename(runs / "renamed")
+    assert main(["list", "--runs-dir", str(runs)]) == 0
+    told = capsys.readouterr().out
+    assert str(runs / "renamed") in told and "good" not in told
+    assert main(["logs", "renamed", "--runs-dir", str(runs)]) == 0
+    assert capsys.readouterr().out == "good speaks\n"
+
+
+def test_a_run_that_is_not_there_is_said_with_the_places_looked_in(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "gone", "--runs-dir", str(runs)]) == WRONG_INPUT
+    assert str(runs / "gone") in capsys.readouterr().err
+
+
+@contextmanager
+def read_only() -> Iterator[None]:
+    """While the block runs every file system is read-only, for root too."""
+    plain_open, plain_mkdir = Path.open, Path.mkdir
+
+    def open_to_read(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if set(mode) & set("wax+"):
+            raise OSError(30, "Read-only file system", str(path))
+        return plain_open(path, mode, *args, **kwargs)
+
+    def mkdir(path: Path, *args: Any, **kwargs: Any) -> None:
+        if not path.is_dir():
+            raise OSError(30, "Read-only file system", str(path))
+        plain_mkdir(path, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", open_to_read)
+        patch.setattr(Path, "mkdir", mkdir)
+        yield
+
+
+RECIPE = """
+name: {name}
+runs_dir: {runs}
+stages:
+  sft:
+    type: sft
+    model: {{init_config: tiny}}
+    data: {{source: {{type: sums, size: 20}}}}
+    conversations_per_step: 2
+    steps: 1
+    optimizer: {{learning_rate: 1e-3}}
+"""
+
+
+def test_a_folder_that_cannot_be_written_to_is_shown_and_a_start_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(runs / "good" / RUN, state="running")
+    recipe, stage = runs / "recipe.yaml", runs / "stage.yaml"
+    recipe.write_text(RECIPE.format(name="good", runs=runs))
+    stage.write_text(textwrap.dedent(RECIPE.partition("  sft:\n")[2]).format())
+    with read_only():
+        for verb in (["status", "good"], ["list"], ["logs", "good"], ["logs", "good", "-f"]):
+            assert main([*verb, "--runs-dir", str(runs)]) == 0
+        told = capsys.readouterr().out
+        assert "killed" in told and "good speaks" in told
+        for start in (["run", str(recipe)], ["sft", str(stage), "--output", str(runs / "good")]):
+            assert main(start) == WRONG_INPUT
+            assert "can't be written to" in capsys.readouterr().err
+
+
+def order_of(folder: Path, text: str) -> Order:
+    from configs.load import load
+    from configs.stages import Recipe
+
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    recipe = load(str(file), [], Recipe).config
+    return Order(recipe=recipe, folder=Path(recipe.runs_dir, recipe.name).absolute(), working_directory=folder)
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing starts."""
+
+    def start() -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("jobs.conductor.cluster_with_jobs", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_another_recipe_under_the_name_of_a_run_with_results_is_refused(runs: Path, no_ray: None) -> None:
+    before = (runs / "good" / RUN).read_bytes()
+    for stage, result in (("reason", "metrics.jsonl"), ("empty", "")):
+        (runs / "good" / stage).mkdir()
+        (runs / "good" / stage / "lineage.json").write_text("{}")
+        if result:
+            (runs / "good" / stage / result).write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match=r"results of reason, which .*another name \(name=NAME\)"):
+        conduct(order_of(runs, RECIPE.format(name="good", runs=runs)))
+    assert (runs / "good" / RUN).read_bytes() == before
+
+
+def test_what_this_machine_cannot_give_is_refused_before_ray_starts(
+    runs: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.demand import Node
+
+    monkeypatch.setattr("pipeline.machine.this_machine", lambda: Node("this machine", 2, 1, 2, 1))
+    text = RECIPE.format(name="good", runs=runs) + "    trainer: {num_ranks: 2}\n"
+    with pytest.raises(ValueError, match=r"sft: asks for 2 GPUs .* lower trainer\.num_ranks"):
+        conduct(order_of(runs, text))
+
+
+def test_a_run_whose_record_is_damaged_is_started_all_the_same(
+    runs: Path, no_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "good" / RUN).write_text("")
+    with pytest.raises(AssertionError, match="Ray was started"):
+        conduct(order_of(runs, RECIPE.format(name="good", runs=runs)))
+    assert "is empty" in capsys.readouterr().out
+    assert RunRecord.read(runs / "good").state == "failed"
+
+
+def test_a_full_disk_is_told_in_a_sentence() -> None:
+    for number in (28, 122):
+        message, code = meaning(OSError(number, os.strerror(number), "runs/x/metrics.jsonl"))
+        assert code == 3 and "no room for 'runs/x/metrics.jsonl'" in message and "the same command goes on" in message
+    assert meaning(OSError(5, "Input/output error", "x"))[1] == 1
+
+
+def test_other_faults_of_files_keep_their_traceback() -> None:
+    def verb() -> int:
+        raise FileNotFoundError(2, "No such file or directory", "x")
+
+    with pytest.raises(FileNotFoundError):
+        exit_code(verb, resumes=False)
+
+
+def test_who_closes_the_output_ends_the_writer_without_a_traceback() -> None:
+    program = f"from jobs.run import {write.__name__}\nfor _ in range(100000): write('a line of some length\\n')"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(timeout=60) == UNREAD

@@ -1,0 +1,181 @@
+"""A stage on disk, without a cluster: what is refused before one starts, what counts as done, what may be corrected."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.rewards import RewardSpec
+from configs.stages import AnyStage, Recipe
+from pipeline import fleet, stage
+from pipeline.checksums import checksum, write_checksums
+from pipeline.demand import Node, demand
+from pipeline.lineage import write_lineage
+from pipeline.stage import run_stage, standing
+from tests.pipeline.stage_configs import grpo, make_checkpoint, sft
+
+HERE = Node("this machine", 2, 0, 2, 0, memory=24 * 2**30)
+
+
+class Launched:
+    """Stands in for a stage's launcher: counts, and raises or returns."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.error: Exception | None = None
+
+    def check(self, config: AnyStage) -> None: ...
+
+    def launch(self, config: AnyStage, folder: Path, recipe: Recipe | None) -> dict[str, float]:
+        self.count += 1
+        if self.error is not None:
+            raise self.error
+        return {"loss": 1.0}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "base")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
+    launcher = Launched()
+    monkeypatch.setattr(stage, "_launcher", lambda _: launcher)
+    monkeypatch.setattr(stage, "cluster_when_needed", nullcontext)
+    monkeypatch.setattr(stage, "write_html", lambda _: None)
+    monkeypatch.setattr("pipeline.machine.this_machine", lambda: HERE)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return launcher
+
+
+def test_a_stage_that_was_refused_at_its_rows_may_be_corrected(tmp_path: Path, model: Path, launched: Launched) -> None:
+    folder = tmp_path / "run"
+    launched.error = ValueError("200 of 200 rows are bad")
+    with pytest.raises(ValueError, match="rows are bad"):
+        run_stage(sft(model), folder)
+    launched.error = None
+    assert run_stage(sft(model, seed=5), folder) == {"loss": 1.0}
+    assert json.loads((folder / "config.json").read_text())["seed"] == 5
+    with pytest.raises(ValueError, match="seed: was 5, is 6"):
+        run_stage(sft(model, seed=6), folder)
+
+
+def test_a_stage_that_has_made_a_step_may_not(tmp_path: Path, model: Path, launched: Launched) -> None:
+    launched.error = ValueError("stopped")
+    with pytest.raises(ValueError, match="stopped"):
+        run_stage(sft(model), tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match="seed: was 0, is 5"):
+        run_stage(sft(model, seed=5), tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["", '{"loss": 1', "\0\0\0\0"])
+def test_damaged_figures_do_not_end_a_stage(
+    tmp_path: Path, model: Path, launched: Launched, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, folder = Recipe.model_validate({"name": "run", "stages": {"sft": sft(model)}}), tmp_path / "run" / "sft"
+    write_lineage(folder, "sft", sft(model), sft(model))
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    (folder / "figures.json").write_text(content)
+    assert standing(sft(model), folder, recipe) == "started"
+    assert run_stage(sft(model), folder, recipe) == {"loss": 1.0} and launched.count == 1
+    assert "figures.json' is damaged" in capsys.readouterr().out
+    assert standing(sft(model), folder, recipe) == "done"
+    assert run_stage(sft(model), folder, recipe) == {"loss": 1.0} and launched.count == 1
+
+
+def test_a_damaged_training_state_is_told_before_anything_starts(
+    tmp_path: Path, model: Path, launched: Launched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    write_lineage(folder, "run", sft(model), sft(model))
+    for step in (3, 6):
+        state = folder / "checkpoints" / f"step-{step}"
+        state.mkdir(parents=True)
+        (state / "step.json").write_text(json.dumps({"step": step}))
+        write_checksums(state, {"step.json": checksum(state / "step.json")})
+    (folder / "checkpoints" / "step-6" / "step.json").write_text('{"step": 600}')
+    run_stage(sft(model), folder)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "step.json is not what was written" in told and "resumes from step 3" in told
+    (folder / "figures.json").unlink()
+    (folder / "checkpoints" / "step-3" / "step.json").unlink()
+    with pytest.raises(ValueError, match=r"step\.json is missing"):
+        run_stage(sft(model), folder)
+    assert launched.count == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout": {"max_model_len": 32, "tensor_parallel_size": 2}}, r"tensor_parallel_size=2 .* set it to 1"),
+        ({"rollout": {"max_model_len": 32, "kv_cache_gib": 64}}, r"rollout\.kv_cache_gib=64 .* 24\.0; lower it"),
+        ({"rollout": {"max_model_len": 32, "kv_cache_gib": 13, "num_engines": 2}}, r"26 GiB of memory"),
+    ],
+)
+def test_what_this_machine_cannot_give_is_refused_before_anything_starts(
+    tmp_path: Path, model: Path, launched: Launched, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stage(grpo(model, **changes), tmp_path / "run")
+    assert launched.count == 0
+    run_stage(grpo(model, rollout={"max_model_len": 32, "kv_cache_gib": 20}), tmp_path / "run")
+    assert launched.count == 1
+
+
+def test_what_a_cluster_has_is_asked_of_the_cluster(
+    tmp_path: Path, model: Path, launched: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    run_stage(grpo(model, rollout={"max_model_len": 32, "tensor_parallel_size": 2}), tmp_path / "run")
+    assert launched.count == 1
+
+
+def test_an_engine_keeps_to_one_machine(model: Path) -> None:
+    asked = demand(grpo(model, rollout={"max_model_len": 32, "tensor_parallel_size": 4}))
+    assert asked.never([Node("a", 64, 4, 64, 4)]) == ""
+    refused = asked.never([Node("a", 64, 2, 64, 2), Node("b", 64, 2, 64, 2)])
+    assert "rollout.tensor_parallel_size=4" in refused and "set it to 2" in refused
+
+
+def test_a_kv_cache_on_gpus_is_not_compared_with_the_machines_memory(model: Path) -> None:
+    asked = demand(grpo(model, rollout={"max_model_len": 32, "kv_cache_gib": 64}))
+    assert asked.never([Node("a", 64, 1, 64, 1, memory=24 * 2**30)]) == ""
+
+
+def test_a_judges_engine_is_counted(model: Path) -> None:
+    judge = RewardSpec(name="self_judge", label="fair", args={"path": "judge", "kv_cache_gib": 30, "gpus": 2})
+    asked = demand(grpo(model, rewards=[{"name": "math"}, judge.model_dump()]))
+    assert "args.gpus=2 takes 2 GPUs of one machine for each 'fair' judge" in asked.never([HERE])
+    asked = demand(grpo(model, rewards=[judge.model_copy(update={"args": {"kv_cache_gib": 30.0}}).model_dump()]))
+    assert "args.kv_cache_gib=30 for 1 'fair' judge" in asked.never([HERE])
+
+
+class Handle:
+    def close(self) -> None: ...
+
+
+def test_a_cluster_starts_with_the_first_handle_and_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        seen.append("start")
+        yield
+        seen.append("end")
+
+    monkeypatch.setattr(fleet, "cluster", recorded)
+    with pytest.raises(ValueError, match="rows"), fleet.cluster_when_needed(lambda: seen.append("ready")):
+        raise ValueError("200 of 200 rows are bad")
+    assert not seen
+    with fleet.cluster_when_needed(lambda: seen.append("ready")):
+        for _ in range(2):
+            with fleet.start_all(lambda: seen.append("handle") or Handle()):
+                pass
+    assert seen == ["start", "ready", "handle", "handle", "end"]
+    with fleet.start_all(Handle):
+        assert seen[-1] == "end"  # outside a block the cluster is the caller's
