@@ -1,10 +1,9 @@
 """The program inside a completion: tags, fences, thinking, and text written to confuse."""
 
-import time
-
 import pytest
 
 from rewards.code.extract import program
+from tests.bounds import processor_seconds
 
 
 @pytest.mark.parametrize(
@@ -49,6 +48,5 @@ def test_tags_are_the_languages() -> None:
     "pattern", ["```", "```\n", "`", "~~~ \n", "> ", "```py\n", "</think>", "\n", " ", "``` x\n~~~\n"]
 )
 def test_extraction_is_fast_on_200_kilobytes_of_anything(pattern: str) -> None:
-    began = time.perf_counter()
-    program(pattern * (200_000 // len(pattern)), "python")
-    assert time.perf_counter() - began < 1
+    with processor_seconds(10):
+        program(pattern * (200_000 // len(pattern)), "python")
