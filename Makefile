@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast-tests test-slow docs
+.PHONY: setup demo test types fast-tests test-slow test-portable docs
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -25,6 +25,10 @@ fast-tests:
 
 test-slow: setup
 	$(ACTIVATE) pytest -m slow
+
+# As on other machines: make test-portable ONLY="avx2 one_core" TESTS="tests/rewards tests/jobs"; tests/portable.sh says more.
+test-portable: setup
+	@TESTS="$(TESTS)" tests/portable.sh $(ONLY)
 
 docs: setup
 	$(ACTIVATE) python -m configs.reference docs/configs.md
