@@ -46,6 +46,7 @@ read_only_home() {
   mkdir "$HOME"
   chmod 555 "$HOME"
   if [ "$(id -u)" = 0 ]; then # whom modes do not keep out
+    unshare --mount true || skip "no file system can be mounted here"
     # shellcheck disable=SC2016
     run "$root" "${system[@]}" -- unshare --mount bash -c 'mount --bind "$HOME" "$HOME" && mount -o remount,bind,ro "$HOME" && exec "$@"' -
   else
@@ -70,6 +71,9 @@ umask_077() {
 }
 
 no_npm_no_network() {
+  local alone=(unshare --net)
+  [ "$(id -u)" = 0 ] || alone+=(--map-root-user)
+  "${alone[@]}" true || skip "no network of its own can be made here"
   copy "$work/checkout"
   rm -f "$work/checkout/.venv/browser" # what set-up leaves out where there is no npm
   unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY all_proxy
@@ -81,7 +85,7 @@ with socket.socket() as probe:  # loopback, which a new network has but does not
     fcntl.ioctl(probe, 0x8914, struct.pack("16sH14x", b"lo", 0x49))
 os.execvp(sys.argv[1], sys.argv[1:])'
   PATH="$work/tools:$PATH" run "$work/checkout" "${system[@]}" -- \
-    unshare --net $([ "$(id -u)" = 0 ] || echo --map-root-user) "$root/.venv/bin/python" -c "$up"
+    "${alone[@]}" "$root/.venv/bin/python" -c "$up"
 }
 
 # run CHECKOUT SHORT_TEST... [-- PREFIX...]: the tests of TESTS in CHECKOUT, behind the command PREFIX.
@@ -142,6 +146,12 @@ for setting in "${@:-${settings[@]}}"; do
   esac
   printf '== %s\n' "$setting"
   rm -rf "${work:?}"/*
-  (set -e; "$setting") || failed+=("$setting")
+  set +e # a shell on the left of || would go on after an error
+  (
+    set -e
+    "$setting"
+  )
+  [ $? = 0 ] || failed+=("$setting")
+  set -e
 done
 [ ${#failed[@]} = 0 ] || { printf 'failed under: %s\n' "${failed[*]}" >&2 && exit 1; }
