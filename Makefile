@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast-tests test-slow demo-table docs
+.PHONY: setup demo test types fast-tests test-slow test-portable demo-table docs
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -29,6 +29,10 @@ test-slow: setup
 # The README's table: the demo at five seeds, an hour on two cores.
 demo-table: setup
 	@$(ACTIVATE) alignyard bench demo --steps 5
+
+# As on other machines: make test-portable ONLY="avx2 one_core" TESTS="tests/rewards tests/jobs"; tests/portable.sh says more.
+test-portable: setup
+	@TESTS="$(TESTS)" tests/portable.sh $(ONLY)
 
 docs: setup
 	$(ACTIVATE) python -m configs.reference docs/configs.md

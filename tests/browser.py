@@ -124,6 +124,8 @@ def _program() -> tuple[str, dict[str, str]]:
         pytest.skip(f"no browser: none of {', '.join(ON_PATH)} is on the PATH, and set-up has put none into {PACKED}")
     unpacked = PACKED.parents[3] / "unpacked"
     if not unpacked.is_dir():
+        if not os.access(unpacked.parent, os.W_OK):
+            pytest.skip(f"no browser: it is not unpacked yet, and {unpacked.parent} belongs to another user")
         partial = Path(tempfile.mkdtemp(dir=unpacked.parent))
         subprocess.run([node, "-e", UNPACK, str(PACKED), str(partial)], check=True, timeout=SECONDS)
         for archive in ("al2023.tar", "fonts.tar"):

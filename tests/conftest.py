@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     kinds = ([file for file in files if file in long], [file for file in reversed(files) if file not in long])
     turn = {file: index / len(kind) for kind in kinds for index, file in enumerate(kind)}
     items.sort(key=lambda item: turn[item.path])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line with the number of tests that were skipped, and the reasons."""
+    reports = terminalreporter.getreports("skipped")
+    reasons = Counter(str(report.longrepr[-1]).removeprefix("Skipped: ") for report in reports)
+    if reasons:
+        said = "; ".join(f"{number}: {reason}" for reason, number in reasons.most_common())
+        terminalreporter.write_line(f"skipped {len(reports)} tests ({said})")
 
 
 @pytest.fixture(scope="session", autouse=True)

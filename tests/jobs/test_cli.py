@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,12 +27,11 @@ def raising(error: BaseException):
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:
-    seconds: list[float] = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "jobs.cli", "--help"], check=True, capture_output=True, timeout=60)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1
+    program = "import sys; from jobs.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
+    assert "alignyard" in shown.stdout
+    heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "datasets", "sympy", "numpy", "tensorboard"}
+    assert not heavy & set(shown.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -18,6 +18,13 @@ pytestmark = [pytest.mark.engine, pytest.mark.ranks]
 RECIPE = Path(__file__).with_name("small.yaml")
 GOLDEN = Path(__file__).parents[1] / "golden" / "small.txt"
 
+LOSS_TOLERANCE = 5e-5
+"""Of a loss against the recorded one, 15 times what was measured: on one AMD EPYC, with AVX-512, AVX2 and no vector
+instructions, losses of SFT differed by 1e-6 and those of GRPO by 3.3e-6 at most. An Intel processor with AMX differed
+from it by 6e-7 over SFT's first nine steps, at a learning rate that made later differences grow."""
+REWARD_TOLERANCE = 1e-3
+"""Of a step's mean reward. The same tokens were sampled with each of these instruction sets; a single other token of
+one of the 16 completions moves the mean by 0.003 or more."""
 
 # One process for all stages, which is quicker to start and to kill than a run of Ray jobs; tests/jobs kills those.
 STAGES = """
@@ -26,8 +33,9 @@ from pathlib import Path
 from configs.load import load
 from configs.stages import Recipe
 from pipeline.stage import run_stage
-recipe = load(sys.argv[1], [f"runs_dir={sys.argv[2]}"], Recipe).config
-for name, config in recipe.stages.items():
+recipe = load(sys.argv[1], [f"runs_dir={sys.argv[2]}", *sys.argv[4:]], Recipe).config
+for name in sys.argv[3].split():
+    config = recipe.stages[name]
     run_stage(config, Path(recipe.runs_dir, recipe.name, name), recipe)
 """
 
@@ -38,7 +46,7 @@ def run(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
 
 
 def run_stages(folder: Path) -> "subprocess.Popen[str]":
-    return start(sys.executable, "-P", "-c", STAGES, str(RECIPE), str(folder))
+    return start(sys.executable, "-P", "-c", STAGES, str(RECIPE), str(folder), "sft grpo")
 
 
 def start(*command: str) -> "subprocess.Popen[str]":
@@ -97,26 +105,83 @@ def killed_and_run_again(whole: Path, tmp_path: Path, lines: int) -> None:
     assert [row["step"] for row in metrics(tmp_path, "grpo")] == list(range(1, 21))
 
 
+def curve(folder: Path) -> str:
+    """A line a step: `sft STEP LOSS`, `grpo STEP LOSS REWARD`."""
+    lines = [f"sft {row['step']} {row['loss/total']:.6f}" for row in metrics(folder, "sft")]
+    if (folder / "small" / "grpo").exists():
+        lines += [
+            f"grpo {row['step']} {row['loss/total']:.6f} {row['reward/total/mean']:.4f}"
+            for row in metrics(folder, "grpo")
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def departures(text: str) -> list[str]:
+    """The steps of a curve that are further from the recorded ones than the tolerances allow."""
+    recorded = {tuple(line.split()[:2]): line.split()[2:] for line in GOLDEN.read_text().splitlines()}
+    found: list[str] = []
+    for line in text.splitlines():
+        stage, step, *figures = line.split()
+        allowed = zip(figures, recorded[stage, step], (LOSS_TOLERANCE, REWARD_TOLERANCE), strict=False)
+        if any(abs(float(figure) - float(golden)) > tolerance for figure, golden, tolerance in allowed):
+            found.append(f"{line}, recorded {' '.join(recorded[stage, step])}")
+    return found
+
+
 def test_the_golden_curve(whole: Path) -> None:
-    """`step loss reward` of the first 20 GRPO steps, and `step loss` of SFT; a refactor leaves them as they are.
+    """Loss and reward of 20 steps of SFT and of GRPO; a refactor leaves them as they are.
 
     To record anew after a change that is meant to move them: delete the file and run this test once.
     """
-    capability = torch.backends.cpu.get_cpu_capability()
-    lines = [f"cpu {capability}"]
-    lines += [f"sft {row['step']} {row['loss/total']:.6f}" for row in metrics(whole, "sft")]
-    lines += [
-        f"grpo {row['step']} {row['loss/total']:.6f} {row['reward/total/mean']:.4f}" for row in metrics(whole, "grpo")
-    ]
-    text = "\n".join(lines) + "\n"
+    text = curve(whole)
     if not GOLDEN.exists():
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(text)
         pytest.fail(f"{GOLDEN} did not exist; recorded, look at it and commit it")
-    golden = GOLDEN.read_text()
-    if golden.splitlines()[0] != lines[0]:
-        pytest.skip(f"the golden curve was recorded on {golden.splitlines()[0]}, other kernels round differently")
-    assert text == golden
+    assert len(text.splitlines()) == len(GOLDEN.read_text().splitlines()) == 40
+    assert not departures(text)
+
+
+# Classes of a main program travel to Ray's workers whole, so that a fault can be put into a training rank.
+NO_GRADIENT = """
+import torch
+import pipeline.train.worker as worker
+class Rank(worker.TrainActor):
+    def build(self, *args):
+        super().build(*args)
+        for name, parameter in self.engine.engine.module.named_parameters():
+            if name.endswith("layers.1.input_layernorm.weight"):
+                parameter.register_hook(torch.zeros_like)
+                return
+        raise LookupError("no such parameter")
+worker.TrainActor = Rank
+"""
+DENOMINATOR = """
+import pipeline.stages.sft as sft
+sft._trained_tokens = lambda trees: float(sum(len(tree.root_ids) for tree in trees))
+"""
+STALE = """
+import pipeline.fleet as fleet
+import pipeline.stages.grpo as grpo
+send = fleet.Fleet.sync_weights
+fleet.Fleet.sync_weights = lambda self, version: send(self, version) if version == 0 else {}
+grpo.check_spoken = lambda *args, **kwargs: None
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage"),
+    [(NO_GRADIENT, "sft"), (DENOMINATOR, "sft"), (STALE, "grpo")],
+    ids=["one gradient is left out", "prompts count in the denominator", "engines keep the first weights"],
+)
+def test_the_tolerances_catch(fault: str, stage: str, whole: Path, tmp_path: Path) -> None:
+    if stage == "grpo":
+        shutil.copytree(whole / "small" / "sft", tmp_path / "small" / "sft")
+    # GRPO needs fewer steps; the learning rates of SFT depend on their number.
+    command = (sys.executable, "-P", "-c", fault + STAGES, str(RECIPE), str(tmp_path), stage, "stages.grpo.steps=6")
+    finish(start(*command))
+    faulty = [line for line in curve(tmp_path).splitlines() if line.startswith(stage)]
+    assert len(faulty) == (6 if stage == "grpo" else 20) and departures("\n".join(faulty))
 
 
 def test_a_run_is_a_folder(whole: Path) -> None:
@@ -149,6 +214,8 @@ def test_deepseek_v2s_twin_goes_the_same_way(tmp_path: Path) -> None:
 
 
 def within_the_bound(folder: Path) -> None:
+    """Means stay below 1.5e-6 nats with AVX-512, AVX2 and no vector instructions. A single token may be further off by
+    far, 8.5e-5 there, since the two scores of a router nearly tie for it."""
     for row in metrics(folder, "grpo"):
-        assert row["mismatch/abs_mean"] <= 1e-5 and row["mismatch/abs_max"] <= 1e-4
-        assert row["sync/gap_mean"] <= 1e-5 and row["sync/gap_max"] <= 1e-4
+        assert row["mismatch/abs_mean"] <= 1e-5 and row["mismatch/abs_max"] <= 1e-3
+        assert row["sync/gap_mean"] <= 1e-5 and row["sync/gap_max"] <= 1e-3

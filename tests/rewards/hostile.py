@@ -104,14 +104,19 @@ def _verdict(index: int, *fields: Any) -> Callable[[int], bytes]:
 
 
 def _slow(*_: object) -> float:
-    time.sleep(2)
+    time.sleep(4)  # twice the limit of two completions judged together
     return 0.75
 
 
-async def _await_its_seconds(_: Task, completion: str) -> float:
-    seconds = float(completion.removeprefix(BAD))
-    await asyncio.sleep(seconds)
-    return seconds
+_BEGUN: set[str] = set()
+
+
+async def _await_eight(_: Task, completion: str) -> float:
+    """Ends when eight completions have begun, unless it is to wait for ever."""
+    _BEGUN.add(completion)
+    while len(_BEGUN) < 8 or "for ever" in completion:
+        await asyncio.sleep(0.01)
+    return 8.0
 
 
 def _fail(how: str) -> None:
@@ -170,7 +175,7 @@ HARMLESS: dict[str, Callable[[Task, str], Any]] = {
     "kill_the_worker": _kill_the_worker,
     "kill_the_worker_once": _once(_kill_the_worker),
     "slow": _slow,
-    "await_its_seconds": _await_its_seconds,
+    "await_eight": _await_eight,
     "abstain": lambda *_: Verdict(None, Status.ABSTAIN, "no opinion"),
     "true": lambda *_: True,
     "outcome": lambda *_: Verdict(0.5, outcome="compile error", detail="line 3"),

@@ -1,10 +1,9 @@
 """The final answer inside a completion: marks, their order, and text written to confuse."""
 
-import time
-
 import pytest
 
 from rewards.answer import final_answer, last_number, marked_answer
+from tests.bounds import processor_seconds
 
 ANSWERS = [
     (r"so \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
@@ -88,6 +87,5 @@ def test_a_book_is_not_an_answer() -> None:
      "A:" + " " * 99_990 + "x", "The final answer is ", "\u7b54\u6848\u662f", "\\\\"],
 )  # fmt: skip
 def test_extraction_is_fast_on_100_kilobytes_of_anything(pattern: str) -> None:
-    began = time.perf_counter()
-    final_answer(pattern * (100_000 // len(pattern)))
-    assert time.perf_counter() - began < 1
+    with processor_seconds(10):
+        final_answer(pattern * (100_000 // len(pattern)))

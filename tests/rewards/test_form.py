@@ -1,12 +1,11 @@
 """Rules of form: think tags, length, repetition, on texts written to satisfy or to break them."""
 
-import time
-
 import pytest
 from pydantic import ValidationError
 
 from rewards.form import LengthReward, RepetitionReward, ThinkFormatReward
 from rewards.types import Task
+from tests.bounds import processor_seconds
 
 TASK = Task("", None)
 
@@ -163,10 +162,9 @@ ODD = ["", " ", "\0", "\ud800", "\u202e", "💥" * 50, "<think>", "<" * 1000, "a
 )
 def test_a_megabyte_of_anything_is_judged_in_seconds(pattern: str) -> None:
     text = pattern * (1_000_000 // len(pattern))
-    began = time.perf_counter()
-    for reward in (ThinkFormatReward(answer="answer"), LengthReward(longest=10), RepetitionReward(ngram=40)):
-        reward.score(TASK, text)
-    assert time.perf_counter() - began < 60  # linear: seconds, where quadratic time would be hours
+    with processor_seconds(60):
+        for reward in (ThinkFormatReward(answer="answer"), LengthReward(longest=10), RepetitionReward(ngram=40)):
+            reward.score(TASK, text)
 
 
 @pytest.mark.parametrize("text", ODD)

@@ -1,11 +1,10 @@
 """The program inside a completion: tags, fences, thinking, and text written to confuse."""
 # ruff: noqa: E501  completions on one line
 
-import time
-
 import pytest
 
 from rewards.code.extract import program
+from tests.bounds import processor_seconds
 
 
 @pytest.mark.parametrize(
@@ -51,9 +50,8 @@ def test_tags_are_the_languages() -> None:
     ["```", "```\n", "`", "~~~ \n", "> ", "```py\n", "</think>", "\n", " ", "``` x\n~~~\n", "- ```\n", "'''\n```\n"],
 )
 def test_extraction_is_fast_on_200_kilobytes_of_anything(pattern: str) -> None:
-    began = time.perf_counter()
-    program(pattern * (200_000 // len(pattern)), "python")
-    assert time.perf_counter() - began < 60  # linear: 1 to 4 s on a busy core, where quadratic time would be hours
+    with processor_seconds(60):  # linear: 1 to 4 s, where quadratic time would be hours
+        program(pattern * (200_000 // len(pattern)), "python")
 
 
 RIGHT, WRONG = "def f():\n    return 1", "def f():\n    return 2"

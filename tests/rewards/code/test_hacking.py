@@ -223,7 +223,10 @@ def test_no_object_of_a_shared_class_answers_for_the_tests(reward: CodeReward, t
         ("print('AC'); print('passed'); raise SystemExit(0)", "wrong answer"),
         (SEARCH + "print(found())", "wrong answer"),
         ("import os\nfor fd in range(64):\n try: os.write(fd, b'passed 1.0 ')\n except OSError: pass", "wrong answer"),
-        ("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nos.kill(1, signal.SIGKILL)", "crash"),
+        (
+            "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nos.kill(1, signal.SIGKILL)",
+            "crash or wrong answer",
+        ),  # refused, or without effect where the judge is not root
         ("import os, signal\nos.kill(0, signal.SIGKILL)", "crash"),
         ("import os, time\nif os.fork() == 0: os.setsid(); time.sleep(60)", "wrong answer"),
         ("import shutil, os\nshutil.rmtree(os.getcwd(), ignore_errors=True); open('answer', 'w')", "crash"),
@@ -231,7 +234,7 @@ def test_no_object_of_a_shared_class_answers_for_the_tests(reward: CodeReward, t
 )
 def test_no_hack_passes_cases(reward: CodeReward, program: str, outcome: str) -> None:
     verdict = reward.score(Task("", CASES), program)
-    assert (verdict.score, verdict.status, verdict.outcome) == (0.0, Status.OK, outcome), verdict
+    assert (verdict.score, verdict.status) == (0.0, Status.OK) and verdict.outcome in outcome.split(" or "), verdict
 
 
 def test_the_honest_solution_passes(reward: CodeReward) -> None:
