@@ -13,7 +13,8 @@ class FileSource(Settings):
     type: Literal["file"]
     """Selects this source."""
     paths: list[str] = Field(min_length=1)
-    """Files or glob patterns, read in sorted order. `.jsonl`, `.jsonl.gz` or `.parquet`."""
+    """Files or glob patterns, read in sorted order: `.jsonl`, `.jsonl.gz` or `.parquet`. A name that exists as it is
+    written is no pattern, whatever is in it (`data[1].jsonl`)."""
 
 
 class HubSource(Settings):

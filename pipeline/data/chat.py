@@ -30,7 +30,7 @@ from pipeline.data.rows import BadRowError
 from pipeline.data.template import CALL_PROBE, INLINE_PROBE, PROBE, THINKING, Span, Template, Tools
 
 Doubt = Callable[[str, str], None]
-"""Told the reason and the detail of what looks wrong with a conversation that is used all the same."""
+"""Takes the reason and the detail of what looks wrong with a conversation that is used all the same."""
 
 SEAM_PROBE = ["Hello", " world", "\n\n12", "34"]
 

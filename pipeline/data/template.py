@@ -1,4 +1,5 @@
-"""Chat templates: a conversation as text, and what the template shows of itself on conversations made to look."""
+"""Chat templates: conversations rendered as text, and the tokens that a template puts around turns, found by rendering
+short conversations."""
 
 import json
 import re
