@@ -19,6 +19,7 @@ from rollout.pool import RolloutPool
 from rollout.types import SyncError
 
 PROBE_SEQUENCES, PROBE_LENGTH = 16, 64
+BUCKET_MIB = 128
 MEAN_MARGIN, LARGEST_MARGIN = 6.0, 16.0
 """The multiples of the policy's own rounding that trainer and engine stay within, in the mean and at most. One token is
 one draw, so the second is wider. The figures are in docs/numerics.md."""
@@ -83,12 +84,13 @@ def prove(
                 "sync/bound_mean": bound.mean,
                 "sync/bound_max": bound.largest,
             }
+    of_mean, of_max = _origin(config.max_mean_gap, MEAN_MARGIN), _origin(config.max_gap, LARGEST_MARGIN)
     raise RunStopped(
         f"sync of version {version} is not proven: trainer and engine differ on both halves of the probe, the last "
-        f"by {gap.mean:.2e} nats a token in the mean (bound sync.max_mean_gap={bound.mean:.1e}"
-        f"{_origin(config.max_mean_gap, MEAN_MARGIN)}) and {gap.largest:.2e} at most (bound sync.max_gap={bound.largest:.1e}"
-        f"{_origin(config.max_gap, LARGEST_MARGIN)}). The engine does not hold the weights that were trained, or it computes more "
-        "coarsely than model.dtype says and needs wider bounds; the run can be resumed once the cause is found"
+        f"by {gap.mean:.2e} nats a token in the mean (bound sync.max_mean_gap={bound.mean:.1e}{of_mean}) and "
+        f"{gap.largest:.2e} at most (bound sync.max_gap={bound.largest:.1e}{of_max}). The engine does not hold the "
+        "weights that were trained, or it computes more coarsely than model.dtype says and needs wider bounds; the run "
+        "can be resumed once the cause is found"
     )
 
 
