@@ -66,7 +66,8 @@ class SyncConfig(Settings):
 
     max_mean_gap: float | None = Field(default=None, gt=0)
     """Largest mean |trainer - engine| log-probability in nats, over the tokens of the probe (a few fixed random
-    sequences) after a sync and over a step's sampled tokens but those of the sequence furthest off. None is 16 times
+    sequences) after a sync and over a step's sampled tokens but those of the sequence furthest off. None is 6 times
     what rounding alone makes of the policy's own log-probabilities on the probe, measured at every sync."""
     max_gap: float | None = Field(default=None, gt=0)
-    """Largest |trainer - engine| log-probability on any token of the probe, in nats. None as for `max_mean_gap`."""
+    """Largest |trainer - engine| log-probability on any token of the probe, in nats. None is 16 times what rounding
+    alone makes of any token."""

@@ -19,10 +19,10 @@ from rollout.pool import RolloutPool
 from rollout.types import SyncError
 
 PROBE_SEQUENCES, PROBE_LENGTH = 16, 64
-MARGIN = 16.0
-"""The multiple of the policy's own rounding, in the mean and at most, that trainer and engine stay within; the figures
-are in docs/numerics.md."""
 BUCKET_MIB = 128
+MEAN_MARGIN, LARGEST_MARGIN = 6.0, 16.0
+"""The multiples of the policy's own rounding that trainer and engine stay within, in the mean and at most. One token is
+one draw, so the second is wider. The figures are in docs/numerics.md."""
 
 
 class Gap(NamedTuple):
@@ -84,12 +84,13 @@ def prove(
                 "sync/bound_mean": bound.mean,
                 "sync/bound_max": bound.largest,
             }
+    of_mean, of_max = _origin(config.max_mean_gap, MEAN_MARGIN), _origin(config.max_gap, LARGEST_MARGIN)
     raise RunStopped(
         f"sync of version {version} is not proven: trainer and engine differ on both halves of the probe, the last "
-        f"by {gap.mean:.2e} nats a token in the mean (bound sync.max_mean_gap={bound.mean:.1e}"
-        f"{_origin(config.max_mean_gap)}) and {gap.largest:.2e} at most (bound sync.max_gap={bound.largest:.1e}"
-        f"{_origin(config.max_gap)}). The engine does not hold the weights that were trained, or it computes more "
-        "coarsely than model.dtype says and needs wider bounds; the run can be resumed once the cause is found"
+        f"by {gap.mean:.2e} nats a token in the mean (bound sync.max_mean_gap={bound.mean:.1e}{of_mean}) and "
+        f"{gap.largest:.2e} at most (bound sync.max_gap={bound.largest:.1e}{of_max}). The engine does not hold the "
+        "weights that were trained, or it computes more coarsely than model.dtype says and needs wider bounds; the run "
+        "can be resumed once the cause is found"
     )
 
 
@@ -118,13 +119,13 @@ def _gap(trained: list[Floats], spoken: Sequence[Sequence[Floats | list[float]]]
 
 
 def _bound(policy: Policy, config: SyncConfig, trees: list[Tree], trained: list[Floats]) -> Gap:
-    """The configured bounds, or where they are left open MARGIN times what rounding makes of the policy's answers."""
+    """The configured bounds, or where they are left open multiples of what rounding makes of the policy's answers."""
     mean, largest = config.max_mean_gap, config.max_gap
     if mean is not None and largest is not None:
         return Gap(mean, largest)
     rounding = _gap(trained, [policy.sequence_logprobs_rounded_anew(trees)])
-    return Gap(mean or MARGIN * rounding.mean, largest or MARGIN * rounding.largest)
+    return Gap(mean or MEAN_MARGIN * rounding.mean, largest or LARGEST_MARGIN * rounding.largest)
 
 
-def _origin(configured: float | None) -> str:
-    return f", {MARGIN:g} times the model's own rounding" if configured is None else ""
+def _origin(configured: float | None, margin: float) -> str:
+    return f", {margin:g} times the model's own rounding" if configured is None else ""

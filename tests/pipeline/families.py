@@ -66,7 +66,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GLM-4-MoE": ("glm4_moe", MIXTURE | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1}),
     "DeepSeek-V2": ("deepseek_v2", LATENT | {"topk_method": "group_limited_greedy", "num_hidden_layers": 3}),
     "DeepSeek-V2-Lite": ("deepseek_v2", LATENT | {"q_lora_rank": None, "topk_method": "greedy"}),
-    "DeepSeek-V3": ("deepseek_v3", LATENT | {"num_hidden_layers": 3, "topk_method": "noaux_tc"}),
+    "DeepSeek-V3": (
+        "deepseek_v3",
+        LATENT | {"num_hidden_layers": 3, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    ),
     "DeepSeek-V3.2": ("deepseek_v32", LATENT | {"index_topk": 8, "index_n_heads": 2, "index_head_dim": 32}),
     "gpt-oss": ("gpt_oss", MIXTURE | WINDOWED),
     "Granite": ("granite", {"logits_scaling": 8.0}),

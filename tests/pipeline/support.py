@@ -27,7 +27,7 @@ from pipeline.models.parity import probe_trees, sequences
 from pipeline.models.rounding import rounded_anew
 from pipeline.models.score import ScoreModel, new_score_model, refuse_other_scores
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.sync import MARGIN
+from pipeline.sync import LARGEST_MARGIN, MEAN_MARGIN
 from pipeline.train.expert_parallel import FAMILIES as SHARDED
 from rollout.weights import to_buckets
 from tests.pipeline.families import FAMILIES, random_model
@@ -41,7 +41,7 @@ MEANINGS = {
     "finite gradient",
     "RM": "the same for a new reward model on it",
     "GRPO": "vLLM on a CPU speaks as the trainer does, from the checkpoint and after a sync of other weights, within "
-    f"{MARGIN:g} times the model's rounding in float32",
+    "the bounds of a sync, in float32",
     "experts apart": "`trainer.expert_parallel_size`: of the families whose sharded layers were compared with "
     "`transformers`",
     "replay": "`routing_replay`: experts given to the routers are taken, with weights from their own scores",
@@ -279,7 +279,7 @@ def _within_rounding(policy: LogprobModel, spoken: Callable[[list[list[int]]], l
             rounding_N = (read() - trained_N).abs()
     gap_N = (torch.tensor([value for each in spoken(probe) for value in each]) - trained_N).abs()
     print(f"gap {gap_N.mean():.1e}, {gap_N.max():.1e}; rounding {rounding_N.mean():.1e}, {rounding_N.max():.1e}")
-    return bool(gap_N.mean() <= MARGIN * rounding_N.mean() and gap_N.max() <= MARGIN * rounding_N.max())
+    return bool(gap_N.mean() <= MEAN_MARGIN * rounding_N.mean() and gap_N.max() <= LARGEST_MARGIN * rounding_N.max())
 
 
 def main(arguments: list[str]) -> None:

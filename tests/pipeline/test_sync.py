@@ -86,8 +86,8 @@ def sync(pair: tuple[Policy, RolloutPool], version: int) -> dict[str, float]:
 def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[Policy, RolloutPool]) -> None:
     for version in range(3):
         metrics = sync(pair, version)
-        assert 0 < metrics["sync/gap_mean"] <= metrics["sync/bound_mean"] / 4
-        assert metrics["sync/gap_max"] <= metrics["sync/bound_max"] / 4
+        assert 0 < metrics["sync/gap_mean"] <= metrics["sync/bound_mean"] / 2
+        assert metrics["sync/gap_max"] <= metrics["sync/bound_max"] / 2
         train(pair[0], version)
     # without the sync they no longer do, so the agreement above was not for want of change
     with pytest.raises(RunStopped, match="not proven"):
@@ -206,10 +206,10 @@ def test_a_tie_on_one_half_of_the_probe_proves_nothing_against_an_engine() -> No
 
 
 def test_bounds_are_the_given_ones_or_follow_the_policys_own_rounding() -> None:
-    coarse: Any = Sure(0.03)  # 16 times its rounding: 0.48 at most, 0.24 in the mean
+    coarse: Any = Sure(0.08)  # 16 times its rounding at most, 6 times in the mean
     engine: Any = Off(len(PROBE))
     figures = prove(coarse, engine, MEASURED, probe=PROBE, version=1)
-    assert figures["sync/bound_max"] == pytest.approx(0.48) and figures["sync/bound_mean"] == pytest.approx(0.24)
+    assert figures["sync/bound_max"] == pytest.approx(1.28) and figures["sync/bound_mean"] == pytest.approx(0.24)
     given = SyncConfig(max_mean_gap=1.0)
     assert prove(coarse, engine, given, probe=PROBE, version=1)["sync/bound_mean"] == 1.0
     with pytest.raises(RunStopped, match=r"max_gap=1\.0e-04\)"):
