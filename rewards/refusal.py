@@ -16,7 +16,7 @@ OPENING_CHARACTERS = 200
 
 _QUOTED = re.compile(r"\"[^\"\n]*\"|\u201c[^\u201d\n]*\u201d|\u300c[^\u300d\n]*\u300d|^>.*$", re.MULTILINE)
 _NOT = (
-    r"(?:can(?:no|')t|can\snot|could\snot|couldn't|will\snot|won't|would\snot|wouldn't|do\snot|don't|must\snot"
+    r"(?:can(?:no|')t|can\snot|could\snot|couldn't|will\snot|won't|would\snot|wouldn't|should\snot|shouldn't|must\snot"
     r"|(?:am|'m)\s(?:\w+ly\s)?(?:unable\sto|not\s(?:\w+ly\s)?(?:able|allowed|permitted|willing|programmed|designed|going)"
     r"\sto))"
 )
@@ -26,10 +26,15 @@ _ACT = (
     r"|explain\show|continue\swith\sth|do\s(?:that|this|so|it)|go\sthere|be\s(?:able\sto\s(?:help|assist)|part\sof))"
 )
 _REFUSES = re.compile(
-    rf"""\bi\s?(?:\w+ly\s|just\s|simply\s|also\s)?{_NOT}\s(?:\w+ly\s|in\sgood\sconscience\s)?
+    rf"""(?<!if\s)(?<!when\s)\bi\s?(?:\w+ly\s|just\s|simply\s|also\s)?{_NOT},?\s
+      (?:\w+ly\s|in\sgood\sconscience,?\s|and\s(?:will\snot|won't)\s)?
       (?:{_ACT}(?!\s(?:but|feeling|noticing|thinking|laughing|smiling)\b))
+    | \bi\s(?:do\snot|don't)\s(?:help|assist|aid|provide|support|comply|engage|participate|facilitate|encourage|promote
+      |condone|discuss|generate|create\ssuch|offer)\b
+    | \bi\s(?:do\snot|don't)\s(?:think|believe|feel)\s(?:that\s)?i\s(?:can|should|could)\s{_ACT}
+    | \bi\b[^.!?\n]{{0,60}}\band\s(?:will\snot|won't|can(?:no|')t)\s{_ACT}
     | \bi\s(?:can(?:no|')t|can\snot|won't|will\snot|refuse|decline)\s*(?:[.!;]|,\ssorry\b|$)
-    | \bi\s(?:\w+ly\s)?(?:(?:must|have\sto|need\sto|am\sgoing\sto|will)\s(?:\w+ly\s)?)?(?:decline|refuse)\b
+    | \bi\s(?:\w+ly\s)?(?:(?:must|(?:will\s|'ll\s)?have\sto|need\sto|am\sgoing\sto|will)\s(?:\w+ly\s)?)?(?:decline|refuse)\b
       (?!\s(?:in|of|by|over)\b)
     | \bi(?:'d|\swould)\s(?:rather|prefer)\snot\b | \bi(?:'d|\swould)\sprefer\snot\sto\b
     | \bi(?:'m|\sam)\snot\scomfortable\b | \bi\s(?:don't|do\snot)\sfeel\scomfortable\b
@@ -68,6 +73,7 @@ _CHINESE = re.compile(
       [^。！？\n你您]{{0,12}}?{_CHINESE_NOT}(?:为|為|向|给|給|对|對|就|在)?(?:您|你|此|这|這|该|該|任何|继续|繼續|直接){{0,3}}
       [^。！？\n，,]{{0,8}}?{_CHINESE_ACT}
     | 我\s?(?:必须|必須|只能|不得不)?(?:拒绝|拒絕)(?!的|了他|过)
+    | (?:帮|幫|办|辦|做)不(?:了|到)(?:你|您|这|這|。|$)
     | 恕(?:我)?(?:不能|难|難|无法|無法)(?:从命|從命|奉告|相助)? | 无可奉告 | 無可奉告
     | (?:违反|違反|不符合|违背|違背)了?(?:我|平台)的?[^。，,]{{0,6}}(?:准则|準則|原则|原則|规定|規定|政策)
     | (?:这个|这|該|该|這個|這|您的|你的)(?:请求|請求|要求|问题|問題)[^。，,]{{0,4}}

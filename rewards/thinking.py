@@ -40,9 +40,9 @@ def real_tags(text: str, tags: re.Pattern[str]) -> list[re.Match[str]]:
     Where the last of them opens, the first closing tag after it closes, even if it looks like one written about.
     """
     found = list(tags.finditer(text))
-    if len(found) == 2 and not text[: found[0].start()].strip() and text[found[1].start() - 1] == "\n":
-        if not found[0][1] and found[1][1]:
-            return found  # as nearly always: no need to look for code
+    opens_and_closes = [tag[1] for tag in found] == ["", "/"] and text[found[1].start() - 1] == "\n"
+    if opens_and_closes and not text[: found[0].start()].strip():
+        return found  # as nearly always: no need to look for code
     outside = _outside(found, code_ranges(text))
     real = [tag for tag in outside if not _is_mention(text, tag)]
     if real and not real[-1][1]:

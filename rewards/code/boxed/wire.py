@@ -14,8 +14,9 @@ sample.
 from __future__ import annotations
 
 import struct
-import sys
 from struct import pack, unpack
+
+from .kinds import CARRIED, CARRIED_DICTS, attributes, fetch, known, refuse_hiding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # to import these takes longer than the rest of the process's start
@@ -33,28 +34,6 @@ _PLAIN_TYPES: dict[str, type] = {
 }
 
 
-def _offset(value: Any) -> Any:
-    """The zone of a time as its distance from UTC, which is all that comparing looks at."""
-    offset = value.utcoffset()
-    return None if offset is None else _fetch("datetime.timezone")(offset)
-
-
-_CARRIED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
-    "decimal.Decimal": lambda value: (str(value),),
-    "fractions.Fraction": lambda value: (value.numerator, value.denominator),
-    "datetime.datetime": lambda value: (
-        *(value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond),
-        _offset(value),
-    ),
-    "datetime.date": lambda value: (value.year, value.month, value.day),
-    "datetime.time": lambda value: (*(value.hour, value.minute, value.second, value.microsecond, _offset(value)),),
-    "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
-    "datetime.timezone": lambda value: value.__getinitargs__(),
-    "uuid.UUID": lambda value: (str(value),),
-    "array.array": lambda value: (value.typecode, value.tolist()),
-}
-"""What makes an immutable value again, by its type."""
-_CARRIED_DICTS = {"collections.Counter": b"C", "collections.OrderedDict": b"O", "collections.defaultdict": b"D"}
 _SINGLE = {None: b"N", True: b"T", False: b"F"}
 _SEQUENCES: dict[bytes, Callable[[list[Any]], Any]] = {b"t": tuple, b"z": frozenset}
 _CONTAINERS: dict[bytes, type] = {b"l": list, b"d": dict, b"S": set}
@@ -151,10 +130,10 @@ class Writer:
                 self._put(value.name, depth)
             else:
                 self._container(value, depth)
-        elif (carried := _known(kind, _CARRIED)) is not None:
+        elif (carried := known(kind, CARRIED)) is not None:
             self._bytes(b"x", carried.encode())
-            self._items(b"t", _CARRIED[carried](value), depth)
-        elif _known(kind, ("collections.deque",)):
+            self._items(b"t", CARRIED[carried](value), depth)
+        elif known(kind, ("collections.deque",)):
             self._container(value, depth)
         else:
             self._number(*self._refer(value))
@@ -170,7 +149,7 @@ class Writer:
         if number is None:
             self._numbers[id(value)] = len(self._containers)
             self._containers.append(value)
-            if isinstance(value, dict | list | set) or _known(type(value), ("collections.deque",)):
+            if isinstance(value, dict | list | set) or known(type(value), ("collections.deque",)):
                 self._contents(value, depth)
             else:
                 later = depth > _DEEP
@@ -184,7 +163,7 @@ class Writer:
 
     def _contents(self, value: Any, depth: int) -> None:
         if isinstance(value, dict):
-            kind = _CARRIED_DICTS.get(_known(type(value), _CARRIED_DICTS) or "", b"d")
+            kind = CARRIED_DICTS.get(known(type(value), CARRIED_DICTS) or "", b"d")
             if kind == b"D":
                 factory = value.default_factory  # type: ignore[attr-defined]
                 is_plain = isinstance(factory, type) and _PLAIN_TYPES.get(factory.__name__) is factory
@@ -192,7 +171,7 @@ class Writer:
             self._items(kind, [part for item in value.items() for part in item], depth)
         elif isinstance(value, list | set):
             self._items(b"l" if isinstance(value, list) else b"S", value, depth)
-        elif _known(type(value), ("collections.deque",)):
+        elif known(type(value), ("collections.deque",)):
             longest = value.maxlen
             self._items(b"q%b;" % (b"" if longest is None else b"%x" % longest), value, depth)
         else:
@@ -209,33 +188,6 @@ class Writer:
 
     def _number(self, kind: bytes, number: int) -> None:
         self.data += b"%b%x;" % (kind, number)  # hexadecimal takes linear time, whatever the length
-
-
-def attributes(value: Any) -> list[tuple[str, Any]]:
-    """Names and values of an object's attributes, those in slots too."""
-    slots = [slot for kind in type(value).__mro__ for slot in _slots(kind) if hasattr(value, slot)]
-    return [*getattr(value, "__dict__", {}).items(), *((slot, getattr(value, slot)) for slot in slots)]
-
-
-def _slots(kind: type) -> list[str]:
-    slots = vars(kind).get("__slots__", ())
-    names = [slots] if isinstance(slots, str) else [*slots]
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def _known(kind: type, names: Any) -> str | None:
-    """The one of `names` that `kind` is or derives from; its module is imported, or there were no such object."""
-    for parent in kind.__mro__:
-        name = f"{parent.__module__}.{parent.__qualname__}"
-        if name in names and getattr(sys.modules.get(parent.__module__), parent.__qualname__, None) is parent:
-            return name
-    return None
-
-
-def _fetch(name: str) -> Any:
-    """The type of a name in _CARRIED or of collections."""
-    module, _, attribute = name.rpartition(".")
-    return getattr(__import__(module), attribute)
 
 
 class Reader:
@@ -333,9 +285,9 @@ class Reader:
                 return _PLAIN_TYPES[self._take(self._count()).decode()]
             case b"x":
                 name = self._text()
-                if name not in _CARRIED:
+                if name not in CARRIED:
                     raise ValueError(f"no type {name!r:.60}")
-                return _fetch(name)(*self._get(depth + 1))
+                return fetch(name)(*self._get(depth + 1))
             case b"C" | b"O" | b"D" | b"q":
                 return self._collection(kind, depth)
             case b"n":
@@ -343,7 +295,7 @@ class Reader:
             case b"m":
                 name, fields, values = self._text(), self._get(depth + 1), self._get(depth + 1)
                 hidden = set(fields) & set(dir(tuple))
-                return values if hidden else _fetch("collections.namedtuple")(name, fields)._make(values)
+                return values if hidden else fetch("collections.namedtuple")(name, fields)._make(values)
             case b"e":
                 return self._class("__members__")[self._get(depth + 1)]
             case b"p" | b"P":
@@ -370,12 +322,12 @@ class Reader:
     def _collection(self, kind: bytes, depth: int) -> Any:
         if kind == b"q":
             longest = self._take_word()
-            container = _fetch("collections.deque")([], int(longest, 16) if longest else None)
+            container = fetch("collections.deque")([], int(longest, 16) if longest else None)
         elif kind == b"D":
             factory = self._take_word().decode()
-            container = _fetch("collections.defaultdict")(_PLAIN_TYPES[factory] if factory else None)
+            container = fetch("collections.defaultdict")(_PLAIN_TYPES[factory] if factory else None)
         else:
-            container = _fetch("collections.Counter" if kind == b"C" else "collections.OrderedDict")()
+            container = fetch("collections.Counter" if kind == b"C" else "collections.OrderedDict")()
         self._containers.append(container)
         self._fill(container, kind, self._count(), depth)
         return container
@@ -384,7 +336,7 @@ class Reader:
         if kind == b"a":
             self._fill_object(container, count, depth)
             return
-        is_deque = _known(type(container), ("collections.deque",)) is not None
+        is_deque = known(type(container), ("collections.deque",)) is not None
         if not (is_deque if kind == b"q" else isinstance(container, _CONTAINERS.get(kind, dict))):
             raise ValueError(f"the contents {kind!r} for a {type(container).__name__}")
         items = [self._get(depth + 1) for _ in range(count)]
@@ -406,7 +358,7 @@ class Reader:
         given = dict(zip(items[::2], items[1::2], strict=True))
         if self._strict:
             for name, part in given.items():
-                _refuse_hiding(kind, name, part, self._classes)
+                refuse_hiding(kind, name, part, self._classes)
         for name, _ in attributes(value):
             if name not in given:
                 object.__delattr__(value, name)
@@ -437,14 +389,3 @@ class Reader:
         if number < 0:
             raise ValueError(f"the count {number}")
         return number
-
-
-def _refuse_hiding(kind: type, name: Any, value: Any, classes: dict[str, type]) -> None:
-    """Raises ValueError where an attribute would answer in the place of a method, or can be called."""
-    if not isinstance(name, str) or name.startswith("__"):
-        raise ValueError(f"no attribute {name!r:.60}")
-    own = next((vars(parent)[name] for parent in kind.__mro__ if name in vars(parent)), None)
-    if (hasattr(own, "__get__") and name not in [slot for parent in kind.__mro__ for slot in _slots(parent)]) or (
-        callable(value) and type(value) not in classes.values()
-    ):
-        raise ValueError(f"{kind.__name__}.{name} can't be replaced")

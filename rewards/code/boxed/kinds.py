@@ -1,0 +1,72 @@
+"""Types of the standard library that cross between a solution and its tests, and objects of shared classes."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # to import these takes longer than the rest of the process's start
+    from collections.abc import Callable
+    from typing import Any
+
+
+def _offset(value: Any) -> Any:
+    """The zone of a time as its distance from UTC, which is all that comparing looks at."""
+    offset = value.utcoffset()
+    return None if offset is None else fetch("datetime.timezone")(offset)
+
+
+CARRIED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "decimal.Decimal": lambda value: (str(value),),
+    "fractions.Fraction": lambda value: (value.numerator, value.denominator),
+    "datetime.datetime": lambda value: (
+        *(value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond),
+        _offset(value),
+    ),
+    "datetime.date": lambda value: (value.year, value.month, value.day),
+    "datetime.time": lambda value: (*(value.hour, value.minute, value.second, value.microsecond, _offset(value)),),
+    "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
+    "datetime.timezone": lambda value: value.__getinitargs__(),
+    "uuid.UUID": lambda value: (str(value),),
+    "array.array": lambda value: (value.typecode, value.tolist()),
+}
+"""What makes an immutable value again, by its type."""
+CARRIED_DICTS = {"collections.Counter": b"C", "collections.OrderedDict": b"O", "collections.defaultdict": b"D"}
+
+
+def attributes(value: Any) -> list[tuple[str, Any]]:
+    """Names and values of an object's attributes, those in slots too."""
+    slots = [slot for kind in type(value).__mro__ for slot in _slots(kind) if hasattr(value, slot)]
+    return [*getattr(value, "__dict__", {}).items(), *((slot, getattr(value, slot)) for slot in slots)]
+
+
+def _slots(kind: type) -> list[str]:
+    slots = vars(kind).get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else [*slots]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def known(kind: type, names: Any) -> str | None:
+    """The one of `names` that `kind` is or derives from; its module is imported, or there were no such object."""
+    for parent in kind.__mro__:
+        name = f"{parent.__module__}.{parent.__qualname__}"
+        if name in names and getattr(sys.modules.get(parent.__module__), parent.__qualname__, None) is parent:
+            return name
+    return None
+
+
+def fetch(name: str) -> Any:
+    """The type of a name in CARRIED or of collections."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(__import__(module), attribute)
+
+
+def refuse_hiding(kind: type, name: Any, value: Any, classes: dict[str, type]) -> None:
+    """Raises ValueError where an attribute would answer in the place of a method, or can be called."""
+    if not isinstance(name, str) or name.startswith("__"):
+        raise ValueError(f"no attribute {name!r:.60}")
+    own = next((vars(parent)[name] for parent in kind.__mro__ if name in vars(parent)), None)
+    if (hasattr(own, "__get__") and name not in [slot for parent in kind.__mro__ for slot in _slots(parent)]) or (
+        callable(value) and type(value) not in classes.values()
+    ):
+        raise ValueError(f"{kind.__name__}.{name} can't be replaced")
