@@ -112,7 +112,7 @@ class Demand:
         if any(node.gpus for node in nodes) or asked <= there:
             return ""
         each = ", ".join(f"{some.kv_cache_setting}={some.kv_cache_gib:g} for {_counted(some)}" for some in caches)
-        return f"{each} ask for {asked:g} GiB of memory, {machines(nodes)} has {there:.1f}; lower it"
+        return f"{each}: {asked:g} GiB of memory in all, {machines(nodes)} has {there:.1f}; lower it"
 
     def busy(self, nodes: Sequence[Node]) -> str:
         """Why the stage has to wait now; empty where what it asks is free."""

@@ -8,7 +8,8 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +17,7 @@ from jobs.cli import main
 from jobs.conductor import Order, conduct
 from jobs.record import LOG, RUN, RunRecord, StageRecord
 from jobs.run import write
+from jobs.submission import FOLDER_KEY, RUN_KEY, STAGE_KEY, Jobs
 from jobs.verbs import OUT, UNREAD, WRONG_INPUT, exit_code, meaning
 from pipeline.lock import LOCK
 
@@ -222,3 +224,52 @@ def test_who_closes_the_output_ends_the_writer_without_a_traceback() -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(timeout=60) == UNREAD
+
+
+class JobServer:
+    """A cluster whose conductor of `good` runs, and where a later start of it was refused."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def of_runs(self) -> list[Any]:
+        def job(name: str, folder: str, *, over: bool) -> Any:
+            status = SimpleNamespace(is_terminal=lambda: over)
+            metadata = {RUN_KEY: "good", FOLDER_KEY: folder, STAGE_KEY: ""}
+            return SimpleNamespace(submission_id=name, status=status, metadata=metadata)
+
+        return [job("older", FOLDER, over=True), job("running", FOLDER, over=False), job("refused", FOLDER, over=True)]
+
+    def running(self, folder: Path, *, stages: bool) -> list[str]:
+        return Jobs.running(cast(Jobs, self), folder, stages=stages)
+
+    def logs(self, job: str) -> str:
+        return f"{job} speaks\n"
+
+    def submit(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("submitted")
+
+
+FOLDER = "/shared/runs/good"
+
+
+@pytest.fixture
+def job_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.submission.Jobs", JobServer)
+
+
+def test_logs_are_those_of_the_job_that_runs(job_server: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", "good", "--address", "http://head:8265"]) == 0
+    assert capsys.readouterr().out == "running speaks\n"
+
+
+def test_a_run_that_a_cluster_runs_already_is_not_submitted_again(
+    job_server: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = tmp_path / "stage.yaml"
+    stage.write_text(textwrap.dedent(RECIPE.partition("  sft:\n")[2]).format())
+    submit = ["submit", "sft", str(stage), "--address", "http://head:8265", "--output"]
+    assert main([*submit, FOLDER]) == WRONG_INPUT
+    assert "is being written by Ray job running" in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="submitted"):
+        main([*submit, str(tmp_path / "new")])
