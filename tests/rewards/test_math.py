@@ -105,7 +105,8 @@ def test_gold_that_nobody_could_answer_is_a_bad_row(truth: object) -> None:
 @pytest.mark.parametrize(
     "truth",
     [63, 2.5, "63", "so 9*7 = 63\n#### 63", r"\infty", "B", "(C) all of the above", "no solution", "4:30 p.m.",
-     "(1, 2)", r"f(x)=x+c \text{ for any real number } c", r"x<-1 \text{ or } x>3", r"x<1 \lor x>3", r"\sqrt{2} \approx 1.41"],
+     "(1, 2)", r"f(x)=x+c \text{ for any real number } c", r"x<-1 \text{ or } x>3", r"x<1 \lor x>3",
+     r"\sqrt{2} \approx 1.41"],
 )  # fmt: skip
 def test_gold_that_can_be_answered_passes_the_check(truth: object) -> None:
     MathReward().check(Task("", truth))
