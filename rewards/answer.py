@@ -33,7 +33,10 @@ _BARE_CHARS = 200  # a longer line without prose is a scribble
 # A comma before one or two last digits is a decimal comma; three digits after it are thousands.
 _UNSIGNED = r"(?:\d+,\d{1,2}(?![\d,.])|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 # A minus right after a digit, letter or closing bracket subtracts ("3-4"); elsewhere it is a sign ("= -4").
-_REPEATING = r"\d*+\.\d*+(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)(?:\d*+\\dot\s*\{\d\})?|\(\d+\)|(?<=\d)(?:\.{3}|\u2026|\\[lc]?dots))"
+_REPEATING = (
+    r"\d*+\.\d*+(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)(?:\d*+\\dot\s*\{\d\})?"
+    r"|\(\d+\)|(?<=\d)(?:\.{3}|\u2026|\\[lc]?dots))"
+)
 _TIME = r"\d{1,2}:[0-5]\d(?:\s?[AaPp]\.?[Mm]\b)"
 _QUANTITY = re.compile(
     rf"(?:(?<![A-Za-z\d_)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_REPEATING}|{_TIME}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?"

@@ -177,7 +177,7 @@ class _Reading:
 
     @cached_property
     def forms(self) -> "list[_Reading]":
-        r"""The readings that count as this answer: both sides of "\sqrt2 \approx 1.41" and "2 = \sqrt4", if they agree."""
+        r"""The readings that count as this answer: both sides of "\sqrt2 \approx 1.41", for they agree."""
         *names, value = self.text.split("=")
         if self.rounded:
             return [self, self.rounded] if _rounds(_read(value), self.rounded) else [self]

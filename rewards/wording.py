@@ -79,7 +79,7 @@ _SAYS_SOMETHING = re.compile(r"\d|\\|\A\W*[A-J]\W*\Z")
 
 # Letters of multiple choice. An atomic group, or "choose A, B and C on the circle" would choose A.
 _ONE = r"[A-J](?![a-zK-Z'])"
-_MORE = rf"(?:\s?[,\u3001\uff0c]?\s?(?:and|or|&|[和或])?\s?\(?{_ONE}\)?)*"
+_MORE = rf"(?:\s?[,\u3001\uff0c]?\s?(?:and|or|&|[和或])?\s?\(?{_ONE}\)?){{0,9}}"
 _OPTION = rf"[(\[\uff08\u3010*\s]{{0,4}}(?>{_ONE}{_MORE})[)\]\uff09\u3011*]{{0,4}}"
 _END = r"(?=\s{0,3}(?:[.,;:!\u3002\uff0c\n]|\Z|because|since|as\b))"
 _NAMED = r"(?:the\s)?(?:(?:correct|right|best)\s)?(?:option|choice|answer|letter)?\s?:?\s?"

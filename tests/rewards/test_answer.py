@@ -84,6 +84,8 @@ def test_a_book_is_not_an_answer() -> None:
     ["\\boxed{", "{", "}", "$", "####", "<answer>", "</answer>", "answer is ", "answer ", "A:\n", "1/", "1,", "-", "0",
      " ", "\\frac{1}{", "</think>", "1,111", "\\(", "a=", "####\n",
      "\\boxed{1},", "\\boxed{1} or ", "1 and ", "$1", "<think>",
+     "since ", "as 1", "(a b ", "choose A", "\u9009A", "\u9009\u62e9", "A, ", "12 (since ", "0.(3)", "0.333...",
+     "1:30 p.m. ", "\\text{", "The answer is" + " " * 99_980 + "x", "A is the answer ",
      "A:" + " " * 99_990 + "x", "The final answer is ", "\u7b54\u6848\u662f", "\\\\"],
 )  # fmt: skip
 def test_extraction_is_fast_on_100_kilobytes_of_anything(pattern: str) -> None:

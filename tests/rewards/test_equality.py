@@ -135,6 +135,10 @@ JUDGED = {
     "trigonometry": r"\sin(x)^{50}\cos(x)^{50}\tan(x)^{50}", "superscripts": "\u00b2" * 300, "bidi": "\u202e36\u202c",
     "nul": "\x00" * 400 + "64", "zero width": "6\u200b4" * 100, "letters": "abcdefghij" * 40,
     "integral": r"\int_0^\infty e^{-x^7}\sin(x^3) dx", "unions": r"\cup".join(f"({i},{i + 1})" for i in range(7)),
+    "same logarithms": r"\ln(1000!)+\ln(1001!)+\ln(1002!)+\ln(1003!)", "inequalities": "x<1 or " * 60 + "x<2",
+    "equations": "1=" * 11 + "2", "typefaces": r"\bm{" * 100,
+    "row breaks": r"\\ " * 160, "qualifiers": "for all x " * 40,
+    "leads": "a is " * 90, "periods": "0." + "123456789" * 50 + "...", "reasons": r"\text{ since" * 40,
     "exponentials": "e^{e^{e^{e^e}}}", "flat tower": "9^9^9^9",
 }  # fmt: skip
 

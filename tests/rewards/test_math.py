@@ -92,6 +92,27 @@ def test_unreadable_gold_abstains(truth: object) -> None:
     assert {judge(truth, completion).status for completion in ("63", ".", "$$", "")} == {Status.ABSTAIN}
 
 
+@pytest.mark.parametrize(
+    "truth",
+    [float("nan"), float("inf"), "nan", "-inf", "NaN", "", " ", "$$", ".", r"\boxed{}", r"\text{}", "#### ", None, True,
+     ["63"], r"\frac{", r"\frac{1}{0}", "0/0", "9^{9^{9^9}}", "a story without any mark, of 3 pigs."],
+)  # fmt: skip
+def test_gold_that_nobody_could_answer_is_a_bad_row(truth: object) -> None:
+    with pytest.raises(ValueError, match="truth"):
+        MathReward().check(Task("", truth))
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [63, 2.5, "63", "so 9*7 = 63\n#### 63", r"\infty", "B", "(C) all of the above", "no solution", "4:30 p.m.",
+     "(1, 2)", r"f(x)=x+c \text{ for any real number } c", r"x<-1 \text{ or } x>3", r"x<1 \lor x>3",
+     r"\sqrt{2} \approx 1.41"],
+)  # fmt: skip
+def test_gold_that_can_be_answered_passes_the_check(truth: object) -> None:
+    MathReward().check(Task("", truth))
+    assert score(truth, rf"\boxed{{{str(truth).rpartition('#### ')[2]}}}") == 1.0
+
+
 def test_unreadable_gold_is_still_right_word_for_word() -> None:
     assert score(r"\oint\frac{", r"\boxed{\oint\frac{}}") is None
     assert score("9^{9^{9^9}}", r"\boxed{9^{9^{9^9}}}") == 1.0
