@@ -129,7 +129,7 @@ copy_python() {
   cp -r "$root/.venv/bin" "$commands"
   ln -sf "$work/python/bin/$(basename "$(readlink -f "$root/.venv/bin/python")")" "$commands/python"
   for file in "$commands"/*; do
-    [ -L "$file" ] || sed -i "1s|^#!.*/python[0-9.]*$|#!$commands/python|" "$file"
+    [ -L "$file" ] || [ -d "$file" ] || sed -i "1s|^#!.*/python[0-9.]*$|#!$commands/python|" "$file"
   done
 }
 
