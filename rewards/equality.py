@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import Any
 
-from rewards import algebra
-from rewards.algebra import MAX_CHARS, Refused
+from rewards import algebra, latex, values
+from rewards.canonical import canonical
+from rewards.latex import MAX_CHARS, Refused
 from rewards.notation import (
     Literal,
     Numbers,
     assignment,
     both_signs,
-    canonical,
     choices,
     listed,
     literal,
@@ -112,7 +112,7 @@ def unreadable(text: str) -> str:
     if len(_WORD.findall(read.text)) > 2:
         return "it is prose"  # which LaTeX would read as a product of letters
     with _refusing():
-        is_read = algebra.has_value(read.tree) or bool(read.is_compound and read.region)
+        is_read = values.has_value(read.tree) or bool(read.is_compound and read.region)
     return "" if is_read else "math-verify cannot parse it, or it has no value"
 
 
@@ -162,17 +162,17 @@ class _Reading:
     @cached_property
     def tree(self) -> Any:
         """The sympy object, unevaluated, or None where there is none."""
-        return algebra.read(both_signs(without_unit(self.text)))
+        return latex.read(both_signs(without_unit(self.text)))
 
     @cached_property
     def region(self) -> Any:
         """The variable and the set that inequalities joined by "or", "and" or commas describe, or None."""
         if len(_CONNECTIVE.findall(self.text)) + self.text.count(",") > MAX_PARTS:
             raise Refused(f"more than {MAX_PARTS} inequalities")
-        parts = [[algebra.read(part) for part in _AND.split(side)] for side in _OR.split(self.text)]
+        parts = [[latex.read(part) for part in _AND.split(side)] for side in _OR.split(self.text)]
         if len(parts) > 1 or len(parts[0]) > 1:
             return algebra.region(parts)
-        items = [algebra.read(part) for part in listed(self.text)]
+        items = [latex.read(part) for part in listed(self.text)]
         return algebra.region([items]) or algebra.region([[item] for item in items])
 
     @cached_property
@@ -197,7 +197,7 @@ def _rounds(exact: _Reading, rounded: _Reading) -> bool:
     """Whether a number is another one rounded, to any number of places or zeros."""
     if rounded.literal is None or (exact.literal and exact.literal.is_percent != rounded.literal.is_percent):
         return False
-    value = exact.literal.value if exact.literal else algebra.value(exact.tree)
+    value = exact.literal.value if exact.literal else values.value(exact.tree)
     if value is None:
         return False
     zeros = re.search(r"0*\Z", str(rounded.literal.value))
@@ -207,7 +207,7 @@ def _rounds(exact: _Reading, rounded: _Reading) -> bool:
 
 def _same_numbers(a: _Reading, b: _Reading) -> bool:
     """Whether two sides of an equation without variables have the same value, also where one is to be computed."""
-    if a.tree is None or b.tree is None or algebra.is_open(a.tree) or algebra.is_open(b.tree):
+    if a.tree is None or b.tree is None or values.is_open(a.tree) or values.is_open(b.tree):
         return False
     return algebra.same(a.tree, b.tree)
 
@@ -233,13 +233,13 @@ def _same_regions(a: _Reading, b: _Reading) -> bool:
 def _equal_literals(a: Literal, b: Literal) -> bool:
     if a.unit and b.unit and a.unit != b.unit:
         return False
-    if algebra.agree(a.value, a.last_place, b.value, b.last_place):
+    if values.agree(a.value, a.last_place, b.value, b.last_place):
         return True
     if a.is_percent == b.is_percent:
         return False
     percent, plain = (a, b) if a.is_percent else (b, a)
     last_place = percent.last_place and percent.last_place / 100
-    return algebra.agree(percent.value / 100, last_place, plain.value, plain.last_place)
+    return values.agree(percent.value / 100, last_place, plain.value, plain.last_place)
 
 
 def _equal_numbers(a: Numbers, b: Numbers) -> bool:

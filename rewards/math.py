@@ -9,8 +9,8 @@ from typing import Any
 
 from configs.base import Settings
 from rewards.answer import final_answer, marked_answer
+from rewards.canonical import canonical
 from rewards.equality import Refused, equal, unreadable
-from rewards.notation import canonical
 from rewards.types import Status, Task, Verdict
 
 

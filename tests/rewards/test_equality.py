@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from rewards.canonical import canonical
 from rewards.equality import Refused, equal
-from rewards.notation import canonical, literal
+from rewards.notation import literal
 from tests.bounds import processor_seconds
 
 EQUAL = [
