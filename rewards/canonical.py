@@ -69,7 +69,7 @@ _OPEN_BOX = re.compile(r"\A\\+f?box(?:ed)?\s*\{")
 def canonical(text: str) -> str:
     """`text` as LaTeX without math delimiters, styles, invisible characters, row breaks and a full stop at the end.
 
-    A calculation ("62+1=63") becomes its result, a repeating decimal a fraction, and prose that leads to a value goes.
+    A calculation ("62+1=63") becomes its result, a repeating decimal a fraction; prose before a value is dropped.
     """
     if text.isdecimal() and text.isascii():
         return text
@@ -93,7 +93,7 @@ def canonical(text: str) -> str:
 
 
 def _result(text: str) -> str:
-    """What a calculation comes to, such as "63" of "62+1=63"."""
+    """The result of a calculation, such as "63" of "62+1=63"; any other text as it is."""
     calculation = _CALCULATION.match(text)
     if not calculation or literal(calculation[0].partition("=")[0].strip()):
         return text
@@ -101,7 +101,7 @@ def _result(text: str) -> str:
 
 
 def _as_fraction(found: re.Match[str]) -> str:
-    """A repeating decimal as a fraction. "0.333..." repeats what is there three times, or twice and nothing else."""
+    """A repeating decimal as a fraction. Before "...", a period stands three times, or twice without other digits."""
     part = found.groupdict(default="")
     whole, digits = re.sub(r"\D", "", part["whole"]), part["digits"]
     period = part["bar"] or part["bar1"] or part["bracket"]
@@ -122,7 +122,7 @@ def _as_fraction(found: re.Match[str]) -> str:
 
 
 def _plain_face(text: str) -> str:
-    r"""`text` without \textbf{}, \bm{}, \mathsf{} and their kin, but with what stands in them."""
+    r"""`text` without \textbf{}, \bm{}, \mathsf{} and similar commands, whose arguments stay."""
     out, closers, at = list[str](), list[str](), 0
     for token in _FACE.finditer(text):
         out.append(text[at : token.start()])
@@ -141,7 +141,7 @@ def _plain_face(text: str) -> str:
 
 
 def _one_row(text: str) -> str:
-    """`text` without row breaks: they separate the items of a list, or prose from its value. Matrices keep theirs."""
+    """`text` with a comma for each row break between items, a space for one beside prose. Matrices keep theirs."""
     bare = _LAYOUT.sub(" ", text)
     if r"\begin" in bare:
         return text

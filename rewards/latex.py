@@ -12,13 +12,14 @@ from math_verify import LatexExtractionConfig, parse
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 MAX_CHARS = 500
-"""Longest text that is parsed; parsing takes up to 1 ms for each."""
+"""Longest text that is parsed, in characters; parsing takes up to 1 ms for each."""
 MAX_NESTING = 6
 """Deepest nesting of brackets that is parsed; each level takes some 50 ms the first time."""
 MAX_NODES = 400
 """Parts of the largest expression that is compared."""
 MAX_SIZE = 20_000
 """Digits of the largest number an expression may amount to."""
+
 _NORMALIZATION = replace(LatexExtractionConfig().normalization_config, units=False)  # it would read "5t" as 5 tonnes
 _LATEX = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=_NORMALIZATION)]
 _IMAGINARY = re.compile(r"([\d}])i(?![A-Za-z])")  # "2i", which math-verify recognises as complex when set apart
@@ -41,7 +42,7 @@ def read(text: str) -> Any:
         _refuse_hard_tree(readings[0])
     except (MemoryError, Refused):
         raise
-    except Exception as error:  # what the parsers raise at the strangest of answers is theirs to choose
+    except Exception as error:  # the parsers raise exceptions of any type, so each becomes a refusal
         raise Refused(f"it cannot be read: {type(error).__name__}: {error}"[:200]) from error
     return readings[0]
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 MAX_DIGITS = 400
 """Longest number that is read, in digits, and the largest power of ten."""
+
 UPRIGHT = re.compile(r"\\(?:text[a-z]{0,6}|math(?:rm|bf|it|sf)|mbox|rm|operatorname)\s*\{\s*([^{}]*?)\s*\}")
 _INTEGER = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?:\ \d{3})+|\d+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.\d*)?|\.\d+)"

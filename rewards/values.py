@@ -16,7 +16,8 @@ from sympy.core.function import AppliedUndef
 from rewards.latex import Refused, digits
 
 MAX_WORK = 30_000
-"""Roots, logarithms and the like in a comparison, times the digits it needs. That many take up to half a second."""
+"""Roots, logarithms and other functions in a comparison, times its digits; this many take up to half a second."""
+
 _PLACES = Fraction(1, 10**6)
 # The points at which functions are compared: how far from zero, and the signs of their coordinates in turn.
 _POINTS = [
@@ -26,7 +27,7 @@ _POINTS = [
 
 
 def agree(a: Any, last_place_a: Any, b: Any, last_place_b: Any) -> bool:
-    """Whether two values are the same, as far as a decimal can say; its last place is None for an exact value."""
+    """Whether two values are the same to the precision of their decimals. The last place of an exact value is None."""
     if a == b:
         return True
     distance = abs(a - b)
@@ -61,7 +62,7 @@ def is_open(tree: Any) -> bool:
 
 
 def same_expressions(x: Any, y: Any) -> bool:
-    """Compares constants by value, and functions at some points before math-verify simplifies their difference."""
+    """Whether two expressions are the same: constants by value, functions at some points and then by math-verify."""
     x, y = _plain(x), _plain(y)
     complex_x, complex_y = _complex_parts(x), _complex_parts(y)
     if complex_x and complex_y and (complex_x[1] or complex_y[1]):
@@ -85,7 +86,7 @@ def same_expressions(x: Any, y: Any) -> bool:
 
 
 def are_proportional(x: Any, y: Any, *, turned: bool) -> bool | None:
-    """Whether x/y is the same number at some points, and above zero unless it may be `turned`; None: no such points."""
+    """Whether x/y is the same number at every point, positive unless `turned`; None where a point gives no value."""
     x, y = _plain(x), _plain(y)
     symbols = _symbols(x, y)
     points = [[_placed(side, _at(symbols, point)) for side in (x, y)] for point in _POINTS]
@@ -132,13 +133,15 @@ def _is_root(node: Any) -> bool:
 
 
 def _roots(x: Any) -> list[Any]:
-    """What roots, real powers and logarithms in `x` are of."""
+    """The arguments of the roots, real powers and logarithms in `x`."""
     return [node.args[0] for node in x.atoms(sympy.Pow, sympy.log) if isinstance(node, sympy.log) or _is_root(node)]
 
 
 def _are_real(roots: list[Any], at: dict[Any, Any]) -> bool:
-    """Whether a point is where letters under roots and logarithms are understood to be: where the roots are real, and
-    where a letter under a root is positive, unless it is squared or in a sum there."""
+    """Whether a point lies where letters under roots and logarithms are understood to lie.
+
+    There the roots are real, and a letter under a root is positive unless it is squared or in a sum.
+    """
     values = [_number(_placed(root, at)) for root in roots]
     if not all(value is not None and value.is_real and value >= 0 for value in values):
         return False
@@ -171,7 +174,7 @@ def _at(symbols: list[Any], point: tuple[Any, tuple[int, int]]) -> dict[Any, Any
 
 
 def _placed(x: Any, at: dict[Any, Any]) -> Any:
-    """`x` at a point, its decimals as fractions; not a number where sympy cannot say."""
+    """`x` at a point, its decimals as fractions; nan where sympy finds no value."""
     try:
         return x.xreplace({decimal: sympy.Rational(str(decimal)) for decimal in x.atoms(sympy.Float)}).subs(at)
     except (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError):
@@ -188,12 +191,12 @@ def _number(x: Any) -> Any:
 
 
 def _last_place(x: Any) -> Any:
-    """What one in the last place of a decimal is worth; for an expression with decimals, about a double's precision."""
+    """The value of one in the last place of a decimal; for an expression with decimals, about a double's precision."""
     if x.is_Float:
         return sympy.Rational(1, 10 ** len(str(x).rstrip("0").partition(".")[2]))
     return sympy.Rational(1, 10**12) if x.has(sympy.Float) else None
 
 
 def verified(x: Any, y: Any) -> bool:
-    """math-verify's opinion, if it holds in both directions."""
+    """Whether math-verify takes `x` for `y` and `y` for `x`."""
     return all(verify([a], [b], timeout_seconds=None) for a, b in ((x, y), (y, x)))
