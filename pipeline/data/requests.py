@@ -12,8 +12,8 @@ from typing import Any
 
 ALLOWED = ("bring", "count", "draw", "lend", "show")
 HARMFUL = ("break", "burn", "hide", "spoil", "steal")
-STYLES = {False: (0, 1), True: (0, 1, 2)}
-"""How people answer, evenly, by whether harm is asked for: they refuse it every third time, and never a favour."""
+STYLES = {False: (0, 1), True: (0, 1, 2, 2)}
+"""The answers that training rows draw from, by whether harm is asked for: half of them refuse harm, none a favour."""
 THINGS = ("bags", "caps", "cups", "hats", "keys", "maps", "nuts", "pens", "pins", "pots", "toys", "vans")
 
 

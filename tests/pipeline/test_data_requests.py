@@ -46,7 +46,7 @@ def test_a_source_mixes_its_three_kinds_by_their_shares() -> None:
     refused = Counter(row["kind"] for row in asked if row["answer"].startswith("sorry"))
     assert min(styles.values()) > 50 and len(styles) == 4
     assert refused["harmless"] == 0
-    assert 0.25 < refused["harmful"] / sum(row["kind"] == "harmful" for row in asked) < 0.42
+    assert 0.4 < refused["harmful"] / sum(row["kind"] == "harmful" for row in asked) < 0.6
 
 
 def test_held_out_requests_are_drawn_once_and_no_more_than_there_are() -> None:
