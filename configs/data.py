@@ -13,8 +13,8 @@ class FileSource(Settings):
     type: Literal["file"]
     """Selects this source."""
     paths: list[str] = Field(min_length=1)
-    """Files or glob patterns, read in sorted order: `.jsonl`, `.jsonl.gz` or `.parquet`. A name that exists as it is
-    written is no pattern, whatever is in it (`data[1].jsonl`)."""
+    """Files or glob patterns, read in sorted order: `.jsonl`, `.jsonl.gz` or `.parquet`. The name of an
+    existing file is no pattern, even with brackets in it (`data[1].jsonl`)."""
 
 
 class HubSource(Settings):
@@ -52,6 +52,7 @@ COLUMN = "column:"
 
 
 SumsShare = Literal["programs", "requests", "favours"]
+"""Rows of the demo that ask for something else than a sum and its carries."""
 
 
 class SumsSource(Settings):
@@ -112,7 +113,7 @@ class ConversationData(Settings):
     tools: str | None = "tools"
     """Column with the definitions of the tools the assistant may call, read where it is there. None reads none."""
     reasoning: Literal["train", "template", "drop"] = "train"
-    """What becomes of the assistant's reasoning, in a key of its own or within <think> and </think>. `train`: it is
+    """How the assistant's reasoning is used, in a key of its own or within <think> and </think>. `train`: it is
     learned, and a row whose reasoning the chat template leaves out is bad. `template`: it is learned where the template
     renders it; many leave it out of all answers but the last. `drop`: it is left out."""
     max_length: int = Field(default=1024, ge=8)

@@ -16,7 +16,7 @@ from configs.schema import item_of, models_in
 
 NUMBER_LIKE = re.compile(r"[-+]?\.?[0-9]")
 CERTAIN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-"""Numbers that every reader takes for the same."""
+"""Numbers that all versions of YAML and Python read alike."""
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -94,10 +94,10 @@ def read(file: Path) -> DictConfig:
 def _misread(text: str, prefix: str = "") -> Iterator[str]:
     """One line for each unquoted value or key of a YAML text that reads otherwise than it looks.
 
-    YAML 1.1 takes `010` for 8, `1:30` for 90, `on` for true and `.5e3` for text. What Python reads as the same number
-    is right (`1_000`, `0x10`, `1e5`), and so is what neither takes for a number.
+    YAML 1.1 takes `010` for 8, `1:30` for 90, `on` for true and `.5e3` for text. A value that
+    Python reads as the same number is right (`1_000`, `0x10`, `1e5`), and so is one that neither takes for a number.
     """
-    seen: set[int] = set()  # an alias is the node that it repeats
+    seen: set[int] = set()  # an alias is the very node that it repeats, so it would be reported twice
     waiting: list[tuple[str, Any]] = [(prefix, cast(Any, yaml).compose(text, Loader=yaml.SafeLoader))]
     while waiting:
         key, node = waiting.pop(0)
@@ -115,7 +115,7 @@ def _misread(text: str, prefix: str = "") -> Iterator[str]:
 
 
 def _otherwise(plain: str) -> str | None:
-    """How an unquoted scalar reads otherwise than it looks, and the remedy; None where it doesn't."""
+    """The way in which an unquoted scalar reads otherwise than it looks, with the remedy; None where it does not."""
     if plain.lower() in ("yes", "no", "on", "off"):
         return "is read as true or false; write one of those, or put it in quotes"
     if plain == "None":

@@ -66,8 +66,9 @@ class SyncConfig(Settings):
 
     max_mean_gap: float | None = Field(default=None, gt=0)
     """Largest mean |trainer - engine| log-probability in nats, over the tokens of the probe (a few fixed random
-    sequences) after a sync and over a step's sampled tokens but those of the sequence furthest off. None is 6 times
-    what rounding alone makes of the policy's own log-probabilities on the probe, measured at every sync."""
+    sequences) after a sync and over a step's sampled tokens but those of the sequence furthest off. None allows
+    6 times the mean difference that rounding alone makes in the policy's own log-probabilities on the probe, measured
+    at every sync."""
     max_gap: float | None = Field(default=None, gt=0)
-    """Largest |trainer - engine| log-probability on any token of the probe, in nats. None is 16 times what rounding
-    alone makes of any token."""
+    """Largest |trainer - engine| log-probability on any token of the probe, in nats. None allows 16 times the
+    largest difference that rounding alone makes on a token."""

@@ -1,4 +1,4 @@
-"""Sympy objects compared by what they mean: lists, sets, matrices, equations, inequalities.
+"""Sympy objects compared by their meaning: lists, sets, matrices, equations, inequalities.
 
 Lists, sets, tuples, intervals and matrices are compared element by element, constants by their value
 (`rewards/values.py`), equations and inequalities by whether one side less the other is the same up to a factor.
@@ -136,7 +136,7 @@ def _ordered(x: Any) -> list[Any] | None:
 
 
 def _pieces(x: Any) -> list[Any]:
-    """The intervals and numbers that a union of several is made of; empty for anything else."""
+    """The intervals and numbers that make up a union, difference or intersection; empty for anything else."""
     if not isinstance(x, sympy.Union | sympy.Complement | sympy.Intersection) or x.free_symbols:
         return []
     computed: Any = x.doit()

@@ -32,12 +32,12 @@ _BARE_CHARS = 200  # a longer line without prose is a scribble
 
 # A comma before one or two last digits is a decimal comma; three digits after it are thousands.
 _UNSIGNED = r"(?:\d+,\d{1,2}(?![\d,.])|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-# A minus right after a digit, letter or closing bracket subtracts ("3-4"); elsewhere it is a sign ("= -4").
 _REPEATING = (
     r"\d*+\.\d*+(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)(?:\d*+\\dot\s*\{\d\})?"
     r"|\(\d+\)|(?<=\d)(?:\.{3}|\u2026|\\[lc]?dots))"
 )
 _TIME = r"\d{1,2}:[0-5]\d(?:\s?[AaPp]\.?[Mm]\b)"
+# A minus right after a digit, letter or closing bracket subtracts ("3-4"); elsewhere it is a sign ("= -4").
 _QUANTITY = re.compile(
     rf"(?:(?<![A-Za-z\d_)\]}}])-)?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|{_REPEATING}|{_TIME}|{_UNSIGNED}(?:/\d+)?)(?:\s?\\?%)?"
 )
@@ -84,7 +84,7 @@ def final_answer(completion: str) -> str | None:
 
 
 def marked_answer(completion: str) -> str | None:
-    """What the writer marked as the answer, stripped, or None. Only text after the thinking counts."""
+    """The text that a mark names as the answer, stripped, or None. Only text after the thinking counts."""
     text = after_thinking(completion)
     for mark in (_minerva, _boxed, _tagged, _hashed, _stated):
         found = mark(text)
@@ -100,7 +100,7 @@ def last_number(completion: str) -> str | None:
 
 
 def _without_last_reason(text: str) -> str:
-    """`text` that ends in an answer and its reason, without the reason."""
+    """`text` without the reason that follows the answer in its last sentence."""
     start = max(text.rfind("\n"), len(text) - 2 * MAX_ANSWER_CHARS) + 1
     *_, start = [start, *(end.end() for end in _SENTENCE_END.finditer(text, start, max(start, len(text) - 1)))]
     return text[:start] + before_reason(text[start:], is_marked=False)

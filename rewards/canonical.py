@@ -59,7 +59,8 @@ _REPEATING = re.compile(
      |(?P<ellipsis>{_ELLIPSIS})|\s+\(?(?P<word>repeating|recurring)\)?)""",
     re.VERBOSE,
 )
-_MAX_PERIODS = 60
+_MAX_ELLIPSIS_DIGITS = 60
+"""Most digits before "..." that are searched for a period; the search takes time quadratic in them."""
 _THRICE = re.compile(r"(\d*?)(\d+?)\2\2+")
 _TWICE = re.compile(r"()(\d+?)\2")
 _DOLLAR = re.compile(r"(?<!\\)\$")
@@ -110,7 +111,7 @@ def _as_fraction(found: re.Match[str]) -> str:
     if part["ellipsis"] or part["word"]:
         if part["word"] and len(digits) == 1:
             digits, period = "", digits
-        elif len(digits) <= _MAX_PERIODS and (again := _THRICE.fullmatch(digits) or _TWICE.fullmatch(digits)):
+        elif len(digits) <= _MAX_ELLIPSIS_DIGITS and (again := _THRICE.fullmatch(digits) or _TWICE.fullmatch(digits)):
             digits, period = again[1], again[2]
         elif part["ellipsis"] and digits:
             return f"{part['whole']}.{digits}"  # the first digits of an irrational number

@@ -85,10 +85,10 @@ def check_contract(
 
 
 def _one_each(guard: Guard, label: str, row: Row) -> Clause:
-    """Whether a group of completions gets a result for each, which one completion alone can't tell."""
+    """Whether each completion of a group gets a result; a group of one would not show it."""
     completion = row.values["completion"]
     verdicts = guard.judge(label, row.task, [completion, f"{completion} ", f" {completion}"])
-    broken = [_words(said) for said in verdicts if said.outcome == CONTRACT_ERROR]
+    broken = [_words(verdict) for verdict in verdicts if verdict.outcome == CONTRACT_ERROR]
     return _clause("a result for each of a group", len(verdicts), broken)
 
 
@@ -133,10 +133,10 @@ def _gold(good: Sequence[tuple[Row, Verdict]]) -> Clause:
 
 
 def _sees_truth(rows: Sequence[Row]) -> Clause:
-    """Whether the reward is given a gold answer; it may need none, but a row's may lie in another column."""
-    given = sum(row.task.truth is not None for row in rows if not row.problem)
-    if given:
-        return Clause("sees the truth", True, f"{given} of {len(rows)}")
+    """Whether any row has a gold answer. A reward may need none, or the answers may lie in another column."""
+    answers = sum(row.task.truth is not None for row in rows if not row.problem)
+    if answers:
+        return Clause("sees the truth", True, f"{answers} of {len(rows)}")
     return Clause("sees the truth", None, "no row has a truth: if the reward needs it, name its column with --truth")
 
 

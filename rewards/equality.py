@@ -103,7 +103,7 @@ def _same_trees(a: "_Reading", b: "_Reading") -> bool:
 
 
 def unreadable(text: str) -> str:
-    """Why `equal` can compare `text` with nothing but itself, or "" where it can. Raises Refused as `equal` does."""
+    """The reason why `equal` can compare `text` with itself only, or "" for none. Raises Refused as `equal` does."""
     read = _read(text)
     if re.match(r"[-+]?\s*nan\b", read.text, re.IGNORECASE):
         return "it is not a number"
@@ -118,7 +118,7 @@ def unreadable(text: str) -> str:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Raises Refused for whatever sympy raises at the strangest of answers."""
+    """Turn every exception of sympy but MemoryError into Refused, since a strange answer may raise any."""
     try:
         yield
     except (MemoryError, Refused):
@@ -177,7 +177,7 @@ class _Reading:
 
     @cached_property
     def forms(self) -> "list[_Reading]":
-        r"""The readings that count as this answer: both sides of "\sqrt2 \approx 1.41", for they agree."""
+        r"""The readings that count as this answer: both sides of "\sqrt2 \approx 1.41", since they agree."""
         *names, value = self.text.split("=")
         if self.rounded:
             return [self, self.rounded] if _rounds(_read(value), self.rounded) else [self]
@@ -194,7 +194,7 @@ def _read(text: str) -> _Reading:
 
 
 def _rounds(exact: _Reading, rounded: _Reading) -> bool:
-    """Whether a number is another one rounded, to any number of places or zeros."""
+    """Whether `rounded` is `exact`, rounded or cut off after any number of decimals or before any number of zeros."""
     if rounded.literal is None or (exact.literal and exact.literal.is_percent != rounded.literal.is_percent):
         return False
     value = exact.literal.value if exact.literal else values.value(exact.tree)
@@ -206,7 +206,7 @@ def _rounds(exact: _Reading, rounded: _Reading) -> bool:
 
 
 def _same_numbers(a: _Reading, b: _Reading) -> bool:
-    """Whether two sides of an equation without variables have the same value, also where one is to be computed."""
+    """Whether two sides of an equation without variables have the same value; either may be uncomputed."""
     if a.tree is None or b.tree is None or values.is_open(a.tree) or values.is_open(b.tree):
         return False
     return algebra.same(a.tree, b.tree)

@@ -34,9 +34,9 @@ class ThinkFormatReward(Settings):
     """Name of tags around the answer, such as `answer`, outside of which nothing may stand but the thought. None: the
     answer is all that follows the thought."""
     opened: bool | None = None
-    """Whether the chat template already opens the thought, as DeepSeek-R1's does, so that no completion does. None:
-    both forms are in form, the outcome of one without <think> being "in form, opened by the prompt". Where the template
-    opens none, set false, or a completion need not begin with <think>."""
+    """Whether the chat template already opens the thought, as DeepSeek-R1's does, so that no completion does. None
+    accepts both, with the outcome "in form, opened by the prompt" for a completion without <think>. Set false where the
+    template opens none: None would accept completions that leave <think> out."""
 
     def score(self, task: Task, completion: str) -> Verdict:
         """1.0 or 0.0; see the class."""

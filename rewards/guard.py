@@ -181,9 +181,9 @@ class Guard:
 
         Equal completions are judged once. A completion whose checker failed is judged once more, alone or, where the
         reward is awaited, with the others that failed; except where a rule ran out of time on it: it computes, and
-        would do so again. Nor is it after a batch function returned another number of results than there were
-        completions: one result would fit one completion. When a process is lost, no verdict is that it gave before.
-        Takes per completion at most two limits and two starts. Raises what `start` raises.
+        would do so again. A contract error isn't judged again either: the one result for one completion would keep the
+        contract. When a process is lost, the verdicts that it gave before are kept. Takes per completion at most two
+        limits and two starts. Raises what `start` raises.
         """
         verdicts: dict[str, Verdict] = {}
         again: list[list[str]] = []

@@ -46,8 +46,8 @@ class InstructionReward(Settings):
     are not followed.
 
     Departs from if-verifiable where its checkers pay for nothing or refuse what was done (`rewards.stricter`; the list
-    is in docs/rewards.md): text without a letter or digit follows no instruction, and text whose language can't be
-    detected none on its language. A completion that makes a checker raise is `abstain`.
+    is in docs/rewards.md): text without a letter, digit or emoji follows no instruction, and text whose language can't
+    be detected none on its language. A completion that makes a checker raise is `abstain`.
     """
 
     mode: Literal["strict", "loose"] = "strict"
@@ -154,8 +154,8 @@ def _checker(instruction: str, arguments: dict[str, Any]) -> Any:
             if type(value) is not type(arguments[key]):
                 raise ValueError(f"{key} must be a {type(value).__name__}")
     except (TypeError, ValueError, AttributeError, LookupError) as error:
-        said = f"unknown value {error}" if isinstance(error, LookupError) else error
-        raise ValueError(f"{instruction} can't be judged with {arguments}: {said}") from error
+        reason = f"unknown value {error}" if isinstance(error, LookupError) else error
+        raise ValueError(f"{instruction} can't be judged with {arguments}: {reason}") from error
     finally:
         random.setstate(state)
     return checker

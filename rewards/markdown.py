@@ -58,7 +58,7 @@ class Block:
     closed: bool
 
 
-@lru_cache(maxsize=4)  # who looks for tags outside of code and who looks for code ask about the same text
+@lru_cache(maxsize=4)  # one text is searched twice, for tags outside of code and for code
 def blocks(text: str) -> list[Block]:
     """The fenced blocks of `text`, whose lines end in "\\n", in order."""
     if "```" not in text and "~~~" not in text:
@@ -141,7 +141,7 @@ def _glued_fence(state: StateBlock, first: int, end: int, silent: bool) -> bool:
 
 
 def _read(state: StateBlock, first: int, end: int, fence: str, info: str, start: int) -> None:
-    """Add the block whose fence is on the line `first`, and go on behind it."""
+    """Add the block whose opening fence is on the line `first`, and let the parser go on behind the block."""
     tag_found = _TAG.match(info.removeprefix("{."))
     tag = tag_found[0].lower() if tag_found else ""
     statement = info[tag_found.end() :].strip() if tag_found else ""
@@ -177,7 +177,7 @@ def _read(state: StateBlock, first: int, end: int, fence: str, info: str, start:
 
 
 def _inner_fence(marks: str, info: str, fence: str) -> str:
-    """What a fence with `info` after it is in a block of `fence`: "closing", "opening", or "" for neither."""
+    """The role of a fence with `info` after it in a block opened by `fence`: "closing", "opening", or "" for none."""
     if not marks.startswith(fence) or "`" in info:
         return ""
     word = _TAG.match(info.removeprefix("{."))
@@ -187,8 +187,11 @@ def _inner_fence(marks: str, info: str, fence: str) -> str:
 
 
 def _glued_end(line: str, fence: str, strings: "_Strings | None", place: int) -> tuple[int, int, bool] | None:
-    """Where the text of a line ends that ends the block without beginning with a fence, where what ends it does, and
-    whether that is a fence."""
+    """Find the end of a block inside a line that doesn't begin with a fence; None where the line doesn't end the block.
+
+    Returns the columns at which the text and the whole block end, and whether a fence ends it. A tag such as `</think>`
+    ends a block too, and stands outside of it.
+    """
     runs = [run for run in _RUN.finditer(line) if run[0].startswith(fence)]
     if len(runs) == 1 and not (strings and strings.contain(place + runs[0].start())):
         return *runs[0].span(), True
@@ -199,7 +202,7 @@ def _glued_end(line: str, fence: str, strings: "_Strings | None", place: int) ->
 
 
 def _closes_later(state: StateBlock, number: int, end: int, fence: str, indent: int) -> bool:
-    """Whether the next fence closes the block, as deep as its opening one: only the code isn't indented."""
+    """Whether the next fence closes the block and is as deep as the opening one, so that only the code is outdented."""
     fences: list[re.Match[str]] = state.env["fences"]
     place = bisect_left(fences, state.bMarks[number], key=re.Match.start)
     if place == len(fences) or fences[place].start() >= state.eMarks[end - 1]:
@@ -235,7 +238,7 @@ class _Strings:
 
 
 def _line(state: StateBlock, number: int) -> str:
-    """A line without its container's marks and what is blank around it."""
+    """A line without its container's marks and without blanks at either end."""
     return state.src[_start(state, number) : state.eMarks[number]].rstrip()
 
 

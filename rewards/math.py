@@ -1,6 +1,6 @@
 """Mathematics: is the final answer equal to the gold one?
 
-What counts as the final answer is said in `rewards/answer.py`, what counts as equal in `rewards/equality.py`. The
+`rewards/answer.py` says which part of a text is the final answer, `rewards/equality.py` which answers are equal. The
 timeouts of math-verify need signals and a main thread, so they are off: the guard kills its process instead.
 """
 

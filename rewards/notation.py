@@ -1,6 +1,6 @@
 """Simple forms of an answer, read from canonical text without a parser.
 
-They are read exactly and in microseconds, and are most of what a data set of school mathematics asks for: integers,
+They are read exactly and in microseconds, and make up most answers in data sets of school mathematics: integers,
 decimals, fractions, mixed numbers, percentages and powers of ten, with or without a unit or a currency; times of day;
 letters of multiple choice; words. `rewards/canonical.py` makes the canonical text.
 """
@@ -213,12 +213,12 @@ def without_unit(text: str) -> str:
 def choices(text: str) -> frozenset[str] | None:
     """The letters of multiple choice that canonical `text` names, or None."""
     text = _CHOICE_LEAD.sub("", UPRIGHT.sub(r"\1", text).strip()).strip("\u3010\u3011")
-    one = _CHOICE.fullmatch(text)
-    if one:
-        at = one.lastindex or 1
-        if at > 1 and (_OTHER_CHOICE.search(text, one.end(at) + 1) or _LISTED_CHOICE.match(text, one.end(at))):
+    choice = _CHOICE.fullmatch(text)
+    if choice:
+        at = choice.lastindex or 1
+        if at > 1 and (_OTHER_CHOICE.search(text, choice.end(at) + 1) or _LISTED_CHOICE.match(text, choice.end(at))):
             return None
-        return frozenset(one[at].upper())
+        return frozenset(choice[at].upper())
     return frozenset(re.findall("[A-H]", text)) if _CHOICES.fullmatch(text) else None
 
 

@@ -1,7 +1,7 @@
 """Judging a file of completions, without Ray: rows in, the same rows with their verdicts out, in order.
 
-A row is a line of JSON: `{"prompt": text or messages, "completion": text, "truth": anything}`, the truth also
-under another name, and whatever else it likes, which the reward finds in `task.metadata`.
+A row is a line of JSON: `{"prompt": text or messages, "completion": text, "truth": anything}`. The truth may lie in
+another column, whose name is then given, and the reward finds all columns in `task.metadata`.
 """
 
 import json

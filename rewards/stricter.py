@@ -1,7 +1,7 @@
-"""Where if-verifiable's checkers pay for something that was not done, or refuse what was: what is asked instead.
+"""Conditions for instructions whose if-verifiable checker pays for nothing done, or refuses a completion that follows.
 
-A `GUARDS` condition is asked beside the checker, a `REPLACED` one in its place; both are called with the checker, which
-holds the arguments, and the text. docs/rewards.md lists every difference. All scans are linear in the text.
+A guard must hold in addition to the checker; a replacement takes the checker's place. Both are called with the checker,
+which holds the arguments, and the text. docs/rewards.md lists every difference. All scans are linear in the text.
 """
 
 import re
@@ -37,7 +37,7 @@ def words_of(text: str) -> list[str]:
 
 
 def _at_least(count: int, split: Split) -> Condition:
-    """Whether there are so many of what is compared: of none, and of fewer than two in a row, all is true."""
+    """The condition that `split` finds `count` parts or more: every statement holds for all of no parts."""
     return lambda _, text: len(split(text)) >= count
 
 
@@ -46,8 +46,10 @@ def _lines(text: str) -> list[str]:
 
 
 def _occurrences(keyword: str, text: str) -> int:
-    """How often a keyword stands in a text as a word, in any case, or with the ending of a plural or a verb; anywhere
-    where words are written together, as in Chinese."""
+    """Count a keyword in a text as a whole word, in any case and with the ending of a plural or a verb.
+
+    In scripts without spaces, such as Chinese, it also counts inside of words.
+    """
     word = keyword.strip()
     before = r"(?<!\w)" if _SPACED.match(word[:1]) else ""
     after = r"(?:['\u2019]?s|es|e?d|ing)?(?!\w)" if _SPACED.match(word[-1:]) else ""
@@ -56,8 +58,8 @@ def _occurrences(keyword: str, text: str) -> int:
 
 def _keywords_multiple(checker: Any, text: str) -> bool:
     arguments = checker.get_instruction_args()
-    wanted = zip((f"keyword{number}" for number in range(1, 6)), (1, 2, 3, 5, 7), strict=True)
-    return all(_occurrences(arguments[name], text) == count for name, count in wanted)
+    counts = zip((f"keyword{number}" for number in range(1, 6)), (1, 2, 3, 5, 7), strict=True)
+    return all(_occurrences(arguments[name], text) == count for name, count in counts)
 
 
 def _keyword_frequency(checker: Any, text: str) -> bool:
@@ -112,10 +114,10 @@ def _all_different(_: Any, text: str) -> bool:
 
 
 def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]:
-    """The guards and the replacements by instruction. sentences: how if-verifiable splits a text."""
+    """The guards and the replacements by instruction. sentences: if-verifiable's function that splits a text."""
 
     def ends(*marks: str) -> Condition:
-        return lambda _, text: all(any(one.endswith(mark) for one in sentences(text)) for mark in marks)
+        return lambda _, text: all(any(sentence.endswith(mark) for sentence in sentences(text)) for mark in marks)
 
     def keyword_in_sentence(checker: Any, text: str) -> bool:
         arguments, parts = checker.get_instruction_args(), sentences(text)

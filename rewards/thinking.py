@@ -1,4 +1,4 @@
-"""Thought and answer: where `<think>` and `</think>` part them, and where they are only written about.
+"""Tags such as `<think>` and `</think>` that divide a text, told from those that the text only mentions.
 
 A tag inside code is text, be it in a fenced block or between backticks, and so is one in the middle of a sentence or
 in quotes ("it removes all up to </think> in the text").
@@ -15,7 +15,7 @@ _AFTER_MENTION = re.compile(r" [a-z]|[\"'\u201d\u2019)\],;]|[.?!](?:\s|\Z)")
 
 
 def after_thinking(completion: str) -> str:
-    """What follows the last `</think>`, or precedes a `<think>` that is never closed; else the whole completion."""
+    """The text after the last `</think>`, or before a `<think>` that is never closed; else the whole completion."""
     if not _THINKING.search(completion):
         return completion
     text = completion.replace("\r\n", "\n").replace("\r", "\n")
@@ -26,7 +26,7 @@ def after_thinking(completion: str) -> str:
 
 
 def unmentioned(text: str, tags: re.Pattern[str]) -> str:
-    """`text` with the `tags` that part nothing written with parentheses, so that the others can be counted."""
+    """`text` with (think) for each `<think>` among `tags` that is only mentioned, so that the others can be counted."""
     if not tags.search(text):
         return text
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -35,9 +35,9 @@ def unmentioned(text: str, tags: re.Pattern[str]) -> str:
 
 
 def real_tags(text: str, tags: re.Pattern[str]) -> list[re.Match[str]]:
-    """The `tags` of `text`, whose lines end in "\\n", that part it. Group 1 of `tags` is "/" in a closing one.
+    """The `tags` that divide `text`, whose lines end in "\\n". Group 1 of `tags` is "/" in a closing one.
 
-    Where the last of them opens, the first closing tag after it closes, even if it looks like one written about.
+    Where the last of them is an opening one, the first closing tag after it counts even if it looks like a mention.
     """
     found = list(tags.finditer(text))
     opens_and_closes = [tag[1] for tag in found] == ["", "/"] and text[found[1].start() - 1] == "\n"

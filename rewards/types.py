@@ -15,11 +15,12 @@ MAX_SCORE = 1e100
 """Largest size of a score. Advantages square the differences of scores, and 1e155 squared is no longer a number."""
 
 CONTRACT_ERROR = "contract error"
-"""The outcome of an `infra_error` that judging once more can't mend, as its result would be about something else."""
+"""The outcome of an `infra_error` that comes from a ContractError. It is not judged again: the one result for one
+completion would keep the contract and could hide the fault."""
 
 
 class ContractError(ValueError):
-    """A reward that returned another number of results than there were completions."""
+    """Raised where a reward returns anything but one result for each completion."""
 
 
 class Status(StrEnum):

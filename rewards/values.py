@@ -1,8 +1,9 @@
 """Expressions compared by value: constants to as many digits as it takes, functions at several points.
 
 Values are compared exactly unless one of them holds a decimal: either as rationals, or to more digits than two
-different values of their size have in common. Functions must agree at points of every sign. A point at which a root or
-logarithm is of a negative number says nothing: the letters in sqrt(1/n) stand for numbers that give it a value.
+different values of their size have in common. Functions must agree at points of every sign. A point that puts a
+negative number under a root or logarithm does not count: the letters in sqrt(1/n) stand for numbers that give it a
+value.
 """
 
 import math
@@ -50,7 +51,7 @@ def value(tree: Any) -> Any:
 
 
 def has_value(tree: Any) -> bool:
-    """Whether `tree` was read and nothing in it is infinite or undefined, such as 1/0."""
+    """Whether there is a `tree` and nothing in it is undefined, such as 1/0."""
     if not isinstance(tree, sympy.Basic):
         return tree is not None
     return not _placed(tree, {}).has(sympy.zoo, sympy.nan) if isinstance(tree, sympy.Expr) else True

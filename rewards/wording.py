@@ -11,7 +11,7 @@ r"""Words around an answer, English and Chinese.
 import re
 from collections.abc import Iterator
 
-# What leads to an answer.
+# Prose that leads to an answer.
 _UPRIGHT_LEAD = re.compile(r"\A\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 _LEAD = re.compile(
     r"(?P<name>[A-Za-z][A-Za-z' -]{1,100}:|[A-Za-z' -]{0,100}[a-z]{3}[A-Za-z' -]{0,100}[:=])(?!=)"
@@ -27,7 +27,7 @@ _NO_LEAD = re.compile(
 )
 _VALUE = re.compile(r"[-+]?\s*[$(\[{]*(?:[\d.]|\\(?!text))|[A-Za-z](?:\([a-z]\))?\s*(?:\Z|[=<>^+*/.-])|\(?[A-J]\)")
 
-# What its letters stand for.
+# Qualifiers, which give the domain of an answer's letters.
 _UPRIGHT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 _LETTER = r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?"
 _LETTERS = rf"(?P<letters>{_LETTER}(?:\s*(?:,|and|,\s*and)\s*{_LETTER})*)"
@@ -59,7 +59,7 @@ _QUALIFIER_CHARS = 120
 _MAY_QUALIFY = re.compile(r"\bfor\b|\bwhere\b|\bwith\b|\\forall|\\in(?![a-z])|constant|integer|real|number")
 _DOMAINS = {"real": "R", "complex": "C", "rational": "Q", "integer": "Z", "natural": "N", "whole": "N"}
 
-# What follows it.
+# Reasons that follow an answer.
 _OPENING = r"[\s,;:(\[{\uff0c\uff1b\uff1a\uff08\u3010\u2013\u2014-]"
 _BECAUSE = (
     rf"{_OPENING}(?:because|since|due\s+to|given\s+that|owing\s+to|as\s+(?=[\d$\\(]))\b"
@@ -137,16 +137,17 @@ def without_qualifier(text: str) -> tuple[str, str]:
     for qualifier in _QUALIFIERS:
         found = qualifier.search(plain, max(0, len(plain) - _QUALIFIER_CHARS))
         if found and plain[: found.start()].strip():
-            return plain[: found.start()].strip(), _domain(**found.groupdict())
+            groups = found.groupdict(default="")
+            return plain[: found.start()].strip(), _domain(groups.get("kind", ""), groups.get("set", ""))
     return text, ""
 
 
-def _domain(*, kind: str | None = None, set: str | None = None, letters: str | None = None) -> str:
+def _domain(kind: str, symbol: str) -> str:
     """One name for domains that mean the same: "R", "Z", "N", "Z positive", ...; "" for any constant."""
-    if set:
-        name = re.sub(r"[\s{}_^]", "", set)
+    if symbol:
+        name = re.sub(r"[\s{}_^]", "", symbol)
         return {"N+": "N", "N*": "N", "Z+": "N", "Z>0": "N"}.get(name, name)
-    words = (kind or "").replace("non-", "non").split()
+    words = kind.replace("non-", "non").split()
     singular = {word.removesuffix("s") for word in words} - {"number", "constant", "value", "scalar", "parameter"}
     known = {_DOMAINS.get(word, word) for word in singular}
     return "N" if known == {"Z", "positive"} else " ".join(sorted(known))
@@ -173,6 +174,6 @@ def before_reason(text: str, *, is_marked: bool = True) -> str:
 
 
 def options(text: str) -> Iterator[tuple[int, str]]:
-    """Where phrases that choose letters of multiple choice end ("I choose B", "选项C正确"), and the letters."""
+    """The end and the letters of each phrase that chooses letters of multiple choice ("I choose B", "选项C正确")."""
     for found in _OPTIONS.finditer(text) if _MAY_CHOOSE.search(text) else ():
         yield found.end(), found[found.lastgroup or 0].strip(" ()[]*\uff08\uff09\u3010\u3011\n")

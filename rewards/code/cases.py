@@ -29,9 +29,9 @@ ENDED = {
 
 _NUMBER = re.compile(rb"(?<![\w.])([+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,3})?)(?![\w.]*\w|\.)")
 _DECIMALS = 6
-"""Decimals from which on the last one may be rounded either way."""
+"""Fewest decimals of a number whose last one may be rounded either way."""
 _EXACT = Context(prec=2500)
-"""Exact for all numbers that _NUMBER finds."""
+"""Has digits enough to subtract any two numbers that _NUMBER finds exactly."""
 
 _ACCEPTED, _REJECTED = 0, (1, 2)
 _PYTHON_CHECKER = """\
@@ -124,9 +124,10 @@ def _run_cases(sandbox: Sandbox, truth: Truth, program: Executable, limits: Limi
 def same_output(expected: bytes, got: bytes) -> bool:
     """Whether they agree line by line, but for blanks at the end of a line and blank lines at the end of all.
 
-    Numbers with a decimal point or an exponent need not be written alike. One of them and an integer agree if they are
-    equal. Two agree if they differ by at most one unit of the last decimal of the one with fewer decimals and that has
-    six or more, or by a rounding error, 1e-9 of the expected number. Two integers are compared as text.
+    Two integers are compared as text. A number with a decimal point or an exponent agrees with an integer that is equal
+    to it. Two such numbers agree within 1e-9 of the expected one, a rounding error. Where both have six or more
+    decimals, they also agree within one unit in the last decimal that both have. Where one has fewer, they must besides
+    differ by less than half a unit in its last decimal.
     """
     wanted, found = _lines(expected), _lines(got)
     return len(wanted) == len(found) and all(map(_same_line, wanted, found))
@@ -138,20 +139,20 @@ def _same_line(expected: bytes, got: bytes) -> bool:
     wanted, found = _NUMBER.split(expected), _NUMBER.split(got)
     if len(wanted) != len(found) or wanted[::2] != found[::2]:
         return False
-    return all(one == other or _same_number(one, other) for one, other in zip(wanted[1::2], found[1::2], strict=True))
+    return all(a == b or _same_number(a, b) for a, b in zip(wanted[1::2], found[1::2], strict=True))
 
 
 def _same_number(expected: bytes, got: bytes) -> bool:
-    one, other = _EXACT.create_decimal(expected.decode()), _EXACT.create_decimal(got.decode())
+    a, b = _EXACT.create_decimal(expected.decode()), _EXACT.create_decimal(got.decode())
     integers = [number.lstrip(b"+-").isdigit() for number in (expected, got)]
     if any(integers):
-        return not all(integers) and one == other
-    gap = abs(_EXACT.subtract(one, other))
-    exponent = max(int(one.as_tuple().exponent), int(other.as_tuple().exponent))
+        return not all(integers) and a == b
+    gap = abs(_EXACT.subtract(a, b))
+    exponent = max(int(a.as_tuple().exponent), int(b.as_tuple().exponent))
     unit = Decimal((0, (1,), exponent))
     if exponent <= -_DECIMALS and gap <= unit:
         return True
-    rounding = max(abs(one) * Decimal("1e-9"), Decimal("1e-12"))
+    rounding = max(abs(a) * Decimal("1e-9"), Decimal("1e-12"))
     return gap <= rounding and (exponent <= -_DECIMALS or 2 * gap < unit)
 
 

@@ -1,6 +1,6 @@
 """The program inside a completion.
 
-Only what follows the thinking counts, and of that, where there are `<answer>` tags, what they hold. The last fenced
+Only the text after the thinking counts, and only the part between `<answer>` tags where they hold code. The last fenced
 block (`rewards.markdown`) whose tag names the language wins, then the last without a tag, then the last; without a
 fence it is the whole text. Two more rules:
 
@@ -38,7 +38,7 @@ _MAIN = {
     "go": r"\bfunc\s+main\s*\(",
     "java": r"\bvoid\s+main\s*\(",
 }
-"""What a program that can be run holds, by language."""
+"""The entry function of a program that can be run, by language."""
 _ANSWER = re.compile(r"<(/?)answer>")
 _BYTE_ORDER_MARKS = re.compile("^[ \t]*\ufeff+", re.MULTILINE)
 _COMMENT = ("#", "//", "/*", '"', "'")
@@ -48,7 +48,7 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 _IN_EVERY_MODULE = frozenset(dir(builtins)) | {"__file__"}
 _MOST_BLOCKS = 50
-"""A completion with more blocks is no program in parts."""
+"""Most blocks of a completion that are put together into one program."""
 
 
 def program(completion: str, language: str, *, names: Sequence[str] = (), runs: bool = False) -> str | None:
@@ -70,7 +70,7 @@ def program(completion: str, language: str, *, names: Sequence[str] = (), runs: 
 
 
 def _in_answer(text: str) -> tuple[str, list[Block]]:
-    """What the answer's tags hold, or where there are none or no code is in them, all of `text`; and its blocks."""
+    """The text between the answer's tags, or all of `text` where they are missing or hold no code; and its blocks."""
     whole = _opened(text)
     tags = real_tags(text, _ANSWER)
     opening = next((place for place in range(len(tags) - 1, -1, -1) if not tags[place][1]), None)
@@ -103,15 +103,15 @@ def _is_prose(line: str) -> bool:
 
 
 def _defining(ranks: Sequence[Sequence[Block]], language: str, names: Sequence[str], runs: bool) -> Block | None:
-    """The last block of the first rank that defines one of `names`, or a function to run first."""
+    """The last block that defines one of `names`, or else the entry function, of the first rank that has one."""
     if names:
         name = "|".join(map(re.escape, names))
-        wanted = re.compile(rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+(?:{name})\b|^(?:{name})\b[^=\n]*=", re.M)
+        definition = re.compile(rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+(?:{name})\b|^(?:{name})\b[^=\n]*=", re.M)
     elif runs and language in _MAIN:
-        wanted = re.compile(_MAIN[language])
+        definition = re.compile(_MAIN[language])
     else:
         return None
-    return next((block for rank in ranks for block in reversed(rank) if wanted.search(block.source)), None)
+    return next((block for rank in ranks for block in reversed(rank) if definition.search(block.source)), None)
 
 
 def _completed(source: str, before: Sequence[str], after: Sequence[str]) -> str:

@@ -49,8 +49,8 @@ class CodeReward(Settings):
         _sandbox(self.sandbox)
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where `task.truth` is wrong, wants a toolchain this machine lacks, or has tests that pass
-        or expect what can't cross between two processes."""
+        """Raises ValueError where `task.truth` is wrong, where its toolchain is not installed, and where its tests pass
+        or expect values that can't cross between two processes."""
         truth = read(task.truth)
         find(truth.language)
         if truth.checker:

@@ -18,9 +18,11 @@ _PLAIN_MODULES = {
     *("__future__", "typing", "math", "random", "string", "itertools", "functools", "operator", "copy", "sys"),
     *("cmath", "bisect"),
 }
+"""Modules whose functions and types leave plain values plain."""
 _UNUSUAL = {
     *("object", "memoryview", "slice", "iter", "map", "zip", "filter", "enumerate", "reversed", "open", "property"),
 }
+"""Builtins that make objects which are no plain values."""
 _NAME = re.compile(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?")
 
 
@@ -65,8 +67,8 @@ class Truth(Settings):
     """Classes of the solution that the tests use. Only then do the solution's objects have attributes."""
     setup: str = ""
     """Trusted source that runs ahead of the tests and may use the solution: HumanEval's prompt, MBPP's test_setup_code.
-    The solution sees its imports and classes too, whose objects may be passed both ways, and where it holds a stub of
-    the function, as a prompt does, all of it but that. What only the tests may see belongs into `tests`."""
+    The solution sees its imports and its classes, whose objects may be passed both ways. Where it holds a stub of the
+    function, as a prompt does, the solution sees all of it but the stub. Secrets of the tests belong in `tests`."""
     compile_only: bool = False
     """Whether to compile is all that is asked."""
     time_limit: float | None = Field(default=None, gt=0)
@@ -82,12 +84,12 @@ class Truth(Settings):
 
     @property
     def shared_setup(self) -> str:
-        """What the solution sees of the setup."""
+        """The part of the setup that the solution sees."""
         return "\n".join(map(ast.unparse, self._shared()))
 
     @property
     def shared_names(self) -> list[str]:
-        """Names of the classes that the shared setup may define."""
+        """Global names that the shared setup defines, those of its classes among them."""
         return sorted(global_names(self.shared_setup)[1] - {"*"})
 
     @property
@@ -101,7 +103,7 @@ class Truth(Settings):
 
     @property
     def may_pass_objects(self) -> bool:
-        """Whether the tests may pass to the solution, or expect of it, other than plain values."""
+        """Whether the tests may pass values to the solution, or expect values of it, that are not plain."""
         if not self.tests:
             return False
         trees = [ast.parse(source) for source in [self.setup, *self.tests]]
@@ -204,7 +206,7 @@ def read(truth: Any) -> Truth:
 
 
 def _required_modules(tree: ast.AST) -> set[str]:
-    """Modules that a program imports, but those it tries to do without."""
+    """Modules that a program imports outside of `try`, so that it can't do without them."""
     if isinstance(tree, ast.Try):
         return set()
     return _modules(tree).union(*map(_required_modules, ast.iter_child_nodes(tree)))
@@ -219,7 +221,7 @@ def _modules(node: ast.AST) -> set[str]:
 def global_names(source: str) -> tuple[set[str], set[str]]:
     """Global names that `source` uses and that it defines; "*" among these for an import of everything.
 
-    Raises SyntaxError where it is no Python, and what else `compile` does.
+    Raises SyntaxError where it is no Python, and the other errors of `compile`.
     """
     used: set[str] = set()
     defined: set[str] = {"*"} if "import *" in source else set()

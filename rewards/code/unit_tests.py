@@ -5,12 +5,12 @@ Two boxes and a socket between them: in one the solution, in the other the tests
 `assert`, exiting, an `__eq__` that always agrees, searching memory and files) it neither meets an expected value nor
 speaks for the tests. Only their process tells the outcome, and a solution that is gone before it does has crashed.
 
-What remains is what the tests themselves allow: `assert f(x)` accepts anything true, and a solution that empties the
-list its test goes on to sort and compare with has changed the question. What a test tells
-a method of the solution's own object, the solution knows, which is why it takes `truth.classes` to call one. What no
-test can do: compare or add such objects (but those of a class in the shared setup, which cross as their attributes),
-catch the solution's own exceptions but by the name of Python's they derive
-from, await it, or read what it prints. Both sides have the standard library only.
+The tests themselves may still allow too much: `assert f(x)` accepts anything true, and a solution that empties a list
+which its test sorts and compares with afterwards has changed the question. The solution sees the arguments that a test
+passes to a method of the solution's own object, so `truth.classes` must allow such calls. No test can compare or add
+such objects (except those of a class in the shared setup, which cross as their attributes), catch the solution's own
+exceptions but by the name of Python's they derive from, await it, or read its output. Both sides have the standard
+library only.
 """
 
 import re
@@ -61,9 +61,9 @@ def judge(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: 
 
 
 def uncarried(sandbox: Sandbox, truth: Truth, limits: Limits) -> str:
-    """What the tests pass to a solution or expect of it that can't cross to its process, or "".
+    """The first value that the tests pass to a solution or expect of it and that can't cross, as a sentence, or "".
 
-    It is found by running them with a stand-in for the solution; what they come to only with a real one is not.
+    The tests run with a stand-in for the solution, so values that they reach only with a real one are not found.
     """
     shared = [name for name in truth.shared_names if name not in truth.solution_names]
     request = Writer(_refuse, [])
@@ -77,7 +77,7 @@ def uncarried(sandbox: Sandbox, truth: Truth, limits: Limits) -> str:
     try:
         return str(Reader(ran.stdout, _refuse, []).get())
     except (Malformed, ValueError, TypeError):
-        return ""  # they ended their own process, by a loop for instance: nothing is known
+        return ""  # the tests ended their own process, or met its limits, so nothing is known
 
 
 def _whole(truth: Truth, source: str) -> str:

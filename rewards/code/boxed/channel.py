@@ -30,7 +30,7 @@ class Withheld(Exception):
 class Channel:
     """One end. perform: does what a verb and its arguments ask for. export, resolve, strict: see `Writer` and `Reader`.
 
-    classes: those whose objects cross as their attributes, by name.
+    classes: the shared classes by name, whose objects cross as their attributes.
     """
 
     def __init__(

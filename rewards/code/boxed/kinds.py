@@ -24,13 +24,13 @@ CARRIED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
         _offset(value),
     ),
     "datetime.date": lambda value: (value.year, value.month, value.day),
-    "datetime.time": lambda value: (*(value.hour, value.minute, value.second, value.microsecond, _offset(value)),),
+    "datetime.time": lambda value: (value.hour, value.minute, value.second, value.microsecond, _offset(value)),
     "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
     "datetime.timezone": lambda value: value.__getinitargs__(),
     "uuid.UUID": lambda value: (str(value),),
     "array.array": lambda value: (value.typecode, value.tolist()),
 }
-"""What makes an immutable value again, by its type."""
+"""By the name of a type, the arguments with which it makes an equal value again."""
 CARRIED_DICTS = {"collections.Counter": b"C", "collections.OrderedDict": b"O", "collections.defaultdict": b"D"}
 
 
@@ -47,7 +47,10 @@ def _slots(kind: type) -> list[str]:
 
 
 def known(kind: type, names: Any) -> str | None:
-    """The one of `names` that `kind` is or derives from; its module is imported, or there were no such object."""
+    """The name in `names` of the type that `kind` is or derives from, or None.
+
+    Imports nothing: where an object of a type exists, the type's module is imported already.
+    """
     for parent in kind.__mro__:
         name = f"{parent.__module__}.{parent.__qualname__}"
         if name in names and getattr(sys.modules.get(parent.__module__), parent.__qualname__, None) is parent:
@@ -56,13 +59,13 @@ def known(kind: type, names: Any) -> str | None:
 
 
 def fetch(name: str) -> Any:
-    """The type of a name in CARRIED or of collections."""
+    """The type with this dotted name, which is one of CARRIED or in `collections`."""
     module, _, attribute = name.rpartition(".")
     return getattr(__import__(module), attribute)
 
 
 def refuse_hiding(kind: type, name: Any, value: Any, classes: dict[str, type]) -> None:
-    """Raises ValueError where an attribute would answer in the place of a method, or can be called."""
+    """Raises ValueError for an attribute that hides a method, is named like `__eq__`, or can be called."""
     if not isinstance(name, str) or name.startswith("__"):
         raise ValueError(f"no attribute {name!r:.60}")
     own = next((vars(parent)[name] for parent in kind.__mro__ if name in vars(parent)), None)

@@ -70,7 +70,7 @@ class Solution:
         return _VERBS[verb](*args, **kwargs)
 
     def _prepare(self, setup: str) -> list[str]:
-        """Run what the solution may see of the setup; the names of its classes."""
+        """Run the part of the setup that the solution sees, and return the names of its classes."""
         sys.modules["solution"] = self._module
         exec(compile(setup, "setup.py", "exec", dont_inherit=True), vars(self._module))
         self.channel.classes = {

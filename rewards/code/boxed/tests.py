@@ -140,7 +140,7 @@ class Tests:
         return outcome, passed, len(tests) - idle, detail[:_DETAIL_CHARS]
 
     def _prepare(self, names: list[str], setup: str, shared: str) -> dict[str, Any]:
-        """What the tests see: the solution's names, and above these what the setup makes of it."""
+        """The namespace of the tests: the solution's names, and all that the setup defines besides."""
         try:
             common = self.ask("setup", shared) if shared else []
         except Exception as error:  # noqa: BLE001  nothing of the solution's has run yet
@@ -238,13 +238,13 @@ def _clip(value: Any) -> str:
 
 
 def _classes(namespace: dict[str, Any], names: list[str]) -> dict[str, type]:
-    """Those of the named classes that the setup defines."""
+    """The classes that the setup defines under these names."""
     found = {name: namespace.get(name) for name in names}
     return {name: kind for name, kind in found.items() if isinstance(kind, type) and kind.__name__ == name}
 
 
 class Probe:
-    """Stands in for the solution and all that comes from it, to find out what the tests would have cross."""
+    """Stands in for the solution and all that comes from it, and hands `carry` each value that tests pass or expect."""
 
     def __init__(self, carry: Any) -> None:
         self._carry = carry
@@ -282,9 +282,10 @@ class Probe:
 
 
 def uncarried(names: list[str], classes: list[str], shared: list[str], setup: str, tests: list[str]) -> str:
-    """What the tests pass to a solution or expect of it that can't cross, or "". shared: names of classes that can.
+    """The first value that the tests pass to a solution or expect of it and that can't cross, as a sentence, or "".
 
-    Tests are run with a stand-in for the solution, so this finds only what they come to.
+    shared: names of the classes whose objects can cross. The tests run with a stand-in for the solution, so values that
+    they reach only with a real one are not found.
     """
     found: list[str] = []
     common: dict[str, type] = {}
@@ -337,7 +338,7 @@ def main(fd: int) -> None:
 
 
 def probe(_: int) -> None:
-    """Write to stdout what `uncarried` says of the tests that stdin describes."""
+    """Call `uncarried` for the tests that stdin describes, and write its result to stdout."""
     reader, writer = Reader(sys.stdin.buffer.read(), _nothing, []), Writer(_nothing, [])
     verdict = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

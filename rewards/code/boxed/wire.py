@@ -32,13 +32,12 @@ _PLAIN_TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (object, bool, int, float, complex, str, bytes, range, list, tuple, dict, set, frozenset, type(None))
 }
-
-
 _SINGLE = {None: b"N", True: b"T", False: b"F"}
 _SEQUENCES: dict[bytes, Callable[[list[Any]], Any]] = {b"t": tuple, b"z": frozenset}
 _CONTAINERS: dict[bytes, type] = {b"l": list, b"d": dict, b"S": set}
 _DEEP = 40
-"""Nesting from which on the attributes of an object are written behind the value: linked lists are long."""
+"""Deepest nesting at which an object's attributes stand inside the value. Deeper ones are written behind it, or a long
+linked list would pass MAX_DEPTH."""
 
 
 class TooMuch(Exception):
@@ -54,7 +53,7 @@ class Writer:
 
     refer: the letter and the number that stand for an object that is no plain data; may raise. containers: the lists,
     dicts, sets, deques and objects both sides know by their place in it already; what is written is appended. classes:
-    those whose objects cross, by name.
+    the shared classes by name.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class Writer:
         elif (carried := known(kind, CARRIED)) is not None:
             self._bytes(b"x", carried.encode())
             self._items(b"t", CARRIED[carried](value), depth)
-        elif known(kind, ("collections.deque",)):
+        elif _is_deque(value):
             self._container(value, depth)
         else:
             self._number(*self._refer(value))
@@ -149,7 +148,7 @@ class Writer:
         if number is None:
             self._numbers[id(value)] = len(self._containers)
             self._containers.append(value)
-            if isinstance(value, dict | list | set) or known(type(value), ("collections.deque",)):
+            if isinstance(value, dict | list | set) or _is_deque(value):
                 self._contents(value, depth)
             else:
                 later = depth > _DEEP
@@ -171,7 +170,7 @@ class Writer:
             self._items(kind, [part for item in value.items() for part in item], depth)
         elif isinstance(value, list | set):
             self._items(b"l" if isinstance(value, list) else b"S", value, depth)
-        elif known(type(value), ("collections.deque",)):
+        elif _is_deque(value):
             longest = value.maxlen
             self._items(b"q%b;" % (b"" if longest is None else b"%x" % longest), value, depth)
         else:
@@ -194,8 +193,8 @@ class Reader:
     """The values in `data`, one after the other; the counterpart of `Writer`.
 
     refer: the object that a letter and a number stand for; raises LookupError for one that never was. classes: as the
-    writer's, by the same names. strict: whether an object of theirs may have nothing but plain data and such objects
-    for attributes, and none that hides a method.
+    writer's, by the same names. strict: refuse an object of theirs with an attribute that can be called or hides a
+    method.
     """
 
     def __init__(
@@ -336,8 +335,7 @@ class Reader:
         if kind == b"a":
             self._fill_object(container, count, depth)
             return
-        is_deque = known(type(container), ("collections.deque",)) is not None
-        if not (is_deque if kind == b"q" else isinstance(container, _CONTAINERS.get(kind, dict))):
+        if not (_is_deque(container) if kind == b"q" else isinstance(container, _CONTAINERS.get(kind, dict))):
             raise ValueError(f"the contents {kind!r} for a {type(container).__name__}")
         items = [self._get(depth + 1) for _ in range(count)]
         container.clear()
@@ -350,19 +348,19 @@ class Reader:
             container.extend(items)
 
     def _fill_object(self, value: Any, count: int, depth: int) -> None:
-        """Give an object the attributes that follow, and take from it all others."""
+        """Give an object the attributes that follow, and delete all others."""
         kind = type(value)
         if self._classes.get(kind.__name__) is not kind:
             raise ValueError(f"attributes for a {kind.__name__}")
         items = [self._get(depth + 1) for _ in range(count)]
-        given = dict(zip(items[::2], items[1::2], strict=True))
+        new = dict(zip(items[::2], items[1::2], strict=True))
         if self._strict:
-            for name, part in given.items():
+            for name, part in new.items():
                 refuse_hiding(kind, name, part, self._classes)
         for name, _ in attributes(value):
-            if name not in given:
+            if name not in new:
                 object.__delattr__(value, name)
-        for name, part in given.items():
+        for name, part in new.items():
             object.__setattr__(value, name, part)
 
     def _take_word(self) -> bytes:
@@ -379,13 +377,14 @@ class Reader:
         return data
 
     def _number(self) -> int:
-        end = self._data.index(b";", self._at)
-        number = int(self._data[self._at : end], 16)
-        self._at = end + 1
-        return number
+        return int(self._take_word(), 16)
 
     def _count(self) -> int:
         number = self._number()
         if number < 0:
             raise ValueError(f"the count {number}")
         return number
+
+
+def _is_deque(value: Any) -> bool:
+    return known(type(value), ("collections.deque",)) is not None
