@@ -113,7 +113,7 @@ class ConversationData(Settings):
     tools: str | None = "tools"
     """Column with the definitions of the tools the assistant may call, read where it is there. None reads none."""
     reasoning: Literal["train", "template", "drop"] = "train"
-    """How the assistant's reasoning is used, in a key of its own or within <think> and </think>. `train`: it is
+    """How the assistant's reasoning, in a key of its own or within <think> and </think>, is used. `train`: it is
     learned, and a row whose reasoning the chat template leaves out is bad. `template`: it is learned where the template
     renders it; many leave it out of all answers but the last. `drop`: it is left out."""
     max_length: int = Field(default=1024, ge=8)
