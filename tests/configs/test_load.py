@@ -265,7 +265,7 @@ BF16 = {"path": "x", "dtype": "bfloat16"}
         ("eval", {"sampling": {"max_tokens": 64}}, "no room for a prompt"),
         ("eval", {"suites": {"t": {"type": "text", "path": "t.txt"}}}, "must be smaller than"),
         ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": MORE}}}, r"0\.8.*0\.3"),
-        ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": {"lies": 1.0}}}}, "'programs' or 'requests'"),
+        ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": {"lies": 1.0}}}}, "'programs', 'requests'"),
         ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": {"programs": 1.1}}}}, "less than or equal"),
         ("sft", {"steps": 5, "epochs": 1}, "exactly one"),
         ("sft", {"eval_every_steps": 2}, "no effect without eval_data"),
