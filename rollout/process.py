@@ -1,6 +1,13 @@
-"""What must be in the environment of a process that computes, before it starts."""
+"""The environment of a process that computes, and a port for several of them to meet at."""
 
 import os
+import random
+import socket
+from contextlib import suppress
+
+PORTS = range(20_000, 32_000)
+"""Below the ports that Linux hands out to outgoing connections, and above those of Ray's workers: a port of this range
+that is free now stays free until the process that it was chosen for binds it."""
 
 
 def num_threads(configured: int, *, sharers: int = 1) -> int:
@@ -23,3 +30,12 @@ def compute_environment(threads: int) -> dict[str, str]:
         "GOMP_SPINCOUNT": "10000",
         "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in malloc.items()),
     }
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing is bound to. Raises OSError where twenty drawn ones are all taken."""
+    for port in random.sample(PORTS, 20):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
+    raise OSError(f"none of twenty ports between {PORTS.start} and {PORTS.stop} is free")

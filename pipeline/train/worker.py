@@ -6,7 +6,6 @@ they report, and turns a rank that died or does not answer into RunStopped.
 
 import math
 import os
-import socket
 import time
 from collections import ChainMap
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from pipeline.checksums import write_checksums
 from pipeline.errors import RunStopped
 from pipeline.folder import new_folder
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
-from rollout.process import compute_environment, num_threads
+from rollout.process import compute_environment, free_port, num_threads
 
 START_TIMEOUT_SECONDS = 300.0
 WRITING = ("save", "save_hf")
@@ -38,9 +37,7 @@ class TrainActor:
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, for the ranks to meet at."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return ray.util.get_node_ip_address(), free_port()
 
     def build(self, spec: TrainSpec, environment: dict[str, str]) -> None:
         """Join the process group that `environment` describes and build the engine."""

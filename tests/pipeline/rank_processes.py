@@ -2,9 +2,10 @@
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
+
+from rollout.process import free_port
 
 # Ranks are forked from a process that has imported everything, which takes longer than what they do.
 FORKS = multiprocessing.get_context("forkserver")
@@ -25,7 +26,7 @@ FORKS.set_forkserver_preload(
 def run_ranks(main: Callable[..., None], ranks: int, folder: Path, *arguments: object) -> None:
     """`main(*arguments)`, as text, in `ranks` processes with the group in the environment; what they say is written to
     `folder`."""
-    group = {"WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    group = {"WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     texts = tuple(str(argument) for argument in arguments)
     logs = [folder / f"rank-{rank}.log" for rank in range(ranks)]
     processes = [
@@ -50,9 +51,3 @@ def be_rank(main: Callable[..., None], environment: dict[str, str], log: Path, a
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         main(*arguments)
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
