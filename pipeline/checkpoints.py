@@ -17,7 +17,7 @@ from pipeline.train.worker import Policy
 NAME = re.compile(r"step-(\d+)")
 
 BEST = "best.json"
-"""Which step the best one is, and by what."""
+"""Records the best step, the figure that it was chosen by, and its value."""
 
 
 def saved_states(stage_folder: Path) -> dict[int, Path]:
@@ -83,8 +83,9 @@ class Checkpoints:
     def offer(self, step: int, figure: str, value: float, *, lower_is_better: bool) -> None:
         """Keep the policy of `step` as `best/hf` if its `value` is better than the kept one's; an equal one is not.
 
-        `best` is a link that is replaced in one step, and the folder it pointed at before is left until the next time:
-        who is reading it reads on. A resumed run offers the same steps again and ends with the same best.
+        `best` is a link that is replaced in one step, and the folder it pointed at before is left until the next time,
+        so that a process that reads it can finish. A resumed run offers the same steps again and ends with the same
+        best.
         """
         best = self._stage_folder / "best"
         if best.is_dir():

@@ -1,7 +1,7 @@
 """The machines of a stage: training ranks, engines and judges, placed on one Ray cluster.
 
-Where they live is decided here: a stage's driver holds handles. Ranks and engines are colocated: they
-share the same devices and take turns.
+Where they live is decided here: a stage's driver holds handles. Ranks and engines are colocated: they share the same
+devices and take turns.
 """
 
 import logging
