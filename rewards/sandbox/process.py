@@ -35,8 +35,8 @@ _REFUSED = (
 _NEARLY = 0.9
 """Share of the memory limit above which a crash counts as running out of memory."""
 _HALF = 0.5
-"""Share of the limit on processor time above which a SIGKILL counts as a time-out. The kernel counts that limit in ticks, and on a busy
-machine far fewer seconds than were allowed have been spent by then."""
+"""Share of the limit on processor time above which a SIGKILL counts as a time-out. The kernel counts that
+limit in ticks, and on a busy machine far fewer seconds than were allowed have been spent by then."""
 _SIGNALLED = 128
 _CHUNK = 1 << 16
 
