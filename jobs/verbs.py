@@ -99,8 +99,8 @@ def meaning(error: Exception) -> tuple[str, int]:
         case ValueError():
             return str(error), WRONG_INPUT
         case OSError(errno=number, strerror=reason, filename=file) if number in FULL:
-            named = f" for '{file}'" if file else ""
-            return f"the disk has no room{named} ({reason}); make some, and the same command goes on", STOPPED
+            place = f" for '{file}'" if file else ""
+            return f"the disk has no room{place} ({reason}); make some, and the same command goes on", STOPPED
         case _:
             return f"{type(error).__name__}: {error}", FAULT
 

@@ -23,8 +23,8 @@ BEST = "best.json"
 def saved_states(stage_folder: Path) -> dict[int, Path]:
     """The training states of a stage, by the step each was written after."""
     folder = stage_folder / CHECKPOINTS
-    named = ((NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
-    return {int(match[1]): path for match, path in named if match}
+    matches = ((NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+    return {int(match[1]): path for match, path in matches if match}
 
 
 def set_aside_damaged(stage_folder: Path, tell: Callable[[str], None]) -> None:

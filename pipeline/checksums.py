@@ -1,4 +1,4 @@
-"""Checksums of a training state: whether its files are, bit for bit, what was written.
+"""Checksums of a training state, which show whether its files have changed since they were written.
 
 They are XXH3 with 128 bits. They detect damage by a disk, by memory or by hand; only a signature would detect forgery.
 """
@@ -32,7 +32,7 @@ def write_checksums(folder: Path, checksums: Mapping[str, str]) -> None:
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with the files of a training state, one sentence a file; empty where it is whole."""
+    """The damage to the files of a training state, one sentence a file; empty where it is whole."""
     try:
         recorded = read_json(folder / CHECKSUMS, "its files can't be checked")
     except ValueError as error:

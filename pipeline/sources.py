@@ -42,7 +42,7 @@ def sources(*modules: str, home: Path = HOME) -> dict[str, Path]:
 
 
 def sources_of_plugin(file: Path, module: str = "") -> dict[str, Path]:
-    """The files of somebody else's module and of what it imports of its own package and of ours, by their places there.
+    """The files of a plug-in's module and of the modules that it imports from its own package and from ours, by place.
     `module` is its name where it is installed; without one, modules beside `file` count as its package.
 
     Raises ValueError where one of them is not Python.

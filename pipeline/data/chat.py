@@ -3,8 +3,8 @@
 A rendered conversation is cut where the assistant begins and ends to speak, and the pieces are tokenised one by one, so
 that the loss mask is exact without any bookkeeping of character offsets.
 
-A template is held to what a rollout will see: the text before an answer is the text of the prompt for that answer. Its
-ids are the prompt's too where the prompt holds no earlier answer; a prompt that holds some is tokenised as a whole, as
+Training text must agree with a rollout's: the text before an answer is the text of the prompt for that answer. Its ids
+are the prompt's too where the prompt holds no earlier answer; a prompt that holds some is tokenised as a whole, as
 every server does it, and a tokenizer may merge the first characters of an earlier answer with what stands before them.
 """
 
@@ -30,7 +30,7 @@ from pipeline.data.rows import BadRowError
 from pipeline.data.template import CALL_PROBE, INLINE_PROBE, PROBE, THINKING, Span, Template, Tools
 
 Doubt = Callable[[str, str], None]
-"""Takes the reason and the detail of what looks wrong with a conversation that is used all the same."""
+"""Takes reason and detail where a conversation looks wrong and is used all the same."""
 
 SEAM_PROBE = ["Hello", " world", "\n\n12", "34"]
 
@@ -66,10 +66,11 @@ class ChatFormat:
         """Token ids of a whole conversation, and a mask of the same length: 1 on what the assistant says, the token
         that ends its turn included. An answer of weight 0 has mask 0.
 
-        An answer is what the template puts between `{% generation %}` and `{% endgeneration %}`, less what the prompt
-        of a rollout already holds; without those, it is what follows that prompt, to the end of the turn. `reasoning`
-        is that of ConversationData. Raises BadRowError if the template refuses the conversation or leaves out what is
-        to be learned, and ValueError if it is no template to train with.
+        An answer is the text that the template puts between `{% generation %}` and `{% endgeneration %}`, without the
+        part that the prompt of a rollout already holds; in a template without those tags it is the text after that
+        prompt, to the end of the turn. `reasoning` is that of ConversationData. Raises BadRowError if the template
+        refuses the conversation or leaves out a part that is to be learned, and ValueError if it is no template to
+        train with.
         """
         if fault := self._fault:
             raise ValueError(fault)
@@ -211,7 +212,7 @@ def turns_of(text: str, marked: list[Span], special_token: re.Pattern[str]) -> l
     turns: list[list[Span]] = []
     turn: list[Span] = []
     for (start, end), following in zip(blocks, [*(start for start, _ in blocks[1:]), len(text)], strict=True):
-        stops = [found for found in special_token.finditer(text, start, end) if not THINKING.search(found[0])]
+        stops = [token for token in special_token.finditer(text, start, end) if not THINKING.search(token[0])]
         if stops and not text[stops[-1].end() : end].strip():
             turns.append([*turn, (start, stops[-1].end())])
             turn = []
@@ -250,7 +251,7 @@ def _agreement(one: str, other: str) -> int:
 
 
 def _after(prompt: str, spans: list[Span], text: str, doubt: Doubt) -> list[Span]:
-    """The spans less what `prompt` already holds. Calls `doubt` where the text before them is not the
+    """The spans without the part that `prompt` already holds. Calls `doubt` where the text before them is not the
     prompt."""
     start = spans[0][0]
     if not text.startswith(prompt):

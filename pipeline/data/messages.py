@@ -75,8 +75,8 @@ def text_only(messages: list[Message]) -> list[Message]:
     for message in messages:
         more = set(message) - {"role", "content", "weight"}
         if more or message["role"] == "tool":
-            found = ", ".join(sorted(more)) or "a tool's result"
-            raise BadRowError("more than text in a message", f"{found}; only sft data may have it, remove it")
+            parts = ", ".join(sorted(more)) or "a tool's result"
+            raise BadRowError("more than text in a message", f"{parts}; only sft data may have it, remove it")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
@@ -100,7 +100,7 @@ def without_reasoning(messages: list[Message]) -> list[Message]:
 def lost(messages: Iterable[Message], text: str, reasoning: Reasoning = "template") -> tuple[str, str] | None:
     """The longest part of `messages` that `text` lacks, as (reason, detail); None where it has them all.
 
-    Every part needs a place of its own, so that a word that is said twice is not taken for one that is left out. White
+    Every part needs a place of its own: where a word occurs in two parts, one occurrence is not enough. White
     space around a part doesn't count. With "template" an assistant's reasoning may be missing.
     """
     parts = [part for message in messages for part in _parts(message, text, reasoning) if part[1]]

@@ -125,7 +125,7 @@ class Template:
         text = self.shown(PROBE) or self.shown(PROBE[:2])
         places = [text.rfind(message["content"]) for message in PROBE if message["role"] == "assistant"]
         after = [self.special_token.finditer(text, place) for place in places if place >= 0]
-        ends = [next((found[0] for found in tokens if not THINKING.search(found[0])), None) for tokens in after]
+        ends = [next((token[0] for token in tokens if not THINKING.search(token[0])), None) for tokens in after]
         return [end for end in ends if end is not None]
 
 

@@ -37,9 +37,9 @@ def probe_trees(model: PreTrainedModel) -> list[Tree]:
     """The same random tokens for every model of that vocabulary, none of them the padding: LENGTHS as trees."""
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(1, config.vocab_size, (sum(LENGTHS),), generator=generator)
-    drawn[drawn == (-1 if config.pad_token_id is None else config.pad_token_id)] = 1 + (config.pad_token_id == 1)
-    first, second, prompt, *branches = (part.tolist() for part in drawn.split(LENGTHS))
+    ids_T = torch.randint(1, config.vocab_size, (sum(LENGTHS),), generator=generator)
+    ids_T[ids_T == (-1 if config.pad_token_id is None else config.pad_token_id)] = 1 + (config.pad_token_id == 1)
+    first, second, prompt, *branches = (part.tolist() for part in ids_T.split(LENGTHS))
     masks = ([0] + [1] * (len(ids) - 1) for ids in (first, second))
     conversations = [Tree(ids, root_mask=mask) for ids, mask in zip((first, second), masks, strict=True)]
     return [*conversations, Tree(prompt, [Branch(ids) for ids in branches])]

@@ -36,7 +36,7 @@ def _perturb(
         return None  # a router's tuple: its input is perturbed already
     if answer.device not in generators:
         generators[answer.device] = torch.Generator(answer.device).manual_seed(seed)
-    drawn = torch.empty(answer.shape, device=answer.device).uniform_(-1, 1, generator=generators[answer.device])
+    noise = torch.empty(answer.shape, device=answer.device).uniform_(-1, 1, generator=generators[answer.device])
     exact = answer.detach().float()
     scale = exact.square().mean(dim=-1, keepdim=True).sqrt_() * torch.finfo(answer.dtype).eps
-    return (exact + drawn * scale).to(answer.dtype)
+    return (exact + noise * scale).to(answer.dtype)
