@@ -17,7 +17,7 @@ from pipeline.models.shards import write_weights
 from rollout.checkpoint import mtp_depth, mtp_prefixes
 
 disable_progress_bar()  # transformers draws its own progress bars, above ours
-if not torch.cuda.is_available():  # save_pretrained imports deepspeed, which warns where there is none
+if not torch.cuda.is_available():  # save_pretrained imports deepspeed, which warns without a GPU
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 Dtype = Literal["float32", "bfloat16"]
