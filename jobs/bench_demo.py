@@ -1,4 +1,4 @@
-"""The demo at several seeds: what its gates measured and decided, as the table of the README."""
+"""The demo at several seeds: the figures and decisions of its gates, as the table of the README."""
 
 import json
 import subprocess

@@ -198,8 +198,8 @@ def _backward(model: PreTrainedModel, experts: str, forward: Callable[[], Tensor
 
 
 def _seconds(repeats: int, *ways: Callable[[], None], threads: int = 1) -> list[float]:
-    """Seconds for each of `ways`, medians of `repeats` turns after one that warms up; of one thread its CPU seconds,
-    which what else the machine does moves little."""
+    """Seconds for each of `ways`, medians of `repeats` turns after one that warms up; with one thread its CPU seconds,
+    which other load hardly affects."""
     before, clock = torch.get_num_threads(), time.process_time if threads == 1 else time.perf_counter
     torch.set_num_threads(threads)
     seconds: list[list[float]] = [[] for _ in ways]

@@ -83,7 +83,7 @@ class Conductor:
         self._graph = graph(order.recipe)
         self._running: list[str] = []
         self._threads: dict[str, Thread] = {}
-        """Of each stage that was started, what reads what it says."""
+        """The thread that reads the log of each stage that was started."""
         self._beside_others: set[str] = set()
         """Stages whose lines begin with their names, since others speak at the same time."""
         self._asked = time.monotonic()
@@ -240,7 +240,7 @@ def conduct(order: Order) -> int:
         except Exception as error:
             message, code = meaning(error)
             if code == WRONG_INPUT and before is not None and not _started(record):
-                write_atomic(order.folder / RUN, before)  # what was so is still so
+                write_atomic(order.folder / RUN, before)  # the refused order changed nothing
             else:
                 _finish(order, record, code, message)
             raise
@@ -253,7 +253,7 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
     from pipeline.plan import Choice, plan, refuse
 
     record.address = record.address or jobs.address
-    # A conductor that was killed leaves them on a cluster that was not.
+    # A conductor that was killed leaves jobs on a cluster that still runs.
     left = jobs.stop(jobs.running(order.folder, stages=True))
     if left:
         raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(left)}")

@@ -121,10 +121,10 @@ def _on_cluster(order: "Order", detach: bool) -> int:
     from pipeline.lock import holder
 
     jobs = Jobs(order.address)
-    who = next((f"Ray job {job}" for job in jobs.running(order.folder, stages=False)), holder(order.folder))
-    if who:
+    writer = next((f"Ray job {job}" for job in jobs.running(order.folder, stages=False)), holder(order.folder))
+    if writer:
         raise ValueError(
-            f"'{order.folder}' is being written by {who}; wait for it, or end it by `alignyard stop "
+            f"'{order.folder}' is being written by {writer}; wait for it, or end it by `alignyard stop "
             f"{order.recipe.name} --address {order.address}`"
         )
     environment = {ORDER: order.model_dump_json(), "COLUMNS": str(OUT.width)}
@@ -173,7 +173,7 @@ def _here(order: "Order", detach: bool) -> int:
 
 
 def _log(file: Path) -> BinaryIO:
-    """The run's log, to be written on. Raises ValueError where it can't be."""
+    """The run's log, opened for appending. Raises ValueError where it can't be written to."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         return file.open("ab")
@@ -208,7 +208,7 @@ def follow(file: Path, offset: int, ended: Callable[[], bool]) -> None:
 
 
 def write(text: str) -> None:
-    """Writes what somebody else has printed, as it is. Ends this process where nobody reads it any more."""
+    """Writes the output of another process unchanged. Ends this one where the reader has closed the pipe."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

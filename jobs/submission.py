@@ -163,8 +163,10 @@ class Jobs:
         return [
             str(job.submission_id)
             for job in self.of_runs()
-            for told in [job.metadata or {}]
-            if told[FOLDER_KEY] == str(folder) and bool(told[STAGE_KEY]) == stages and not job.status.is_terminal()
+            for metadata in [job.metadata or {}]
+            if metadata[FOLDER_KEY] == str(folder)
+            and bool(metadata[STAGE_KEY]) == stages
+            and not job.status.is_terminal()
         ]
 
     def logs(self, job: str) -> str:

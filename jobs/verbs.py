@@ -30,7 +30,7 @@ exit codes:
   3    the run stopped itself: rewards kept failing, a weight sync could not be proven, or a gate said stop
   4    a gate waits for a decision: the message says how to give it
   130  interrupted
-  141  whoever read the output closed it
+  141  the reader of the output closed it
 """
 FAULT, WRONG_INPUT, STOPPED, UNDECIDED, INTERRUPTED, UNREAD = 1, 2, 3, 4, 130, 141
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -62,7 +62,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def quieten() -> None:
-    """Keeps libraries from talking and from sending."""
+    """Silences the logs and the telemetry of libraries."""
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
@@ -99,8 +99,8 @@ def meaning(error: Exception) -> tuple[str, int]:
         case ValueError():
             return str(error), WRONG_INPUT
         case OSError(errno=number, strerror=reason, filename=file) if number in FULL:
-            named = f" for '{file}'" if file else ""
-            return f"the disk has no room{named} ({reason}); make some, and the same command goes on", STOPPED
+            place = f" for '{file}'" if file else ""
+            return f"the disk has no room{place} ({reason}); make some, and the same command goes on", STOPPED
         case _:
             return f"{type(error).__name__}: {error}", FAULT
 

@@ -160,9 +160,9 @@ def _logs_of_job(args: argparse.Namespace, address: str, newest: str) -> int:
     from jobs.submission import STAGE_KEY, Jobs
 
     jobs = Jobs(address)
-    found = [job for job in _jobs_of(args, jobs) if (job.metadata or {})[STAGE_KEY] == newest]
-    running = [job for job in found if not job.status.is_terminal()]
-    job = next(reversed([*found, *running]), None)  # one that was refused meanwhile is newer than the one that runs
+    of_stage = [job for job in _jobs_of(args, jobs) if (job.metadata or {})[STAGE_KEY] == newest]
+    running = [job for job in of_stage if not job.status.is_terminal()]
+    job = next(reversed([*of_stage, *running]), None)  # the one that runs, before a newer one that was refused
     if job is None:
         raise ValueError(f"STAGE='{newest}': no such job of the run on {address}")
     if args.follow:
@@ -220,16 +220,16 @@ def _find(args: argparse.Namespace) -> "RunRecord":
     places = [args.runs_dir / args.run, Path(args.run)]
     folder = next((place for place in places if (place / RUN).is_file()), None)
     if folder is None:
-        looked = " nor ".join(f"'{place.absolute()}'" for place in places)
+        folders = " nor ".join(f"'{place.absolute()}'" for place in places)
         raise ValueError(
-            f"RUN='{args.run}' holds no run: there is no {RUN} in {looked} (a stage that was run alone keeps none); "
+            f"RUN='{args.run}' holds no run: there is no {RUN} in {folders} (a stage that was run alone keeps none); "
             "--runs-dir says where runs are, `alignyard list` shows them"
         )
     return RunRecord.read(folder)
 
 
 def _records(runs: Path) -> tuple[list["RunRecord"], dict[Path, str]]:
-    """The runs below a folder, oldest first, and by the folder of each that can't be read why."""
+    """The runs below a folder, oldest first, and the reasons of those that can't be read, by their folders."""
     from jobs.record import RUN, RunRecord
 
     records: list[RunRecord] = []
@@ -243,8 +243,8 @@ def _records(runs: Path) -> tuple[list["RunRecord"], dict[Path, str]]:
 
 
 def _tell_damaged(damaged: dict[Path, str]) -> None:
-    for why in damaged.values():
-        ERR.print(why, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for reason in damaged.values():
+        ERR.print(reason, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _jobs_of(args: argparse.Namespace, jobs: "Jobs") -> list["JobDetails"]:

@@ -1,4 +1,4 @@
-"""What in a GRPO run's figures a person should know of without having looked for it, and what stops a run.
+"""Alarms: figures of a GRPO run that a person should know about without looking for them, or that stop the run.
 
 Three alarms look at one step; the others at the newest `WINDOW` steps, or at the newest `SPAN` against the first
 `SPAN`.
@@ -23,7 +23,7 @@ LEFT_OUT_RATE = 0.2
 """Share of completions without a reward from which on a step learns from too little of what it sampled."""
 
 TRUNCATED_RATE = 0.9
-"""Share of completions cut short from which on hardly any ends by itself."""
+"""Share of a step's completions that are cut short above which hardly any ends by itself."""
 
 CUT_SHORT = (
     "nearly all completions were cut off at sampling.max_tokens; raise it or, if the samples show that the policy goes "
@@ -131,8 +131,8 @@ class Alarms:
 
 
 def alarms(metrics: Row, *, ignore_eos: bool = False) -> dict[str, str]:
-    """By name of the alarm what to say of one step; empty for a step that raises none. With `ignore_eos` every
-    completion is cut short on purpose."""
+    """The alarms that one step raises, as text by name. With `ignore_eos` every completion is cut short on purpose, so
+    that none is raised for it."""
     raised: dict[str, str] = {}
     truncated = metrics.get("rollout/truncated_rate", 0.0)
     if truncated > TRUNCATED_RATE and not ignore_eos:

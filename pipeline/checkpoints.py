@@ -17,14 +17,14 @@ from pipeline.train.worker import Policy
 NAME = re.compile(r"step-(\d+)")
 
 BEST = "best.json"
-"""Which step the best one is, and by what."""
+"""Records the best step, the figure that it was chosen by, and its value."""
 
 
 def saved_states(stage_folder: Path) -> dict[int, Path]:
     """The training states of a stage, by the step each was written after."""
     folder = stage_folder / CHECKPOINTS
-    named = ((NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
-    return {int(match[1]): path for match, path in named if match}
+    matches = ((NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+    return {int(match[1]): path for match, path in matches if match}
 
 
 def set_aside_damaged(stage_folder: Path, tell: Callable[[str], None]) -> None:
@@ -83,8 +83,9 @@ class Checkpoints:
     def offer(self, step: int, figure: str, value: float, *, lower_is_better: bool) -> None:
         """Keep the policy of `step` as `best/hf` if its `value` is better than the kept one's; an equal one is not.
 
-        `best` is a link that is replaced in one step, and the folder it pointed at before is left until the next time:
-        who is reading it reads on. A resumed run offers the same steps again and ends with the same best.
+        `best` is a link that is replaced in one step, and the folder it pointed at before is left until the next time,
+        so that a process that reads it can finish. A resumed run offers the same steps again and ends with the same
+        best.
         """
         best = self._stage_folder / "best"
         if best.is_dir():

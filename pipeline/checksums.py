@@ -1,6 +1,6 @@
-"""Checksums of a training state: whether its files are, bit for bit, what was written.
+"""Checksums of a training state, which show whether its files have changed since they were written.
 
-They are XXH3 with 128 bits. They tell damage by a disk, a memory or a hand; against intent only a signature would help.
+They are XXH3 with 128 bits. They detect damage by a disk, by memory or by hand; only a signature would detect forgery.
 """
 
 import json
@@ -32,7 +32,7 @@ def write_checksums(folder: Path, checksums: Mapping[str, str]) -> None:
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with the files of a training state, one sentence a file; empty where it is whole."""
+    """The damage to the files of a training state, one sentence a file; empty where it is whole."""
     try:
         recorded = read_json(folder / CHECKSUMS, "its files can't be checked")
     except ValueError as error:
@@ -45,5 +45,5 @@ def damage(folder: Path) -> list[str]:
         return "" if checksum(file) == recorded[name] else f"{name} is not what was written: its checksum differs"
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(examine, sorted(recorded)))
-    return [sentence for sentence in found if sentence] if recorded else [f"{CHECKSUMS} names no file"]
+        sentences = list(pool.map(examine, sorted(recorded)))
+    return [sentence for sentence in sentences if sentence] if recorded else [f"{CHECKSUMS} names no file"]

@@ -38,9 +38,9 @@ class Actors:
     spread: str = ""
     """The setting that spreads each of them over several GPUs of one machine; empty where none does."""
     kv_cache_gib: float = 0.0
-    """KV cache of each."""
+    """GiB of KV cache that each takes."""
     kv_cache_setting: str = ""
-    """What sets it."""
+    """The setting that sets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Demand:
         return (self.gpus, gpus) if gpus else (self.threads(cores), cores)
 
     def never(self, nodes: Sequence[Node]) -> str:
-        """Why the cluster can't run the stage whoever else leaves it; empty where it can."""
+        """The reason that the cluster can't run the stage even when nothing else runs on it; empty where it can."""
         if too_large := self._too_wide(nodes) or self._too_much_cache(nodes):
             return too_large
         asked, there = self.share(nodes)
@@ -92,27 +92,28 @@ class Demand:
         return ""
 
     def _too_wide(self, nodes: Sequence[Node]) -> str:
-        """Which processes spread over more GPUs than any machine has; empty where none does."""
+        """The refusal of processes that spread over more GPUs than any machine has; empty where there are none."""
         largest = max((int(node.gpus) for node in nodes), default=0)
-        for some in self.actors:
-            each = some.gpus / some.count
-            if some.spread and each > max(largest, 1):
+        for actors in self.actors:
+            gpus = actors.gpus / actors.count
+            if actors.spread and gpus > max(largest, 1):
                 return (
-                    f"{some.spread}={each:g} takes {each:g} GPUs of one machine for each {some.noun}, there is "
+                    f"{actors.spread}={gpus:g} takes {gpus:g} GPUs of one machine for each {actors.noun}, there is "
                     f"{f'none with more than {largest}' if largest else 'none with a GPU'}: {machines(nodes)}; set it "
                     f"to {max(largest, 1)}"
                 )
         return ""
 
     def _too_much_cache(self, nodes: Sequence[Node]) -> str:
-        """Which KV caches the machines' memory can't hold, where there are no GPUs that have their own; empty where it
-        can."""
-        caches = [some for some in self.actors if some.kv_cache_gib]
-        asked, there = sum(some.count * some.kv_cache_gib for some in caches), sum(node.memory for node in nodes) / GIB
-        if any(node.gpus for node in nodes) or asked <= there:
+        """The refusal of KV caches that the machines' memory can't hold; empty where it can, and where there are GPUs,
+        whose own memory holds them."""
+        caches = [actors for actors in self.actors if actors.kv_cache_gib]
+        cache_gib = sum(actors.count * actors.kv_cache_gib for actors in caches)
+        memory_gib = sum(node.memory for node in nodes) / GIB
+        if any(node.gpus for node in nodes) or cache_gib <= memory_gib:
             return ""
-        each = ", ".join(f"{some.kv_cache_setting}={some.kv_cache_gib:g} for {_counted(some)}" for some in caches)
-        return f"{each}: {asked:g} GiB of memory in all, {machines(nodes)} has {there:.1f}; lower it"
+        settings = ", ".join(f"{each.kv_cache_setting}={each.kv_cache_gib:g} for {_counted(each)}" for each in caches)
+        return f"{settings}: {cache_gib:g} GiB of memory in all, {machines(nodes)} has {memory_gib:.1f}; lower it"
 
     def busy(self, nodes: Sequence[Node]) -> str:
         """Why the stage has to wait now; empty where what it asks is free."""
@@ -156,8 +157,8 @@ def machines(nodes: Sequence[Node]) -> str:
     )
 
 
-def _counted(some: Actors) -> str:
-    return f"{some.count} {some.noun}{'s' * (some.count > 1)}"
+def _counted(actors: Actors) -> str:
+    return f"{actors.count} {actors.noun}{'s' * (actors.count > 1)}"
 
 
 def _actors(config: AnyStage, recipe: Recipe | None) -> Iterator[Actors]:

@@ -1,7 +1,7 @@
 """The machines of a stage: training ranks, engines and judges, placed on one Ray cluster.
 
-Where they live is decided here: a stage's driver holds handles. Ranks and engines are colocated: they
-share the same devices and take turns.
+Where they live is decided here: a stage's driver holds handles. Ranks and engines are colocated: they share the same
+devices and take turns.
 """
 
 import logging
@@ -144,8 +144,8 @@ def start_rollout(
     model: Path, config: RolloutConfig, *, dtype: str, seed: int, ends: Sequence[int] = (), with_routes: bool = False
 ) -> RolloutPool:
     """Engines that speak with the weights in `model` until one of `ends`, which the chat template puts at the end of a
-    turn (`pipeline.data.chat.turn_ends`), and tell the experts of each token if asked to. Raises ValueError for a model
-    that engines on this cluster's devices can't compute."""
+    turn (`pipeline.data.chat.turn_ends`), and that return the experts of each token `with_routes`. Raises
+    ValueError for a model that engines on this cluster's devices can't compute."""
     if not ray.cluster_resources().get("GPU"):
         refuse_head_size(model)
     return RolloutPool(model, config, dtype, seed, resources=_devices(), ends=ends, with_routes=with_routes)

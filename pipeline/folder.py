@@ -1,6 +1,6 @@
-"""Files and folders that appear whole or not at all, after a power cut too.
+"""Files and folders that appear whole or not at all, even after a power cut.
 
-What is written reaches the disk before it is renamed to its place, so that no name stands for bytes that were lost.
+Bytes are synced to the disk before the file is renamed to its place, so that no name stands for lost bytes.
 """
 
 import json
@@ -45,12 +45,12 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
         raise ValueError(f"'{file}' is missing; {remedy}")
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"'{file}' is {'damaged' if text else 'empty'} ({error}); {remedy}") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"'{file}' is damaged (no JSON object); {remedy}")
-    return cast(dict[str, Any], found)
+    return cast(dict[str, Any], value)
 
 
 def write_json_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -79,7 +79,7 @@ HEADS = {
 JUDGES = {"reward_model": REWARD_MODEL, "self_judge": LANGUAGE_MODEL}
 """The head that a reward's own model must have."""
 ASKED_BY = ("rewards.pool", "rewards.mix")
-"""Modules that every reward is asked and mixed by."""
+"""Modules that pass tasks to every reward, and combine the verdicts."""
 
 LEVELS = 3
 """A stage's result lies at most so deep in its folder: `hf`, `best/hf`."""
@@ -108,7 +108,7 @@ class Validating:
 def write_lineage(
     folder: Path, stage: str, config: AnyStage, runnable: AnyStage, validating: Validating | None = None
 ) -> None:
-    """Writes what `stage` starts from into its folder: anew until the stage has come to a result, then never again.
+    """Writes what `stage` starts from into its folder: anew at every start until the stage has a result, then never.
 
     `config` is what is recorded, `runnable` the same with its references resolved to folders. Raises ValueError when a
     model's head doesn't fit its place, when the stage that made a model spoke with another tokenizer or chat template
@@ -326,7 +326,7 @@ def _place(path: Path, folder: Path) -> str:
 
 
 def _judges(reads: Mapping[str, Any]) -> dict[str, str]:
-    """Hash of what each reward is written in."""
+    """Hash of the source files of each reward, by its name."""
     specs: list[RewardSpec] = []
     for _, node in _walk(reads):
         specs += [node] if isinstance(node, RewardSpec) else node.rewards() if isinstance(node, BaseSuite) else []
@@ -334,8 +334,8 @@ def _judges(reads: Mapping[str, Any]) -> dict[str, str]:
 
 
 def written_in(spec: RewardSpec) -> dict[str, Path]:
-    """By place the files that a reward is made of: its module's, those of the modules that it imports, of its own
-    package and of ours, and those that ask every reward and mix what they say."""
+    """The source files of a reward, by place: of its module, of the modules that it imports from its own package and
+    from ours, and of those that every reward goes through (ASKED_BY)."""
     place = locate(spec.name)
     if spec.name in FACTORIES:
         return sources(place.where, *ASKED_BY)

@@ -17,10 +17,10 @@ WAIT_SECONDS = 30.0
 
 @contextmanager
 def locked(folder: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """Holds `folder`, which is made, while the block runs. The kernel lets go of it when the process dies.
+    """Holds `folder`, and creates it, while the block runs. The kernel releases it when the process dies.
 
-    Raises ValueError naming who holds it, when that one has not let go after `wait_seconds`, and where the folder
-    can't be written to.
+    Raises ValueError naming the process that still holds it after `wait_seconds`, and where the folder can't be
+    written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def holder(folder: Path) -> str:
     file = folder / LOCK
     if not file.is_file():
         return ""
-    with file.open(encoding="utf-8") as lock:  # to look takes no right to write
+    with file.open(encoding="utf-8") as lock:  # a reader may have no right to write
         if _taken(lock, fcntl.LOCK_SH):
             return ""
         text = lock.read()
@@ -61,7 +61,7 @@ def holder(folder: Path) -> str:
 
 
 def _taken(lock: TextIO, kind: int) -> bool:
-    """Whether the lock could be taken, alone or shared with others who look; it is held until the file is closed."""
+    """Whether the lock of this `kind`, exclusive or shared, could be taken; it is held until the file is closed."""
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:

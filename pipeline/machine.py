@@ -1,4 +1,4 @@
-"""This machine as the only node of a Ray cluster that has yet to start: what it can't give is refused at once."""
+"""This machine as the only node of a Ray cluster that is yet to start, so that impossible demands are refused early."""
 
 import os
 
@@ -10,8 +10,8 @@ from pipeline.demand import Node, demand
 
 
 def refuse_here(config: AnyStage, recipe: Recipe | None) -> None:
-    """Raise ValueError for what a stage asks of this machine and can never get. Where RAY_ADDRESS names a cluster, only
-    that knows what it has."""
+    """Raise ValueError for a stage whose demand this machine can never meet. Nothing is checked where RAY_ADDRESS names
+    a cluster, whose nodes are known once it is joined."""
     if "RAY_ADDRESS" in os.environ:
         return
     never = demand(config, recipe).never([this_machine()])
@@ -20,7 +20,7 @@ def refuse_here(config: AnyStage, recipe: Recipe | None) -> None:
 
 
 def this_machine() -> Node:
-    """What `ray.init` would find here."""
-    found = ResourceAndLabelSpec().resolve(is_head=True)
-    cpus, gpus = float(found.num_cpus or 0), float(found.num_gpus or 0)
+    """The node that `ray.init` would find here."""
+    resources = ResourceAndLabelSpec().resolve(is_head=True)
+    cpus, gpus = float(resources.num_cpus or 0), float(resources.num_gpus or 0)
     return Node("this machine", cpus, gpus, cpus, gpus, memory=float(get_system_memory()))

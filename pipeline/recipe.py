@@ -88,10 +88,10 @@ def cut_off(stages: Graph, waiting: Collection[str], ended: Collection[str]) -> 
 
 
 def refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raises ValueError where `folder` holds results of stages that the recipe doesn't have: the run would be known by
-    this recipe, and they would be forgotten."""
-    recorded = sorted(file.parent for file in folder.glob(f"*/{LINEAGE}"))
-    others = [stage.name for stage in recorded if stage.name not in recipe.stages and begun(stage)]
+    """Raises ValueError where `folder` holds results of stages that the recipe doesn't have: the run's record would
+    name the stages of this recipe alone, and those results would be forgotten."""
+    folders = sorted(file.parent for file in folder.glob(f"*/{LINEAGE}"))
+    others = [stage.name for stage in folders if stage.name not in recipe.stages and begun(stage)]
     if others:
         raise ValueError(
             f"'{folder}' is the run of another recipe, with results of {', '.join(others)}, which this one doesn't "

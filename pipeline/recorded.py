@@ -1,6 +1,6 @@
-"""What `pipeline.lineage` has recorded of a stage, read again: what it was made from, and whether that is still so.
+"""Records of a stage, read from its folder: its settings, figures and lineage, and whether its inputs have changed.
 
-Light to import: who only looks at a run needs no torch.
+Light to import, without torch, for commands that only look at a run.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ FIGURES = "figures.json"
 """Written when a stage is done: an evaluation's results, or a training's last metrics."""
 METRICS, DECISION, CHECKPOINTS = "metrics.jsonl", "decision.json", "checkpoints"
 RESULTS = (FIGURES, METRICS, DECISION, f"{CHECKPOINTS}/step-*", "answers/*.jsonl")
-"""What tells that a stage has come to a result, wherever it isn't empty."""
+"""Files and folders that show that a stage has a result; an empty file doesn't."""
 ABSENT = "(absent)"
 
 
@@ -40,8 +40,8 @@ def begun(folder: Path) -> bool:
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:
-    """What is recorded of a stage. Raises ValueError where the file is damaged, or was written before lineage named
-    every model."""
+    """The lineage recorded for a stage. Raises ValueError where the file is damaged, or was written before lineage
+    named every model."""
     lineage = read_json(folder / LINEAGE, _remedy(folder))
     if "models" not in lineage:
         raise ValueError(f"'{folder / LINEAGE}' was written by an earlier version; give the run another name")

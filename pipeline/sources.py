@@ -1,7 +1,7 @@
 """The source files that a module is made of: its own, and by the import statements in them those of its package.
 
-They are found by reading, not by running: an import inside a function counts as well as one at the top. What other
-packages are made of is told by their recorded versions.
+They are found by reading, not by running: an import inside a function counts as well as one at the top. Other
+packages are identified by their recorded versions.
 """
 
 import ast
@@ -22,7 +22,7 @@ class Root:
     packages: frozenset[str] | None
 
     def files(self, module: str) -> Iterator[Path]:
-        """The file of a module, after those of the packages it is in; none of what isn't there."""
+        """The files of the packages that a module is in, then its own; files that don't exist are left out."""
         package, *below = module.split(".")
         if self.packages is not None and package not in self.packages:
             return
@@ -42,7 +42,7 @@ def sources(*modules: str, home: Path = HOME) -> dict[str, Path]:
 
 
 def sources_of_plugin(file: Path, module: str = "") -> dict[str, Path]:
-    """The files of somebody else's module and of what it imports of its own package and of ours, by their places there.
+    """The files of a plug-in's module and of the modules that it imports from its own package and from ours, by place.
     `module` is its name where it is installed; without one, modules beside `file` count as its package.
 
     Raises ValueError where one of them is not Python.
@@ -54,34 +54,34 @@ def sources_of_plugin(file: Path, module: str = "") -> dict[str, Path]:
 
 
 def _closure(first: Iterator[Path], roots: list[Root]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    waiting = list(first)
-    while waiting:
-        file = waiting.pop()
-        if file in found.values():
+    files: dict[str, Path] = {}
+    queue = list(first)
+    while queue:
+        file = queue.pop()
+        if file in files.values():
             continue
         folder = next((root.folder for root in roots if file.is_relative_to(root.folder)), file.parent)
-        found[str(file.relative_to(folder))] = file
+        files[str(file.relative_to(folder))] = file
         if file.suffix == ".py":
             for level, module in _imports(file, file.stat().st_mtime_ns):
                 # A relative import starts at the file's own package, or so many levels above.
                 places = [Root(file.parents[level - 1], None)] if level else roots
-                waiting += (each for root in places for each in root.files(module))
-    return found
+                queue += (each for root in places for each in root.files(module))
+    return files
 
 
 @lru_cache(maxsize=1024)
 def _imports(file: Path, _: int) -> list[tuple[int, str]]:
     """(dots before it, name) of every module that a file imports something from, or that it may: `from a import b`
     takes b from a, or is the module a.b."""
-    found: list[tuple[int, str]] = []
+    imports: list[tuple[int, str]] = []
     for node in ast.walk(_parsed(file)):
         if isinstance(node, ast.Import):
-            found += [(0, alias.name) for alias in node.names]
+            imports += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = f"{node.module}." if node.module else ""
-            found += [(node.level, f"{base}{alias.name}".removesuffix(".*")) for alias in node.names]
-    return found
+            imports += [(node.level, f"{base}{alias.name}".removesuffix(".*")) for alias in node.names]
+    return imports
 
 
 def _parsed(file: Path) -> ast.Module:

@@ -1,8 +1,12 @@
-"""Weights from trainer to engines, and the proof that what speaks is what was trained.
+"""Weights from trainer to engines, and the proof that the engines use the weights that were trained.
 
-Four nets, each catching what the one before can't: a checksum per tensor (the way), exactly the tensors the
-engine started from and each once (the set), log-probabilities of fixed sequences under both (the meaning: a stale
-expert, a wrong layout, a matrix absorbed before the update), and the same of every token that is then sampled.
+Four checks, each for faults that the ones before it can't see:
+
+1. A checksum of each tensor finds damage in transit.
+2. The names of the tensors, each expected exactly once, show missing and extra ones.
+3. Log-probabilities of fixed sequences under trainer and engine, the probe, show a stale expert, a wrong layout, or a
+   matrix absorbed before the update.
+4. The same comparison on every token that is then sampled shows faults in parts that the probe doesn't reach.
 """
 
 import time
@@ -21,8 +25,8 @@ from rollout.types import SyncError
 PROBE_SEQUENCES, PROBE_LENGTH = 16, 64
 BUCKET_MIB = 128
 MEAN_MARGIN, LARGEST_MARGIN = 6.0, 16.0
-"""The multiples of the policy's own rounding that trainer and engine stay within, in the mean and at most. One token is
-one draw, so the second is wider. The figures are in docs/numerics.md."""
+"""Trainer and engine may differ by these multiples of the policy's own rounding, in the mean and on the worst token.
+The second is wider since one token is one draw. The figures are in docs/numerics.md."""
 
 
 class Gap(NamedTuple):
@@ -119,7 +123,7 @@ def _gap(trained: list[Floats], spoken: Sequence[Sequence[Floats | list[float]]]
 
 
 def _bound(policy: Policy, config: SyncConfig, trees: list[Tree], trained: list[Floats]) -> Gap:
-    """The configured bounds, or where they are left open multiples of what rounding makes of the policy's answers."""
+    """The configured bounds; in the place of one that is None, a multiple of the policy's own rounding."""
     mean, largest = config.max_mean_gap, config.max_gap
     if mean is not None and largest is not None:
         return Gap(mean, largest)

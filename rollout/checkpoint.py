@@ -44,8 +44,8 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def eos_ids(folder: Path) -> list[int]:
     """The tokens at which the checkpoint's generation_config.json ends a text; none where it has no such file."""
     file = folder / "generation_config.json"
-    given: Any = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    return cast(list[int], given if isinstance(given, list) else [] if given is None else [given])
+    ids: Any = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return cast(list[int], ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
 def mtp_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One vLLM engine in this process: groups of completions out, new weights in. The only door to vLLM.
+"""One vLLM engine in this process: groups of completions out, new weights in.
 
 vLLM is set up so that a sync can be proven and a run can be resumed to the bit: no child process, no asynchronous
 scheduling, one seeded generator per call, no cached prefix from an earlier call, float32 kernels on the CPU.
@@ -247,10 +247,10 @@ def _stops(tokenizer: PreTrainedTokenizerFast, model: Path, ends: Sequence[int])
 
 
 def _text(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], ends: Sequence[int]) -> str:
-    """The ids as text, without those that end a completion or pad it. Other special tokens are part of the text: what
-    judges it must see a <think>, and an answer that goes on with a turn of its own."""
-    kept = [token_id for token_id in token_ids if token_id not in (*ends, tokenizer.pad_token_id)]
-    return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    """The ids as text, without those that end a completion or pad it. Other special tokens are part of the text: a
+    judge must see a <think>, and an answer that goes on with a turn of its own."""
+    text_ids = [token_id for token_id in token_ids if token_id not in (*ends, tokenizer.pad_token_id)]
+    return str(tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _group(

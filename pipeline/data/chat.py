@@ -3,8 +3,8 @@
 A rendered conversation is cut where the assistant begins and ends to speak, and the pieces are tokenised one by one, so
 that the loss mask is exact without any bookkeeping of character offsets.
 
-A template is held to what a rollout will see: the text before an answer is the text of the prompt for that answer. Its
-ids are the prompt's too where the prompt holds no earlier answer; a prompt that holds some is tokenised as a whole, as
+Training text must agree with a rollout's: the text before an answer is the text of the prompt for that answer. Its ids
+are the prompt's too where the prompt holds no earlier answer; a prompt that holds some is tokenised as a whole, as
 every server does it, and a tokenizer may merge the first characters of an earlier answer with what stands before them.
 """
 
@@ -30,7 +30,7 @@ from pipeline.data.rows import BadRowError
 from pipeline.data.template import CALL_PROBE, INLINE_PROBE, PROBE, THINKING, Span, Template, Tools
 
 Doubt = Callable[[str, str], None]
-"""Takes the reason and the detail of what looks wrong with a conversation that is used all the same."""
+"""Takes reason and detail where a conversation looks wrong and is used all the same."""
 
 SEAM_PROBE = ["Hello", " world", "\n\n12", "34"]
 
@@ -64,12 +64,13 @@ class ChatFormat:
         doubt: Doubt = lambda reason, detail: None,
     ) -> tuple[list[int], list[int]]:
         """Token ids of a whole conversation, and a mask of the same length: 1 on what the assistant says, the token
-        that ends its turn included. An answer of weight 0 is not learned.
+        that ends its turn included. An answer of weight 0 has mask 0.
 
-        An answer is what the template puts between `{% generation %}` and `{% endgeneration %}`, less what the prompt
-        of a rollout already holds; without those, it is what follows that prompt, to the end of the turn. `reasoning`
-        is that of ConversationData. Raises BadRowError if the template refuses the conversation or leaves out what is
-        to be learned, and ValueError if it is no template to train with.
+        An answer is the text that the template puts between `{% generation %}` and `{% endgeneration %}`, without the
+        part that the prompt of a rollout already holds; in a template without those tags it is the text after that
+        prompt, to the end of the turn. `reasoning` is that of ConversationData. Raises BadRowError if the template
+        refuses the conversation or leaves out a part that is to be learned, and ValueError if it is no template to
+        train with.
         """
         if fault := self._fault:
             raise ValueError(fault)
@@ -78,8 +79,8 @@ class ChatFormat:
         text, spans = self._learned(messages, tools, doubt)
         self._template.check_kept(messages, tools, text)
         for turn, of_turn in spans.items():
-            said = "".join(text[start:end] for start, end in of_turn)
-            if problem := lost([messages[turn]], said, reasoning):
+            answer = "".join(text[start:end] for start, end in of_turn)
+            if problem := lost([messages[turn]], answer, reasoning):
                 raise BadRowError(*problem)
         cuts = [0, *(cut for of_turn in spans.values() for span in of_turn for cut in span), len(text)]
         pieces = self._encode([text[start:end] for start, end in pairwise(cuts)])
@@ -116,9 +117,9 @@ class ChatFormat:
     def _refuse_special(self, texts: Iterable[str], forbidden: set[str] | None) -> None:
         """Raises BadRowError for a special token in one of `texts`; with `forbidden`, for one of those alone."""
         for text in texts:
-            for found in self._template.special_token.finditer(text):
-                if forbidden is None or found[0] in forbidden:
-                    raise BadRowError("special token in the text", found[0])
+            for token in self._template.special_token.findall(text):
+                if forbidden is None or token in forbidden:
+                    raise BadRowError("special token in the text", token)
 
     def _learned_end(self, messages: list[Message]) -> str | None:
         """The token that training teaches as the end of the last message; None where the template can't be trained
@@ -132,7 +133,8 @@ class ChatFormat:
 
     @cached_property
     def _fault(self) -> str | None:
-        """Why no conversation can be trained on with this template; None where one can, or all are refused by it.
+        """The reason that no conversation can be trained on with this template; None where one can, or where the
+        template refuses even a plain one.
 
         A template whose prompt opens a thought takes only answers that have one.
         """
@@ -210,7 +212,7 @@ def turns_of(text: str, marked: list[Span], special_token: re.Pattern[str]) -> l
     turns: list[list[Span]] = []
     turn: list[Span] = []
     for (start, end), following in zip(blocks, [*(start for start, _ in blocks[1:]), len(text)], strict=True):
-        stops = [found for found in special_token.finditer(text, start, end) if not THINKING.search(found[0])]
+        stops = [token for token in special_token.finditer(text, start, end) if not THINKING.search(token[0])]
         if stops and not text[stops[-1].end() : end].strip():
             turns.append([*turn, (start, stops[-1].end())])
             turn = []
@@ -234,22 +236,23 @@ def _dealt(blocks: list[list[Span]], text: str, prompts: dict[int, str]) -> dict
     if len(blocks) == len(prompts):
         return dict(zip(prompts, blocks, strict=True))
     begins = {turn: _agreement(text, prompt) for turn, prompt in prompts.items()}
-    dealt: dict[int, list[Span]] = {}
+    by_turn: dict[int, list[Span]] = {}
     for block in blocks:
         turn = max((turn for turn, begin in begins.items() if begin <= block[0][0]), default=min(begins))
-        dealt.setdefault(turn, []).extend(block)
-    return dealt
+        by_turn.setdefault(turn, []).extend(block)
+    return by_turn
 
 
 def _agreement(one: str, other: str) -> int:
-    """How many characters two texts have in common at their start."""
+    """The number of characters that two texts share at their start."""
     return next(
         (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
 
 
 def _after(prompt: str, spans: list[Span], text: str, doubt: Doubt) -> list[Span]:
-    """The spans less what `prompt` already holds. Where the text before them is not the prompt, `doubt` is told."""
+    """The spans without the part that `prompt` already holds. Calls `doubt` where the text before them is not the
+    prompt."""
     start = spans[0][0]
     if not text.startswith(prompt):
         doubt(

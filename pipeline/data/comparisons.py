@@ -108,13 +108,13 @@ def read_comparisons(config: ComparisonData, bad_rows: BadRows) -> Iterator[Comp
     Where rows don't name their source, it is the file or data set they stand in. Raises ValueError when the source
     itself can't be read, and where one of `config.domains` has no comparison.
     """
-    found: set[str] = set()
+    domains: set[str] = set()
     for comparison in _all_comparisons(config, bad_rows):
-        found.add(comparison.domain)
+        domains.add(comparison.domain)
         if not config.domains or comparison.domain in config.domains:
             yield comparison
-    if missing := sorted(set(config.domains) - found):
-        raise ValueError(f"domains: no comparison of domain '{missing[0]}'; {neighbour(missing[0], sorted(found))}")
+    if missing := sorted(set(config.domains) - domains):
+        raise ValueError(f"domains: no comparison of domain '{missing[0]}'; {neighbour(missing[0], sorted(domains))}")
 
 
 def _all_comparisons(config: ComparisonData, bad_rows: BadRows) -> Iterator[Comparison]:

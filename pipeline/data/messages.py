@@ -1,4 +1,4 @@
-"""Messages as data sets write them, brought to one form. What has no place in it is refused, never dropped."""
+"""Messages of data sets, checked and brought to one form. A part that has no place in it is refused, not dropped."""
 
 import json
 import math
@@ -70,21 +70,21 @@ def has_tools(value: Any) -> bool:
 
 
 def text_only(messages: list[Message]) -> list[Message]:
-    """The messages as {role, content} alone. Raises BadRowError for one that holds more: what asks and judges a model
-    reads and writes text."""
+    """The messages as {role, content} alone. Raises BadRowError for one that holds more: prompts, rollouts and
+    rewards deal with text alone."""
     for message in messages:
         more = set(message) - {"role", "content", "weight"}
         if more or message["role"] == "tool":
-            found = ", ".join(sorted(more)) or "a tool's result"
-            raise BadRowError("more than text in a message", f"{found}; only sft data may have it, remove it")
+            parts = ", ".join(sorted(more)) or "a tool's result"
+            raise BadRowError("more than text in a message", f"{parts}; only sft data may have it, remove it")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def without_reasoning(messages: list[Message]) -> list[Message]:
     """The messages without any assistant's reasoning, in a key of its own or at the start of the text between <think>
     and </think>. Raises BadRowError for a </think> that nothing began: it may end reasoning, or be spoken of."""
-    kept = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
-    for message in kept:
+    copies = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
+    for message in copies:
         if message["role"] != "assistant" or not (inline := INLINE.fullmatch(message["content"])):
             continue
         if not message["content"].lstrip().startswith("<think>"):
@@ -94,13 +94,13 @@ def without_reasoning(messages: list[Message]) -> list[Message]:
         message["content"] = inline["answer"].lstrip("\n")
         if not message["content"].strip() and "tool_calls" not in message:
             raise BadRowError("an answer of reasoning alone")
-    return kept
+    return copies
 
 
 def lost(messages: Iterable[Message], text: str, reasoning: Reasoning = "template") -> tuple[str, str] | None:
-    """What of `messages` is not in `text`, as reason and detail; None where all of it is.
+    """The longest part of `messages` that `text` lacks, as (reason, detail); None where it has them all.
 
-    Every part needs a place of its own, so that a word that is said twice is not taken for one that is left out. White
+    Every part needs a place of its own: where a word occurs in two parts, one occurrence is not enough. White
     space around a part doesn't count. With "template" an assistant's reasoning may be missing.
     """
     parts = [part for message in messages for part in _parts(message, text, reasoning) if part[1]]
@@ -113,7 +113,7 @@ def lost(messages: Iterable[Message], text: str, reasoning: Reasoning = "templat
 
 
 def lost_tools(tools: list[dict[str, Any]], text: str) -> tuple[str, str] | None:
-    """Which of the tools is not named in `text`, as reason and detail."""
+    """The first of the tools whose name `text` lacks, as (reason, detail); None where it names them all."""
     missing = [name for tool in tools if (name := _tool_name(tool)) not in text]
     return ("tools that the chat template leaves out", f"{missing[0]!r}") if missing else None
 
@@ -127,7 +127,7 @@ def texts_of(message: Message) -> Iterator[str]:
 
 
 def _parts(message: Message, text: str, reasoning: Reasoning) -> Iterator[tuple[str, str, str]]:
-    """What of a message should stand in `text`: the reason it is refused for otherwise, the part, and the remedy."""
+    """The parts of a message that `text` should contain, each as (reason to refuse a row without it, part, remedy)."""
     thinking, content = message.get("reasoning_content", ""), message["content"]
     whole = content.strip() in text or _as_json(content.strip()) in text
     if not whole and message["role"] == "assistant" and (inline := INLINE.fullmatch(content)):
@@ -145,24 +145,24 @@ def _as_json(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def checked_message(given: Mapping[str, Any]) -> Message:
+def checked_message(raw: Mapping[str, Any]) -> Message:
     """One message of any form in the one form. Raises BadRowError as checked_messages does."""
-    fields = {key: value for key, value in given.items() if value is not None and value != []}
+    fields = {key: value for key, value in raw.items() if value is not None and value != []}
     if "from" in fields and "role" not in fields:
         fields = {{"from": "role", "value": "content"}.get(key, key): value for key, value in fields.items()}
         fields["role"] = SHAREGPT_ROLES.get(fields["role"]) if isinstance(fields["role"], str) else None
         if fields["role"] is None:
-            raise BadRowError("unknown role", f"from={given['from']!r}, known: {', '.join(SHAREGPT_ROLES)}"[:120])
+            raise BadRowError("unknown role", f"from={raw['from']!r}, known: {', '.join(SHAREGPT_ROLES)}"[:120])
     for key in fields:
         if key not in KEYS:
             raise BadRowError("unknown key of a message", f"'{key}' (known: {', '.join(KEYS)}); remove or rename it")
     role = fields.get("role")
     if not isinstance(role, str):
-        raise BadRowError("not a list of {role, content}", repr(given)[:80])
+        raise BadRowError("not a list of {role, content}", repr(raw)[:80])
     if role not in ROLES:
         raise BadRowError("unknown role", f"{role!r}, known: {', '.join(ROLES)}"[:120])
     calls = [_checked_call(call) for call in _only_from("assistant", role, fields, "tool_calls", list) or []]
-    message: Message = {"role": role, "content": _text(fields.get("content", "" if calls else None), given)}
+    message: Message = {"role": role, "content": _text(fields.get("content", "" if calls else None), raw)}
     reasoning = _reasoning(role, fields)
     if reasoning:
         message["reasoning_content"] = reasoning
@@ -196,12 +196,12 @@ def _check_order(messages: list[Message], last_role: str) -> None:
         raise BadRowError(f"does not end with the {last_role}", shown)
 
 
-def _text(content: Any, given: Mapping[str, Any]) -> str:
+def _text(content: Any, message: Mapping[str, Any]) -> str:
     """The text of a message's content: text, or parts {type: text, text: ...}, joined."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise BadRowError("not a list of {role, content}", repr(given)[:80])
+        raise BadRowError("not a list of {role, content}", repr(message)[:80])
     parts: list[str] = []
     for part in content:
         fields = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else {}
@@ -213,15 +213,15 @@ def _text(content: Any, given: Mapping[str, Any]) -> str:
 
 def _reasoning(role: str, fields: Mapping[str, Any]) -> str:
     """The reasoning of an assistant's message, whatever its key is called; "" where there is none."""
-    given = {fields[key] if isinstance(fields[key], str) else None for key in REASONING_KEYS if key in fields}
-    if None in given:
+    texts = {fields[key] if isinstance(fields[key], str) else None for key in REASONING_KEYS if key in fields}
+    if None in texts:
         raise BadRowError("reasoning that is no text", ", ".join(key for key in REASONING_KEYS if key in fields))
-    given -= {""}
-    if given and role != "assistant":
+    texts -= {""}
+    if texts and role != "assistant":
         raise BadRowError("reasoning of another than the assistant", role)
-    if len(given) > 1:
+    if len(texts) > 1:
         raise BadRowError("two different texts of reasoning", ", ".join(key for key in REASONING_KEYS if key in fields))
-    reasoning = str(next(iter(given), ""))
+    reasoning = str(next(iter(texts), ""))
     if reasoning.strip() and "</think>" in str(fields.get("content", "")):
         raise BadRowError("two different texts of reasoning", "one in its own key, one before </think>")
     return reasoning if reasoning.strip() else ""
@@ -240,11 +240,11 @@ def _checked_call(call: Any) -> dict[str, Any]:
     """A tool call in OpenAI's form, its arguments as an object."""
     fields = {key: value for key, value in call.items() if value is not None} if isinstance(call, dict) else {}
     function = fields.get("function", {key: value for key, value in fields.items() if key in ("name", "arguments")})
-    named = isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"].strip()
-    strange = set(fields) - (
+    has_name = isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"].strip()
+    unknown = set(fields) - (
         {"id", "type", "function"} if "function" in fields else {"id", "type", "name", "arguments"}
     )
-    if not named or strange or set(function) - {"name", "arguments"} or fields.get("type", "function") != "function":
+    if not has_name or unknown or set(function) - {"name", "arguments"} or fields.get("type", "function") != "function":
         raise BadRowError("tool call without {function: {name, arguments}}", f"{call!r}"[:120])
     arguments = function.get("arguments")
     if isinstance(arguments, str):
@@ -254,8 +254,8 @@ def _checked_call(call: Any) -> dict[str, Any]:
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         raise BadRowError("tool call whose arguments are not a JSON object", f"{arguments!r}"[:80])
-    kept = {"id": fields["id"]} if "id" in fields else {}
-    return kept | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    identity = {"id": fields["id"]} if "id" in fields else {}
+    return identity | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _only_from(wanted: str, role: str, fields: Mapping[str, Any], key: str, form: type) -> Any:
@@ -278,7 +278,7 @@ def _tool_name(tool: Mapping[str, Any]) -> str:
 
 
 def _has_null(value: Any) -> bool:
-    """Whether an object or a list holds a null, or a number that JSON has not, at any depth."""
+    """Whether an object or a list holds a null, or a number that JSON can't express, at any depth."""
     if isinstance(value, dict):
         return any(item is None or _has_null(item) for item in value.values())
     if isinstance(value, list):

@@ -196,12 +196,13 @@ def source_files(source: Source) -> list[Path]:
 
 
 def _matches(path: Path) -> list[Path]:
-    """What a path or glob pattern names. As far as files and folders of the very names in it exist it is a path, so
-    that `data[1].jsonl` finds itself."""
-    found, *rest = (Path(path.anchor), *path.relative_to(path.anchor).parts)
-    while rest and (found / rest[0]).exists():
-        found /= rest.pop(0)
-    return list(found.glob("/".join(rest))) if rest else [found]
+    """The files and folders that a path or glob pattern stands for. Its leading parts are taken as they stand as far as
+    such folders or files exist, so that `data[1].jsonl` finds the file of that name.
+    """
+    place, *rest = (Path(path.anchor), *path.relative_to(path.anchor).parts)
+    while rest and (place / rest[0]).exists():
+        place /= rest.pop(0)
+    return list(place.glob("/".join(rest))) if rest else [place]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]]:
@@ -209,7 +210,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]
     try:
         with opener(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
-                text = line.removeprefix(codecs.BOM_UTF8)  # editors write it first, and `cat` into the middle
+                text = line.removeprefix(codecs.BOM_UTF8)  # after `cat` it stands in the middle too
                 if text.strip():
                     yield f"{path}:{number}", _parse(text)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -219,7 +220,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]
 def _parse(text: bytes) -> dict[str, Any] | BadRowError:
     try:
         values = json.loads(text.decode("utf-8"))
-        if b"\\u" in text:  # the only way to half a surrogate pair
+        if b"\\u" in text:  # only an escape can spell half a surrogate pair
             check_characters(json.dumps(values, ensure_ascii=False))
     except UnicodeDecodeError as error:
         return BadRowError("not UTF-8", f"byte {error.start}: {error.reason}")
@@ -236,7 +237,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True)
         yield from _numbered(str(path), rows)
-    except ValueError as error:  # what pyarrow's errors are
+    except ValueError as error:  # pyarrow's errors are ValueErrors
         raise ValueError(f"'{path}' is not a readable Parquet file: {error}") from error
 
 

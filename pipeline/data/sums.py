@@ -54,11 +54,11 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
 def _requested(source: SumsSource, of_split: Callable[..., list[str]]) -> Iterator[str]:
     """The requests of the source's split in an order of their own: in training again and again, held-out ones once."""
     generator = random.Random(source.seed)
-    every = of_split(held_out=source.split == "held_out")
+    texts = of_split(held_out=source.split == "held_out")
     while True:
-        yield from generator.sample(every, len(every))
+        yield from generator.sample(texts, len(texts))
         if source.split == "held_out":
-            raise ValueError(f"only {len(every)} requests are held out; lower source.size or their share")
+            raise ValueError(f"only {len(texts)} requests are held out; lower source.size or their share")
 
 
 def is_held_out(first: int, second: int) -> bool:

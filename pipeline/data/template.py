@@ -47,8 +47,8 @@ class Template:
         self._tokenizer = tokenizer
         self._text: str = tokenizer.get_chat_template()
         self.marks_answers = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self._text) is not None
-        named = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._text)]
-        self._reasoning_key = (named or REASONING_KEYS)[0]
+        keys = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._text)]
+        self._reasoning_key = (keys or REASONING_KEYS)[0]
         added = tokenizer.added_tokens_decoder.values()
         special_tokens = sorted((token.content for token in added if token.special), key=len, reverse=True)
         if not special_tokens:
@@ -64,7 +64,7 @@ class Template:
         render: Any = render_jinja_template  # its own annotations don't know of the marks
         try:
             texts, marked = render(
-                conversations=[[self._given(message) for message in messages]],
+                conversations=[[self._under_its_keys(message) for message in messages]],
                 tools=tools,
                 chat_template=self._text,
                 return_assistant_tokens_mask=self.marks_answers,
@@ -75,8 +75,8 @@ class Template:
             raise BadRowError("refused by the chat template", str(error)) from error
         return texts[0], marked[0] if self.marks_answers else []
 
-    def _given(self, message: Message) -> Message:
-        """The message as the template takes it: its reasoning under the name that the template has for it."""
+    def _under_its_keys(self, message: Message) -> Message:
+        """The message with its reasoning under the key that the template reads, and without its weight."""
         names = {"reasoning_content": self._reasoning_key}
         return {names.get(key, key): value for key, value in message.items() if key != "weight"}
 
@@ -113,11 +113,11 @@ class Template:
     def turn_tokens(self) -> set[str]:
         """The special tokens that no answer may spell: those with a role of their own in the tokenizer, and those that
         the template puts around messages."""
-        named = {str(getattr(self._tokenizer, name)) for name in NAMED_TOKENS if getattr(self._tokenizer, name)}
+        with_role = {str(getattr(self._tokenizer, name)) for name in NAMED_TOKENS if getattr(self._tokenizer, name)}
         system: Message = {"role": "system", "content": "Sigma"}
-        shown = "".join(self.shown([*start, *PROBE[:3]], prompt=True) for start in ([], [system]))
-        found = {token for token in self.special_token.findall(shown) if not THINKING.search(token)}
-        return named | found | set(self.ends)
+        text = "".join(self.shown([*start, *PROBE[:3]], prompt=True) for start in ([], [system]))
+        around_turns = {token for token in self.special_token.findall(text) if not THINKING.search(token)}
+        return with_role | around_turns | set(self.ends)
 
     @cached_property
     def ends(self) -> list[str]:
@@ -125,7 +125,7 @@ class Template:
         text = self.shown(PROBE) or self.shown(PROBE[:2])
         places = [text.rfind(message["content"]) for message in PROBE if message["role"] == "assistant"]
         after = [self.special_token.finditer(text, place) for place in places if place >= 0]
-        ends = [next((found[0] for found in tokens if not THINKING.search(found[0])), None) for tokens in after]
+        ends = [next((token[0] for token in tokens if not THINKING.search(token[0])), None) for tokens in after]
         return [end for end in ends if end is not None]
 
 

@@ -35,7 +35,7 @@ class Rollout(Protocol):
         ...
 
     def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
-        """Of each sequence the log-probabilities from the token at its start on."""
+        """The log-probabilities of each sequence from its place in `starts` on."""
         ...
 
 
@@ -139,7 +139,7 @@ def results_table(results: Mapping[str, SuiteResult]) -> Table:
 def likelihoods(
     rollout: Rollout, sequences: Sequence[list[int]], starts: Sequence[int], description: str
 ) -> Iterator[Likelihood]:
-    """Of each sequence the log-probabilities from its start on, asked for in batches."""
+    """Yield the log-probabilities of each sequence from its place in `starts` on, computed in batches."""
     firsts = range(0, len(sequences), SEQUENCES_PER_BATCH)
     for first in watched(firsts, description, len(firsts)):
         batch = slice(first, first + SEQUENCES_PER_BATCH)

@@ -68,7 +68,7 @@ def write_decision(folder: Path, decision: Decision) -> None:
 
 
 def read_decision(folder: Path) -> Decision | None:
-    """What `write_decision` wrote; None where the gate has not decided yet."""
+    """The decision that `write_decision` wrote; None where the gate has not decided yet."""
     if not (folder / DECISION).is_file():
         return None
     read = read_json(folder / DECISION, "remove it, and the gate decides again")

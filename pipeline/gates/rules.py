@@ -1,13 +1,13 @@
 """A gate's rules as pure functions of per-item figures: holds, fails, or undecided where the interval leaves both open.
 
 Two evaluations are compared item by item, so that what makes an item hard for both cancels out. Intervals are of the
-mean over items: a percentile bootstrap (Efron, 1979), or Wilson's for a threshold on a share. A bootstrap alone is too
-sure of few items and certain of equal ones, so two items more stand in every one, one either side; of paired shares
-that is the adjustment of Bonett and Price (Statistics in Medicine 31, 2012), one discordant pair each way.
+mean over items: a percentile bootstrap (Efron, 1979), or Wilson's for a threshold on a share. With few or
+identical items the interval of a bootstrap is too narrow, so two pseudo-items are added, one on either side; for paired
+shares that is the adjustment of Bonett and Price (Statistics in Medicine 31, 2012), one discordant pair each way.
 
 Items `ROW#1`, `ROW#2`, ... are of one row (the turns of a conversation, a prompt's instructions) and depend on each
 other. So whole rows are drawn, with all their items (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8), and
-the two more are rows. An item named otherwise is a row of its own.
+the two pseudo-items are rows. An item named otherwise is a row of its own.
 
 Shape suffixes: N items, R rows, B resamples.
 """

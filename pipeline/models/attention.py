@@ -80,14 +80,14 @@ def packed_attention(
     """Attention of one packed row, in the form `transformers` calls it.
 
     query [1, H, T, D], key and value [1, H_kv, T, D or D_v]; returns ([1, T, H, D_v], None). `layout` travels through
-    the model's keyword arguments. `attention_mask` is always None: the layout says which tokens a token sees, of which
-    a `sliding_window` leaves the last. Raises ValueError for an argument that would change the result and has no place
-    here, such as a cap on the scores or attention sinks.
+    the model's keyword arguments. `attention_mask` is always None: the layout says which tokens a token sees, and a
+    `sliding_window` keeps the last of those. Raises ValueError for an argument that would change the result and is not
+    supported here, such as a cap on the scores or attention sinks.
     """
     assert attention_mask is None
-    changing = {name for name, value in others.items() if value is not None and value is not False} - WITHOUT_EFFECT
-    if changing or is_causal is False:
-        names = sorted(changing) or ["is_causal=False"]
+    unsupported = {name for name, value in others.items() if value is not None and value is not False} - WITHOUT_EFFECT
+    if unsupported or is_causal is False:
+        names = sorted(unsupported) or ["is_causal=False"]
         raise ValueError(f"attention with {', '.join(names)} is not supported in packed rows ({type(module).__name__})")
     # MLA's value is narrower than its key; the fused kernels want one width, and zeros cost less than the slow path.
     missing = key.shape[-1] - value.shape[-1]

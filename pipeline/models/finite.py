@@ -1,7 +1,7 @@
-"""Checkpoints whose weights are all finite numbers, told by the bits of their files.
+"""A check that all weights of a checkpoint are finite, made on the bits of its files.
 
-Whether a floating point number is infinite or none is seen by its exponent alone, so nothing is converted, and a file
-that is mapped into memory is read at the speed of the disk.
+An infinity or a NaN shows in a few bits of a number, so nothing is converted, and a file that is mapped into memory is
+read at the speed of the disk.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +28,11 @@ def refuse_nonfinite(folder: Path) -> None:
     """Raise ValueError naming the tensors of a checkpoint's safetensors files that hold a NaN or an infinity."""
     files = sorted(folder.glob("*.safetensors"))
     with ThreadPoolExecutor(THREADS) as pool:
-        found = [name for names in pool.map(_nonfinite, files) for name in names]
-    if found:
+        tensors = [name for names in pool.map(_nonfinite, files) for name in names]
+    if tensors:
         raise ValueError(
-            f"checkpoint '{folder}' holds numbers that are not finite (NaN or infinity) in {len(found)} tensors: "
-            f"{', '.join(found[:5])}; export it again, or start from an earlier checkpoint"
+            f"checkpoint '{folder}' holds numbers that are not finite (NaN or infinity) in {len(tensors)} tensors: "
+            f"{', '.join(tensors[:5])}; export it again, or start from an earlier checkpoint"
         )
 
 
@@ -41,7 +41,7 @@ def _nonfinite(file: Path) -> list[str]:
     header = parse_local_safetensors_file_metadata(file)
     with file.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
-    found: list[str] = []
+    names: list[str] = []
     for name, tensor in header.tensors.items():
         if tensor.dtype not in NOT_FINITE or tensor.data_offsets[0] == tensor.data_offsets[1]:
             continue
@@ -51,5 +51,5 @@ def _nonfinite(file: Path) -> list[str]:
         numbers = np.memmap(file, kind, "r", offset=start + first, shape=(count,))
         mask = kind(bits)
         if any(((part & mask) == mask).any() for part in (numbers[i : i + CHUNK] for i in range(0, count, CHUNK))):
-            found.append(name)
-    return found
+            names.append(name)
+    return names

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-import pipeline.models.load  # noqa: F401  keeps from talking what saves
+import pipeline.models.load  # noqa: F401  silences save_pretrained's progress bar
 from pipeline.folder import new_folder
 from pipeline.models.mtp import Mtp, attached, new_layers
 from pipeline.models.resolve import architecture_file

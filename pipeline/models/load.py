@@ -16,8 +16,8 @@ from pipeline.models.mtp import MtpLayer, WithModules, new_layers
 from pipeline.models.shards import write_weights
 from rollout.checkpoint import mtp_depth, mtp_prefixes
 
-disable_progress_bar()  # a bar of its own for files that take a second, above ours
-if not torch.cuda.is_available():  # deepspeed, which what saves imports too, warns unless told that there is no GPU
+disable_progress_bar()  # transformers draws its own progress bars, above ours
+if not torch.cuda.is_available():  # save_pretrained imports deepspeed, which warns without a GPU
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 Dtype = Literal["float32", "bfloat16"]
@@ -87,7 +87,7 @@ def without_mtp(model: PreTrainedModel, unexpected: Iterable[str]) -> set[str]:
 
 
 def end_with_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Name the tokens that end a turn in the tokenizer's chat template as ends of a text, before those named already.
+    """Make the tokens that end a turn in the tokenizer's chat template the first of those that end a text.
 
     generation_config has a list of them, at which `transformers` and vLLM stop; the tokenizer has one, which becomes
     the end of a turn unless the template itself writes `eos_token`.
@@ -97,8 +97,8 @@ def end_with_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         return
     before = model.generation_config.eos_token_id
     before = before if isinstance(before, list) else [before]
-    every = list(dict.fromkeys(end for end in (*ends, tokenizer.eos_token_id, *before) if end is not None))
-    model.generation_config.eos_token_id = every[0] if len(every) == 1 else every
+    eos_ids = list(dict.fromkeys(end for end in (*ends, tokenizer.eos_token_id, *before) if end is not None))
+    model.generation_config.eos_token_id = eos_ids[0] if len(eos_ids) == 1 else eos_ids
     if "eos_token" not in str(tokenizer.chat_template):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
 

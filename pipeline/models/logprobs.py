@@ -27,7 +27,7 @@ from pipeline.models.routing import Routers
 CHUNK_TOKENS = 1024
 """Rows of float32 logits alive at once: 0.5 GB at DeepSeek-V3's vocabulary."""
 SPREAD = 30.0
-"""How large logits are made for the start-up check."""
+"""The size that the start-up check scales the largest logit up to."""
 
 
 class Ahead(NamedTuple):
@@ -173,7 +173,7 @@ def refuse_other_logits(causal_lm: PreTrainedModel) -> None:
 
 
 def _own_logprobs(causal_lm: PreTrainedModel, token_ids: list[int], last: int) -> Tensor:
-    """What `causal_lm` itself says of the last tokens of one sequence."""
+    """Log-probabilities of the `last` tokens of one sequence by the model's own forward pass."""
     ids_T = torch.tensor(token_ids)
     logprobs_TV = causal_lm(ids_T.unsqueeze(0), use_cache=False).logits[0].float().log_softmax(-1)
     return logprobs_TV[:-1].gather(1, ids_T[1:, None]).squeeze(1)[-last:]
@@ -181,8 +181,8 @@ def _own_logprobs(causal_lm: PreTrainedModel, token_ids: list[int], last: int) -
 
 @contextmanager
 def _spread_logits(causal_lm: PreTrainedModel, head: nn.Module, trees: Sequence[Tree]) -> Iterator[None]:
-    """Within the block the head reads its input so many times larger that logits reach SPREAD: a cap on logits does
-    next to nothing to a young model's, and much to those of the model that it becomes."""
+    """Within the block, scale the input of the head up so that logits reach SPREAD. A cap on logits hardly changes the
+    small ones of an untrained model, and so would not be noticed."""
     ids_T = torch.tensor(trees[0].root_ids)
     largest = head(causal_lm.base_model(ids_T.unsqueeze(0), use_cache=False).last_hidden_state).abs().max().item()
     factor = max(1.0, SPREAD / largest) if largest else 1.0

@@ -1,9 +1,9 @@
 """Start-up checks: does a model give a packed row the results that it gives each sequence alone?
 
-Two checks, both of the model's behaviour, so they also hold for architectures that nobody here has seen. One follows
-gradients: what a segment answers must not depend on a token outside its sight, and a derivative that has to be zero is
-zero in every precision. The other compares values with the model's own forward pass, one sequence at a time; its bound
-is a multiple of the model's own rounding, measured (`pipeline.models.rounding`).
+Both checks look at the model's behaviour, so they also hold for architectures that are not known here. One follows
+gradients: the results of a segment must not depend on a token that it doesn't see, and a derivative that has to be zero
+is zero in every precision. The other compares values with the model's own forward pass, one sequence at a time; its
+bound is a multiple of the model's own rounding, measured (`pipeline.models.rounding`).
 
 Legend: T tokens of the packed row, D model width, N compared values.
 """
@@ -25,7 +25,7 @@ LENGTHS, PARENTS = (9, 13, 11, 8, 10), (-1, -1, -1, 2, 2)
 """Two conversations, then a prompt with two branches."""
 SEES = ((0,), (1,), (2,), (2, 3), (2, 4))
 WINDOW = 5
-"""What a model's window is narrowed to, so that short sequences show what long ones meet."""
+"""Width that attention windows are narrowed to, so that short sequences reach beyond them as long ones do."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 MARGIN = 16.0
 """The multiple of the measured rounding that right models stay within: the largest seen of 33 families is 1.4, and the
@@ -37,9 +37,9 @@ def probe_trees(model: PreTrainedModel) -> list[Tree]:
     """The same random tokens for every model of that vocabulary, none of them the padding: LENGTHS as trees."""
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(1, config.vocab_size, (sum(LENGTHS),), generator=generator)
-    drawn[drawn == (-1 if config.pad_token_id is None else config.pad_token_id)] = 1 + (config.pad_token_id == 1)
-    first, second, prompt, *branches = (part.tolist() for part in drawn.split(LENGTHS))
+    ids_T = torch.randint(1, config.vocab_size, (sum(LENGTHS),), generator=generator)
+    ids_T[ids_T == (-1 if config.pad_token_id is None else config.pad_token_id)] = 1 + (config.pad_token_id == 1)
+    first, second, prompt, *branches = (part.tolist() for part in ids_T.split(LENGTHS))
     masks = ([0] + [1] * (len(ids) - 1) for ids in (first, second))
     conversations = [Tree(ids, root_mask=mask) for ids, mask in zip((first, second), masks, strict=True)]
     return [*conversations, Tree(prompt, [Branch(ids) for ids in branches])]
@@ -52,22 +52,22 @@ def sequences(trees: Sequence[Tree]) -> list[list[int]]:
 
 @contextmanager
 def narrow_windows(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, whatever a model sees only the last tokens through is WINDOW tokens wide."""
+    """Within the block, every attention window of the model is at most WINDOW tokens wide."""
     holders: list[Any] = [model.config, model.config.get_text_config(), *model.modules()]
-    held = [(holder, name, getattr(holder, name, None)) for holder in holders for name in WINDOWS]
-    held = [(holder, name, value) for holder, name, value in held if type(value) is int and value > WINDOW]
-    for holder, name, _ in held:
+    windows = [(holder, name, getattr(holder, name, None)) for holder in holders for name in WINDOWS]
+    windows = [(holder, name, value) for holder, name, value in windows if type(value) is int and value > WINDOW]
+    for holder, name, _ in windows:
         setattr(holder, name, WINDOW)
     try:
         yield
     finally:
-        for holder, name, value in held:
+        for holder, name, value in windows:
             setattr(holder, name, value)
 
 
 @contextmanager
 def readable(model: PreTrainedModel) -> Iterator[None]:
-    """Turn the errors of a model whose code can't read what is read here into a ValueError."""
+    """Raise ValueError in the place of the errors that a model's code raises where it can't read packed rows."""
     try:
         yield
     except (AttributeError, TypeError, RuntimeError) as error:
@@ -81,14 +81,14 @@ def refuse_leaks(model: PreTrainedModel) -> None:
     """Raise ValueError, naming the class of the layers, for a packed `model` in which a segment's results depend on
     tokens that it doesn't see: a state along the row, or attention that ignores the layout."""
     row_T = torch.from_numpy(micro_batch(probe_trees(model)).token_ids_T)
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in frozen:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         with torch.enable_grad():
             leaking = _leaking(model, row_T)
     finally:
-        for parameter in frozen:
+        for parameter in trainable:
             parameter.requires_grad_(True)
     if leaking is not None:
         raise ValueError(
@@ -132,15 +132,15 @@ def _apart(these: Sequence[Tensor], those: Sequence[Tensor]) -> float:
 
 
 def _leaking(model: PreTrainedModel, row_T: Tensor) -> str | None:
-    """The classes of the innermost modules through which a segment depends on what it doesn't see, or None."""
-    passed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    """The classes of the innermost modules that make a segment depend on tokens it doesn't see; None if none does."""
+    in_and_out: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     first: list[Tensor] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
-        read = [x for x in (*args, *kwargs.values()) if _is_of_row(x, len(row_T)) and x.requires_grad]
-        written = answer[0] if isinstance(answer, tuple) else answer
-        if read and _is_of_row(written, len(row_T)) and written.requires_grad:
-            passed[module] = (read[0], written)
+        inputs = [x for x in (*args, *kwargs.values()) if _is_of_row(x, len(row_T)) and x.requires_grad]
+        output = answer[0] if isinstance(answer, tuple) else answer
+        if inputs and _is_of_row(output, len(row_T)) and output.requires_grad:
+            in_and_out[module] = (inputs[0], output)
 
     def start(_module: nn.Module, _args: Any, answer: Tensor) -> Tensor:
         first.append(answer.detach().requires_grad_())
@@ -156,7 +156,7 @@ def _leaking(model: PreTrainedModel, row_T: Tensor) -> str | None:
             hook.remove()
     if not _depends_on_others(first[0], last_TD.unsqueeze(0)):
         return None
-    leaking = {module for module, (read, written) in passed.items() if _depends_on_others(read, written)}
+    leaking = {module for module, (source, result) in in_and_out.items() if _depends_on_others(source, result)}
     innermost = [module for module in leaking if leaking.isdisjoint(set(module.modules()) - {module})]
     return ", ".join(sorted({type(module).__name__ for module in innermost or [model]}))
 
@@ -165,16 +165,16 @@ def _is_of_row(value: Any, length: int) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.shape[:2] == (1, length)
 
 
-def _depends_on_others(read: Tensor, written: Tensor) -> bool:
-    """Whether a segment of `written` has a derivative by a token of `read` that it doesn't see."""
+def _depends_on_others(source: Tensor, result: Tensor) -> bool:
+    """Whether a segment of `result` has a derivative with respect to a token of `source` that it doesn't see."""
     segment_T = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
-    direction = torch.randn(written.shape, generator=torch.Generator().manual_seed(0)).to(written)
+    direction = torch.randn(result.shape, generator=torch.Generator().manual_seed(0)).to(result)
     for segment, sees in enumerate(SEES):
-        of_segment_T = (segment_T == segment).to(written.device)
-        (by_read,) = torch.autograd.grad(
-            (written * direction)[:, of_segment_T].sum(), read, retain_graph=True, allow_unused=True
+        of_segment_T = (segment_T == segment).to(result.device)
+        (gradient,) = torch.autograd.grad(
+            (result * direction)[:, of_segment_T].sum(), source, retain_graph=True, allow_unused=True
         )
-        unseen_T = torch.isin(segment_T, torch.tensor(sees), invert=True).to(read.device)
-        if by_read is not None and by_read[:, unseen_T].any():
+        unseen_T = torch.isin(segment_T, torch.tensor(sees), invert=True).to(source.device)
+        if gradient is not None and gradient[:, unseen_T].any():
             return True
     return False

@@ -72,7 +72,7 @@ class Balancing(Protocol):
 class Routers:
     """The gates of `model` in the order of depth; empty for a dense model, and for gates of a kind not known here.
 
-    Taking hold of a model's gates again, by a second instance, lets go of them in the first.
+    A second instance on the same model disconnects the first.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 LARGEST_EXPONENT = 80.0
-"""Of a quotient of probabilities: float32 ends at e^88, and infinity times a gradient of 0 is NaN."""
+"""Largest log-ratio that is exponentiated: float32 ends at e^88, and infinity times a gradient of 0 is NaN."""
 
 
 class LossOutput(NamedTuple):
@@ -114,7 +114,7 @@ def grpo_loss(
     """
     trained_N = weights_N != 0
     every_N, every_policy_N = logprobs_N.detach(), policy_logprobs_N
-    # Before they are exponentiated: of a number that overflowed, a product with the weight 0 is NaN.
+    # Masked before the exponential: the weight 0 times a number that overflowed is NaN.
     logprobs_N, policy_logprobs_N = (torch.where(trained_N, x, 0.0) for x in (logprobs_N, policy_logprobs_N))
     shape: dict[str, Any] = {"sequence_N": sequence_N, "num_sequences": num_sequences, "level": ratio}
     ratio_N = importance_ratio(logprobs_N=logprobs_N, policy_logprobs_N=policy_logprobs_N, **shape)

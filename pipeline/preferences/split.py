@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, Features
 from pipeline.data.messages import Message
 from pipeline.folder import new_folder
 
-datasets.disable_progress_bars()  # bars of its own for files that take a second, beside ours
+datasets.disable_progress_bars()  # datasets draws its own, beside ours
 
 TRAIN, HELD_OUT = "train", "held_out"
 

@@ -44,8 +44,8 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file that is written as a whole; empty where there is none, or a damaged one, since a page shows
-    what there is."""
+    """The object in a file that is written as a whole; empty where it is missing or damaged, so that a page shows
+    the rest."""
     try:
         return read_whole(file, "")
     except ValueError:

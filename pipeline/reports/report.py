@@ -164,7 +164,7 @@ class Report:
         self._events.flush()
         self._metrics_file.write(json.dumps(_finite({"step": step} | self.last_metrics)) + "\n")
         self._metrics_file.flush()
-        os.fsync(self._metrics_file.fileno())  # a power cut after a training state loses no row before it
+        os.fsync(self._metrics_file.fileno())  # so that a power cut loses no row before a training state
         for line in self._lines.of(step, self.last_metrics):
             self._console.print(line, soft_wrap=True)
         shown_every = max(self._total_steps // SAMPLES_SHOWN, 1)

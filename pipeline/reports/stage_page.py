@@ -21,11 +21,11 @@ HASH_SHOWN = 12
 
 
 def write_html(folder: Path) -> None:
-    """Writes `report.html` of what a stage's folder holds by now; parts that are not there are left out. Until the
-    stage is done a browser that shows the page looks again every now and then."""
-    rows, made, lineage = read_metrics(folder), read_figures(folder), read_json(folder / LINEAGE)
+    """Writes `report.html` from the files that a stage's folder holds by now; parts without a file are left out. Until
+    the stage is done, a browser reloads the page every now and then."""
+    rows, final, lineage = read_metrics(folder), read_figures(folder), read_json(folder / LINEAGE)
     run, stage, kind = folder.resolve().parent.name, folder.resolve().name, lineage.get("type", "")
-    done, figures, decided = made is not None, made or {}, (folder / DECISION).is_file()
+    done, figures, decided = final is not None, final or {}, (folder / DECISION).is_file()
     state = pill("done", "good") if done else "" if decided else pill("running or stopped", "busy")
     parts = [
         _heading(run, stage, kind, rows, state),

@@ -2,8 +2,8 @@
 step, and the figures of every step.
 
 A loss enters where a gate's weights leave it: they are handed on as they are, and on the way back the gate gets the
-loss's gradient besides its own. So a layer's loss needs no way out of the model, and a layer that the backward pass
-computes again brings it along. Losses are means over the sequences of the whole batch, whatever its split.
+loss's gradient besides its own. So no loss has to be returned through the model, and activation checkpointing
+recomputes it with its layer. Losses are means over the sequences of the whole batch, whatever its split.
 
 Legend: see pipeline.models.balance; R root segments.
 """

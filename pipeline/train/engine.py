@@ -41,7 +41,7 @@ from pipeline.train.state import layers, load_state, save_state
 from rollout.types import Routes
 from rollout.weights import Bucket, to_buckets
 
-import deepspeed  # isort: skip  after pipeline.models.load, which tells it where it is
+import deepspeed  # isort: skip  must follow pipeline.models.load, which sets DS_ACCELERATOR
 
 
 class TrainEngine:
@@ -150,13 +150,12 @@ class TrainEngine:
             return [self._forward(model, row).cpu().numpy() for row in batch]
 
     def logprobs_rounded_anew(self, batch: list[MicroBatch]) -> list[Floats]:
-        """What another program of the same precision might answer in the place of `logprobs` (see
-        pipeline.models.rounding)."""
+        """Log-probabilities as another program of the same precision might compute them (pipeline.models.rounding)."""
         with rounded_anew(self._model):
             return self.logprobs(batch, reference=False)
 
     def logprobs_and_experts(self, batch: list[MicroBatch]) -> list[tuple[Floats, Routes]]:
-        """What `logprobs` says of the policy, and the experts that it sent each token of the row to."""
+        """The policy's `logprobs`, and the experts that it sent each token of the row to."""
         return [
             (self.logprobs([row], reference=False)[0], self.engine.module.routers.chosen_TLK.short().cpu().numpy())
             for row in batch

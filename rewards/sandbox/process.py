@@ -33,10 +33,10 @@ _REFUSED = (
     b"annot allocate ",  # bash, and strerror(ENOMEM)
 )
 _NEARLY = 0.9
-"""Of the memory limit: who ends badly up there ended by it."""
+"""Share of the memory limit above which a crash counts as running out of memory."""
 _HALF = 0.5
-"""Of the processor time: who is killed past it was killed for it. The kernel counts that limit in ticks, and on a busy
-machine far fewer seconds than were allowed have been spent by then."""
+"""Share of the limit on processor time above which a SIGKILL counts as a time-out. The kernel counts that
+limit in ticks, and on a busy machine far fewer seconds than were allowed have been spent by then."""
 _SIGNALLED = 128
 _CHUNK = 1 << 16
 

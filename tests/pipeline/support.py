@@ -37,7 +37,7 @@ YES, NOTHING, NOT_TRIED = "yes", "-", "not tried"
 """NOTHING stands where there is nothing to try: experts of a dense model."""
 MEANINGS = {
     "SFT": "loaded as a stage loads it; packed rows and branches of a prompt give the log-probabilities of the model's "
-    "own forward pass, one sequence at a time; no segment has a derivative by what it doesn't see; every weight has a "
+    "own forward pass, one sequence at a time; no segment depends on tokens that it doesn't see; every weight has a "
     "finite gradient",
     "RM": "the same for a new reward model on it",
     "GRPO": "vLLM on a CPU speaks as the trainer does, from the checkpoint and after a sync of other weights, within "
@@ -54,11 +54,12 @@ TRAINED = tuple(column for column in COLUMNS if column != "GRPO")
 
 HEAD = """# Models: which families can be trained
 
-Made by `python -m tests.pipeline.support docs/models.md` from tiny random models with what makes each family itself:
-its attention, windows, groups of experts, scaling of logits. `tests/pipeline/test_support.py` (slow) holds every cell.
-A model of another family is not refused for its name: each start makes the checks of the columns SFT and RM on the
-model that it was given (`pipeline/models/parity.py`), before anything is trained. Heads, layers and experts here are
-small: whether a large model fits is what `alignyard plan` says.
+Made by `python -m tests.pipeline.support docs/models.md` from tiny random models that keep the traits of each
+family: its attention, windows, groups of experts, scaling of logits. `tests/pipeline/test_support.py` (slow) checks
+every cell.
+A model of another family is not refused for its name: each start makes the checks of the columns SFT and RM on its
+model (`pipeline/models/parity.py`), before anything is trained. Heads, layers and experts here are small: whether a
+large model fits is a question for `alignyard plan`.
 
 """
 
@@ -113,7 +114,7 @@ def _in_words(attempt: Callable[[Path], str], folder: Path) -> str:
 def reason(message: str) -> str:
     """The part of an error that says why, in a table's cell."""
     for pattern, words in (
-        (r"in its layers of class ([\w, ]+):", r"\1 passes a state on to the next sequence"),
+        (r"in its layers of class ([\w, ]+):", r"sequences of a row are not apart in \1"),
         (r"attention with s_aux is not", "its attention has sinks"),
         (r"attention with softcap is not", "its attention caps scores"),
         (r"computes its ([\w-]+) in a way", r"its \1 are not head(hidden state)"),
