@@ -189,8 +189,8 @@ class GRPOConfig(Settings):
         if in_fp8 and (self.sync.max_mean_gap is None or self.sync.max_gap is None):
             raise ValueError(
                 f"sync.max_mean_gap and sync.max_gap must be given with {in_fp8[0]}: they are measured from the "
-                "rounding of model.dtype, and FP8 is coarser; set both to a few times what sync/gap_mean and sync/gap_max of a "
-                "short run with wide ones show (docs/numerics.md)"
+                "rounding of model.dtype, and FP8 is coarser; set both to a few times what sync/gap_mean and "
+                "sync/gap_max of a short run with wide ones show (docs/numerics.md)"
             )
         if self.model.dtype == "bfloat16" and self.sync.max_mean_gap is not None and self.sync.max_mean_gap < 1e-3:
             raise ValueError(
