@@ -34,8 +34,9 @@ one_core() {
 other_user() {
   [ "$(id -u)" = 0 ] || skip "only root can become another user; the other settings run as one who is not root"
   local become=(setpriv --reuid=65534 --regid=65534 --clear-groups)
+  "${become[@]}" test -x "$(readlink -f "$root/.venv/bin/python")" ||
+    skip "the interpreter of .venv is in a folder that other users may not enter; set up with a Python outside of a home"
   copy "$work/checkout"
-  "${become[@]}" test -x "$(readlink -f "$root/.venv/bin/python")" || copy_python "$work/checkout"
   mkdir "$work/home"
   chown -R 65534:65534 "$work/checkout" "$work/home"
   HOME="$work/home" run "$work/checkout" "${system[@]}" -- "${become[@]}"
@@ -115,21 +116,6 @@ copy() {
   local part
   for part in "$root"/.venv/*; do
     ln -sfT "$(readlink -f "$part")" "$1/.venv/${part##*/}"
-  done
-}
-
-# copy_python CHECKOUT: the interpreter and the commands of .venv for those who cannot reach them, as in another's home.
-copy_python() {
-  local base commands="$1/.venv/bin" file
-  base=$("$root/.venv/bin/python" -c 'import sys; print(sys.base_prefix)')
-  mkdir "$work/python"
-  tar -C "$base" --exclude=site-packages --exclude=test -cf - bin lib | tar -C "$work/python" -xf -
-  rm "$commands" "$1/.venv/pyvenv.cfg"
-  sed "s|^home = .*|home = $work/python/bin|" "$root/.venv/pyvenv.cfg" >"$1/.venv/pyvenv.cfg"
-  cp -r "$root/.venv/bin" "$commands"
-  ln -sf "$work/python/bin/$(basename "$(readlink -f "$root/.venv/bin/python")")" "$commands/python"
-  for file in "$commands"/*; do
-    [ -L "$file" ] || [ -d "$file" ] || sed -i "1s|^#!.*/python[0-9.]*$|#!$commands/python|" "$file"
   done
 }
 
