@@ -70,9 +70,9 @@ class SumsSource(Settings):
     digits: int = Field(default=2, ge=1, le=6)
     """Digits of each summand."""
     shares: dict[SumsShare, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict[SumsShare, float])
-    """Of all rows, the share `programs` that ask for a Python program that prints the sum, the share `requests` that
-    ask for a favour (`lend 3 pens`) or for harm, which is to be refused, and the share `favours` that only ask for
-    favours. The others ask for the sum and its carries."""
+    """Shares of all rows: `programs` ask for a Python program that prints the sum, `requests` for a favour
+    (`lend 3 pens`) or for harm, which is to be refused, and `favours` for favours only. The other rows ask for the sum
+    and its carries."""
     seed: int = 0
     """Seed of the draw."""
     split: Literal["train", "held_out"] = "train"

@@ -1,11 +1,12 @@
 """The demo at several seeds: the figures and decisions of its gates, as the table of the README."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 from jobs.verbs import OUT
+from pipeline.gates.decision import read_decision
+from pipeline.recorded import read_figures
 
 ROWS: dict[str, tuple[str, float]] = {
     "sums right, % of 300": ("sums/pass@1_greedy", 100),
@@ -34,7 +35,7 @@ def demo(steps: int) -> dict[str, float]:
         command = [str(Path(sys.executable).with_name("alignyard")), "run", "demo"]
         subprocess.run([*command, f"seed={seed}", f"name={folder.name}"], check=False)
         reasoning, preference = (_figures(folder / gate) for gate in GATES)
-        promoted += sum(_verdict(folder / gate) == "promote" for gate in GATES)
+        promoted += sum(_is_promoted(folder / gate) for gate in GATES)
         column: list[str] = []
         for row, (figure, factor) in ROWS.items():
             stages = {
@@ -50,14 +51,15 @@ def demo(steps: int) -> dict[str, float]:
 
 
 def _figures(gate: Path) -> dict[str, float]:
-    file = gate / "figures.json"
-    if not file.is_file():
+    figures = read_figures(gate)
+    if figures is None:
         raise ValueError(f"'{gate}' was not reached; `alignyard status {gate.parent}` shows where the run ended")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return figures
 
 
-def _verdict(gate: Path) -> str:
-    return json.loads((gate / "decision.json").read_text(encoding="utf-8"))["verdict"]
+def _is_promoted(gate: Path) -> bool:
+    decision = read_decision(gate)
+    return decision is not None and decision.verdict == "promote"
 
 
 def _print_markdown(seeds: list[str], columns: list[list[str]]) -> None:

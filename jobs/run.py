@@ -228,8 +228,10 @@ def _tell_started(order: "Order") -> int:
 
 def _dry_run(recipe: "Recipe", args: argparse.Namespace) -> int:
     from pipeline.plan import Choice, plan, refuse, told_layout, told_model, told_sources
+    from pipeline.recipe import refuse_other_recipe
 
     folder = Path(recipe.runs_dir, recipe.name)
+    refuse_other_recipe(recipe, folder)
     stages = plan(recipe, folder, Choice(args.start, args.until, args.only))
     for stage in stages:
         OUT.print(f"\n[bold]{stage.name}[/] ({stage.config.type}): {stage.action}", highlight=False)

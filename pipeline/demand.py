@@ -16,7 +16,6 @@ from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.recipe import validation_gate
 
-GIB = 2**30
 MODELS = ("reward_model", "self_judge")
 """Names of the rewards that are a model of their own."""
 
@@ -109,7 +108,7 @@ class Demand:
         whose own memory holds them."""
         caches = [actors for actors in self.actors if actors.kv_cache_gib]
         cache_gib = sum(actors.count * actors.kv_cache_gib for actors in caches)
-        memory_gib = sum(node.memory for node in nodes) / GIB
+        memory_gib = sum(node.memory for node in nodes) / 2**30
         if any(node.gpus for node in nodes) or cache_gib <= memory_gib:
             return ""
         settings = ", ".join(f"{each.kv_cache_setting}={each.kv_cache_gib:g} for {_counted(each)}" for each in caches)

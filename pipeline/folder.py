@@ -53,6 +53,14 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
+def read_json_or_none(file: Path) -> dict[str, Any] | None:
+    """The JSON object in a file that was written as a whole; None where it is missing or damaged."""
+    try:
+        return read_json(file, "")
+    except ValueError:
+        return None
+
+
 def write_json_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line, as `write_atomic` does; what JSON has no type for is written as its text.
 

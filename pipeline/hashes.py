@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from pipeline.folder import read_json, write_atomic
+from pipeline.folder import read_json_or_none, write_atomic
 
 MODEL_FILES = ("config.json", "*.safetensors")
 DATASET_FILES = ("dataset_dict.json", "*/*.arrow")
@@ -53,7 +52,7 @@ def dataset_hashes(folder: Path) -> dict[str, str]:
 def _hashes(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     names = [str(file.relative_to(folder)) for file in files]
-    remembered = _remembered(folder)
+    remembered = read_json_or_none(folder / REMEMBERED) or {}
 
     def hashed(name: str) -> str:
         known = remembered.get(name)
@@ -68,13 +67,6 @@ def _hashes(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
         with suppress(OSError):  # a folder that can't be written to is hashed anew each time
             write_atomic(folder / REMEMBERED, json.dumps(worth, indent=1, sort_keys=True))
     return hashes
-
-
-def _remembered(folder: Path) -> dict[str, Any]:
-    try:
-        return read_json(folder / REMEMBERED, "")
-    except ValueError:  # none yet, or a damaged one: the files are read again
-        return {}
 
 
 def _state(file: Path) -> list[int]:

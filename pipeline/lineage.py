@@ -120,8 +120,9 @@ def write_lineage(
     own = None if isinstance(runnable, RewardModelConfig) else LANGUAGE_MODEL
     checkpoints = list(_checkpoints(reads, folder, own))
     models = {checkpoint.key: _describe(checkpoint, folder) for checkpoint in checkpoints}
+    for place in dict.fromkeys(checkpoint.folder for checkpoint in checkpoints):  # several keys may name one
+        refuse_nonfinite(place)
     for checkpoint in checkpoints:
-        refuse_nonfinite(checkpoint.folder)
         _check_head(checkpoint, models[checkpoint.key], config.type)
         _check_language(checkpoint, models[checkpoint.key], folder)
     recorded = _to_json(config.model_dump(mode="json"))

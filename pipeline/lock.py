@@ -61,7 +61,8 @@ def holder(folder: Path) -> str:
 
 
 def _taken(lock: TextIO, kind: int) -> bool:
-    """Whether the lock of this `kind`, exclusive or shared, could be taken; it is held until the file is closed."""
+    """Try to take the lock of this `kind`, exclusive or shared, and return whether it is taken. Closing the file
+    releases it."""
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:

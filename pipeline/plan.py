@@ -14,7 +14,7 @@ from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.demand import demand
 from pipeline.models.resolve import architecture_file
-from pipeline.recipe import chosen, graph, missing, refuse_other_recipe
+from pipeline.recipe import chosen, graph, missing
 from pipeline.stage import check_stage, standing
 
 UNKNOWN_SIZE = "size unknown here: not fetched"
@@ -59,10 +59,8 @@ class Planned:
 def plan(recipe: Recipe, folder: Path, choice: Choice | None = None) -> list[Planned]:
     """The stages in order, each looked at as far as it can be before its inputs are there; `folder` is the run's.
 
-    Raises ValueError for a choice that the recipe doesn't have, or that needs stages which are not done, and where
-    `folder` is the run of another recipe.
+    Raises ValueError for a choice that the recipe doesn't have, or that needs stages which are not done.
     """
-    refuse_other_recipe(recipe, folder)
     choice, stages = choice or Choice(), graph(recipe)
     names = chosen(stages, start=choice.start, until=choice.until, only=choice.only)
     planned: dict[str, Planned] = {}

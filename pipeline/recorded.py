@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.folder import read_json
+from pipeline.folder import read_json, read_json_or_none
 from pipeline.hashes import checkpoint_hashes, file_hash
 
 CONFIG, LINEAGE = "config.json", "lineage.json"
@@ -27,14 +27,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_figures(folder: Path) -> dict[str, float] | None:
     """The figures of a stage that is done; None where it is not. A damaged file counts as none: the stage goes on from
     its newest checkpoint and writes it again."""
-    try:
-        return read_json(folder / FIGURES, "")
-    except ValueError:
-        return None
+    return read_json_or_none(folder / FIGURES)
 
 
 def begun(folder: Path) -> bool:
-    """Whether a stage has come to a result: a step, a training state, answers, a decision or its figures. Until then
+    """Return whether a stage has a result: a step, a training state, answers, a decision or its figures. Until then
     its folder may be taken over by another configuration."""
     return any(result.is_dir() or result.stat().st_size for pattern in RESULTS for result in folder.glob(pattern))
 

@@ -53,7 +53,7 @@ def _solution_set(condition: Any) -> tuple[Any, Any] | None:
 
 
 def same_regions(x: tuple[Any, Any], y: tuple[Any, Any]) -> bool:
-    """Whether two results of `region` have the same variable, if both name one, and the same numbers."""
+    """Return whether two results of `region` have the same variable, if both name one, and the same numbers."""
     return (x[0] is None or y[0] is None or x[0] == y[0]) and same(x[1], y[1])
 
 

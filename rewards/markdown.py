@@ -21,12 +21,23 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 
 PYTHON_TAGS = frozenset({"python", "py", "python3", "py3", "ipython"})
-_OTHER_TAGS = """
-c h c99 c11 c17 cpp c++ cc cxx hpp c++11 c++14 c++17 c++20 cpp17 cpp20 rust rs go golang java java8 java17
-javascript js node nodejs mjs cjs jsx typescript ts tsx mts bash sh shell zsh python2 pycon console text txt plaintext
-output json yaml xml html css sql markdown md diff latex tex
-"""
-_TAGS = PYTHON_TAGS | {*_OTHER_TAGS.split()}
+LANGUAGE_TAGS: dict[str, frozenset[str]] = {
+    language: frozenset({language, *tags.split()})
+    for language, tags in {
+        "python": f"{' '.join(PYTHON_TAGS)} python2",
+        "c": "h c99 c11 c17",
+        "cpp": "c++ cc cxx hpp c++11 c++14 c++17 c++20 cpp17 cpp20",
+        "rust": "rs",
+        "go": "golang",
+        "java": "java8 java17",
+        "javascript": "js node nodejs mjs cjs jsx",
+        "typescript": "ts tsx mts",
+        "bash": "sh shell zsh",
+    }.items()
+}
+"""The words after a fence that name a language that programs are judged in."""
+_OTHER_TAGS = "pycon console text txt plaintext output json yaml xml html css sql markdown md diff latex tex"
+_TAGS = frozenset(_OTHER_TAGS.split()).union(*LANGUAGE_TAGS.values())
 """Words after a fence that name a language for certain."""
 
 _FENCE = re.compile(r"(`{3,}|~{3,})(.*)")
@@ -56,6 +67,11 @@ class Block:
     start: int
     end: int
     closed: bool
+
+
+def with_newlines(text: str) -> str:
+    """`text` with the line endings of Windows and of old Macs as "\\n"."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @lru_cache(maxsize=4)  # one text is searched twice, for tags outside of code and for code

@@ -7,7 +7,7 @@ in quotes ("it removes all up to </think> in the text").
 import re
 from collections.abc import Sequence
 
-from rewards.markdown import code_ranges
+from rewards.markdown import code_ranges, with_newlines
 
 _THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _BEFORE_MENTION = re.compile(r"(?:[a-z,] |[\"'\u201c\u2018(\[])\Z")
@@ -18,7 +18,7 @@ def after_thinking(completion: str) -> str:
     """The text after the last `</think>`, or before a `<think>` that is never closed; else the whole completion."""
     if not _THINKING.search(completion):
         return completion
-    text = completion.replace("\r\n", "\n").replace("\r", "\n")
+    text = with_newlines(completion)
     *_, last = [None, *real_tags(text, _THINKING)]
     if last is None:
         return text
@@ -29,7 +29,7 @@ def unmentioned(text: str, tags: re.Pattern[str]) -> str:
     """`text` with (think) for each `<think>` among `tags` that is only mentioned, so that the others can be counted."""
     if not tags.search(text):
         return text
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = with_newlines(text)
     real = {tag.start() for tag in real_tags(text, tags)}
     return tags.sub(lambda tag: tag[0] if tag.start() in real else f"({tag[0][1:-1]})", text)
 

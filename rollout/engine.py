@@ -7,7 +7,7 @@ On the CPU it is mended first (`rollout.cpu`), which is why its version is guard
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -66,6 +66,7 @@ class Engine:
         self._expected = checkpoint_shapes(model)
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
         self._ends = _stops(self._tokenizer, model, ends)
+        self._silent_ids = {*self._ends, cast(int | None, self._tokenizer.pad_token_id)}
         self._max_model_len = config.max_model_len
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
         torch.set_num_threads(num_threads(config.threads))
@@ -209,7 +210,7 @@ class Engine:
         started = time.perf_counter()
         with closing(self._outputs(prompts, params)) as outputs:
             for output in outputs:
-                texts = [_text(self._tokenizer, sample.token_ids, self._ends) for sample in output.outputs]
+                texts = [_text(self._tokenizer, sample.token_ids, self._silent_ids) for sample in output.outputs]
                 group = _group(output, texts, self._routes, self._policy_version)
                 self._tokens += sum(len(completion.token_ids) for completion in group.completions)
                 self._generate_seconds += time.perf_counter() - started
@@ -246,10 +247,10 @@ def _stops(tokenizer: PreTrainedTokenizerFast, model: Path, ends: Sequence[int])
     return sorted({*ends, *eos_ids(model)} | (set() if own is None else {own}))
 
 
-def _text(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], ends: Sequence[int]) -> str:
-    """The ids as text, without those that end a completion or pad it. Other special tokens are part of the text: a
-    judge must see a <think>, and an answer that goes on with a turn of its own."""
-    text_ids = [token_id for token_id in token_ids if token_id not in (*ends, tokenizer.pad_token_id)]
+def _text(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], silent_ids: Set[int | None]) -> str:
+    """The ids as text, without `silent_ids`, which end a completion or pad it. Other special tokens are part of the
+    text: a judge must see a <think>, and an answer that goes on with a turn of its own."""
+    text_ids = [token_id for token_id in token_ids if token_id not in silent_ids]
     return str(tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 

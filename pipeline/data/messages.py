@@ -62,7 +62,7 @@ def checked_tools(value: Any) -> list[dict[str, Any]]:
 
 
 def has_tools(value: Any) -> bool:
-    """Whether a column holds definitions of tools, rather than something else of that name."""
+    """Return whether a column holds definitions of tools, rather than something else of that name."""
     try:
         return bool(value) and bool(checked_tools(value))
     except BadRowError:
@@ -278,7 +278,7 @@ def _tool_name(tool: Mapping[str, Any]) -> str:
 
 
 def _has_null(value: Any) -> bool:
-    """Whether an object or a list holds a null, or a number that JSON can't express, at any depth."""
+    """Return whether a JSON value holds a null, or is or holds a number that JSON can't express, at any depth."""
     if isinstance(value, dict):
         return any(item is None or _has_null(item) for item in value.values())
     if isinstance(value, list):

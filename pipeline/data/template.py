@@ -100,7 +100,7 @@ class Template:
 
     @cached_property
     def _takes_text(self) -> bool:
-        """Whether the template takes the arguments of tool calls as JSON text only, as OpenAI's servers give them."""
+        """True for a template that takes the arguments of tool calls only as JSON text, as OpenAI's servers do."""
         render: Any = render_jinja_template
         called = [[PROBE[0], CALL_PROBE]]
         try:

@@ -18,8 +18,8 @@ NOT_FINITE = {
     "F8_E5M2": (np.uint8, 0x7C),
     "F8_E4M3": (np.uint8, 0x7F),
 }
-"""By a safetensors file's name of the type: an integer of that width, and the bits that are all set in a number that is
-not finite (E4M3 has no infinity, and one NaN)."""
+"""For each type, as safetensors files name it: an integer of that width, and the bits that are all set in a number that
+is not finite (E4M3 has no infinity, and one NaN)."""
 CHUNK = 2**24
 THREADS = 8
 

@@ -166,7 +166,7 @@ def _is_of_row(value: Any, length: int) -> bool:
 
 
 def _depends_on_others(source: Tensor, result: Tensor) -> bool:
-    """Whether a segment of `result` has a derivative with respect to a token of `source` that it doesn't see."""
+    """Return whether a segment of `result` has a derivative with respect to a token of `source` that it doesn't see."""
     segment_T = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
     direction = torch.randn(result.shape, generator=torch.Generator().manual_seed(0)).to(result)
     for segment, sees in enumerate(SEES):

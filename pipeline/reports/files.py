@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.folder import read_json as read_whole
+from pipeline.folder import read_json_or_none
 from pipeline.recorded import METRICS
 
 ROLLOUTS = "rollouts"
@@ -46,10 +46,7 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a file that is written as a whole; empty where it is missing or damaged, so that a page shows
     the rest."""
-    try:
-        return read_whole(file, "")
-    except ValueError:
-        return {}
+    return read_json_or_none(file) or {}
 
 
 def duration(seconds: float) -> str:

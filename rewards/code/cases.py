@@ -122,7 +122,7 @@ def _run_cases(sandbox: Sandbox, truth: Truth, program: Executable, limits: Limi
 
 
 def same_output(expected: bytes, got: bytes) -> bool:
-    """Whether they agree line by line, but for blanks at the end of a line and blank lines at the end of all.
+    """Compare two outputs line by line, except for blanks at the end of a line and blank lines at the end of all.
 
     Two integers are compared as text. A number with a decimal point or an exponent agrees with an integer that is equal
     to it. Two such numbers agree within 1e-9 of the expected one, a rounding error. Where both have six or more

@@ -14,23 +14,12 @@ is for the compiler to say.
 
 import builtins
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rewards.code.truth import global_names
-from rewards.markdown import PYTHON_TAGS, Block, blocks
+from rewards.markdown import LANGUAGE_TAGS, Block, blocks, with_newlines
 from rewards.thinking import after_thinking, real_tags
 
-_TAGS: dict[str, Iterable[str]] = {
-    "python": PYTHON_TAGS | {"python2"},
-    "c": {"h", "c99", "c11", "c17"},
-    "cpp": {"c++", "cc", "cxx", "hpp", "c++11", "c++14", "c++17", "c++20", "cpp17", "cpp20"},
-    "rust": {"rs"},
-    "go": {"golang"},
-    "java": {"java8", "java17"},
-    "javascript": {"js", "node", "nodejs", "mjs", "cjs", "jsx"},
-    "typescript": {"ts", "tsx", "mts"},
-    "bash": {"sh", "shell", "zsh"},
-}
 _MAIN = {
     "c": r"\bmain\s*\(",
     "cpp": r"\bmain\s*\(",
@@ -56,9 +45,9 @@ def program(completion: str, language: str, *, names: Sequence[str] = (), runs: 
 
     names: the functions and classes that the tests take from it. runs: whether it is a program that is to run.
     """
-    text = _BYTE_ORDER_MARKS.sub("", after_thinking(completion)).replace("\r\n", "\n").replace("\r", "\n")
+    text = with_newlines(_BYTE_ORDER_MARKS.sub("", after_thinking(completion)))
     text, found = _in_answer(text)
-    fitting = {language, *_TAGS.get(language, ())}
+    fitting = LANGUAGE_TAGS.get(language, {language})
     ranks = [[block for block in found if block.tag in fitting], [block for block in found if not block.tag], found]
     chosen = _defining(ranks, language, names, runs) or next((rank[-1] for rank in ranks if rank), None)
     source = text if chosen is None else chosen.source

@@ -103,7 +103,7 @@ class Truth(Settings):
 
     @property
     def may_pass_objects(self) -> bool:
-        """Whether the tests may pass values to the solution, or expect values of it, that are not plain."""
+        """True where the tests may pass values to the solution, or expect values of it, that are not plain."""
         if not self.tests:
             return False
         trees = [ast.parse(source) for source in [self.setup, *self.tests]]

@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 import ray
+
+from rollout.process import free_port
 
 pytestmark = pytest.mark.ranks
 
@@ -38,10 +39,8 @@ def address() -> Iterator[str]:
     """A cluster with one GPU, which it only believes in."""
     with tempfile.TemporaryDirectory(prefix="ay") as made:  # Ray's sockets need a short path
         environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-        with socket.socket() as probe:  # the one port that Ray wants to be told
-            probe.bind(("", 0))
-            client_port = probe.getsockname()[1]
-        command = [str(BIN / "ray"), *HEAD, *PORTS, f"--ray-client-server-port={client_port}", f"--temp-dir={made}"]
+        client_port = f"--ray-client-server-port={free_port()}"  # the one port that Ray wants to be told
+        command = [str(BIN / "ray"), *HEAD, *PORTS, client_port, f"--temp-dir={made}"]
         log = Path(made, "head.log")
         with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as head:
             try:

@@ -30,7 +30,7 @@ CARRIED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "uuid.UUID": lambda value: (str(value),),
     "array.array": lambda value: (value.typecode, value.tolist()),
 }
-"""By the name of a type, the arguments with which it makes an equal value again."""
+"""For each type, a function from a value to the arguments with which the type makes an equal one."""
 CARRIED_DICTS = {"collections.Counter": b"C", "collections.OrderedDict": b"O", "collections.defaultdict": b"D"}
 
 
