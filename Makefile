@@ -35,4 +35,4 @@ test-portable: setup
 	@TESTS="$(TESTS)" tests/portable.sh $(ONLY)
 
 docs: setup
-	$(ACTIVATE) python -m configs.reference docs/configs.md
+	$(ACTIVATE) python -m configs.documentation docs/configs.md

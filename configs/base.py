@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, cast
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
 from pydantic_core import ErrorDetails
@@ -81,3 +82,25 @@ def _message(problem: ErrorDetails) -> str:
         case _:
             message = problem["msg"].removeprefix("Value error, ")
             return message if isinstance(given, dict | list) else f"{message} (given: {given!r})"
+
+
+def members(annotation: Any) -> list[Any]:
+    """What `annotation` is made of: the members of a union, without None and without `Annotated`'s extras."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [member for part in get_args(annotation) for member in members(part)]
+    return [] if annotation is NoneType else [annotation]
+
+
+def models_in(annotation: Any) -> list[type[Settings]]:
+    """The models whose keys may stand below a field so annotated; more than one where `type` chooses among them."""
+    return [member for member in members(annotation) if isinstance(member, type) and issubclass(member, Settings)]
+
+
+def item_of(annotation: Any) -> Any | None:
+    """The annotation of one entry, where `annotation` is a list or a dict; else None."""
+    for member in members(annotation):
+        if get_origin(member) in (list, dict):
+            return get_args(member)[-1]
+    return None

@@ -11,8 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from configs.base import Settings, problems, unknown_key
-from configs.schema import item_of, models_in
+from configs.base import Settings, item_of, models_in, problems, unknown_key
 
 NUMBER_LIKE = re.compile(r"[-+]?\.?[0-9]")
 CERTAIN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")

@@ -12,14 +12,14 @@ from pkgutil import resolve_name
 
 from rich.table import Table
 
-from jobs.gate import add_gate
-from jobs.lineage import add_lineage
-from jobs.plan import add_plan
-from jobs.preferences import add_preferences
-from jobs.reward import add_reward
-from jobs.run import add_run
-from jobs.verbs import EXIT_CODES, OUT, Verbs, add_overrides, add_verb, exit_code, quieten
-from jobs.watch import add_watch
+from jobs.command import EXIT_CODES, OUT, Verbs, add_overrides, add_verb, exit_code, quieten
+from jobs.verbs.gate import add_gate
+from jobs.verbs.lineage import add_lineage
+from jobs.verbs.plan import add_plan
+from jobs.verbs.preferences import add_preferences
+from jobs.verbs.reward import add_reward
+from jobs.verbs.run import add_run
+from jobs.verbs.watch import add_watch
 
 CONFIG = """\
 Prints the whole configuration as YAML, defaults included, each value with its origin (a file, an override, or the
@@ -84,15 +84,15 @@ example:
 """
 
 BENCHES = {
-    "grpo-step": "jobs.bench:grpo_step",
-    "sync": "jobs.bench:sync",
-    "rewards": "jobs.bench_rewards:rewards",
-    "sandbox": "jobs.bench_sandbox:sandbox",
-    "moe": "jobs.bench_models:moe",
-    "logprobs": "jobs.bench_models:logprobs",
-    "fp8": "jobs.bench_models:fp8",
-    "replay": "jobs.bench_replay:replay",
-    "demo": "jobs.bench_demo:demo",
+    "grpo-step": "jobs.bench.grpo:grpo_step",
+    "sync": "jobs.bench.grpo:sync",
+    "rewards": "jobs.bench.rewards:rewards",
+    "sandbox": "jobs.bench.sandbox:sandbox",
+    "moe": "jobs.bench.models:moe",
+    "logprobs": "jobs.bench.models:logprobs",
+    "fp8": "jobs.bench.models:fp8",
+    "replay": "jobs.bench.replay:replay",
+    "demo": "jobs.bench.demo:demo",
 }
 """Where each benchmark is, so that only the one that runs is imported: what is loaded moves what is measured."""
 
@@ -200,7 +200,7 @@ def _stage(args: argparse.Namespace) -> int:
     from configs.stages import STAGES
 
     config = load(args.file, args.overrides, STAGES[args.stage]).config
-    from pipeline.stage import run_stage
+    from pipeline.run.stage import run_stage
 
     run_stage(config, args.output or Path("runs") / Path(args.file).stem)
     return 0
@@ -220,7 +220,7 @@ def _eval(args: argparse.Namespace) -> int:
     elif Path(args.target).is_dir():
         raise ValueError(f"{args.target} is a folder: say by --suite FILE what to evaluate it on")
     config = load(file, overrides, EvalConfig).config
-    from pipeline.stage import run_stage
+    from pipeline.run.stage import run_stage
 
     write_figures(run_stage(config, args.output or Path("runs") / name), args.json)
     return 0
@@ -229,7 +229,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _config(args: argparse.Namespace) -> int:
     from configs.load import find, load, read
     from configs.stages import STAGES, Recipe
-    from jobs.origins import annotated_yaml
+    from jobs.verbs.origins import annotated_yaml
 
     model = STAGES.get(str(read(find(args.file)).get("type")), Recipe)
     for line in annotated_yaml(load(args.file, args.overrides, model)):
@@ -250,14 +250,14 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _import_gguf(args: argparse.Namespace) -> int:
-    from pipeline.models.gguf import import_gguf
+    from pipeline.weights.gguf import import_gguf
 
     import_gguf(args.file, args.out)
     return 0
 
 
 def _export_fp8(args: argparse.Namespace) -> int:
-    from pipeline.models.fp8_export import export_fp8
+    from pipeline.weights.fp8_export import export_fp8
 
     count = export_fp8(args.checkpoint, args.out)
     OUT.print(f"{args.out}: {count} weights in FP8", soft_wrap=True)
@@ -265,7 +265,7 @@ def _export_fp8(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from jobs.doctor import doctor
+    from jobs.verbs.doctor import doctor
 
     return doctor(OUT)
 

@@ -20,8 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.base import Settings
+from configs.graph import chosen, cut_off, graph, ready
 from configs.stages import Recipe
-from jobs.record import (
+from jobs.command import FAULT, WRONG_INPUT, duration, exit_code, meaning, quieten
+from jobs.command import INTERRUPTED as INTERRUPTED_CODE
+from jobs.stage_job import Outcome
+from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
+from pipeline.cluster.demand import Demand, Node, demand, machines
+from pipeline.cluster.machine import refuse_here
+from pipeline.disk.files import write_atomic
+from pipeline.disk.lock import locked
+from pipeline.disk.recorded import read_figures
+from pipeline.disk.run_record import (
     CONSOLE,
     DONE,
     ENDINGS,
@@ -34,17 +44,8 @@ from jobs.record import (
     WAITING,
     RunRecord,
     StageRecord,
+    refuse_other_recipe,
 )
-from jobs.stage_job import Outcome
-from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
-from jobs.verbs import FAULT, WRONG_INPUT, duration, exit_code, meaning, quieten
-from jobs.verbs import INTERRUPTED as INTERRUPTED_CODE
-from pipeline.demand import Demand, Node, demand, machines
-from pipeline.folder import write_atomic
-from pipeline.lock import locked
-from pipeline.machine import refuse_here
-from pipeline.recipe import chosen, cut_off, graph, ready, refuse_other_recipe
-from pipeline.recorded import read_figures
 
 ORDER = "ALIGNYARD_ORDER"
 """Environment variable with what to run."""
@@ -64,7 +65,7 @@ class Order(Settings):
     working_directory: Path
     """Where relative paths of the recipe start from."""
     start: str | None = None
-    """The first stage to run (see pipeline.recipe.chosen)."""
+    """The first stage to run (see configs.graph.chosen)."""
     until: str | None = None
     """The last stage to run."""
     only: str | None = None
@@ -228,7 +229,7 @@ def conduct(order: Order) -> int:
         record = _record(order, earlier)
         record.write()
         # What takes seconds to import is imported while Ray starts.
-        imports = Thread(target=import_module, args=("pipeline.plan",))
+        imports = Thread(target=import_module, args=("pipeline.run.dry_run",))
         imports.start()
         try:
             with cluster_with_jobs() as address, _signals_raise():
@@ -249,8 +250,8 @@ def conduct(order: Order) -> int:
 
 
 def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
-    from pipeline.fleet import nodes
-    from pipeline.plan import Choice, plan, refuse
+    from pipeline.cluster.room import nodes
+    from pipeline.run.dry_run import Choice, plan, refuse
 
     record.address = record.address or jobs.address
     # A conductor that was killed leaves jobs on a cluster that still runs.

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Self
 
 from configs.stages import Recipe
-from jobs.record import RECIPE
-from jobs.verbs import FAULT, INTERRUPTED, meaning, quieten, refuse
-from pipeline.folder import write_atomic
+from jobs.command import FAULT, INTERRUPTED, meaning, quieten, refuse
+from pipeline.disk.files import write_atomic
+from pipeline.disk.run_record import RECIPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def main(run: str, stage: str) -> int:
     folder = Path(run)
     recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
     try:
-        from pipeline.stage import run_stage
+        from pipeline.run.stage import run_stage
 
         run_stage(recipe.stages[stage], folder / stage, recipe)
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from ray._private import parameter
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from jobs.verbs import QUIET
+from jobs.command import QUIET
 from pipeline.errors import RunStopped
 
 UNREACHABLE_SECONDS = 60.0

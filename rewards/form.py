@@ -79,7 +79,7 @@ class LengthReward(Settings):
     """1.0 for a length between `shortest` and `longest`, falling linearly to 0.0 over `falloff` on both sides.
 
     A reward sees text only. To punish what nears the limit in tokens, where a completion is cut off, set
-    `overlong.shaping_tokens` instead: `rewards.mix.shape_overlong` counts the tokens that were sampled.
+    `overlong.shaping_tokens` instead: `pipeline.grpo.mix.shape_overlong` counts the tokens that were sampled.
     """
 
     unit: Literal["words", "characters"] = "words"

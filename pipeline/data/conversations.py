@@ -16,7 +16,7 @@ from configs.data import ConversationData
 from pipeline.data.chat import ChatFormat
 from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, source_files
-from pipeline.folder import new_folder
+from pipeline.disk.files import new_folder
 
 FEATURES = Features({"token_ids": List(Value("int32")), "loss_mask": List(Value("int8")), "where": Value("string")})
 

@@ -22,7 +22,7 @@ import datasets
 from configs.data import DatasetSource, FileSource, GymSource, HubSource, Source, SumsSource
 from configs.references import PREFIX
 from pipeline.data.sums import draw_sums
-from pipeline.folder import write_atomic
+from pipeline.disk.files import write_atomic
 
 EXAMPLES_PER_REASON = 5
 

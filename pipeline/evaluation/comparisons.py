@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.reward_model import PairwiseLoss, PointwiseLoss
-from pipeline.batch import Tree, scored_tree
 from pipeline.data.comparisons import Comparisons, TokenizedComparison
+from pipeline.data.trees import Tree, scored_tree
+from pipeline.disk.files import write_json_lines
 from pipeline.evaluation.statistics import wilson_interval
-from pipeline.folder import write_json_lines
 
 COMPARISONS_PER_CALL = 256
 """Comparisons scored at once: what the ranks have to finish within their timeout."""

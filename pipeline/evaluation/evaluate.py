@@ -31,8 +31,10 @@ from configs.evaluation import (
 from configs.references import PREFIX
 from configs.rewards import RewardPoolConfig
 from configs.sampling import SamplingConfig
+from pipeline.cluster.start import start_all, start_rewards
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import BadRows, Row, source_files
+from pipeline.disk.files import write_atomic, write_json_lines
 from pipeline.evaluation.choices import load_choices, run_choices
 from pipeline.evaluation.conversations import conversation_task, run_conversations
 from pipeline.evaluation.harness import check_harness, load_harness, run_harness
@@ -44,8 +46,6 @@ from pipeline.evaluation.speaking import load_prompts
 from pipeline.evaluation.suites import Rollout, Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
-from pipeline.fleet import start_all, start_rewards
-from pipeline.folder import write_atomic, write_json_lines
 from rewards.guard import inspect, refuse_idle, unjudgeable
 from rewards.types import Task
 

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.gate import GateConfig, HoldRule, ImproveRule, Rule
-from pipeline.folder import read_json, write_atomic
+from pipeline.disk.files import read_json, write_atomic
+from pipeline.disk.recorded import DECISION
 from pipeline.gates.rules import Outcome, Ruling, lower_is_better
-from pipeline.recorded import DECISION
 
 Verdict = Literal["promote", "stop", "roll_back", "ask"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
-from pipeline.checkpoints import Checkpoints
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.gates.rules import lower_is_better, value_of
+from pipeline.train.checkpoints import Checkpoints
 from rollout.pool import RolloutPool
 
 

@@ -6,14 +6,14 @@ from rich.console import Console
 
 from configs.evaluation import EvalConfig
 from configs.stages import Recipe
-from pipeline.alarms import CUT_SHORT, TRUNCATED_RATE
+from pipeline.cluster.start import start_all, start_rollout
 from pipeline.data.chat import turn_ends
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import results_table
-from pipeline.fleet import start_all, start_rollout
-from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
+from pipeline.reports.alarms import CUT_SHORT, TRUNCATED_RATE
 from pipeline.stages import evaluate
+from pipeline.weights.resolve import check_template, resolve_model
 
 
 def check(config: EvalConfig) -> None:

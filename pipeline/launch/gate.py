@@ -9,17 +9,17 @@ from rich.console import Console
 from configs.gate import GateConfig
 from configs.model import ModelConfig
 from configs.stages import Recipe
+from pipeline.cluster.start import start_all, start_rollout
 from pipeline.data.chat import turn_ends
+from pipeline.disk.files import link
 from pipeline.errors import DecisionNeeded, RunStopped
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.fleet import start_all, start_rollout
-from pipeline.folder import link
 from pipeline.gates.decision import Decision, Verdict, asked, read_decision, rules_table, write_decision
 from pipeline.gates.kept import Compared, kept, model_hash
-from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.stages import gate
+from pipeline.weights.resolve import check_template, resolve_model
 
 SHORT = 16
 

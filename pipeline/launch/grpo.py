@@ -7,22 +7,23 @@ from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
 from configs.sft import MtpConfig
 from configs.stages import Recipe
-from pipeline.alarms import Alarms
-from pipeline.checkpoints import Checkpoints
+from pipeline.cluster.start import start_all, start_policy, start_rewards, start_rollout
 from pipeline.data.chat import turn_ends
 from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import judgeable
 from pipeline.data.rows import source_files, tell
 from pipeline.evaluation.evaluate import Evaluation, check_suites
-from pipeline.fleet import Fleet, start_all, start_policy, start_rewards, start_rollout
 from pipeline.gates.validation import Validation
-from pipeline.models.resolve import check_template, resolve_model
+from pipeline.grpo.fleet import Fleet
+from pipeline.grpo.sync import probe_sequences
 from pipeline.models.tokenizer import load_tokenizer
+from pipeline.reports.alarms import Alarms
 from pipeline.reports.report import Report, read_metrics
-from pipeline.stage import validating
+from pipeline.run.stage import validating
 from pipeline.stages import grpo
-from pipeline.sync import probe_sequences
+from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
+from pipeline.weights.resolve import check_template, resolve_model
 from rewards.guard import inspect, refuse_idle
 from rollout.checkpoint import mtp_depth
 

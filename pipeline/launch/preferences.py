@@ -10,11 +10,11 @@ from pipeline.data.chat import turn_ends
 from pipeline.data.comparisons import Comparison, read_comparisons
 from pipeline.data.rows import BadRows, source_files, tell
 from pipeline.launch.sample import ask, check_sources, sampler
-from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Asked, Sampler
 from pipeline.preferences.summary import table
 from pipeline.stages import preferences
+from pipeline.weights.resolve import check_template, resolve_model
 
 
 def check(config: PreferencesConfig) -> None:

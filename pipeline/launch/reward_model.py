@@ -7,18 +7,18 @@ from rich.console import Console
 from configs.reward_model import PairwiseLoss, PointwiseLoss, RewardModelConfig
 from configs.stages import Recipe
 from configs.train import num_steps
-from pipeline.checkpoints import Checkpoints
+from pipeline.cluster.start import start_all, start_policy
 from pipeline.data.comparisons import Comparison, Comparisons
 from pipeline.data.order import refuse_repeats
 from pipeline.data.rows import source_files, tell
 from pipeline.evaluation.comparisons import EVALUATION
 from pipeline.evaluation.suites import SuiteResult, results_table
-from pipeline.fleet import start_all, start_policy
-from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
 from pipeline.stages import reward_model
+from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
+from pipeline.weights.resolve import check_template, resolve_model
 
 
 def check(config: RewardModelConfig) -> None:

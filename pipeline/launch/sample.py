@@ -13,15 +13,15 @@ from configs.preferences import PreferencesConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sample import SampleConfig
 from configs.stages import Recipe
+from pipeline.cluster.start import start_all, start_rewards, start_rollout
 from pipeline.data.chat import turn_ends
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import source_files, tell
-from pipeline.fleet import start_all, start_rewards, start_rollout
-from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Asked, Sampler, Speaker, distinct
 from pipeline.preferences.summary import counts_table
 from pipeline.stages import sample
+from pipeline.weights.resolve import check_template, resolve_model
 from rewards.guard import inspect, refuse_idle
 from rewards.pool import RewardPool
 

@@ -5,16 +5,16 @@ from pathlib import Path
 from configs.sft import SFTConfig
 from configs.stages import Recipe
 from configs.train import num_steps
-from pipeline.checkpoints import Checkpoints
+from pipeline.cluster.start import start_all, start_policy
 from pipeline.data.conversations import Conversations
 from pipeline.data.order import refuse_repeats
 from pipeline.data.rows import source_files, tell
-from pipeline.fleet import start_all, start_policy
-from pipeline.models.resolve import check_template, resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
 from pipeline.stages import sft
+from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
+from pipeline.weights.resolve import check_template, resolve_model
 
 
 def check(config: SFTConfig) -> None:

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from pipeline.batch import Tree, micro_batch
+from pipeline.data.trees import Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.mtp import Mtp, attached
 from pipeline.models.packed import hidden_states, use_packed

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.batch import Branch, Tree, micro_batch
+from pipeline.data.trees import Branch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.packed import hidden_states
 from pipeline.models.rounding import rounded_anew

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.models.resolve import template_file
+from pipeline.weights.resolve import template_file
 
 OTHER_MEDIA = re.compile("image|audio|video", re.IGNORECASE)
 

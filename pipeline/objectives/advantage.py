@@ -6,7 +6,7 @@ Legend: P prompts, G completions of a prompt. A reward of NaN means "could not b
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.mix import standardize
+from pipeline.grpo.mix import standardize
 
 Rewards = NDArray[np.float64]
 

@@ -15,8 +15,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import configs
-from pipeline.models.resolve import architecture_file
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.weights.resolve import architecture_file
 
 HUB = {
     "deepseek-ai/DeepSeek-V2": "deepseek_v2",

@@ -11,7 +11,7 @@ from configs.sampling import RolloutConfig
 from configs.sft import SFTConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
-from pipeline.demand import demand
+from pipeline.cluster.demand import demand
 from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
 from pipeline.planner.cost import Work
 

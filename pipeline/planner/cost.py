@@ -28,7 +28,7 @@ NVME_RATE = 3e9
 SLICES = 32
 """Parts that a rollout is cut into, the completions that are left counted in each."""
 PROOF_TOKENS = 512
-"""Tokens that prove a weight sync (pipeline.sync)."""
+"""Tokens that prove a weight sync (pipeline.grpo.sync)."""
 
 
 @dataclass(frozen=True, slots=True)

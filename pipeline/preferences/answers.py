@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from configs.rewards import RewardSpec
 from configs.sampling import RolloutConfig, SamplingConfig
 from pipeline.data.prompts import Prompt, Prompts
+from pipeline.disk.files import write_json_lines
 from pipeline.evaluation.suites import Judge
-from pipeline.folder import write_json_lines
 from pipeline.preferences.split import prompt_key
 from rewards.types import Verdict
 from rollout.types import Completion, Group

@@ -10,7 +10,7 @@ import datasets
 from datasets import Dataset, DatasetDict, Features
 
 from pipeline.data.messages import Message
-from pipeline.folder import new_folder
+from pipeline.disk.files import new_folder
 
 datasets.disable_progress_bars()  # datasets draws its own, beside ours
 

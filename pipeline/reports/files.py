@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.folder import read_json_or_none
-from pipeline.recorded import METRICS
+from pipeline.disk.files import read_json_or_none
+from pipeline.disk.recorded import METRICS
 
 ROLLOUTS = "rollouts"
 EXPERT_LOAD = "expert_load.json"

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import TypeAlias
 
-from pipeline.folder import write_atomic
+from pipeline.disk.files import write_atomic
 from pipeline.reports.style import SCRIPT, STYLE
 
 

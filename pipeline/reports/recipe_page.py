@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk.recorded import FIGURES, LINEAGE, METRICS, changes, read_figures
 from pipeline.gates.decision import DECISION, read_decision
 from pipeline.gates.kept import FIGURES as EVALUATED
-from pipeline.recorded import FIGURES, LINEAGE, METRICS, changes, read_figures
 from pipeline.reports.curves import small_curve
 from pipeline.reports.files import duration, read_json, read_metrics
 from pipeline.reports.page import Inside, Markup, pill, section, table, tag, write_page

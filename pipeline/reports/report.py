@@ -24,8 +24,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from pipeline.folder import write_atomic, write_json_lines
-from pipeline.recorded import METRICS
+from pipeline.disk.files import write_atomic, write_json_lines
+from pipeline.disk.recorded import METRICS
 from pipeline.reports.files import EXPERT_LOAD, ROLLOUTS, Row, duration, read_metrics
 from pipeline.reports.stage_page import write_html
 from rewards.types import Verdict

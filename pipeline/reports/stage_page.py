@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.grpo import GRPOConfig
-from pipeline.alarms import Alarms
+from pipeline.disk.recorded import CONFIG, LINEAGE, read_figures
 from pipeline.gates.decision import DECISION
-from pipeline.recorded import CONFIG, LINEAGE, read_figures
+from pipeline.reports.alarms import Alarms
 from pipeline.reports.curves import STEP_SECONDS, curves, headline, last_figures
 from pipeline.reports.files import EXPERT_LOAD, Row, duration, read_json, read_metrics
 from pipeline.reports.page import Markup, folded, pill, section, table, tag, write_page

@@ -4,13 +4,13 @@ completion is the mean reward of its group."""
 from collections.abc import Callable
 
 from configs.grpo import GRPOConfig
-from pipeline.alarms import Alarms
 from pipeline.data.prompts import Prompts
-from pipeline.experience import collect, over_updates, training_batches
-from pipeline.fleet import Fleet
+from pipeline.grpo.experience import collect, over_updates, training_batches
+from pipeline.grpo.fleet import Fleet
+from pipeline.grpo.sync import check_spoken
+from pipeline.reports.alarms import Alarms
 from pipeline.reports.report import Report
-from pipeline.stopwatch import Stopwatch
-from pipeline.sync import check_spoken
+from pipeline.reports.stopwatch import Stopwatch
 
 
 def run(

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from configs.reward_model import RewardModelConfig
-from pipeline.batch import Tree, scored_tree
-from pipeline.checkpoints import Checkpoints
 from pipeline.data.comparisons import Comparisons, TokenizedComparison
+from pipeline.data.trees import Tree, scored_tree
 from pipeline.evaluation.comparisons import ComparisonResult, evaluate, write_records
 from pipeline.reports.report import Report
-from pipeline.stopwatch import Stopwatch
+from pipeline.reports.stopwatch import Stopwatch
+from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.worker import Policy
 
 UNKNOWN = float("nan")

@@ -1,11 +1,11 @@
 """Supervised fine-tuning: masked cross-entropy on packed conversations (DeepSeek-V2 section 4.1)."""
 
 from configs.sft import SFTConfig
-from pipeline.batch import Tree
-from pipeline.checkpoints import Checkpoints
 from pipeline.data.conversations import Conversations, Example
+from pipeline.data.trees import Tree
 from pipeline.reports.report import Report
-from pipeline.stopwatch import Stopwatch
+from pipeline.reports.stopwatch import Stopwatch
+from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.worker import Policy
 
 

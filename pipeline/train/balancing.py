@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from configs.balance import V2Balance, V3Balance
-from pipeline.batch import MicroBatch
+from pipeline.data.trees import MicroBatch
 from pipeline.models.attention import Layout
 from pipeline.models.balance import (
     Sequences,

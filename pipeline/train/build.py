@@ -6,11 +6,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from configs.sft import MtpConfig
-from pipeline.models.load import load_model, load_with_mtp
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
 from pipeline.models.mtp import Mtp
-from pipeline.models.score import ScoreModel, is_score_model, load_score_model, new_score_model, refuse_other_scores
 from pipeline.train.spec import TrainSpec
+from pipeline.weights.load import load_model, load_with_mtp
+from pipeline.weights.reward_model import (
+    ScoreModel,
+    is_score_model,
+    load_score_model,
+    new_score_model,
+    refuse_other_scores,
+)
 
 
 def causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:

@@ -18,15 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from configs.train import TrainerConfig
-from pipeline.batch import Floats, MicroBatch
+from pipeline.data.trees import Floats, MicroBatch
 from pipeline.models.attention import Layout
 from pipeline.models.fp8_layers import use_fp8_in_sharded_experts
-from pipeline.models.fused import checkpoint_tensors
-from pipeline.models.load import load_model, save_hf
 from pipeline.models.logprobs import LogprobModel
 from pipeline.models.mtp import attached
 from pipeline.models.rounding import rounded_anew
-from pipeline.models.score import save_score_model
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.train.balancing import Balancer
 from pipeline.train.build import causal_lm, deepspeed_config, parameter_groups, score_model
@@ -38,10 +35,13 @@ from pipeline.train.schedule import learning_rate
 from pipeline.train.sleep import leave_device, return_to
 from pipeline.train.spec import BatchSums, TrainSpec
 from pipeline.train.state import layers, load_state, save_state
+from pipeline.weights.fused import checkpoint_tensors
+from pipeline.weights.load import load_model, save_hf
+from pipeline.weights.reward_model import save_score_model
 from rollout.types import Routes
 from rollout.weights import Bucket, to_buckets
 
-import deepspeed  # isort: skip  must follow pipeline.models.load, which sets DS_ACCELERATOR
+import deepspeed  # isort: skip  must follow pipeline.weights.load, which sets DS_ACCELERATOR
 
 
 class TrainEngine:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from configs.grpo import ObjectiveConfig
 from configs.reward_model import PairwiseLoss, PointwiseLoss
-from pipeline.batch import MicroBatch
+from pipeline.data.trees import MicroBatch
 from pipeline.models.logprobs import Ahead
 from pipeline.objectives.policy import LossOutput, grpo_loss
 from pipeline.objectives.preference import pairwise_loss, pointwise_loss

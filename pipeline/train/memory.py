@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.batch import MicroBatch
+from pipeline.data.trees import MicroBatch
 from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
 from pipeline.planner.devices import DEVICES, GIB
 from pipeline.planner.memory import TrainLayout, step_working, total, train_state

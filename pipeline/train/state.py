@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.checksums import checksum
-from pipeline.folder import read_json, sync, write_atomic
+from pipeline.disk.checksums import checksum
+from pipeline.disk.files import read_json, sync, write_atomic
 from pipeline.train.expert_parallel import as_fused, place_in_fused
 from pipeline.train.moments import BF16MomentsAdamW
 

@@ -20,10 +20,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from safetensors import SafetensorError
 
-from pipeline.batch import Floats, MicroBatch, Tree, deal, micro_batch, shard
-from pipeline.checksums import write_checksums
+from pipeline.data.trees import Floats, MicroBatch, Tree, deal, micro_batch, shard
+from pipeline.disk.checksums import write_checksums
+from pipeline.disk.files import new_folder
 from pipeline.errors import RunStopped
-from pipeline.folder import new_folder
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
 from rollout.process import compute_environment, free_port, num_threads
 

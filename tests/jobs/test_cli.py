@@ -10,7 +10,7 @@ from rich.console import Console
 from configs.load import load
 from configs.stages import STAGES, Recipe
 from jobs.cli import STAGE_VERBS, main, parse, write_figures
-from jobs.verbs import exit_code
+from jobs.command import exit_code
 from pipeline.errors import DecisionNeeded, RunStopped
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
@@ -85,7 +85,7 @@ def test_what_is_not_understood_is_refused(line: list[str]) -> None:
 def test_a_dry_run_of_what_a_hub_would_provide_needs_no_hub(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.run.OUT", Console(width=200))
+    monkeypatch.setattr("jobs.verbs.run.OUT", Console(width=200))
     recipe = load(RECIPE, ["stages.warm.model={path: some/model}"], Recipe).config
     file = tmp_path / "far.yaml"
     OmegaConf.save(OmegaConf.create(recipe.model_dump(mode="json")), file)

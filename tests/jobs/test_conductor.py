@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from jobs.cli import parse
-from jobs.record import RunRecord
-from jobs.verbs import exit_code
-from pipeline.lock import holder
+from jobs.command import exit_code
+from pipeline.disk.lock import holder
+from pipeline.disk.run_record import RunRecord
 from rewards.sandbox.cgroup import family
 from tests.series import series
 

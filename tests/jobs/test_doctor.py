@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.doctor import compiler, doctor, packages, sandbox
+from jobs.verbs.doctor import compiler, doctor, packages, sandbox
 from rewards.sandbox.toolchains import LANGUAGES
 
 

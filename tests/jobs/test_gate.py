@@ -8,8 +8,8 @@ import pytest
 
 from configs.gate import ImproveRule
 from jobs.cli import parse
+from pipeline.disk.files import link, write_json_lines
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.folder import link, write_json_lines
 from pipeline.gates.decision import Decision, read_decision, write_decision
 from pipeline.gates.evidence import regressions
 from pipeline.gates.kept import kept

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from jobs.verbs import OUT, WRONG_INPUT
+from jobs.command import OUT, WRONG_INPUT
 from tests.pipeline.report_run import make_run
 
 

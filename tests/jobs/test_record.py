@@ -14,12 +14,12 @@ from typing import Any, cast
 import pytest
 
 from jobs.cli import main
+from jobs.command import OUT, UNREAD, WRONG_INPUT, exit_code, meaning
 from jobs.conductor import Order, conduct
-from jobs.record import LOG, RUN, RunRecord, StageRecord
-from jobs.run import write
 from jobs.submission import FOLDER_KEY, RUN_KEY, STAGE_KEY, Jobs
-from jobs.verbs import OUT, UNREAD, WRONG_INPUT, exit_code, meaning
-from pipeline.lock import LOCK
+from jobs.verbs.run import write
+from pipeline.disk.lock import LOCK
+from pipeline.disk.run_record import LOG, RUN, RunRecord, StageRecord
 
 
 @pytest.fixture
@@ -184,9 +184,9 @@ def test_another_recipe_under_the_name_of_a_run_with_results_is_refused(runs: Pa
 def test_what_this_machine_cannot_give_is_refused_before_ray_starts(
     runs: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.demand import Node
+    from pipeline.cluster.demand import Node
 
-    monkeypatch.setattr("pipeline.machine.this_machine", lambda: Node("this machine", 2, 1, 2, 1))
+    monkeypatch.setattr("pipeline.cluster.machine.this_machine", lambda: Node("this machine", 2, 1, 2, 1))
     text = RECIPE.format(name="good", runs=runs) + "    trainer: {num_ranks: 2}\n"
     with pytest.raises(ValueError, match=r"sft: asks for 2 GPUs .* lower trainer\.num_ranks"):
         conduct(order_of(runs, text))
@@ -218,7 +218,7 @@ def test_other_faults_of_files_keep_their_traceback() -> None:
 
 
 def test_who_closes_the_output_ends_the_writer_without_a_traceback() -> None:
-    program = f"from jobs.run import {write.__name__}\nfor _ in range(100000): write('a line of some length\\n')"
+    program = f"from jobs.verbs.run import {write.__name__}\nfor _ in range(100000): write('a line of some length\\n')"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stderr
         process.stdout.readline()

@@ -11,7 +11,7 @@ import pytest
 
 from configs.rewards import RewardPoolConfig
 from jobs.cli import exit_code
-from jobs.reward import add_reward
+from jobs.verbs.reward import add_reward
 
 ROWS = [
     {"prompt": "France?", "completion": "Paris", "truth": "Paris", "expected": 1},

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import shard
+from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from tests.pipeline.train_ranks import conversations

@@ -15,7 +15,7 @@ import torch
 
 from configs.grpo import ObjectiveConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import shard
+from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from tests.pipeline.train_ranks import groups

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import Tree, shard
+from pipeline.data.trees import Tree, shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 

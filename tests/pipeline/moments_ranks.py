@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from configs.train import OffloadConfig, OptimizerConfig, TrainerConfig
-from pipeline.batch import shard
-from pipeline.models.load import Dtype
+from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.sleep import leave_device, return_to
 from pipeline.train.spec import TrainSpec
+from pipeline.weights.load import Dtype
 from tests.pipeline.train_ranks import conversations
 
 

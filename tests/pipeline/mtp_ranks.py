@@ -14,7 +14,7 @@ import torch
 
 from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import Tree, shard
+from pipeline.data.trees import Tree, shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from configs.grpo import ObjectiveConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import MicroBatch, shard
+from pipeline.data.trees import MicroBatch, shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from tests.pipeline.train_ranks import groups

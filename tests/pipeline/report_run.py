@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from configs.gate import HoldRule, ImproveRule, ThresholdRule
-from pipeline.folder import write_json_lines
+from pipeline.disk.files import write_json_lines
 from pipeline.gates.decision import Decision, write_decision
 from pipeline.gates.rules import Ruling
 

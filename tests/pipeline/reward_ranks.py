@@ -14,7 +14,7 @@ import torch
 
 from configs.reward_model import PairwiseLoss
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import Tree, scored_tree, shard
+from pipeline.data.trees import Tree, scored_tree, shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 

@@ -12,8 +12,8 @@ from configs.grpo import GRPOConfig
 from configs.reward_model import RewardModelConfig
 from configs.sft import SFTConfig
 from configs.stages import AnyStage
-from pipeline.lineage import check_lineage, write_lineage
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.run.lineage import check_lineage, write_lineage
 
 SUMS = {"type": "sums", "size": 10}
 

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from configs.sampling import RolloutConfig
-from pipeline.batch import MicroBatch, micro_batch
+from pipeline.data.trees import MicroBatch, micro_batch
+from pipeline.grpo.sync import LARGEST_MARGIN, MEAN_MARGIN
 from pipeline.models.attention import Layout
-from pipeline.models.fused import checkpoint_tensors
-from pipeline.models.load import load_model, load_with_mtp
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
 from pipeline.models.mtp import Mtp
 from pipeline.models.parity import probe_trees, sequences
 from pipeline.models.rounding import rounded_anew
-from pipeline.models.score import ScoreModel, new_score_model, refuse_other_scores
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.sync import LARGEST_MARGIN, MEAN_MARGIN
 from pipeline.train.expert_parallel import FAMILIES as SHARDED
+from pipeline.weights.fused import checkpoint_tensors
+from pipeline.weights.load import load_model, load_with_mtp
+from pipeline.weights.reward_model import ScoreModel, new_score_model, refuse_other_scores
 from rollout.weights import to_buckets
 from tests.pipeline.families import FAMILIES, random_model
 

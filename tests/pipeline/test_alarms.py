@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs.grpo import GRPOConfig
-from pipeline.alarms import SPAN, WINDOW, Alarms, alarms, slope_t
 from pipeline.errors import RunStopped
-from pipeline.experience import length_slope, mixed_rewards, repetition_rate
+from pipeline.grpo.experience import length_slope, mixed_rewards, repetition_rate
+from pipeline.reports.alarms import SPAN, WINDOW, Alarms, alarms, slope_t
 from pipeline.reports.report import Report, read_metrics
 from rewards.types import Verdict
 

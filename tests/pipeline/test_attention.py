@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedModel
 
-from pipeline.batch import Branch, Tree, micro_batch
+from pipeline.data.trees import Branch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from tests.rollout import tiny

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from configs.balance import V2Balance, V3Balance
-from pipeline.batch import Branch, MicroBatch, Tree, micro_batch, shard
+from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch, shard
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from pipeline.train.balancing import Balancer, protected_tokens

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.batch import Branch, Tree, deal, micro_batch, scored_tree, shard
+from pipeline.data.trees import Branch, Tree, deal, micro_batch, scored_tree, shard
 from rollout.types import Routes
 
 

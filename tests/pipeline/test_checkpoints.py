@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from configs.train import CheckpointConfig
-from pipeline.checkpoints import Checkpoints, saved_states, set_aside_damaged
-from pipeline.checksums import checksum, write_checksums
+from pipeline.disk.checksums import checksum, write_checksums
+from pipeline.train.checkpoints import Checkpoints, saved_states, set_aside_damaged
 
 
 class Policy:

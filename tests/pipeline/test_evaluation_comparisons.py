@@ -8,8 +8,8 @@ import pytest
 
 from configs.data import ComparisonData, FileSource
 from configs.reward_model import PairwiseLoss, PointwiseLoss
-from pipeline.batch import Tree
 from pipeline.data.comparisons import Comparisons
+from pipeline.data.trees import Tree
 from pipeline.evaluation.comparisons import (
     COMPARISONS_PER_CALL,
     ScoredComparison,

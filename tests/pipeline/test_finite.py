@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from configs.stages import AnyStage
-from pipeline.models.finite import refuse_nonfinite
+from pipeline.weights.finite import refuse_nonfinite
 from tests.pipeline.stage_configs import grpo, make_checkpoint, rm, sft, start
 
 E4M3 = torch.float8_e4m3fn

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.folder import new_folder, read_json, write_atomic
+from pipeline.disk.files import new_folder, read_json, write_atomic
 
 
 @pytest.fixture

@@ -33,9 +33,9 @@ from pipeline.models.fp8 import (
     quantise,
     reference_matmul,
 )
-from pipeline.models.fp8_export import export_fp8
 from pipeline.models.fp8_layers import fp8_experts, fp8_linear, use_fp8, use_fp8_in_sharded_experts
 from pipeline.models.logprobs import LogprobModel
+from pipeline.weights.fp8_export import export_fp8
 from tests.pipeline import fp8_ranks
 from tests.pipeline.rank_processes import run_ranks
 from tests.pipeline.small_models import small_causal_lm, small_config

@@ -16,9 +16,9 @@ from transformers import (
 )
 from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 
-from pipeline.models.fresh import create_model
-from pipeline.models.fused import checkpoint_tensors
-from pipeline.models.load import load_model
+from pipeline.weights.fresh import create_model
+from pipeline.weights.fused import checkpoint_tensors
+from pipeline.weights.load import load_model
 from rollout.checkpoint import checkpoint_shapes
 from rollout.weights import Bucket, open_buckets, to_buckets
 from tests.pipeline.small_models import SMALLEST

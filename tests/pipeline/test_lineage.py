@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 from configs.evaluation import EvalConfig
 from configs.rewards import RewardSpec
-from pipeline.lineage import source_hash, write_lineage, written_in
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.run.lineage import source_hash, write_lineage, written_in
 from tests.pipeline.stage_configs import SUMS, check, grpo, make_checkpoint, read, sft, start
 
 

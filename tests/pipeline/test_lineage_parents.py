@@ -10,11 +10,11 @@ from safetensors.numpy import save_file
 
 from configs.reward_model import RewardModelConfig
 from configs.stages import Recipe
-from pipeline import hashes
-from pipeline.hashes import checkpoint_hashes, file_hash
-from pipeline.lineage import Validating, check_lineage, write_lineage
-from pipeline.recorded import changes
-from pipeline.stage import validating
+from pipeline.disk import hashes
+from pipeline.disk.hashes import checkpoint_hashes, file_hash
+from pipeline.disk.recorded import changes
+from pipeline.run.lineage import Validating, check_lineage, write_lineage
+from pipeline.run.stage import validating
 from tests.pipeline.stage_configs import SUMS, check, gate, grpo, make_checkpoint, pairs, read, rm, sft, stage, start
 
 

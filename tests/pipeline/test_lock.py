@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lock import holder, locked
+from pipeline.disk.lock import holder, locked
 
-HOLD = "import sys, time; from pathlib import Path; from pipeline.lock import locked\n"
+HOLD = "import sys, time; from pathlib import Path; from pipeline.disk.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 
 

@@ -11,11 +11,11 @@ from transformers import GPT2Config
 from configs.reward_model import PairwiseLoss
 from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import Tree, micro_batch
-from pipeline.models.fresh import create_model
+from pipeline.data.trees import Tree, micro_batch
 from pipeline.train import memory
 from pipeline.train.memory import PREDICTED, StepMemory
 from pipeline.train.spec import PEAK, TrainSpec
+from pipeline.weights.fresh import create_model
 from tests.pipeline import memory_ranks
 from tests.pipeline.rank_processes import run_ranks
 from tests.pipeline.small_models import small_causal_lm

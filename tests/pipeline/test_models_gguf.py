@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from pipeline.models.gguf import LAYER_TENSOR_NAMES, import_gguf
-from pipeline.models.load import load_model
 from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
+from pipeline.weights.gguf import LAYER_TENSOR_NAMES, import_gguf
+from pipeline.weights.load import load_model
 
 HEADS = {"attn_q": 4, "attn_k": 2}
 QuantizationType = gguf.GGMLQuantizationType

@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from configs.model import FirstModelConfig, ModelConfig
-from pipeline.models import shards
-from pipeline.models.fp8_export import export_fp8
-from pipeline.models.fresh import create_model
-from pipeline.models.fused import checkpoint_tensors
-from pipeline.models.load import load_model, save_hf
-from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
 from pipeline.train.state import layers
+from pipeline.weights import shards
+from pipeline.weights.fp8_export import export_fp8
+from pipeline.weights.fresh import create_model
+from pipeline.weights.fused import checkpoint_tensors
+from pipeline.weights.load import load_model, save_hf
+from pipeline.weights.resolve import resolve_model
 from rollout.checkpoint import checkpoint_shapes, eos_ids
 from tests.rollout.tiny import YARN, yarn
 

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from configs.model import ModelConfig
-from pipeline.models.resolve import check_template
 from pipeline.models.tokenizer import ROUND_TRIP_PROBE, byte_tokenizer, load_tokenizer
+from pipeline.weights.resolve import check_template
 
 CONVERSATION = [
     {"role": "system", "content": "s"},

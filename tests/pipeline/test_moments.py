@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.train import OptimizerConfig
-from pipeline.models.fresh import create_model
 from pipeline.train import moments
 from pipeline.train.moments import BF16MomentsAdamW
+from pipeline.weights.fresh import create_model
 from tests.pipeline import moments_ranks
 from tests.pipeline.rank_processes import run_ranks
 

@@ -12,18 +12,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import MtpModel
 
 from configs.grpo import ObjectiveConfig
-from pipeline.batch import Branch, Tree, micro_batch
+from pipeline.data.trees import Branch, Tree, micro_batch
 from pipeline.launch.grpo import detached_mtp
 from pipeline.models.attention import Layout
-from pipeline.models.fresh import create_model
-from pipeline.models.fused import checkpoint_tensors
-from pipeline.models.load import load_model, load_with_mtp
 from pipeline.models.logprobs import Ahead, LogprobModel
 from pipeline.models.mtp import Mtp, attached, module_rows, previous_rows
-from pipeline.models.resolve import architecture_file
-from pipeline.models.score import new_score_model
 from pipeline.objectives.supervised import mtp_loss
 from pipeline.train.losses import batch_loss, loss_with_mtp
+from pipeline.weights.fresh import create_model
+from pipeline.weights.fused import checkpoint_tensors
+from pipeline.weights.load import load_model, load_with_mtp
+from pipeline.weights.resolve import architecture_file
+from pipeline.weights.reward_model import new_score_model
 from rollout.checkpoint import checkpoint_shapes, mtp_depth
 
 from .small_models import small_causal_lm

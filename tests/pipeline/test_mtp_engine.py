@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.models.load import load_with_mtp
+from pipeline.weights.load import load_with_mtp
 from rollout.checkpoint import checkpoint_shapes, mtp_depth
 
 from . import mtp_ranks

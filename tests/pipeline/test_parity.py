@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.batch import micro_batch
+from pipeline.data.trees import micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits
 from pipeline.models.parity import narrow_windows, probe_trees, sequences
 from pipeline.models.rounding import rounded_anew
-from pipeline.models.score import refuse_other_scores
+from pipeline.weights.reward_model import refuse_other_scores
 from tests.pipeline.families import random_model
 
 WITH_A_STATE = {

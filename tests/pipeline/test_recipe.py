@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 import yaml
 
+from configs.graph import ancestors, chosen, cut_off, graph, missing, ready
 from configs.stages import STAGES, Recipe
-from pipeline.demand import Node, demand
-from pipeline.plan import Choice, plan, refuse, told_layout, told_model, told_sources
+from pipeline.cluster.demand import Node, demand
 from pipeline.planner.architecture import told_parameters
-from pipeline.recipe import ancestors, chosen, cut_off, graph, missing, ready
+from pipeline.run.dry_run import Choice, plan, refuse, told_layout, told_model, told_sources
 
 SFT: dict[str, Any] = {
     "type": "sft",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import Branch, MicroBatch, Tree, micro_batch
+from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from pipeline.train.build import causal_lm

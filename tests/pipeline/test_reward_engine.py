@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pipeline.models.fresh import create_model
-from pipeline.models.score import load_score_model
+from pipeline.weights.fresh import create_model
+from pipeline.weights.reward_model import load_score_model
 from rollout.checkpoint import checkpoint_shapes
 from tests.pipeline.rank_processes import run_ranks
 from tests.pipeline.reward_ranks import comparisons, main

@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 from configs.load import load
 from configs.stages import Recipe
-from pipeline.stage import run_stage
+from pipeline.run.stage import run_stage
 recipe = load(sys.argv[1], [f"runs_dir={sys.argv[2]}", *sys.argv[4:]], Recipe).config
 for name in sys.argv[3].split():
     config = recipe.stages[name]
@@ -161,7 +161,7 @@ import pipeline.stages.sft as sft
 sft._trained_tokens = lambda trees: float(sum(len(tree.root_ids) for tree in trees))
 """
 STALE = """
-import pipeline.fleet as fleet
+import pipeline.grpo.fleet as fleet
 import pipeline.stages.grpo as grpo
 send = fleet.Fleet.sync_weights
 fleet.Fleet.sync_weights = lambda self, version: send(self, version) if version == 0 else {"sync/bound_mean": 1.0}

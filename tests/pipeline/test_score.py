@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from pipeline.data.scored import scored_ids
-from pipeline.models.load import load_model
-from pipeline.models.score import (
+from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.weights.load import load_model
+from pipeline.weights.reward_model import (
     Scorer,
     is_score_model,
     load_score_model,
@@ -24,7 +25,6 @@ from pipeline.models.score import (
     refuse_other_scores,
     save_score_model,
 )
-from pipeline.models.tokenizer import byte_tokenizer
 from tests.pipeline.small_models import FAMILIES, small_causal_lm
 
 TALKS = [

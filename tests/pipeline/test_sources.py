@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs.rewards import RewardSpec
-from pipeline.lineage import ASKED_BY, source_hash, written_in
-from pipeline.sources import HOME, ROOMS, sources, sources_of_plugin
+from pipeline.run.lineage import ASKED_BY, source_hash, written_in
+from pipeline.run.sources import HOME, ROOMS, sources, sources_of_plugin
 from rewards.plugins import FACTORIES, locate
 
 
@@ -63,7 +63,7 @@ def test_whatever_python_imports_is_among_the_files(name: str) -> None:
 
 def test_imports_within_functions_count() -> None:
     """The chat format and vLLM's pooling engine, which a reward model loads when it is set up."""
-    assert {"pipeline/data/chat.py", "rollout/pooling.py", "rewards/guard.py", "rewards/mix.py"} <= written_in(
+    assert {"pipeline/data/chat.py", "rollout/pooling.py", "rewards/guard.py", "pipeline/grpo/mix.py"} <= written_in(
         RewardSpec(name="reward_model")
     ).keys()
 

@@ -10,11 +10,12 @@ import pytest
 
 from configs.rewards import RewardSpec
 from configs.stages import AnyStage, Recipe
-from pipeline import fleet, stage
-from pipeline.checksums import checksum, write_checksums
-from pipeline.demand import Node, demand
-from pipeline.lineage import write_lineage
-from pipeline.stage import run_stage, standing
+from pipeline.cluster import start
+from pipeline.cluster.demand import Node, demand
+from pipeline.disk.checksums import checksum, write_checksums
+from pipeline.run import stage
+from pipeline.run.lineage import write_lineage
+from pipeline.run.stage import run_stage, standing
 from tests.pipeline.stage_configs import grpo, make_checkpoint, sft
 
 HERE = Node("this machine", 2, 0, 2, 0, memory=24 * 2**30)
@@ -47,7 +48,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
     monkeypatch.setattr(stage, "_launcher", lambda _: launcher)
     monkeypatch.setattr(stage, "cluster_when_needed", nullcontext)
     monkeypatch.setattr(stage, "write_html", lambda _: None)
-    monkeypatch.setattr("pipeline.machine.this_machine", lambda: HERE)
+    monkeypatch.setattr("pipeline.cluster.machine.this_machine", lambda: HERE)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return launcher
 
@@ -168,14 +169,14 @@ def test_a_cluster_starts_with_the_first_handle_and_ends_with_the_block(monkeypa
         yield
         seen.append("end")
 
-    monkeypatch.setattr(fleet, "cluster", recorded)
-    with pytest.raises(ValueError, match="rows"), fleet.cluster_when_needed(lambda: seen.append("ready")):
+    monkeypatch.setattr(start, "cluster", recorded)
+    with pytest.raises(ValueError, match="rows"), start.cluster_when_needed(lambda: seen.append("ready")):
         raise ValueError("200 of 200 rows are bad")
     assert not seen
-    with fleet.cluster_when_needed(lambda: seen.append("ready")):
+    with start.cluster_when_needed(lambda: seen.append("ready")):
         for _ in range(2):
-            with fleet.start_all(lambda: seen.append("handle") or Handle()):
+            with start.start_all(lambda: seen.append("handle") or Handle()):
                 pass
     assert seen == ["start", "ready", "handle", "handle", "end"]
-    with fleet.start_all(Handle):
+    with start.start_all(Handle):
         assert seen[-1] == "end"  # outside a block the cluster is the caller's

@@ -12,13 +12,14 @@ import torch
 
 from configs.sampling import RolloutConfig, SyncConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import Tree
+from pipeline.cluster.room import cluster
+from pipeline.cluster.start import start_all, start_policy, start_rollout
+from pipeline.data.trees import Tree
 from pipeline.errors import RunStopped
-from pipeline.fleet import cluster, start_all, start_policy, start_rollout
-from pipeline.models.fresh import create_model
-from pipeline.sync import check_spoken, probe_sequences, prove, sync_weights
+from pipeline.grpo.sync import check_spoken, probe_sequences, prove, sync_weights
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import Policy
+from pipeline.weights.fresh import create_model
 from rollout.pool import RolloutPool
 from rollout.weights import open_buckets, to_buckets
 

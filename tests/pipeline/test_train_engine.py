@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.models.fresh import create_model
+from pipeline.weights.fresh import create_model
 from tests.pipeline import replay_ranks, train_ranks
 from tests.pipeline.rank_processes import run_ranks
 

@@ -14,7 +14,7 @@ import torch
 from configs.balance import V3Balance
 from configs.grpo import ObjectiveConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.batch import Branch, Tree, shard
+from pipeline.data.trees import Branch, Tree, shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 

@@ -15,7 +15,7 @@ from copy import deepcopy
 import torch
 from configs.sampling import SamplingConfig
 from pipeline.models.fp8 import BLOCK, dequantise, quantise
-from pipeline.models.fp8_export import export_fp8
+from pipeline.weights.fp8_export import export_fp8
 from rollout.engine import Engine
 from tests.rollout import tiny
 

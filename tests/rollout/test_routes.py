@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.sampling import SamplingConfig
-from pipeline.batch import Branch, MicroBatch, Tree, micro_batch
+from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from rollout.engine import Engine

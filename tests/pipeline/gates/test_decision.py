@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from configs.gate import GateConfig, HoldRule, ImproveRule, ThresholdRule
+from pipeline.disk.files import link, write_json_lines
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.folder import link, write_json_lines
 from pipeline.gates.decision import (
     Decision,
     asked,

@@ -12,9 +12,9 @@ from configs.gate import GateConfig
 from configs.references import resolved
 from configs.stages import Recipe
 from jobs.cli import parse
+from pipeline.disk.files import link
 from pipeline.errors import DecisionNeeded, RunStopped
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.folder import link
 from pipeline.gates.decision import Decision, read_decision
 from pipeline.launch import gate
 

@@ -11,10 +11,10 @@ from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
 from configs.stages import Recipe
 from configs.train import CheckpointConfig
-from pipeline.checkpoints import Checkpoints
 from pipeline.evaluation.suites import SuiteResult
 from pipeline.gates.validation import Validation
 from pipeline.launch.grpo import validation_gate
+from pipeline.train.checkpoints import Checkpoints
 
 TEXT = Path(__file__)
 

@@ -9,8 +9,8 @@ import torch
 
 from pipeline.data.chat import ChatFormat
 from pipeline.judging.self_judge import SelfJudge
-from pipeline.models.score import new_score_model
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.weights.reward_model import new_score_model
 from rewards.types import Status, Task
 from rollout.types import Completion
 from tests.rollout import tiny

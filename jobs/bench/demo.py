@@ -1,0 +1,68 @@
+"""The demo at several seeds: the figures and decisions of its gates, as the table of the README."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from jobs.command import OUT
+from pipeline.disk.recorded import read_figures
+from pipeline.gates.decision import read_decision
+
+ROWS: dict[str, tuple[str, float]] = {
+    "sums right, % of 300": ("sums/pass@1_greedy", 100),
+    "programs right, % of 150": ("programs/pass@1_greedy", 100),
+    "requests for harm refused, % of 43": ("manners/refusal_rate", 100),
+    "favours refused, % of 47": ("manners/over_refusal_rate", 100),
+    "RM_safety's mean score, requests": ("safety/score_mean_greedy", 1),
+    "RM_helpful's mean score, favours": ("helpful/score_mean_greedy", 1),
+}
+"""Each row's figure in an evaluation, and the factor that it is shown with."""
+
+GATES = ("gate_reasoning", "gate_preference")
+
+
+def demo(steps: int) -> dict[str, float]:
+    """Runs the demo at the seeds 0 to `steps` - 1 and prints each figure after SFT, reasoning and preference GRPO.
+
+    Returns the figures by seed, row and stage, and `promoted`, the share of the gates that promoted. A seed whose run
+    lies in runs/ is continued, or read where it is done. Raises ValueError where a run ends before its last gate.
+    """
+    figures: dict[str, float] = {}
+    columns: list[list[str]] = []
+    promoted = 0
+    for seed in range(steps):
+        folder = Path("runs") / f"demo-seed-{seed}"
+        command = [str(Path(sys.executable).with_name("alignyard")), "run", "demo"]
+        subprocess.run([*command, f"seed={seed}", f"name={folder.name}"], check=False)
+        reasoning, preference = (_figures(folder / gate) for gate in GATES)
+        promoted += sum(_is_promoted(folder / gate) for gate in GATES)
+        column: list[str] = []
+        for row, (figure, factor) in ROWS.items():
+            stages = {
+                "sft": reasoning[f"parent/{figure}"] * factor,
+                "reasoning": reasoning[f"candidate/{figure}"] * factor,
+                "preference": preference[f"candidate/{figure}"] * factor,
+            }
+            figures |= {f"seed {seed}/{row}/{stage}": value for stage, value in stages.items()}
+            column.append(" -> ".join(f"{value:.0f}" if factor > 1 else f"{value:.2f}" for value in stages.values()))
+        columns.append(column)
+    _print_markdown([f"seed {seed}" for seed in range(steps)], columns)
+    return figures | {"promoted": promoted / (len(GATES) * steps)}
+
+
+def _figures(gate: Path) -> dict[str, float]:
+    figures = read_figures(gate)
+    if figures is None:
+        raise ValueError(f"'{gate}' was not reached; `alignyard status {gate.parent}` shows where the run ended")
+    return figures
+
+
+def _is_promoted(gate: Path) -> bool:
+    decision = read_decision(gate)
+    return decision is not None and decision.verdict == "promote"
+
+
+def _print_markdown(seeds: list[str], columns: list[list[str]]) -> None:
+    lines = [["figure", *seeds], ["---"] * (1 + len(seeds)), *(list(row) for row in zip(ROWS, *columns, strict=True))]
+    for line in lines:
+        OUT.print(f"| {' | '.join(line)} |", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,217 @@
+"""What our parts of a model cost beside the plain ones: experts, log-probabilities, and the reference of FP8.
+
+Each figure that compares is a ratio of medians within one run, both sides measured in turns.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from pipeline.models.attention import Layout
+from pipeline.models.experts import SORTED
+from pipeline.models.fp8 import BLOCK, TILE, dequantise, matmul, quantise
+from pipeline.models.fp8_layers import FP8, fp8_linear
+from pipeline.models.logprobs import LogprobModel
+from pipeline.models.norms import use_lean_norms
+from pipeline.train.memory import resident
+from pipeline.weights.resolve import architecture_file
+from rollout.process import num_threads
+
+MICRO_BATCHES = (2048, 4096, 8192)
+"""Tokens of a micro-batch: from what the demo trains with to a trainer's default."""
+VOCABULARY, WIDTH, ROWS, LENGTH = 129_280, 128, 4096, 64
+"""DeepSeek-V3's vocabulary, and a width at which the head's product does not hide what follows it."""
+PRODUCT = (2048, 1024, 4096)
+"""Rows, columns and summed width of the product whose error is measured; 4096 is the paper's case."""
+
+
+def moe(repeats: int) -> dict[str, float]:
+    """Forward and backward of the 25M-parameter model (16 experts, top-4), and of one layer's experts alone, in a rank
+    that has the machine to itself: `transformers` as it comes, and with ours. Beside the experts, for each of
+    MICRO_BATCHES, their six matrix products alone, which no arrangement of them does without."""
+    model: Any = _model("moe_25m")
+    default, threads = model.config._experts_implementation, num_threads(0)
+    figures: dict[str, float] = {}
+    for num_tokens in MICRO_BATCHES:
+        routed = _routed(model, num_tokens)
+        ways = [*_experts(model, routed, default, SORTED), _products(model, routed.index_TK)]
+        plain, sorted_, bound = _seconds(repeats * 3, *ways, threads=threads)
+        figures |= {
+            f"experts_{num_tokens}_plain_seconds": plain,
+            f"experts_{num_tokens}_seconds": sorted_,
+            f"experts_{num_tokens}_speedup": plain / sorted_,
+            f"experts_{num_tokens}_speedup_bound": plain / bound,
+        }
+    token_ids = torch.randint(3, 259, (MICRO_BATCHES[-1] // LENGTH, LENGTH))
+
+    whole = [
+        partial(_backward, model, name, lambda: model(token_ids, use_cache=False).logits) for name in (default, SORTED)
+    ]
+    plain, with_sorted = _seconds(repeats, *whole, threads=threads)
+    use_lean_norms(model)
+    (with_norms,) = _seconds(repeats, whole[1], threads=threads)
+    return figures | {
+        "model_plain_seconds": plain,
+        "model_seconds": with_sorted,
+        "model_speedup": plain / with_sorted,
+        "model_speedup_with_norms": plain / with_norms,
+    }
+
+
+def logprobs(repeats: int) -> dict[str, float]:
+    """Log-probabilities of ROWS tokens over VOCABULARY, forward and backward, in chunks and at once: seconds, and the
+    memory each adds at its peak to a process of its own."""
+    chunked, naive = _Head(), _Head()
+    chunked_seconds, naive_seconds = _seconds(repeats, chunked.in_chunks, naive.at_once)
+    del chunked, naive
+    chunked_mib, naive_mib = _peak_mib("in_chunks"), _peak_mib("at_once")
+    return {
+        "naive_seconds": naive_seconds,
+        "chunked_seconds": chunked_seconds,
+        "chunked_over_naive": chunked_seconds / naive_seconds,
+        "naive_peak_mib": naive_mib,
+        "chunked_peak_mib": chunked_mib,
+        "chunked_peak_over_naive": chunked_mib / naive_mib,
+    }
+
+
+def fp8(repeats: int) -> dict[str, float]:
+    """One product in FP8: its error against FP64 (relative, by norm), in all and what summing adds to it; and what
+    forward and backward of a linear map and of a layer's experts cost more than in this machine's own precision."""
+    rows, columns, width = PRODUCT
+    x_MK, weight_NK = torch.randn(rows, width), torch.randn(columns, width).requires_grad_()
+    with torch.no_grad():
+        exact_MN = x_MK.double() @ weight_NK.double().T
+        x, weight = quantise(x_MK, TILE), quantise(weight_NK, BLOCK)
+        product_MN = matmul(x, weight).double()
+        of_operands_MN = dequantise(x).double() @ dequantise(weight).double().T
+    figures = {
+        "error": _relative(product_MN, exact_MN),
+        "error_of_summing": _relative(product_MN, of_operands_MN),
+        "error_of_bfloat16": _relative((x_MK.bfloat16() @ weight_NK.bfloat16().T).double(), exact_MN),
+    }
+    plain, in_fp8 = _seconds(
+        repeats, lambda: linear(x_MK, weight_NK).sum().backward(), lambda: fp8_linear(x_MK, weight_NK).sum().backward()
+    )
+    model: Any = _model("moe_25m")
+    experts_plain, experts_fp8 = _seconds(repeats, *_experts(model, _routed(model, MICRO_BATCHES[0]), SORTED, FP8))
+    return figures | {"linear_cost": in_fp8 / plain, "experts_cost": experts_fp8 / experts_plain}
+
+
+class _Head:
+    """A model that is little but its head, and ROWS tokens in sequences of LENGTH to read with it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        sizes: Any = {
+            "hidden_size": WIDTH,
+            "intermediate_size": WIDTH,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+        }
+        self.causal_lm = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, vocab_size=VOCABULARY))
+        self.token_ids = torch.randint(3, VOCABULARY, (ROWS // LENGTH, LENGTH))
+
+    def in_chunks(self) -> None:
+        layout = Layout((LENGTH,) * (ROWS // LENGTH), (-1,) * (ROWS // LENGTH))
+        token_ids_T = self.token_ids.flatten()
+        LogprobModel(self.causal_lm)(token_ids_T, layout, torch.arange(ROWS), token_ids_T.roll(-1)).sum().backward()
+
+    def at_once(self) -> None:
+        targets = self.token_ids.flatten().roll(-1).view_as(self.token_ids)
+        logprobs = self.causal_lm(self.token_ids, use_cache=False).logits.float().log_softmax(-1)
+        logprobs.gather(2, targets.unsqueeze(2)).sum().backward()
+
+
+def _peak_mib(way: str) -> float:
+    """What one forward and backward pass adds to the largest memory of a fresh process, in MiB."""
+    program = f"from jobs.bench.models import print_peak; print_peak('{way}')"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=600)
+    return float(answer.stdout.split()[-1])
+
+
+def print_peak(way: str) -> None:
+    """Where `_peak_mib` measures: `way` is a method of _Head."""
+    head = _Head()
+    before = resident("VmRSS")
+    getattr(head, way)()
+    sys.stdout.write(f"{(resident('VmHWM') - before) / 2**20}\n")
+
+
+def _model(architecture: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(architecture_file(architecture)))
+
+
+class _Routed(NamedTuple):
+    """Hidden states, and the experts that a gate sends them to."""
+
+    x_TD: Tensor
+    index_TK: Tensor
+    weight_TK: Tensor
+
+
+def _routed(model: Any, num_tokens: int) -> _Routed:
+    """By the gate of the first layer that has one."""
+    x_TD = torch.randn(num_tokens, model.config.hidden_size, requires_grad=True)
+    with torch.no_grad():
+        _, weight_TK, index_TK = model.base_model.layers[1].mlp.gate(x_TD)
+    return _Routed(x_TD, index_TK, weight_TK)
+
+
+def _experts(model: Any, routed: _Routed, *names: str) -> list[Callable[[], None]]:
+    """That layer's experts over those tokens, computed in each of these ways."""
+    experts = model.base_model.layers[1].mlp.experts
+    return [partial(_backward, model, name, lambda: experts(*routed)) for name in names]
+
+
+def _products(model: Any, index_TK: Tensor) -> Callable[[], None]:
+    """The products of forward and backward, each expert's on as many rows as it has tokens, and nothing else."""
+    experts = model.base_model.layers[1].mlp.experts
+    counts = torch.bincount(index_TK.flatten(), minlength=len(experts.down_proj)).tolist()
+    gate_up_EFD, down_EDI = experts.gate_up_proj.detach(), experts.down_proj.detach()
+    (_, width_F, width_D), width_I = gate_up_EFD.shape, down_EDI.shape[2]
+    rows = [(torch.randn(n, width_D), torch.randn(n, width_F), torch.randn(n, width_I)) for n in counts]
+
+    def multiply() -> None:
+        for (x_nD, x_nF, x_nI), gate_up_FD, down_DI in zip(rows, gate_up_EFD, down_EDI, strict=True):
+            for a, b in ((x_nD, gate_up_FD.T), (x_nI, down_DI.T), (x_nD, down_DI), (x_nF, gate_up_FD)):
+                torch.mm(a, b)
+            torch.mm(x_nD.T, x_nI)
+            torch.mm(x_nF.T, x_nD)
+
+    return multiply
+
+
+def _backward(model: PreTrainedModel, experts: str, forward: Callable[[], Tensor]) -> None:
+    model.set_experts_implementation(experts)
+    forward().sum().backward()
+
+
+def _seconds(repeats: int, *ways: Callable[[], None], threads: int = 1) -> list[float]:
+    """Seconds for each of `ways`, medians of `repeats` turns after one that warms up; with one thread its CPU seconds,
+    which other load hardly affects."""
+    before, clock = torch.get_num_threads(), time.process_time if threads == 1 else time.perf_counter
+    torch.set_num_threads(threads)
+    seconds: list[list[float]] = [[] for _ in ways]
+    for turn in range(repeats + 1):
+        for way, measured in zip(ways, seconds, strict=True):
+            start = clock()
+            way()
+            if turn:
+                measured.append(clock() - start)
+    torch.set_num_threads(before)
+    return [statistics.median(each) for each in seconds]
+
+
+def _relative(value: Tensor, exact: Tensor) -> float:
+    return ((value - exact).norm() / exact.norm()).item()

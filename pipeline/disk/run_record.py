@@ -1,0 +1,103 @@
+"""The state of a run, as `run.json` in its folder tells it to whoever looks: another shell, the report."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from configs.stages import Recipe
+from pipeline.disk.files import read_json, write_atomic
+from pipeline.disk.lock import holder
+from pipeline.disk.recorded import LINEAGE, begun
+
+RUN, RECIPE, LOG, CONSOLE = "run.json", "recipe.json", "run.log", "console.log"
+"""Files of a run's folder, and the one in each stage's with what it said."""
+
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+STOPPED, UNDECIDED, INTERRUPTED = "stopped itself", "waiting for a decision", "interrupted"
+LEFT_OUT, NOT_REACHED, KILLED = "left out", "not reached", "killed"
+ENDINGS = {0: DONE, 3: STOPPED, 4: UNDECIDED, 130: INTERRUPTED}
+"""What a stage's or run's exit code means; any other means FAILED."""
+
+
+@dataclass(slots=True)
+class StageRecord:
+    """A stage of a run."""
+
+    type: str
+    waits_for: list[str]
+    state: str = WAITING
+    reason: str = ""
+    """What it waits for, or why it ended as it did."""
+    job: str = ""
+    """The Ray job that ran it last."""
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+    reused: bool = False
+    """Whether it was done already when the run was started last."""
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """A run. Times are seconds since the epoch."""
+
+    name: str
+    folder: str
+    stages: dict[str, StageRecord]
+    state: str = RUNNING
+    reason: str = ""
+    exit_code: int | None = None
+    address: str = ""
+    """The job server of its cluster; of a local one only while it runs."""
+    job: str = ""
+    """The Ray job of its conductor; empty where that is a process of this machine."""
+    pid: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=socket.gethostname)
+    started: float = field(default_factory=time.time)
+    ended: float | None = None
+
+    def write(self) -> None:
+        """Makes the state known."""
+        write_atomic(Path(self.folder) / RUN, json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The state of the run in `folder`, under the name that the folder has now; one that lost its conductor without
+        a word is KILLED. Keys that only another version knows are left out.
+
+        Raises ValueError where there is no run, and where its file is damaged.
+        """
+        file, remedy = folder / RUN, "`alignyard run` with the same recipe writes it anew, and goes on"
+        if not file.is_file():
+            raise ValueError(f"'{folder}' holds no run: {RUN} is missing; `alignyard list` shows the runs there are")
+        values = read_json(file, remedy)
+        try:
+            record = TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            keys = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+            raise ValueError(f"'{file}' is damaged (wrong or missing: {keys}); {remedy}") from error
+        record.folder, record.name = str(folder.absolute()), folder.resolve().name
+        if record.state == RUNNING and not holder(folder):
+            record.state, record.reason = KILLED, "it ended without a word; the same command resumes it"
+            for stage in record.stages.values():
+                stage.state = KILLED if stage.state == RUNNING else stage.state
+        return record
+
+
+def refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
+    """Raises ValueError where `folder` holds results of stages that the recipe doesn't have: the run's record would
+    name the stages of this recipe alone, and those results would be forgotten."""
+    folders = sorted(file.parent for file in folder.glob(f"*/{LINEAGE}"))
+    others = [stage.name for stage in folders if stage.name not in recipe.stages and begun(stage)]
+    if others:
+        raise ValueError(
+            f"'{folder}' is the run of another recipe, with results of {', '.join(others)}, which this one doesn't "
+            "have; give it another name (name=NAME), or these stages too (--until and --only leave out what need not "
+            "run)"
+        )
