@@ -112,8 +112,8 @@ def test_no_text_claims_to_be_the_only_importer() -> None:
 
 def test_what_drives_a_stage_starts_without_torch() -> None:
     """Ranks and engines have it; a stage's own process, and a run's, would wait seconds for what they never use."""
-    launches = [f"pipeline.launch.{file.stem}" for file in (HOME / "pipeline" / "launch").glob("[a-z]*.py")]
-    assert len(launches) >= 7
-    program = f"import sys, pipeline.run.dry_run, {', '.join(launches)}; print({{'torch', 'vllm'}} & {{*sys.modules}})"
+    stages = [f"pipeline.stages.{file.stem}" for file in (HOME / "pipeline" / "stages").glob("[a-z]*.py")]
+    assert len(stages) >= 7
+    program = f"import sys, pipeline.run.dry_run, {', '.join(stages)}; print({{'torch', 'vllm'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", program], cwd=HOME, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "set()\n"), done.stdout + done.stderr

@@ -14,7 +14,7 @@ import ray
 from configs.grpo import GRPOConfig
 from configs.load import load
 from pipeline.cluster.room import cluster
-from pipeline.cluster.start import start_all, start_policy, start_rollout
+from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.grpo.sync import BUCKET_MIB, probe_sequences, sync_weights
 from pipeline.reports.report import read_metrics
 from pipeline.run.stage import run_stage
@@ -67,7 +67,7 @@ def sync(steps: int) -> dict[str, float]:
         spec = TrainSpec(model, "float32", config.trainer, config.optimizer, 1)
         probe = probe_sequences(264, max_model_len=config.rollout.max_model_len)
         with start_all(
-            lambda: start_policy(spec), lambda: start_rollout(model, config.rollout, dtype="float32", seed=0)
+            lambda: start_ranks(spec), lambda: start_rollout(model, config.rollout, dtype="float32", seed=0)
         ) as (policy, rollout):
             rows = [
                 sync_weights(policy, rollout, config.sync, probe=probe, version=version) for version in range(steps + 1)

@@ -17,7 +17,7 @@ from configs.sampling import RolloutConfig
 from pipeline.cluster.demand import options
 from pipeline.cluster.room import cluster
 from pipeline.train.spec import TrainSpec
-from pipeline.train.worker import Policy
+from pipeline.train.worker import TrainingRanks
 from rewards.plugins import absolute
 from rewards.pool import RewardPool
 from rollout.checkpoint import refuse_head_size
@@ -44,14 +44,14 @@ def cluster_when_needed(ready: Callable[[], None]) -> Iterator[None]:
             _start_cluster.reset(token)
 
 
-def start_policy(spec: TrainSpec) -> Policy:
+def start_ranks(spec: TrainSpec) -> TrainingRanks:
     """Training ranks with `spec`'s model; on GPUs a rank takes half of one, so that an engine fits beside it.
 
     Raises ValueError for a setting that has no effect on this cluster's devices.
     """
     if spec.trainer.offload and not ray.cluster_resources().get("GPU"):
         raise ValueError("trainer.offload has no effect without a GPU; remove it")
-    return Policy(spec, resources=_devices())
+    return TrainingRanks(spec, resources=_devices())
 
 
 def start_rollout(

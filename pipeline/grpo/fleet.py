@@ -1,27 +1,78 @@
-"""The handles that a step of GRPO drives: policy, engines, judges and checkpoints."""
+"""The handles that a GRPO step drives: training ranks, engines and judges, with the phases they go through."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from configs.grpo import GRPOConfig
-from pipeline.grpo.sync import sync_weights
+from pipeline.data.trees import MicroBatch
+from pipeline.grpo.batches import TrainingBatch
+from pipeline.grpo.sync import refuse_mismatch, sync_weights
+from pipeline.reports.stopwatch import Stopwatch
 from pipeline.train.checkpoints import Checkpoints
-from pipeline.train.worker import Policy
+from pipeline.train.worker import TrainingRanks
 from rewards.pool import RewardPool
 from rollout.pool import RolloutPool
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """The handles of a GRPO stage."""
+class PreparedBatch:
+    """A batch sharded over the training ranks, [num_ranks][m] micro-batches, with every column that its loss reads."""
 
-    policy: Policy
+    shards: list[list[MicroBatch]]
+    denominator: float
+
+
+@dataclass
+class Fleet:
+    """The handles of a GRPO stage. `watch` counts the seconds of each phase.
+
+    probe: fixed sequences whose log-probabilities prove a weight sync.
+    """
+
+    policy: TrainingRanks
     rollout: RolloutPool
     rewards: RewardPool
     checkpoints: Checkpoints
     config: GRPOConfig
     probe: list[list[int]]
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    _mismatch_bound: float = 0.0
+    """Largest mean |trainer - engine| log-probability that the last sync allowed, in nats."""
 
-    def sync_weights(self, version: int) -> dict[str, float]:
-        """Send the policy to the engines as `version` and prove that it arrived (pipeline.grpo.sync)."""
-        with self.policy.awake(), self.rollout.awake():
-            return sync_weights(self.policy, self.rollout, self.config.sync, probe=self.probe, version=version)
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step that remains; send the restored policy to the engines before the first."""
+        self.sync_weights(self.checkpoints.step)
+        self.watch.lap()
+        yield from range(self.checkpoints.step + 1, self.config.steps + 1)
+
+    def prepare(self, batch: TrainingBatch) -> PreparedBatch:
+        """Shard a batch over the ranks and add the log-probabilities that its loss needs: of the frozen reference for
+        the KL term, and of the policy before the update for the ratio (eq. 32 of DeepSeek-V2).
+
+        With a single update per batch the update's own forward pass gives the ratio's denominator.
+        """
+        shards = self.policy.shard(batch.trees)
+        with self.watch("reference"):
+            if self.config.objective.kl_coef > 0:
+                shards = self.policy.with_logprobs(shards, reference=True)
+            if self.config.routing_replay == "policy":
+                shards = self.policy.with_routes(shards)
+            elif self.config.updates_per_batch > 1:
+                shards = self.policy.with_logprobs(shards, reference=False)
+        return PreparedBatch(shards, batch.denominator)
+
+    def update(self, batch: PreparedBatch) -> dict[str, float]:
+        """Do one optimizer step. Raises RunStopped where the trainer's log-probabilities of the sampled tokens differ
+        from the engines' by more than the last sync allowed."""
+        with self.watch("train"):
+            metrics = self.policy.update(batch.shards, batch.denominator)
+        num_tokens = sum(len(micro_batch.target_N) for shard in batch.shards for micro_batch in shard)
+        refuse_mismatch(metrics, num_tokens, self._mismatch_bound, step=self.checkpoints.step + 1)
+        return metrics
+
+    def sync_weights(self, step: int) -> dict[str, float]:
+        """Send the policy after `step` to the engines, prove that it arrived (pipeline.grpo.sync), return metrics."""
+        with self.watch("sync"), self.policy.awake(), self.rollout.awake():
+            metrics = sync_weights(self.policy, self.rollout, self.config.sync, probe=self.probe, version=step)
+        self._mismatch_bound = metrics["sync/bound_mean"]
+        return metrics

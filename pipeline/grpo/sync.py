@@ -18,7 +18,7 @@ import numpy as np
 from configs.sampling import SyncConfig
 from pipeline.data.trees import Floats, Tree
 from pipeline.errors import RunStopped
-from pipeline.train.worker import Policy
+from pipeline.train.worker import TrainingRanks
 from rollout.pool import RolloutPool
 from rollout.types import SyncError
 
@@ -46,7 +46,7 @@ def probe_sequences(vocab_size: int, *, max_model_len: int) -> list[list[int]]:
 
 
 def sync_weights(
-    policy: Policy, rollout: RolloutPool, config: SyncConfig, *, probe: list[list[int]], version: int
+    policy: TrainingRanks, rollout: RolloutPool, config: SyncConfig, *, probe: list[list[int]], version: int
 ) -> dict[str, float]:
     """Send the policy to every engine as `version`, prove it, and return `sync/...` metrics.
 
@@ -67,7 +67,7 @@ def sync_weights(
 
 
 def prove(
-    policy: Policy, rollout: RolloutPool, config: SyncConfig, *, probe: list[list[int]], version: int
+    policy: TrainingRanks, rollout: RolloutPool, config: SyncConfig, *, probe: list[list[int]], version: int
 ) -> dict[str, float]:
     """Raise RunStopped unless every engine speaks as the policy does, within the bounds, on the first half of the probe
     or else on the second; return the gaps and their bounds.
@@ -98,7 +98,7 @@ def prove(
     )
 
 
-def check_spoken(metrics: Mapping[str, float], num_tokens: int, max_mean_gap: float, *, step: int) -> None:
+def refuse_mismatch(metrics: Mapping[str, float], num_tokens: int, max_mean_gap: float, *, step: int) -> None:
     """Raise RunStopped when the `num_tokens` tokens that one update of `step` learnt from mean something else to the
     trainer than to the engine that sampled them, by more than the last sync allowed.
 
@@ -122,7 +122,7 @@ def _gap(trained: list[Floats], spoken: Sequence[Sequence[Floats | list[float]]]
     return Gap(max(float(gap_N.mean()) for gap_N in gaps_N), max(float(gap_N.max()) for gap_N in gaps_N))
 
 
-def _bound(policy: Policy, config: SyncConfig, trees: list[Tree], trained: list[Floats]) -> Gap:
+def _bound(policy: TrainingRanks, config: SyncConfig, trees: list[Tree], trained: list[Floats]) -> Gap:
     """The configured bounds; in the place of one that is None, a multiple of the policy's own rounding."""
     mean, largest = config.max_mean_gap, config.max_gap
     if mean is not None and largest is not None:

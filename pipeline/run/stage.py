@@ -1,8 +1,9 @@
-"""One stage on disk: checked before anything starts, reused where it is done, resumed where it was killed.
+"""Run one stage from its configuration to its figures: check it, reuse it where it is done, resume it where it was
+killed.
 
-How a stage of each type is put together stands in `pipeline.launch`, a module each, with two functions: `check(config)`
-raises ValueError for what can be known to be wrong before anything is launched, and `launch(config, folder, recipe)`
-runs the stage into its folder and returns its figures. Both get the configuration with its references resolved.
+Each type of stage is a module of `pipeline.stages` with three functions: `run` is its algorithm, `launch(config,
+folder, context)` starts the ranks, engines and judges that it needs and returns the figures, and `check(config)` raises
+ValueError for bad input before anything starts. Both get the configuration with its references resolved.
 """
 
 import json
@@ -26,26 +27,27 @@ from pipeline.disk.recorded import FIGURES, begun, read_figures
 from pipeline.errors import RunStopped
 from pipeline.reports.stage_page import write_html
 from pipeline.run.lineage import Validating, check_lineage, write_lineage
+from pipeline.stages.context import Context
 from pipeline.train.checkpoints import set_aside_damaged
 from rewards.types import RewardsUnavailable
 from rollout.pool import RolloutError
 
-LAUNCHERS = {
-    "sft": "pipeline.launch.sft",
-    "preferences": "pipeline.launch.preferences",
-    "sample": "pipeline.launch.sample",
-    "rm": "pipeline.launch.reward_model",
-    "grpo": "pipeline.launch.grpo",
-    "gate": "pipeline.launch.gate",
-    "eval": "pipeline.launch.evaluate",
+MODULES = {
+    "sft": "pipeline.stages.sft",
+    "preferences": "pipeline.stages.preferences",
+    "sample": "pipeline.stages.sample",
+    "rm": "pipeline.stages.reward_model",
+    "grpo": "pipeline.stages.grpo",
+    "gate": "pipeline.stages.gate",
+    "eval": "pipeline.stages.evaluate",
 }
-"""The modules by type of stage, so that only the one that runs is imported."""
+"""Module of each type of stage; only the one that runs is imported."""
 
 
 def check_stage(config: AnyStage) -> None:
     """Raise ValueError for a source, reward or template that isn't there, before anything starts. References to other
     stages, whose results may not be there yet, are not followed."""
-    _launcher(config).check(config)
+    _module(config).check(config)
 
 
 def run_stage(config: AnyStage, folder: Path, recipe: Recipe | None = None) -> dict[str, float]:
@@ -91,9 +93,10 @@ def _run(config: AnyStage, runnable: AnyStage, folder: Path, recipe: Recipe | No
     refuse_here(runnable, recipe)
     set_aside_damaged(folder, tell)
     write_lineage(folder, folder.name, config, runnable, by)
+    context = Context((folder.parent if recipe else folder) / "evaluations", by.runnable if by else None)
     try:
         with cluster_when_needed(lambda: await_room(runnable, recipe, tell)):
-            figures: dict[str, float] = _launcher(config).launch(runnable, folder, recipe)
+            figures: dict[str, float] = _module(config).launch(runnable, folder, context)
     except (RolloutError, RewardsUnavailable) as error:
         raise RunStopped(f"{folder.name} stopped itself: {error}") from error
     write_atomic(folder / FIGURES, json.dumps(figures, indent=1, sort_keys=True))
@@ -130,5 +133,5 @@ def validating(config: AnyStage, folder: Path, recipe: Recipe | None) -> Validat
     return Validating(given, runnable)
 
 
-def _launcher(config: AnyStage) -> Any:
-    return import_module(LAUNCHERS[config.type])
+def _module(config: AnyStage) -> Any:
+    return import_module(MODULES[config.type])

@@ -1,42 +1,162 @@
-"""A gate: candidate and parent on the same suites, and rules that say whether the candidate may go on."""
+"""A gate: compare candidate and parent on the same suites, and decide by rules if the candidate goes on."""
 
+import os
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
 
 from configs.gate import GateConfig
+from configs.model import ModelConfig
+from pipeline.disk.files import link
+from pipeline.errors import DecisionNeeded, RunStopped
+from pipeline.evaluation.evaluate import check_suites
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.gates.decision import Decision, Verdict, outcome_of, verdict_of
+from pipeline.gates.decision import (
+    Decision,
+    Verdict,
+    asked,
+    outcome_of,
+    read_decision,
+    rules_table,
+    verdict_of,
+    write_decision,
+)
+from pipeline.gates.kept import Compared, kept, model_hash
 from pipeline.gates.rules import judge
+from pipeline.stages import evaluate
+from pipeline.stages.context import Context
+from pipeline.weights.resolve import check_template, resolve_model
+
+Results = Mapping[str, SuiteResult]
+
+HASH_LENGTH = 16
+"""Characters of a hash in the name of an evaluation's folder."""
 
 
 def run(
     config: GateConfig,
-    evaluate: Callable[[str], Mapping[str, SuiteResult] | None],
-    place: Mapping[str, str],
+    candidate: Results,
+    parent: Results,
+    evaluate_best: Callable[[], Results] | None,
+    paths: Mapping[str, str],
     hashes: dict[str, str],
-    decided: Verdict | None,
+    user_verdict: Verdict | None,
 ) -> Decision:
-    """Judge the candidate against the parent; to roll back is to promote the best kept checkpoint that passes, or the
-    parent.
+    """Judge the candidate against the parent. To roll back is to promote the best kept checkpoint if it passes the
+    rules, and the parent otherwise.
 
-    evaluate: of `candidate`, `parent` or `best` the results by suite, None where there is no such checkpoint. place:
-    where each lies. hashes: what the decision is about. decided: what the user said, which goes before the rules.
+    candidate, parent: results by suite. evaluate_best: returns those of the best checkpoint that the candidate's stage
+    kept; None where it kept none. paths: of `candidate`, `parent` and `best`. hashes: of checkpoints and suites, kept
+    with the decision. user_verdict: overrules the rules.
     """
-    candidate, parent = evaluate("candidate"), evaluate("parent")
-    assert candidate is not None and parent is not None, "a gate has both"
-    seed, confidence = config.seed, config.confidence
-    rulings = [judge(rule, candidate, parent, confidence=confidence, seed=seed) for rule in config.rules]
-    verdict = decided or verdict_of(rulings, config)
-    promoted, of_best = "candidate" if verdict == "promote" else None, []
-    if verdict == "roll_back":
-        best = evaluate("best")
-        if best is not None:
-            of_best = [judge(rule, best, parent, confidence=confidence, seed=seed) for rule in config.rules]
-        promoted = "best" if best is not None and outcome_of(of_best) == "holds" else "parent"
+    judged = partial(judge, confidence=config.confidence, seed=config.seed)
+    rulings = [judged(rule, candidate, parent) for rule in config.rules]
+    verdict = user_verdict or verdict_of(rulings, config)
+    promoted, of_best = None, []
+    if verdict == "promote":
+        promoted = "candidate"
+    elif verdict == "roll_back":
+        promoted = "parent"
+        if evaluate_best is not None:
+            best = evaluate_best()
+            of_best = [judged(rule, best, parent) for rule in config.rules]
+            promoted = "best" if outcome_of(of_best) == "holds" else "parent"
     return Decision(
         verdict,
         rulings,
         hashes,
-        decided_by="user" if decided else "rules",
-        promoted=place[promoted] if promoted else None,
+        decided_by="user" if user_verdict else "rules",
+        promoted=paths[promoted] if promoted else None,
         best=of_best,
     )
+
+
+def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, float]:
+    """Evaluate, decide in `folder`, and link the promoted checkpoint as `hf`. Returns the figures of both, named
+    `candidate/SUITE/FIGURE` and `parent/SUITE/FIGURE`.
+
+    An evaluation of the same weights on the same suites is reused. Raises RunStopped where the verdict is to stop,
+    DecisionNeeded where it is to ask.
+    """
+    console = Console()
+    checkpoints = checkpoint_folders(config, folder)
+    models = {"candidate": config.candidate, "parent": config.parent, "best": config.candidate}
+    hashes = {name: model_hash(checkpoint, models[name]) for name, checkpoint in checkpoints.items()}
+    if hashes.get("best") == hashes["candidate"]:  # the last step was the best: there is nothing to roll back to
+        del checkpoints["best"], hashes["best"]
+    hashes["suites"] = Compared.of(folder).suites
+    figures: dict[str, float] = {}
+
+    def results_of(name: str) -> Results:
+        kept_in = context.evaluations / f"{hashes[name][:HASH_LENGTH]}-{hashes['suites'][:HASH_LENGTH]}"
+        if not kept_in.is_dir():
+            console.print(f"[dim]evaluating the {name}: {os.path.relpath(checkpoints[name], folder)}")
+        results = kept(kept_in, partial(evaluate.run, config, models[name], checkpoints[name]))
+        link(folder / name, kept_in)
+        for suite, result in results.items():
+            figures.update({f"{name}/{suite}/{figure}": value for figure, value in result.figures.items()})
+        return results
+
+    paths = {name: os.path.relpath(checkpoint, folder) for name, checkpoint in checkpoints.items()}
+    evaluate_best = partial(results_of, "best") if "best" in checkpoints else None
+    candidate, parent = results_of("candidate"), results_of("parent")
+    decision = run(config, candidate, parent, evaluate_best, paths, hashes, _user_verdict(folder, hashes))
+    write_decision(folder, decision)
+    _print(decision, console)
+    _apply(decision, folder)
+    return figures
+
+
+def check(config: GateConfig) -> None:
+    """Raise ValueError for a chat template, source, text or reward that does not exist."""
+    for model in (config.candidate, config.parent):
+        check_template(model)
+    check_suites(config.suites, config.reward_pool)
+
+
+def checkpoint_folders(config: GateConfig, folder: Path) -> dict[str, Path]:
+    """Return the folders of `candidate` and `parent`, and of `best` where the candidate's stage kept one."""
+    models: dict[str, ModelConfig] = {"candidate": config.candidate, "parent": config.parent}
+    folders = {name: resolve_model(model, workdir=folder) for name, model in models.items()}
+    best = folders["candidate"].parent / "best" / "hf"
+    return folders | ({"best": best.resolve()} if best.is_dir() else {})
+
+
+def _user_verdict(folder: Path, hashes: Mapping[str, str]) -> Verdict | None:
+    """The verdict of `alignyard gate decide`, if it was about these checkpoints and suites."""
+    decision = read_decision(folder)
+    if decision is None or decision.decided_by != "user" or decision.hashes != hashes:
+        return None
+    return decision.verdict
+
+
+def _print(decision: Decision, console: Console) -> None:
+    console.print(rules_table(decision.rulings))
+    if decision.best:
+        console.print("the best checkpoint that the stage kept:")
+        console.print(rules_table(decision.best))
+    promoted = f"; the next stage starts from {decision.promoted}" if decision.promoted else ""
+    by = " (the user's decision)" if decision.decided_by == "user" else ""
+    console.print(f"[bold]{decision.verdict.replace('_', ' ')}[/]{by}{promoted}")
+
+
+def _apply(decision: Decision, folder: Path) -> None:
+    """Link the promoted checkpoint as `hf`, or raise the reason for which nothing is promoted."""
+    if decision.promoted is not None:
+        link(folder / "hf", folder / decision.promoted)
+        return
+    command = f"`alignyard gate decide {folder.parent} {folder.name} promote|stop|roll_back`"
+    rules = {
+        outcome: [asked(ruling.rule) for ruling in decision.rulings if ruling.outcome == outcome]
+        for outcome in ("fails", "undecided")
+    }
+    reason = "; ".join(f"{outcome}: {', '.join(texts)}" for outcome, texts in rules.items() if texts)
+    if decision.verdict == "ask":
+        raise DecisionNeeded(
+            f"gate '{folder.name}' can't decide ({reason}). Decide by {command}, then run the recipe again"
+        )
+    if decision.decided_by == "user":
+        raise RunStopped(f"gate '{folder.name}' stops the run, as was decided")
+    raise RunStopped(f"gate '{folder.name}' stops the run ({reason}). To overrule it: {command}")

@@ -1,16 +1,36 @@
-"""Group relative policy optimization (DeepSeekMath section 4, DeepSeek-V2 section 4.2): no critic, the baseline of a
-completion is the mean reward of its group."""
+"""Group relative policy optimization: no critic, the baseline of a completion is the mean reward of its group
+(DeepSeekMath section 4, arXiv:2402.03300; DeepSeek-V2 section 4.2, arXiv:2405.04434)."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+from configs.evaluation import refuse_unfit
+from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
-from pipeline.data.prompts import Prompts
-from pipeline.grpo.experience import collect, over_updates, training_batches
+from configs.sft import MtpConfig
+from pipeline.cluster.start import start_all, start_ranks, start_rewards, start_rollout
+from pipeline.data.chat import turn_ends
+from pipeline.data.order import refuse_repeats
+from pipeline.data.prompts import Prompts, judgeable
+from pipeline.data.rows import source_files, tell
+from pipeline.evaluation.evaluate import Evaluation, check_suites
+from pipeline.gates.validation import Validation
+from pipeline.grpo.batches import training_batches
+from pipeline.grpo.collect import collect
+from pipeline.grpo.experience import Experience
+from pipeline.grpo.figures import over_updates
 from pipeline.grpo.fleet import Fleet
-from pipeline.grpo.sync import check_spoken
+from pipeline.grpo.sync import probe_sequences
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.alarms import Alarms
-from pipeline.reports.report import Report
-from pipeline.reports.stopwatch import Stopwatch
+from pipeline.reports.report import Report, Sample, read_metrics
+from pipeline.stages.context import Context
+from pipeline.train.checkpoints import Checkpoints
+from pipeline.train.spec import TrainSpec
+from pipeline.weights.resolve import check_template, resolve_model
+from rewards.guard import inspect, refuse_idle
+from rollout.checkpoint import mtp_depth
 
 
 def run(
@@ -21,36 +41,113 @@ def run(
     alarms: Alarms,
     validate: Callable[[int], dict[str, float]],
 ) -> None:
-    """Sample G answers a prompt, judge them, centre within the group, update, sync; `steps` times.
-
-    Starts after the step the policy was restored at, and sends that policy to the engines first.
-    """
-    watch = Stopwatch()
-    synced = fleet.sync_weights(fleet.checkpoints.step)
-    for step in range(fleet.checkpoints.step + 1, config.steps + 1):
-        with watch("generate"), fleet.rollout.awake():
-            experience, metrics = collect(config, prompts, fleet, step)
-        batches = training_batches(experience, config)
+    """Sample G completions of each prompt, judge them, center their rewards within the group, update the policy, and
+    send its weights to the engines; `config.steps` times, less the steps that a resumed run has done."""
+    for step in fleet.steps():
+        experience = collect(config, prompts, fleet, step)
         with fleet.policy.awake():
-            sharded = [fleet.policy.shard(batch.trees) for batch in batches]
-            with watch("reference"):
-                if config.objective.kl_coef > 0:
-                    sharded = [fleet.policy.with_logprobs(rows, reference=True) for rows in sharded]
-                if config.routing_replay == "policy":
-                    sharded = [fleet.policy.with_routes(rows) for rows in sharded]
-                elif config.updates_per_batch > 1:  # else the ratio's denominator is the forward pass of the update
-                    sharded = [fleet.policy.with_logprobs(rows, reference=False) for rows in sharded]
-            with watch("train"):
-                updates = [
-                    fleet.policy.update(rows, batch.denominator) for rows, batch in zip(sharded, batches, strict=True)
-                ]
-        metrics |= over_updates(updates) | alarms.length_controlled(metrics)
-        for ranks, update in zip(sharded, updates, strict=True):
-            num_tokens = sum(len(row.target_N) for rows in ranks for row in rows)
-            check_spoken(update, num_tokens, synced["sync/bound_mean"], step=step)
-        with watch("sync"):
-            synced = fleet.sync_weights(step)
-        metrics |= synced | validate(step)
-        report.step(step, metrics | watch.lap(), experience.samples(), expert_load=fleet.policy.expert_load)
+            batches = [fleet.prepare(batch) for batch in training_batches(experience, config)]
+            updates = [fleet.update(batch) for batch in batches]
+        metrics = experience.metrics | over_updates(updates) | alarms.length_controlled(experience.metrics)
+        metrics |= fleet.sync_weights(step) | validate(step)
+        report.step(step, metrics | fleet.watch.lap(), samples(experience), expert_load=fleet.policy.expert_load)
         fleet.checkpoints.done(step, last=step == config.steps)
         alarms.check(step, metrics)
+
+
+def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, float]:
+    """Read the prompts, start ranks, engines and judges, and train into `folder`. Returns the last step's metrics."""
+    model = resolve_model(config.model, workdir=folder)
+    tokenizer = load_tokenizer(model, config.model.chat_template)
+    prompts = judgeable(config.prompts, config.rewards, config.reward_pool, tokenizer, config.seed)
+    refuse_repeats("prompts_per_step", config.prompts_per_step, len(prompts))
+    gate = context.validation_gate
+    suites = None
+    if gate is not None:
+        check_validation(config, gate)
+        suites = Evaluation.prepare(gate.suites, tokenizer, gate.reward_pool, gate.seed)
+    spec = TrainSpec(
+        model,
+        config.model.dtype,
+        config.trainer,
+        config.optimizer,
+        config.steps * config.updates_per_batch,
+        chat_template=config.model.chat_template,
+        objective=config.objective,
+        with_reference=config.objective.kl_coef > 0,
+        routing_replay=config.routing_replay != "none",
+        mtp=detached_mtp(config.mtp_weight, model),
+    )
+    starts = (
+        partial(
+            start_rollout,
+            model,
+            config.rollout,
+            dtype=config.model.dtype,
+            seed=config.seed,
+            ends=turn_ends(tokenizer),
+            with_routes=config.routing_replay == "rollout",
+        ),
+        partial(start_ranks, spec),
+        partial(start_rewards, config.rewards, config.reward_pool),
+    )
+    with (
+        start_all(*starts) as (rollout, policy, rewards),
+        Report(folder, total_steps=config.steps, label="grpo") as report,
+    ):
+        checkpoints = Checkpoints(folder, config.checkpoint, policy)
+        report.resume(checkpoints.restore())
+        tell(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
+        alarms = Alarms(config, report.note)
+        alarms.resume(read_metrics(folder))
+        validation = (
+            Validation(config, gate, suites, rollout, checkpoints, folder / "validation") if gate and suites else None
+        )
+        probe = probe_sequences(len(tokenizer), max_model_len=config.rollout.max_model_len)
+        fleet = Fleet(policy, rollout, rewards, checkpoints, config, probe)
+        run(config, prompts, fleet, report, alarms, validation.figures if validation else lambda _: {})
+    return report.last_metrics
+
+
+def check(config: GRPOConfig) -> None:
+    """Raise ValueError for a chat template, source or reward that does not exist."""
+    check_template(config.model)
+    source_files(config.prompts.source)
+    refuse_idle(config.reward_pool, inspect(config.rewards, config.reward_pool).values())
+
+
+def samples(experience: Experience) -> list[Sample]:
+    """One sample for the report from each completion of the experience."""
+    return [
+        Sample(group.prompt.task.prompt, completion.text, completion.finish_reason, float(reward), verdicts)
+        for group, rewards_G in zip(experience.groups, experience.rewards_PG, strict=True)
+        for completion, verdicts, reward in zip(group.group.completions, group.verdicts, rewards_G, strict=True)
+    ]
+
+
+def check_validation(config: GRPOConfig, gate: GateConfig) -> None:
+    """Raise ValueError for a gate whose suites these engines can't run, or whose files, rewards or tasks do not
+    exist."""
+    if config.rollout.max_model_len < gate.rollout.max_model_len:
+        raise ValueError(
+            f"rollout.max_model_len={config.rollout.max_model_len} is less than the {gate.rollout.max_model_len} that "
+            "the suites of the gate in validation.gate are made for; raise it, or lower the gate's"
+        )
+    refuse_unfit(gate.suites, gate.sampling, config.rollout)
+    check_suites(gate.suites, gate.reward_pool)
+
+
+def detached_mtp(weight: float, model: Path) -> MtpConfig | None:
+    """Return the settings to train the multi-token prediction modules of `model` beside the policy; None for weight 0.
+
+    Raises ValueError for a checkpoint without such modules: sampled text is a poor start for new ones.
+    """
+    if not weight:
+        return None
+    depth = mtp_depth(model)
+    if not depth:
+        raise ValueError(
+            f"mtp_weight={weight} has no effect on '{model}', which has no modules for multi-token prediction; remove "
+            "it, or give the checkpoint some in an sft stage with `mtp`"
+        )
+    return MtpConfig(weight=weight, depth=depth, detached=True)

@@ -6,14 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets import Features, List, Value
+from rich.console import Console
 
 from configs.preferences import PreferencesConfig
-from pipeline.data.comparisons import Comparison
+from pipeline.data.chat import turn_ends
+from pipeline.data.comparisons import Comparison, read_comparisons
+from pipeline.data.rows import BadRows, source_files, tell
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Asked, Sampler
 from pipeline.preferences.filters import Filtered, filtered
 from pipeline.preferences.pairs import pairs
+from pipeline.preferences.sampling import ask, check_sources, sampler
 from pipeline.preferences.split import is_held_out, save_splits
-from pipeline.preferences.summary import filter_figures, pair_figures
+from pipeline.preferences.summary import filter_figures, pair_figures, table
+from pipeline.stages.context import Context
+from pipeline.weights.resolve import check_template, resolve_model
 
 FEATURES = Features(
     {
@@ -55,9 +62,41 @@ def run(
     return result, held_out, figures
 
 
-def named(comparison: Comparison, source: str, domain: str) -> Comparison:
-    """A comparison that was read, under the names its source has here; a domain of its own stays."""
-    return replace(comparison, source=source, domain=comparison.domain or domain)
+def launch(config: PreferencesConfig, folder: Path, context: Context) -> dict[str, float]:
+    """Read and sample comparisons, and write the data set to `folder`/data. Returns its figures."""
+    console = Console()
+    read = _read(config, folder, console)
+    asked: dict[str, Asked] = {}
+    own_sampler: Sampler | None = None
+    if config.model is not None:
+        model = resolve_model(config.model, workdir=folder)
+        tokenizer = load_tokenizer(model, config.model.chat_template)
+        asked = ask(config.sampled, config.reward_pool, tokenizer, config.seed, folder)
+        own_sampler = sampler(config, model, turn_ends(tokenizer), folder)
+    result, held_out, figures = run(config, asked, own_sampler, read, folder)
+    console.print(table(result, held_out))
+    return figures
+
+
+def check(config: PreferencesConfig) -> None:
+    """Raise ValueError for a chat template, source or reward that does not exist."""
+    if config.model is not None:
+        check_template(config.model)
+    check_sources(list(config.sampled.values()), config.reward_pool)
+    for source in config.read.values():
+        source_files(source.data.source)
+
+
+def _read(config: PreferencesConfig, folder: Path, console: Console) -> list[Comparison]:
+    """Read the comparisons that others have made, under the names of their sources; report bad rows and keep them."""
+    comparisons: list[Comparison] = []
+    for name, source in config.read.items():
+        bad_rows = BadRows()
+        rows = read_comparisons(source.data, bad_rows)
+        comparisons += [replace(row, source=name, domain=row.domain or source.domain) for row in rows]
+        bad_rows.check(source.data.max_bad_share)
+        tell(bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: console.print(text, markup=False))
+    return comparisons
 
 
 def _row(one: Comparison) -> dict[str, object]:

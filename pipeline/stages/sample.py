@@ -5,13 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datasets import Features, List, Value
+from rich.console import Console
 
 from configs.sample import SampleConfig
+from pipeline.data.chat import turn_ends
 from pipeline.data.prompts import Prompt
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Answer, Asked, Sampler
+from pipeline.preferences.sampling import ask, check_sources, sampler
 from pipeline.preferences.selection import select
 from pipeline.preferences.split import is_held_out, save_splits
-from pipeline.preferences.summary import answer_figures
+from pipeline.preferences.summary import answer_figures, counts_table
+from pipeline.stages.context import Context
+from pipeline.weights.resolve import check_template, resolve_model
 
 FEATURES = Features(
     {
@@ -44,6 +50,24 @@ def run(config: SampleConfig, asked: Mapping[str, Asked], sampler: Sampler, fold
         raise ValueError(f"no conversation is left to train on; what became of the answers: {figures}")
     save_splits(folder / "data", rows, held_out, FEATURES)
     return figures
+
+
+def launch(config: SampleConfig, folder: Path, context: Context) -> dict[str, float]:
+    """Read the prompts, start engines and judges, and sample into `folder`. Returns the figures by domain."""
+    model = resolve_model(config.model, workdir=folder)
+    tokenizer = load_tokenizer(model, config.model.chat_template)
+    asked = ask(config.domains, config.reward_pool, tokenizer, config.seed, folder)
+    figures = run(config, asked, sampler(config, model, turn_ends(tokenizer), folder), folder)
+    columns = ("prompts", "score", "solved", "kept", "tokens", "cut_short", "unjudged")
+    rows = {name: [figures.get(f"{name}/{column}", float("nan")) for column in columns] for name in asked}
+    Console().print(counts_table(("domain", *columns), rows))
+    return figures
+
+
+def check(config: SampleConfig) -> None:
+    """Raise ValueError for a chat template, source or reward that does not exist."""
+    check_template(config.model)
+    check_sources(list(config.domains.values()), config.reward_pool)
 
 
 def _row(prompt: Prompt, answer: Answer, domain: str) -> dict[str, object]:

@@ -1,12 +1,22 @@
 """Supervised fine-tuning: masked cross-entropy on packed conversations (DeepSeek-V2 section 4.1)."""
 
+from pathlib import Path
+
 from configs.sft import SFTConfig
+from configs.train import num_steps
+from pipeline.cluster.start import start_all, start_ranks
 from pipeline.data.conversations import Conversations, Example
+from pipeline.data.order import refuse_repeats
+from pipeline.data.rows import source_files, tell
 from pipeline.data.trees import Tree
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
 from pipeline.reports.stopwatch import Stopwatch
+from pipeline.stages.context import Context
 from pipeline.train.checkpoints import Checkpoints
-from pipeline.train.worker import Policy
+from pipeline.train.spec import TrainSpec
+from pipeline.train.worker import TrainingRanks
+from pipeline.weights.resolve import check_template, resolve_model
 
 
 def run(
@@ -14,23 +24,63 @@ def run(
     steps: int,
     data: Conversations,
     held_out: Conversations | None,
-    policy: Policy,
+    ranks: TrainingRanks,
     checkpoints: Checkpoints,
     report: Report,
 ) -> None:
-    """One optimizer step a batch of conversations; the loss is the mean over the batch's trained tokens."""
+    """Do one optimizer step for each batch of conversations; its loss is the mean over the batch's trained tokens."""
     watch = Stopwatch()
     for step in range(checkpoints.step + 1, steps + 1):
         trees = [_tree(example) for example in data.take(step, config.conversations_per_step)]
         with watch("train"):
-            metrics = policy.update(policy.shard(trees), _trained_tokens(trees))
-        due = config.eval_every_steps and step % config.eval_every_steps == 0
-        if held_out is not None and (due or step == steps):
+            metrics = ranks.update(ranks.shard(trees), _trained_tokens(trees))
+        eval_due = config.eval_every_steps and step % config.eval_every_steps == 0
+        if held_out is not None and (eval_due or step == steps):
             with watch("eval"):
                 trees = [_tree(held_out[i]) for i in range(len(held_out))]
-                metrics |= policy.evaluate(policy.shard(trees))
-        report.step(step, metrics | watch.lap(), expert_load=policy.expert_load)
+                metrics |= ranks.evaluate(ranks.shard(trees))
+        report.step(step, metrics | watch.lap(), expert_load=ranks.expert_load)
         checkpoints.done(step, last=step == steps)
+
+
+def launch(config: SFTConfig, folder: Path, context: Context) -> dict[str, float]:
+    """Read the conversations, start the ranks, and train into `folder`. Returns the last step's metrics."""
+    model = resolve_model(config.model, workdir=folder)
+    tokenizer = load_tokenizer(model, config.model.chat_template)
+    data = Conversations.load(config.data, tokenizer, folder / "data", config.seed)
+    refuse_repeats("conversations_per_step", config.conversations_per_step, len(data))
+    held_out = None
+    if config.eval_data is not None:
+        held_out = Conversations.load(config.eval_data, tokenizer, folder / "data", config.seed)
+        if len(held_out) < config.trainer.num_ranks:
+            raise ValueError(f"eval_data has {len(held_out)} rows for trainer.num_ranks={config.trainer.num_ranks}")
+    steps = num_steps(config.steps, config.epochs, rows=len(data), rows_per_step=config.conversations_per_step)
+    spec = TrainSpec(
+        model,
+        config.model.dtype,
+        config.trainer,
+        config.optimizer,
+        steps,
+        chat_template=config.model.chat_template,
+        balance=config.balance,
+        mtp=config.mtp,
+    )
+    with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="sft") as report:
+        checkpoints = Checkpoints(folder, config.checkpoint, ranks)
+        report.resume(checkpoints.restore())
+        tell(data.bad_rows, folder / "bad_rows.jsonl", report.note)
+        if held_out is not None:
+            tell(held_out.bad_rows, folder / "eval_bad_rows.jsonl", report.note)
+        run(config, steps, data, held_out, ranks, checkpoints, report)
+    return report.last_metrics
+
+
+def check(config: SFTConfig) -> None:
+    """Raise ValueError for a chat template or source that does not exist."""
+    check_template(config.model)
+    for data in (config.data, config.eval_data):
+        if data is not None:
+            source_files(data.source)
 
 
 def _tree(example: Example) -> Tree:

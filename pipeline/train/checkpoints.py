@@ -12,7 +12,7 @@ from configs.train import CheckpointConfig
 from pipeline.disk.checksums import damage
 from pipeline.disk.files import link, new_folder, read_json, write_atomic
 from pipeline.disk.recorded import CHECKPOINTS
-from pipeline.train.worker import Policy
+from pipeline.train.worker import TrainingRanks
 
 NAME = re.compile(r"step-(\d+)")
 
@@ -55,7 +55,7 @@ def set_aside_damaged(stage_folder: Path, tell: Callable[[str], None]) -> None:
 class Checkpoints:
     """The checkpoints of one policy in one stage's folder. `step` is the last step that is done, 0 at the start."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig, policy: Policy) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig, policy: TrainingRanks) -> None:
         self.step = 0
         self._stage_folder = folder
         self._folder = folder / CHECKPOINTS

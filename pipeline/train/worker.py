@@ -59,7 +59,7 @@ class TrainActor:
         return [ray.put(bucket) for bucket in self.engine.weight_buckets(bucket_mib, send=send)]
 
 
-class Policy:
+class TrainingRanks:
     """The policy in training, all ranks as one. Every method raises RunStopped when a rank dies or does not answer."""
 
     def __init__(self, spec: TrainSpec, *, resources: dict[str, Any]) -> None:

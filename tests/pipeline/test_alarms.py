@@ -8,7 +8,8 @@ import pytest
 
 from configs.grpo import GRPOConfig
 from pipeline.errors import RunStopped
-from pipeline.grpo.experience import length_slope, mixed_rewards, repetition_rate
+from pipeline.grpo.collect import mixed_rewards
+from pipeline.grpo.figures import length_slope, repetition_rate
 from pipeline.reports.alarms import SPAN, WINDOW, Alarms, alarms, slope_t
 from pipeline.reports.report import Report, read_metrics
 from rewards.types import Verdict

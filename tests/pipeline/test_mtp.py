@@ -13,11 +13,11 @@ from transformers.modeling_layers import MtpModel
 
 from configs.grpo import ObjectiveConfig
 from pipeline.data.trees import Branch, Tree, micro_batch
-from pipeline.launch.grpo import detached_mtp
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import Ahead, LogprobModel
 from pipeline.models.mtp import Mtp, attached, module_rows, previous_rows
 from pipeline.objectives.supervised import mtp_loss
+from pipeline.stages.grpo import detached_mtp
 from pipeline.train.losses import batch_loss, loss_with_mtp
 from pipeline.weights.fresh import create_model
 from pipeline.weights.fused import checkpoint_tensors

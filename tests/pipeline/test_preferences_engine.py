@@ -16,9 +16,10 @@ from configs.sample import SampleConfig
 from pipeline.data.chat import ChatFormat
 from pipeline.data.comparisons import Comparisons
 from pipeline.data.sums import draw_sums
-from pipeline.launch import preferences, sample
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.preferences.split import prompt_key
+from pipeline.stages import preferences, sample
+from pipeline.stages.context import Context
 from rollout.pool import RolloutPool
 from tests.rollout import tiny
 
@@ -92,7 +93,7 @@ def built(
     config = PreferencesConfig.model_validate(own)
     preferences.check(config)
     folder = tmp_path_factory.mktemp("preferences")
-    return config, folder, preferences.launch(config, folder, None)
+    return config, folder, preferences.launch(config, folder, Context(Path("evaluations")))
 
 
 def test_pairs_are_told_apart_by_truth_and_by_running(
@@ -134,7 +135,7 @@ def test_killed_and_run_again_it_is_the_same(
     files = sorted((folder / "answers").iterdir())
     for file in files[1:]:  # as if it had been killed before the first of all batches was judged
         (tmp_path / "answers" / file.name).write_bytes(file.read_bytes())
-    assert preferences.launch(config, tmp_path, None) == figures
+    assert preferences.launch(config, tmp_path, Context(Path("evaluations"))) == figures
     assert [file.read_bytes() for file in sorted((tmp_path / "answers").iterdir())] == [
         file.read_bytes() for file in files
     ]
@@ -148,7 +149,7 @@ def test_rejection_sampling_keeps_what_is_right_and_ended(checkpoint: Path, tmp_
     domains = {"sums": asked(20, 0.0) | {"max_rows": 8}, "programs": asked(8, 1.0) | {"keep": 2}}
     config = SampleConfig.model_validate(settings(checkpoint, type="sample", domains=domains))
     sample.check(config)
-    figures = sample.launch(config, tmp_path, None)
+    figures = sample.launch(config, tmp_path, Context(Path("evaluations")))
     splits = load_from_disk(tmp_path / "data")
     rows = [*splits["train"], *splits.get("held_out", [])]
     assert figures["sums/kept"] <= 8 and len(rows) == figures["kept"] > 0

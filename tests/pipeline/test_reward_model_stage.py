@@ -13,8 +13,9 @@ from configs.reward_model import RewardModelConfig
 from pipeline.cluster.room import cluster
 from pipeline.data.comparisons import Comparisons
 from pipeline.evaluation.comparisons import EVALUATION
-from pipeline.launch.reward_model import launch, refuse_unfit
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.stages.context import Context
+from pipeline.stages.reward_model import launch, refuse_unlearnable
 from pipeline.train.checkpoints import set_aside_damaged
 from pipeline.weights.reward_model import Scorer
 from tests.pipeline.small_models import small_causal_lm
@@ -69,7 +70,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_pairs(home / "train.jsonl", 400, seed=0)
     write_pairs(home / "held_out.jsonl", 60, seed=1)
     with cluster():
-        launch(config_of(home), home / "rm", None)
+        launch(config_of(home), home / "rm", Context(Path("evaluations")))
         yield home
 
 
@@ -120,7 +121,7 @@ def test_stopped_and_run_again_the_series_is_the_same_to_the_bit(home: Path, tmp
     assert len(notes) == 1 and "layer-1.safetensors is not what was written" in notes[0] and "step 21" in notes[0]
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[: STEPS - 1]))
-    figures = launch(config_of(home), folder, None)
+    figures = launch(config_of(home), folder, Context(Path("evaluations")))
     assert metrics(folder) == metrics(home / "rm")
     assert figures["eval/held_out/accuracy"] == metrics(home / "rm")[-1]["eval/held_out/accuracy"]
     for name in ("model.safetensors", "config.json"):
@@ -153,7 +154,7 @@ def test_a_reward_model_goes_on_from_a_reward_model_by_regression(home: Path, tm
         trainer={"num_ranks": 2, "micro_batch_tokens": 64},
         optimizer={"learning_rate": 1e-9},
     )
-    figures = launch(config, tmp_path / "rm", None)
+    figures = launch(config, tmp_path / "rm", Context(Path("evaluations")))
     assert figures["loss/total"] < 1e-6 and figures["reward_model/squared_error_mean"] < 1e-6
     assert figures["eval/same/squared_error_mean"] < 1e-6 and figures["eval/same/target_correlation"] > 0.999
     assert figures["eval/same/score_std"] > 1
@@ -182,13 +183,13 @@ def test_data_that_the_loss_can_learn_nothing_from(
     tmp_path: Path, form: str, row: dict[str, Any], loss: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        refuse_unfit(config_of(tmp_path, loss=loss).loss, rows_of(tmp_path, form, row))
+        refuse_unlearnable(config_of(tmp_path, loss=loss).loss, rows_of(tmp_path, form, row))
 
 
 def test_equal_scores_are_nothing_to_compare(tmp_path: Path) -> None:
     data = rows_of(tmp_path, "scored", {"answer": "a", "score": 1}, {"answer": "b", "score": 1})
     with pytest.raises(ValueError, match=r"1 rows .*scored\.jsonl:1"):
-        refuse_unfit(config_of(tmp_path).loss, data)
+        refuse_unlearnable(config_of(tmp_path).loss, data)
 
 
 @pytest.mark.parametrize(

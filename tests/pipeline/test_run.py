@@ -162,10 +162,9 @@ sft._trained_tokens = lambda trees: float(sum(len(tree.root_ids) for tree in tre
 """
 STALE = """
 import pipeline.grpo.fleet as fleet
-import pipeline.stages.grpo as grpo
 send = fleet.Fleet.sync_weights
 fleet.Fleet.sync_weights = lambda self, version: send(self, version) if version == 0 else {"sync/bound_mean": 1.0}
-grpo.check_spoken = lambda *args, **kwargs: None
+fleet.refuse_mismatch = lambda *args, **kwargs: None
 """
 
 

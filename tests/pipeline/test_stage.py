@@ -16,6 +16,7 @@ from pipeline.disk.checksums import checksum, write_checksums
 from pipeline.run import stage
 from pipeline.run.lineage import write_lineage
 from pipeline.run.stage import run_stage, standing
+from pipeline.stages.context import Context
 from tests.pipeline.stage_configs import grpo, make_checkpoint, sft
 
 HERE = Node("this machine", 2, 0, 2, 0, memory=24 * 2**30)
@@ -30,7 +31,7 @@ class Launched:
 
     def check(self, config: AnyStage) -> None: ...
 
-    def launch(self, config: AnyStage, folder: Path, recipe: Recipe | None) -> dict[str, float]:
+    def launch(self, config: AnyStage, folder: Path, context: Context) -> dict[str, float]:
         self.count += 1
         if self.error is not None:
             raise self.error
@@ -45,7 +46,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
     launcher = Launched()
-    monkeypatch.setattr(stage, "_launcher", lambda _: launcher)
+    monkeypatch.setattr(stage, "_module", lambda _: launcher)
     monkeypatch.setattr(stage, "cluster_when_needed", nullcontext)
     monkeypatch.setattr(stage, "write_html", lambda _: None)
     monkeypatch.setattr("pipeline.cluster.machine.this_machine", lambda: HERE)

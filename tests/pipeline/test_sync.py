@@ -13,12 +13,12 @@ import torch
 from configs.sampling import RolloutConfig, SyncConfig
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.cluster.room import cluster
-from pipeline.cluster.start import start_all, start_policy, start_rollout
+from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.data.trees import Tree
 from pipeline.errors import RunStopped
-from pipeline.grpo.sync import check_spoken, probe_sequences, prove, sync_weights
+from pipeline.grpo.sync import probe_sequences, prove, refuse_mismatch, sync_weights
 from pipeline.train.spec import TrainSpec
-from pipeline.train.worker import Policy
+from pipeline.train.worker import TrainingRanks
 from pipeline.weights.fresh import create_model
 from rollout.pool import RolloutPool
 from rollout.weights import open_buckets, to_buckets
@@ -41,7 +41,7 @@ PROBE = probe_sequences(264, max_model_len=64)
 )
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Policy, RolloutPool]]:
+) -> Iterator[tuple[TrainingRanks, RolloutPool]]:
     trainer, instructions = request.param
     model = create_model("tiny", 0, tmp_path_factory.mktemp("model") / "tiny")
     spec = TrainSpec(model, "float32", trainer, OptimizerConfig(learning_rate=1e-3), 100)
@@ -49,7 +49,7 @@ def pair(
     with (
         instruction_set(instructions),
         cluster(),
-        start_all(lambda: start_policy(spec), lambda: start_rollout(model, config, dtype="float32", seed=0)) as (
+        start_all(lambda: start_ranks(spec), lambda: start_rollout(model, config, dtype="float32", seed=0)) as (
             policy,
             rollout,
         ),
@@ -66,7 +66,7 @@ def instruction_set(variables: dict[str, str]) -> Iterator[None]:
         yield
 
 
-def train(policy: Policy, seed: int) -> None:
+def train(policy: TrainingRanks, seed: int) -> None:
     """One large step on random tokens, so that every expert of every layer changes."""
     ids = np.random.default_rng(seed).integers(0, 264, (8, 64)).tolist()
     policy.update(policy.shard([Tree(row, root_mask=[0] + [1] * 63) for row in ids]), 504.0)
@@ -80,11 +80,11 @@ def on_engine(rollout: RolloutPool, change: Any) -> None:
     )
 
 
-def sync(pair: tuple[Policy, RolloutPool], version: int) -> dict[str, float]:
+def sync(pair: tuple[TrainingRanks, RolloutPool], version: int) -> dict[str, float]:
     return sync_weights(*pair, MEASURED, probe=PROBE, version=version)
 
 
-def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[Policy, RolloutPool]) -> None:
+def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[TrainingRanks, RolloutPool]) -> None:
     for version in range(3):
         metrics = sync(pair, version)
         assert 0 < metrics["sync/gap_mean"] <= metrics["sync/bound_mean"] / 2
@@ -95,7 +95,9 @@ def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[Policy, Ro
         prove(*pair, MEASURED, probe=PROBE, version=3)
 
 
-def test_the_bound_is_of_the_weights_alone_so_a_resumed_run_has_the_same(pair: tuple[Policy, RolloutPool]) -> None:
+def test_a_resumed_run_has_the_same_bound(
+    pair: tuple[TrainingRanks, RolloutPool],
+) -> None:
     first, again = sync(pair, 3), sync(pair, 4)
     assert [first[name] for name in BOUND] == [again[name] for name in BOUND]
     train(pair[0], 3)
@@ -105,7 +107,7 @@ def test_the_bound_is_of_the_weights_alone_so_a_resumed_run_has_the_same(pair: t
 BOUND = ("sync/bound_mean", "sync/bound_max")
 
 
-def test_an_expert_that_is_another_speaks_differently(pair: tuple[Policy, RolloutPool]) -> None:
+def test_an_expert_that_is_another_speaks_differently(pair: tuple[TrainingRanks, RolloutPool]) -> None:
     """The probe alone: weights that are there and finite, but not the trainer's."""
     sync(pair, 1)
     on_engine(pair[1], partial(negate_expert, layer=2))
@@ -120,7 +122,7 @@ def negate_expert(model: Any, *, layer: int) -> None:
     next(p for name, p in experts.named_parameters() if name.endswith("w2_weight")).data[0].neg_()
 
 
-def test_a_tensor_damaged_on_the_way_stops_the_run(pair: tuple[Policy, RolloutPool]) -> None:
+def test_a_tensor_damaged_on_the_way_stops_the_run(pair: tuple[TrainingRanks, RolloutPool]) -> None:
     policy, rollout = pair
     refs = policy.put_weights(1)
     bucket: Any = ray.get(refs[1])
@@ -140,7 +142,7 @@ def test_a_tensor_damaged_on_the_way_stops_the_run(pair: tuple[Policy, RolloutPo
 class Changing:
     """A policy that sends one tensor other than it is, with a checksum that fits: only what it means can tell."""
 
-    def __init__(self, policy: Policy, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, policy: TrainingRanks, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._policy, self._name, self._change = policy, name, change
 
     def __getattr__(self, name: str) -> Any:
@@ -164,7 +166,7 @@ ON_THE_WAY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 """What DeepSeek's models have that others don't, each made wrong in one layer."""
 
 
-def test_a_wrong_router_bias_or_latent_projection_stops_the_run(pair: tuple[Policy, RolloutPool]) -> None:
+def test_a_wrong_router_bias_or_latent_projection_stops_the_run(pair: tuple[TrainingRanks, RolloutPool]) -> None:
     policy, rollout = pair
     for name, change in ON_THE_WAY.items():
         changing: Any = Changing(policy, f"model.layers.1.{name}", change)
@@ -229,7 +231,7 @@ def test_a_gap_on_sampled_tokens_stops_the_run() -> None:
 
     def check(mean: float, of_one_sequence: float) -> None:
         metrics = {"mismatch/abs_mean": mean, "mismatch/sequence_max": of_one_sequence}
-        check_spoken(metrics, 1000, 1e-5, step=3)
+        refuse_mismatch(metrics, 1000, 1e-5, step=3)
 
     check(9e-6, 0.0)
     check(0.46 / 1000 + 9e-6, 0.46)
@@ -238,7 +240,7 @@ def test_a_gap_on_sampled_tokens_stops_the_run() -> None:
             check(mean, of_one_sequence)
 
 
-def test_one_stale_expert_of_one_layer_stops_the_run(pair: tuple[Policy, RolloutPool]) -> None:
+def test_one_stale_expert_of_one_layer_stops_the_run(pair: tuple[TrainingRanks, RolloutPool]) -> None:
     """A loader that skips one expert of one layer, as vendors' loaders have done. Last: vLLM is broken after it."""
     sync(pair, 8)
     on_engine(pair[1], partial(skip_in_loading, name="model.layers.2.mlp.experts.5.down_proj.weight"))

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from configs.stages import STAGES
-from pipeline.launch import evaluate, gate, grpo, preferences, sample
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.preferences import sampling
+from pipeline.stages import evaluate, grpo, preferences, sample
+from pipeline.stages.context import Context
 
 SUMS = {"source": {"type": "sums", "size": 8}, "max_prompt_length": 64}
 ENGINES = {"sampling": {"max_tokens": 8}, "rollout": {"max_model_len": 96}}
@@ -67,14 +69,14 @@ def test_engines_stop_at_the_end_of_a_turn(
 
     model = {"path": base, "chat_template": str(tmp_path / "spare.jinja")}
     config = STAGES[stage].model_validate({"type": stage, "model": model, **settings})
-    starting = sample if stage == "preferences" else module
+    starting = sampling if stage in ("preferences", "sample") else module
     monkeypatch.setattr(starting, "start_rollout", start_rollout)
     if stage == "grpo":
-        for other in ("start_policy", "start_rewards"):
+        for other in ("start_ranks", "start_rewards"):
             monkeypatch.setattr(grpo, other, lambda *_: Closed())
     (tmp_path / "out").mkdir()
     with pytest.raises(Started) as started:
-        module.launch(config, tmp_path / "out", None)
+        module.launch(config, tmp_path / "out", Context(tmp_path))
     assert started.value.args == ([7],)
 
 
@@ -82,12 +84,12 @@ def test_a_gate_evaluates_to_the_end_of_a_turn(base: str, tmp_path: Path, monkey
     def start_rollout(*_: Any, ends: list[int], **__: Any) -> None:
         raise Started(ends)
 
-    monkeypatch.setattr(gate, "start_rollout", start_rollout)
+    monkeypatch.setattr(evaluate, "start_rollout", start_rollout)
     model = {"path": base, "chat_template": str(tmp_path / "spare.jinja")}
     rules = [{"type": "improve", "figure": "sums/accuracy"}]
     config = STAGES["gate"].model_validate(
         {"type": "gate", "candidate": model, "parent": model, "rules": rules, **SUITES}
     )
     with pytest.raises(Started) as started:
-        gate._evaluate(config, config.candidate, Path(base), tmp_path)
+        evaluate.run(config, config.candidate, Path(base), tmp_path)
     assert started.value.args == ([7],)

@@ -60,8 +60,8 @@ PARENT, BETTER, WORSE, TAXED, SAME = result(50), result(80), result(20), result(
 def decide(
     candidate: dict[str, SuiteResult], best: dict[str, SuiteResult] | None = None, decided: Any = None, **given: Any
 ) -> Decision:
-    results = {"candidate": candidate, "parent": PARENT, "best": best}
-    return gate.run(config(**given), results.__getitem__, PLACES, HASHES, decided)
+    evaluate_best = None if best is None else lambda: best
+    return gate.run(config(**given), candidate, PARENT, evaluate_best, PLACES, HASHES, decided)
 
 
 def test_a_better_candidate_is_promoted() -> None:

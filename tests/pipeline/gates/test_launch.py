@@ -16,7 +16,8 @@ from pipeline.disk.files import link
 from pipeline.errors import DecisionNeeded, RunStopped
 from pipeline.evaluation.suites import SuiteResult
 from pipeline.gates.decision import Decision, read_decision
-from pipeline.launch import gate
+from pipeline.stages import evaluate, gate
+from pipeline.stages.context import Context
 
 GATE: dict[str, Any] = {
     "type": "gate",
@@ -67,7 +68,9 @@ class Run:
         made = {"candidate": {"path": str(self.folder / "grpo/hf")}, "parent": {"path": str(self.folder / "sft/hf")}}
         config = GateConfig.model_validate(GATE | made | given)
         (folder / "config.json").write_text(config.model_dump_json())
-        self.figures = gate.launch(resolved(config, lambda name: self.folder / name / "data"), folder, RECIPE)
+        self.figures = gate.launch(
+            resolved(config, lambda name: self.folder / name / "data"), folder, Context(self.folder / "evaluations")
+        )
         return self.decision(name)
 
     def decision(self, name: str = "gate") -> Decision:
@@ -88,7 +91,7 @@ class Run:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     made = Run(tmp_path / "runs" / "run")
     made.checkpoint("sft/hf", 50)
-    monkeypatch.setattr(gate, "_evaluate", made.evaluate)
+    monkeypatch.setattr(evaluate, "run", made.evaluate)
     return made
 
 

@@ -13,7 +13,8 @@ from configs.stages import Recipe
 from configs.train import CheckpointConfig
 from pipeline.evaluation.suites import SuiteResult
 from pipeline.gates.validation import Validation
-from pipeline.launch.grpo import validation_gate
+from pipeline.run.stage import validating
+from pipeline.stages.grpo import check_validation
 from pipeline.train.checkpoints import Checkpoints
 
 TEXT = Path(__file__)
@@ -130,19 +131,17 @@ def test_the_gate_is_one_of_the_recipe_or_a_file(tmp_path: Path) -> None:
     recipe = Recipe.model_validate({"name": "run", "stages": stages})
     (tmp_path / "gate.yaml").write_text(yaml.safe_dump(GATE))
     for config, of in ((named("gate"), recipe), (named(str(tmp_path / "gate.yaml")), None)):
-        gate = validation_gate(config, tmp_path / "grpo", of)
-        assert gate is not None and gate.suites == GateConfig.model_validate(GATE).suites
-    assert validation_gate(GRPOConfig.model_validate(TRAINING | {"validation": None}), tmp_path, None) is None
+        by = validating(config, tmp_path / "grpo", of)
+        assert by is not None and by.runnable.suites == GateConfig.model_validate(GATE).suites
+    assert validating(GRPOConfig.model_validate(TRAINING | {"validation": None}), tmp_path, None) is None
     with pytest.raises(ValueError, match="'elsewhere"):
-        validation_gate(named("elsewhere.yaml"), tmp_path, recipe)
+        validating(named("elsewhere.yaml"), tmp_path, recipe)
 
 
-def test_suites_that_the_stages_engines_cannot_run_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "gate.yaml"
-    file.write_text(yaml.safe_dump(GATE | {"rollout": {"max_model_len": 128}}))
+def test_suites_that_the_stages_engines_cannot_run_are_refused() -> None:
+    config = named("gate")
     with pytest.raises(ValueError, match=r"rollout\.max_model_len=64 .* 128"):
-        validation_gate(named(str(file)), tmp_path, None)
+        check_validation(config, GateConfig.model_validate(GATE | {"rollout": {"max_model_len": 128}}))
     nowhere = {"sums": GATE["suites"]["sums"] | {"path": "nowhere"}}
-    file.write_text(yaml.safe_dump(GATE | {"suites": nowhere}))
     with pytest.raises(ValueError, match=r"suites\.sums\.path"):
-        validation_gate(named(str(file)), tmp_path, None)
+        check_validation(config, GateConfig.model_validate(GATE | {"suites": nowhere}))

@@ -1,4 +1,4 @@
-"""Sampling of training conversations, put together: prompts, engines, judges, table."""
+"""Sampling of answers for a stage: its sources of prompts checked and read, its engines and judges started."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,16 +12,10 @@ from configs.data import PromptData
 from configs.preferences import PreferencesConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sample import SampleConfig
-from configs.stages import Recipe
 from pipeline.cluster.start import start_all, start_rewards, start_rollout
-from pipeline.data.chat import turn_ends
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import source_files, tell
-from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Asked, Sampler, Speaker, distinct
-from pipeline.preferences.summary import counts_table
-from pipeline.stages import sample
-from pipeline.weights.resolve import check_template, resolve_model
 from rewards.guard import inspect, refuse_idle
 from rewards.pool import RewardPool
 
@@ -40,30 +34,12 @@ class SourceOfPrompts(Protocol):
         ...
 
 
-def check(config: SampleConfig) -> None:
-    """Raise ValueError for a template, source or reward that isn't there."""
-    check_template(config.model)
-    check_sources(list(config.domains.values()), config.reward_pool)
-
-
 def check_sources(sources: Sequence[SourceOfPrompts], pool: RewardPoolConfig) -> None:
     """Raise ValueError for a source or reward that isn't there, and for workers that would have nothing to do."""
     for source in sources:
         source_files(source.prompts.source)
     inspected = [inspect([source.reward], pool) for source in sources if source.reward is not None]
     refuse_idle(pool, [name for pools in inspected for name in pools.values()])
-
-
-def launch(config: SampleConfig, folder: Path, recipe: Recipe | None) -> dict[str, float]:
-    """Sample into `folder`; the figures, by domain."""
-    model = resolve_model(config.model, workdir=folder)
-    tokenizer = load_tokenizer(model, config.model.chat_template)
-    asked = ask(config.domains, config.reward_pool, tokenizer, config.seed, folder)
-    figures = sample.run(config, asked, sampler(config, model, turn_ends(tokenizer), folder), folder)
-    heads = ("prompts", "score", "solved", "kept", "tokens", "cut_short", "unjudged")
-    rows = {name: [figures.get(f"{name}/{head}", float("nan")) for head in heads] for name in asked}
-    Console().print(counts_table(("domain", *heads), rows))
-    return figures
 
 
 def ask(

@@ -1,0 +1,60 @@
+"""Figures of one GRPO step: lengths, entropy, repetition and truncation of its completions; metrics of its updates.
+
+Shape suffixes: P prompts, G completions of a prompt.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pipeline.objectives.advantage import Rewards
+from rollout.types import Completion
+
+GRAM = 4
+"""Tokens of the n-grams whose repetition is counted."""
+
+
+def rollout_figures(completions: Sequence[Completion], rewards_PG: Rewards) -> dict[str, float]:
+    """Figures of all completions that a step sampled. The entropy, in nats a token, is estimated as the mean of -log p
+    over the sampled tokens."""
+    judged = rewards_PG[~np.isnan(rewards_PG)]
+    return {
+        "reward/total/mean": float(judged.mean()) if judged.size else float("nan"),
+        "reward/total/std": float(judged.std()) if judged.size else float("nan"),
+        "reward/total/left_out_rate": 1 - judged.size / rewards_PG.size,
+        "rollout/length/mean": float(np.mean([len(completion.token_ids) for completion in completions])),
+        "rollout/truncated_rate": float(np.mean([completion.finish_reason == "length" for completion in completions])),
+        "rollout/entropy_mean": -float(np.mean([p for completion in completions for p in completion.logprobs])),
+        "rollout/repetition_rate": float(np.mean([repetition_rate(c.token_ids) for c in completions])),
+    }
+
+
+def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:
+    """Reward of one more token: the slope of the rewards in the lengths, both centered within their group.
+
+    Centering removes the difficulty of the prompt, since a hard prompt has long answers and low rewards. NaN rewards
+    are left out. None where no group has two lengths.
+    """
+    judged_PG = ~np.isnan(np.asarray(rewards_PG, dtype=np.float64))
+    count_P1 = np.maximum(judged_PG.sum(axis=1, keepdims=True), 1)
+    rewards_PG, lengths_PG = (
+        np.where(judged_PG, values_PG - np.where(judged_PG, values_PG, 0.0).sum(axis=1, keepdims=True) / count_P1, 0.0)
+        for values_PG in (np.asarray(rewards_PG, dtype=np.float64), np.asarray(lengths_PG, dtype=np.float64))
+    )
+    spread = (lengths_PG**2).sum()
+    return float((lengths_PG * rewards_PG).sum() / spread) if spread > 1e-9 else None
+
+
+def repetition_rate(token_ids: Sequence[int]) -> float:
+    """Share of a completion's 4-grams of token ids that occur earlier in it; 0 for a completion without any."""
+    grams = list(zip(*(token_ids[shift:] for shift in range(GRAM)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def over_updates(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Combine the metrics of a step's updates: the largest of those named `_max`, the mean of the others."""
+    return {
+        name: float((np.max if name.endswith("_max") else np.mean)([update[name] for update in updates]))
+        for name in updates[0]
+    }
