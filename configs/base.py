@@ -1,6 +1,6 @@
 """The shape every setting shares: frozen, strict, documented, and helpful when it is wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, cast, get_args, get_origin
@@ -30,6 +30,21 @@ class Settings(BaseModel):
             if unknown:
                 raise ValueError("; ".join(unknown))
         return handler(data)
+
+
+def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `node` with its dotted key, then every value below it: fields of settings, entries of dicts and lists."""
+    yield key, node
+    if isinstance(node, Settings):
+        items: Any = ((name, getattr(node, name)) for name in type(node).model_fields)
+    elif isinstance(node, dict):
+        items = cast(dict[Any, Any], node).items()
+    elif isinstance(node, list | tuple):
+        items = enumerate(cast(list[Any], node))
+    else:
+        return
+    for name, value in items:
+        yield from walk(value, f"{key}.{name}" if key else str(name))
 
 
 def unknown_key(key: str, known: list[str]) -> str:

@@ -4,11 +4,11 @@ Any text value of a stage may be a reference: a model's path, a data set's, an a
 a stage keeps the reference; what runs has the folder in its place.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from configs.base import Settings
+from configs.base import Settings, walk
 
 PREFIX = "stage:"
 
@@ -17,23 +17,16 @@ S = TypeVar("S", bound=Settings)
 
 def references(config: Settings) -> dict[str, str]:
     """By dotted key the name of the stage that each reference of `config` points at."""
-    return dict(_found(config.model_dump(), ""))
+    return {
+        key: value.removeprefix(PREFIX)
+        for key, value in walk(config)
+        if isinstance(value, str) and value.startswith(PREFIX)
+    }
 
 
 def resolved(config: S, folder_of: Callable[[str], Path]) -> S:
     """`config` with the folder `folder_of(NAME)` in the place of every `stage:NAME`."""
     return type(config).model_validate(_replaced(config.model_dump(), folder_of))
-
-
-def _found(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, dict):
-        for key, value in cast(dict[Any, Any], node).items():
-            yield from _found(value, f"{prefix}{key}.")
-    elif isinstance(node, list):
-        for index, value in enumerate(cast(list[Any], node)):
-            yield from _found(value, f"{prefix}{index}.")
-    elif isinstance(node, str) and node.startswith(PREFIX):
-        yield prefix.removesuffix("."), node.removeprefix(PREFIX)
 
 
 def _replaced(node: Any, folder_of: Callable[[str], Path]) -> Any:

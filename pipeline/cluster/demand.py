@@ -6,8 +6,9 @@ takes turns on the cores, and what counts is how many threads a stage runs at a 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+from configs.base import Settings, walk
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
 from configs.graph import validation_gate
@@ -180,11 +181,11 @@ def _actors(config: AnyStage, recipe: Recipe | None) -> Iterator[Actors]:
         )
     suites: AnyStage | None = config
     if not isinstance(config, EvalConfig | GateConfig):
-        yield from _judges(_specs(config), getattr(config, "reward_pool", None))
+        yield from _judges(_reward_specs(config), getattr(config, "reward_pool", None))
         suites = validation_gate(config, recipe) if recipe else None
     if isinstance(suites, EvalConfig | GateConfig):
         # Suites are run one after the other, each with judges of its own.
-        by_suite = [list(_judges(_specs(suite), suites.reward_pool)) for suite in suites.suites.values()]
+        by_suite = [list(_judges(_reward_specs(suite), suites.reward_pool)) for suite in suites.suites.values()]
         yield from max(by_suite, key=lambda judges: sum(some.gpus for some in judges), default=[])
 
 
@@ -207,13 +208,5 @@ def _judges(specs: Iterable[RewardSpec], pool: RewardPoolConfig | None) -> Itera
             )
 
 
-def _specs(node: Any) -> Iterator[RewardSpec]:
-    """Every reward that a stage names, wherever it stands."""
-    if isinstance(node, RewardSpec):
-        yield node
-    elif isinstance(node, list | tuple | dict):
-        for value in cast(dict[Any, Any], node).values() if isinstance(node, dict) else cast(list[Any], node):
-            yield from _specs(value)
-    elif hasattr(type(node), "model_fields"):
-        for name in type(node).model_fields:
-            yield from _specs(getattr(node, name))
+def _reward_specs(config: Settings) -> list[RewardSpec]:
+    return [node for _, node in walk(config) if isinstance(node, RewardSpec)]

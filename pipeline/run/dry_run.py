@@ -1,11 +1,10 @@
 """What running a recipe would do, told before anything starts."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
-from configs.base import Settings
+from configs.base import walk
 from configs.data import Source
 from configs.graph import chosen, graph, missing
 from configs.model import FirstModelConfig
@@ -124,7 +123,7 @@ def told_layout(config: AnyStage, recipe: Recipe) -> list[str]:
 
 def told_sources(config: AnyStage) -> list[str]:
     """Where a stage's rows come from."""
-    return list(dict.fromkeys(_told_source(source) for source in _sources(config)))
+    return list(dict.fromkeys(_told_source(source) for _, source in walk(config) if isinstance(source, SOURCES)))
 
 
 def _size(config_json: Path) -> str:
@@ -137,18 +136,6 @@ def _size(config_json: Path) -> str:
     except ValueError as error:
         return f"size unknown: {error}"
     return told_parameters(sum(weights.numel() for weights in model.parameters()))
-
-
-def _sources(node: Any) -> Iterator[Any]:
-    """Every source that a stage's configuration names, wherever it stands."""
-    if isinstance(node, SOURCES):
-        yield node
-    elif isinstance(node, dict):
-        for value in cast(dict[Any, Any], node).values():
-            yield from _sources(value)
-    elif isinstance(node, Settings):
-        for name in type(node).model_fields:
-            yield from _sources(getattr(node, name))
 
 
 def _told_source(source: Any) -> str:

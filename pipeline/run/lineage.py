@@ -18,7 +18,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from configs.base import Settings
+from configs.base import walk
 from configs.data import DatasetSource, Source
 from configs.evaluation import BaseSuite, LMEvalSuite
 from configs.gate import GateConfig
@@ -193,25 +193,10 @@ def _suites(validating: Validating | None) -> dict[str, str]:
     return {"validation.gate": text_hash(_to_json(asked | {"best by": validating.given.rules[0].figure}))}
 
 
-def _walk(node: Any, key: str = "") -> Iterator[tuple[str, Settings]]:
-    """Every group of settings in `node`, itself first, with its dotted key."""
-    if isinstance(node, Settings):
-        yield key, node
-        items: Any = ((name, getattr(node, name)) for name in type(node).model_fields)
-    elif isinstance(node, dict):
-        items = cast(dict[Any, Any], node).items()
-    elif isinstance(node, list):
-        items = enumerate(cast(list[Any], node))
-    else:
-        return
-    for name, value in items:
-        yield from _walk(value, f"{key}.{name}" if key else str(name))
-
-
 def _checkpoints(reads: Mapping[str, Any], folder: Path, own: str | None = None) -> Iterator[Checkpoint]:
     """The models of a stage, which want the head `own`, and those that its rewards have as their argument `path`. A
     fresh model is made."""
-    for key, node in _walk(reads):
+    for key, node in walk(reads):
         if isinstance(node, ModelConfig | FirstModelConfig):
             yield Checkpoint(key, resolve_model(node, workdir=folder), node.chat_template, own)
         elif isinstance(node, RewardSpec):
@@ -269,7 +254,7 @@ def _check_language(checkpoint: Checkpoint, described: Mapping[str, Any], folder
 def _parents(reads: Mapping[str, Any], checkpoints: list[Checkpoint], folder: Path) -> Iterator[dict[str, str]]:
     """The stages that made what this one takes, by the key it takes it at, each with the hash of its lineage."""
     taken = {f"{checkpoint.key}.path": checkpoint.folder for checkpoint in checkpoints}
-    for key, node in _walk(reads):
+    for key, node in walk(reads):
         if isinstance(node, DatasetSource):
             taken |= {f"{key}.paths.{index}": Path(path) for index, path in enumerate(node.paths)}
     for key, path in taken.items():
@@ -294,7 +279,7 @@ def _versions() -> dict[str, str]:
 def _data(reads: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:
     """By dotted key what a stage reads: of files their hashes, of the other sources (drawn from a seed by a package
     whose version is recorded, or named on the hub) their hashed settings."""
-    for key, node in _walk(reads):
+    for key, node in walk(reads):
         if isinstance(node, DatasetSource):
             yield (
                 key,
@@ -329,7 +314,7 @@ def _place(path: Path, folder: Path) -> str:
 def _judges(reads: Mapping[str, Any]) -> dict[str, str]:
     """Hash of the source files of each reward, by its name."""
     specs: list[RewardSpec] = []
-    for _, node in _walk(reads):
+    for _, node in walk(reads):
         specs += [node] if isinstance(node, RewardSpec) else node.rewards() if isinstance(node, BaseSuite) else []
     return {spec.name: source_hash(written_in(spec)) for spec in specs}
 
