@@ -34,9 +34,11 @@ one_core() {
 other_user() {
   [ "$(id -u)" = 0 ] || skip "only root can become another user; the other settings run as one who is not root"
   local become=(setpriv --reuid=65534 --regid=65534 --clear-groups)
-  "${become[@]}" test -x "$(readlink -f "$root/.venv/bin/python")" ||
-    skip "the interpreter of .venv is in a folder that other users may not enter; set up with a Python outside of a home"
   copy "$work/checkout"
+  if ! "${become[@]}" test -x "$(readlink -f "$root/.venv/bin/python")"; then
+    with_system_python "$work/checkout/.venv" ||
+      skip "the interpreter of .venv is in a folder that other users may not enter, and the system has none of its version"
+  fi
   mkdir "$work/home"
   chown -R 65534:65534 "$work/checkout" "$work/home"
   HOME="$work/home" run "$work/checkout" "${system[@]}" -- "${become[@]}"
@@ -116,6 +118,22 @@ copy() {
   local part
   for part in "$root"/.venv/*; do
     ln -sfT "$(readlink -f "$part")" "$1/.venv/${part##*/}"
+  done
+}
+
+# with_system_python VENV: the packages of .venv under the system's Python of the same version, which any user may run.
+with_system_python() {
+  local version script
+  version=$("$root/.venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  [ -x "/usr/bin/python$version" ] || return 1
+  rm -rf "$1/bin" "$1/lib" "$1/lib64" "$1/pyvenv.cfg"
+  "/usr/bin/python$version" -m venv --without-pip "$1"
+  rmdir "$1/lib/python$version/site-packages"
+  ln -s "$root/.venv/lib/python$version/site-packages" "$1/lib/python$version/site-packages"
+  for script in "$root"/.venv/bin/*; do
+    [ -f "$script" ] && [ ! -L "$script" ] && [ ! -e "$1/bin/${script##*/}" ] || continue
+    sed "1s|^#!.*/python[0-9.]*\$|#!$1/bin/python|" "$script" >"$1/bin/${script##*/}"
+    chmod 755 "$1/bin/${script##*/}"
   done
 }
 
