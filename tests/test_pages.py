@@ -1,0 +1,51 @@
+"""Pages that name places in the code: the places exist, and tables that are searched by eye are sorted."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).parents[1]
+CODE = re.compile(r"`([^`]+)`")
+# Names of files that a run writes, of other projects' files and of files of the reader's own start otherwise.
+ROOMS = ("configs/", "rewards/", "rollout/", "pipeline/", "jobs/", "tests/", "docs/")
+PAGES = [
+    *(HOME / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted(page for page in (HOME / "docs").rglob("*.md") if page.name != "configs.md"),
+]
+LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
+
+
+def glossary() -> dict[str, str]:
+    """The last column of each row, where the word stands in the code, by the word."""
+    rows = [line.strip("|").split(" | ") for line in (HOME / "docs" / "glossary.md").read_text().splitlines()]
+    return {row[0].strip(): row[-1] for row in rows if len(row) == 4 and row[0].strip() != "word here"}
+
+
+def test_the_glossary_is_sorted_and_complete() -> None:
+    words = list(glossary())
+    assert len(words) >= 40
+    assert words == sorted(words, key=str.lower)
+
+
+@pytest.mark.parametrize("word", glossary())
+def test_the_glossary_leads_to_the_code(word: str) -> None:
+    """A row names one or more paths, and names that stand in one of these files."""
+    tokens = CODE.findall(glossary()[word])
+    places = [HOME / token for token in tokens if "/" in token]
+    assert places and all(place.exists() for place in places)
+    text = "".join(place.read_text() for place in places if place.is_file())
+    assert not [name for name in tokens if "/" not in name and not re.search(rf"\b(class|def) {name}\b", text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = [target for target in LINK.findall(page.read_text()) if "://" not in target]
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_that_a_page_names_exist(page: Path) -> None:
+    tokens = [token for token in CODE.findall(page.read_text()) if token.startswith(ROOMS)]
+    paths = [token for token in tokens if re.fullmatch(r"[\w./-]+", token)]
+    assert not [path for path in paths if not (HOME / path).exists()]
