@@ -13,6 +13,8 @@ PAGES = [
     *(HOME / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted(page for page in (HOME / "docs").rglob("*.md") if page.name != "configs.md"),
 ]
+UPWARD = {"objectives -> grpo", "models -> weights", "train -> planner"}
+"""Imports that still go the wrong way."""
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
 
 
@@ -49,3 +51,31 @@ def test_paths_that_a_page_names_exist(page: Path) -> None:
     tokens = [token for token in CODE.findall(page.read_text()) if token.startswith(ROOMS)]
     paths = [token for token in tokens if re.fullmatch(r"[\w./-]+", token)]
     assert not [path for path in paths if not (HOME / path).exists()]
+
+
+def rooms_of_the_page() -> list[str]:
+    """The rooms of pipeline/ in the order of their table, from the ground up; a file without its ending."""
+    text = (HOME / "docs" / "architecture.md").read_text()
+    table = text.partition("## The rooms of `pipeline/`")[2].partition("\n## ")[0]
+    return [name.removesuffix("/").removesuffix(".py") for name in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)]
+
+
+def room(place: Path) -> str:
+    """The room of pipeline/ that a path below it belongs to."""
+    return place.parts[0].removesuffix(".py")
+
+
+def test_the_table_names_every_room_of_the_pipeline() -> None:
+    files = [file.relative_to(HOME / "pipeline") for file in (HOME / "pipeline").rglob("[a-z]*.py")]
+    assert {room(file) for file in files} - {"launch"} == set(rooms_of_the_page())
+
+
+def test_rooms_import_only_from_rows_above() -> None:
+    order = rooms_of_the_page()
+    upward = set()
+    for name in order:
+        folder = HOME / "pipeline" / name
+        for file in [folder.with_suffix(".py")] if not folder.is_dir() else folder.rglob("*.py"):
+            imported = re.findall(r"^\s*(?:from|import) pipeline\.(\w+)", file.read_text(), re.MULTILINE)
+            upward |= {f"{name} -> {other}" for other in imported if order.index(other) > order.index(name)}
+    assert upward <= UPWARD
