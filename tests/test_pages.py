@@ -79,3 +79,23 @@ def test_rooms_import_only_from_rows_above() -> None:
             imported = re.findall(r"^\s*(?:from|import) pipeline\.(\w+)", file.read_text(), re.MULTILINE)
             upward |= {f"{name} -> {other}" for other in imported if order.index(other) > order.index(name)}
     assert upward <= UPWARD
+
+
+def test_the_functions_and_tests_of_the_equations_exist() -> None:
+    """`grpo.mix.mix` is defined in pipeline/grpo/mix.py; a test's name, or its start before "...", in some test file."""
+    tokens = set(CODE.findall((HOME / "docs" / "algorithm.md").read_text()))
+    tests = set(
+        re.findall(r"def (test_\w+)", "".join(file.read_text() for file in (HOME / "tests").rglob("test_*.py")))
+    )
+    starts = {token.removesuffix("...") for token in tokens if re.fullmatch(r"test_\w+(\.\.\.)?", token)}
+    assert not {start for start in starts if not any(name.startswith(start) for name in tests)}
+    rooms = "|".join(folder.name for folder in (HOME / "pipeline").iterdir() if (folder / "__init__.py").is_file())
+    functions = {token for token in tokens if re.fullmatch(rf"({rooms})(\.\w+){{2,}}", token)}
+    assert functions and not {function for function in functions if not is_defined(function)}
+
+
+def is_defined(function: str) -> bool:
+    """True where each name of `room.file.name` or `room.file.Class.attribute` is defined in that file."""
+    folder, file, *names = function.split(".")
+    text = (HOME / "pipeline" / folder / f"{file}.py").read_text()
+    return all(re.search(rf"\b(?:class|def) {name}\b|^ +{name}:", text, re.MULTILINE) for name in names)
