@@ -82,7 +82,7 @@ def test_rooms_import_only_from_rows_above() -> None:
 
 
 def test_the_functions_and_tests_of_the_equations_exist() -> None:
-    """`grpo.mix.mix` is defined in pipeline/grpo/mix.py; a test's name, or its start before "...", in some test file."""
+    """`grpo.mix.mix` is defined in pipeline/grpo/mix.py; a test's name, or its start before "...", in a test file."""
     tokens = set(CODE.findall((HOME / "docs" / "algorithm.md").read_text()))
     tests = set(
         re.findall(r"def (test_\w+)", "".join(file.read_text() for file in (HOME / "tests").rglob("test_*.py")))
