@@ -67,7 +67,7 @@ def room(place: Path) -> str:
 
 def test_the_table_names_every_room_of_the_pipeline() -> None:
     files = [file.relative_to(HOME / "pipeline") for file in (HOME / "pipeline").rglob("[a-z]*.py")]
-    assert {room(file) for file in files} - {"launch"} == set(rooms_of_the_page())
+    assert {room(file) for file in files} == set(rooms_of_the_page())
 
 
 def test_rooms_import_only_from_rows_above() -> None:
