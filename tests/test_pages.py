@@ -13,6 +13,7 @@ PAGES = [
     *(HOME / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted(page for page in (HOME / "docs").rglob("*.md") if page.name != "configs.md"),
 ]
+FILE = re.compile(r"(?<![\w/.])(?:configs|rewards|rollout|pipeline|jobs|tests)/[\w/]+\.py\b")
 UPWARD = {"objectives -> grpo", "models -> weights", "train -> planner"}
 """Imports that still go the wrong way."""
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
@@ -48,9 +49,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_that_a_page_names_exist(page: Path) -> None:
-    tokens = [token for token in CODE.findall(page.read_text()) if token.startswith(ROOMS)]
-    paths = [token for token in tokens if re.fullmatch(r"[\w./-]+", token)]
-    assert not [path for path in paths if not (HOME / path).exists()]
+    """Paths in backticks, and files of ours in drawings and examples."""
+    text = page.read_text()
+    tokens = [token for token in CODE.findall(text) if token.startswith(ROOMS) and re.fullmatch(r"[\w./-]+", token)]
+    assert not [path for path in [*tokens, *FILE.findall(text)] if not (HOME / path).exists()]
 
 
 def rooms_of_the_page() -> list[str]:
