@@ -12,7 +12,7 @@ from typing import Any
 from rewards.code.reward import CodeReward
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.process import Ended, Limits
-from rewards.sandbox.toolchains import find
+from rewards.sandbox.toolchains import find_toolchain, plan_program
 from rewards.types import Task
 
 RUNS = 50
@@ -99,7 +99,7 @@ def _case(factor: int, number: int) -> dict[str, str]:
 
 def _compile(folder: Path, factor: int) -> list[str]:
     """The command of the sample's program, compiled bare."""
-    program = find(LANGUAGE).plan(SOURCE.format(factor=factor), MEMORY_MB)
+    program = plan_program(LANGUAGE, SOURCE.format(factor=factor), MEMORY_MB)
     (folder / program.file).write_text(SOURCE.format(factor=factor))
     subprocess.run(program.compile, cwd=folder, check=True, capture_output=True, timeout=60)
     return program.run
@@ -111,7 +111,7 @@ def _bare(command: list[str], folder: Path, stdin: bytes) -> bytes:
 
 def _boxed(box: Sandbox, command: list[str], folder: Path, stdin: bytes) -> bytes:
     limits = Limits(seconds=SECONDS, memory_mb=MEMORY_MB)
-    ran = box.run(command, folder=folder, limits=limits, runtime=find(LANGUAGE).running, stdin=stdin)
+    ran = box.run(command, folder=folder, limits=limits, runtime=find_toolchain(LANGUAGE).running, stdin=stdin)
     if ran.ended is not Ended.EXITED:
         raise RuntimeError(f"the boxed program ended by {ran.ended}: {ran.stderr.decode(errors='replace')}")
     return ran.stdout

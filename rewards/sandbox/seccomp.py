@@ -1,8 +1,8 @@
-"""The system calls a boxed program may not make, as a filter the kernel runs.
+"""A filter of system calls for boxed programs, run by the kernel.
 
-A filter narrows what a program can reach of the kernel; the namespaces are what isolates. It lists what is forbidden,
-since what the runtimes of nine languages need cannot be listed. A forbidden call fails with EPERM; the ones that
-programs try before something older, and newer ways to do what is forbidden, with ENOSYS.
+The namespaces isolate; the filter only narrows a program's reach into the kernel. It lists forbidden calls, because the
+calls that the runtimes of nine languages need cannot be listed. A forbidden call fails with EPERM. A new call with an
+older substitute fails with ENOSYS, so that libraries fall back to that.
 """
 
 import errno
@@ -59,11 +59,11 @@ _FORBIDDEN = {
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
-    "shmget": (29, 194),  # this and memfd_create: memory that no rlimit counts
+    "shmget": (29, 194),  # like memfd_create it makes memory that no rlimit counts
     "msgget": (68, 186),
 }
 _MISSING = {
-    "clone3": (435, 435),  # its flags lie behind a pointer, where no filter can look; libraries fall back to clone
+    "clone3": (435, 435),  # a filter cannot read its flags, which lie behind a pointer
     "io_uring_setup": (425, 425),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
@@ -82,8 +82,8 @@ _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 @functools.cache
-def program(machine: str = platform.machine()) -> bytes:
-    """The filter as classic BPF, struct sock_filter of linux/filter.h in a row; empty for a machine not known here."""
+def bpf_filter(machine: str = platform.machine()) -> bytes:
+    """Return the filter as classic BPF, a row of struct sock_filter (linux/filter.h); empty for an unknown machine."""
     if machine not in _ARCHITECTURES:
         return b""
     column = list(_ARCHITECTURES).index(machine)

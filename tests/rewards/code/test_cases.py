@@ -8,8 +8,8 @@ from rewards.code import cases
 from rewards.code.cases import same_output
 from rewards.code.reward import CodeReward
 from rewards.sandbox.process import Limits
-from rewards.sandbox.toolchains import found
 from rewards.types import Status, Task, Verdict
+from tests.rewards.sandbox.programs import available_languages
 
 SUM = "a, b = map(int, input().split())\nprint(a + b)"
 CASES = [{"stdin": "1 2\n", "stdout": "3\n"}, {"stdin": "5 5", "stdout": "10"}, {"stdin": "-1 1", "stdout": "0"}]
@@ -140,7 +140,7 @@ ADD = {
 
 @pytest.mark.parametrize("language", ADD)
 def test_every_language(reward: CodeReward, language: str) -> None:
-    if language not in [toolchain.language for toolchain in found()]:
+    if language not in available_languages():
         pytest.skip(f"no toolchain for {language}")
     program, fence = ADD[language], "`" * 3
     passed = judged(reward, f"{fence}{language}\n{program}\n{fence}", language=language, memory_mb=512)

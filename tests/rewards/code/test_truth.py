@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rewards.code.truth import read
+from rewards.code.truth import read_truth
 
 PYTHON = {"language": "python", "entry_point": "f"}
 
@@ -28,7 +28,7 @@ PYTHON = {"language": "python", "entry_point": "f"}
     ],
 )
 def test_every_form_is_read_also_as_json(truth: dict[str, Any]) -> None:
-    assert read(json.dumps(truth)) == read(truth)
+    assert read_truth(json.dumps(truth)) == read_truth(truth)
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_every_form_is_read_also_as_json(truth: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_named(truth: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        read(truth)
+        read_truth(truth)

@@ -21,7 +21,7 @@ from rewards.sandbox import box
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.bubblewrap import SETPRIV, Runtime
 from rewards.sandbox.process import Ended, finish
-from rewards.sandbox.toolchains import find
+from rewards.sandbox.toolchains import find_toolchain, plan_program
 from tests.rewards.sandbox.programs import LIMITS, SHORT, bash, python
 
 PROMPT_SECONDS = 300
@@ -253,20 +253,18 @@ def test_two_boxes_talk_and_end_together(sandbox: Sandbox, tmp_path: Path) -> No
     ours, theirs = socket.socketpair()
     with ours, theirs:
         echo = "import socket, sys\nwith socket.socket(fileno=int(sys.argv[1])) as line:\n    "
-        toolchain = find("python")
         talk = {"asks": "line.send(b'ping'); print(line.recv(9))", "answers": "line.send(line.recv(9) + b'!')"}
         talk["answers"] += "; import time; time.sleep(600)"
-        boxes = [
-            sandbox.start(
-                [*toolchain.plan("", 0).run[:-1], "-c", echo + talk[who], str(end.fileno())],
-                folder=tmp_path,
-                limits=LIMITS,
-                runtime=toolchain.running,
-                pass_fds=[end.fileno()],
-            )
+        options = {"folder": tmp_path, "limits": LIMITS, "runtime": find_toolchain("python").running}
+        commands = [
+            [*plan_program("python", "", 0).run[:-1], "-c", echo + talk[who], str(end.fileno())]
             for who, end in (("asks", ours), ("answers", theirs))
         ]
-        asked, answered = finish(*boxes)
+        with (
+            sandbox.start(commands[0], pass_fds=[ours.fileno()], **options) as asking,
+            sandbox.start(commands[1], pass_fds=[theirs.fileno()], **options) as answering,
+        ):
+            asked, answered = finish(asking, answering)
     assert (asked.ended, asked.stdout) == (Ended.EXITED, b"b'ping!'\n")
     assert answered.ended is Ended.STOPPED
     assert not children()
@@ -332,11 +330,12 @@ import os, signal
 from pathlib import Path
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.process import Limits
-box = Sandbox("unsafe").start(["sleep", "{mark}"], folder=Path({str(tmp_path)!r}), limits=Limits(seconds=600))
-command = Path(f"/proc/{{box._process.pid}}/cmdline")
-while not command.read_bytes().startswith(b"sleep"): pass
-print("on", flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+command = ["sleep", "{mark}"]
+with Sandbox("unsafe").start(command, folder=Path({str(tmp_path)!r}), limits=Limits(seconds=600)) as box:
+    command = Path(f"/proc/{{box._spawned.process.pid}}/cmdline")
+    while not command.read_bytes().startswith(b"sleep"): pass
+    print("on", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
     ended = subprocess.run([sys.executable, "-c", judge], capture_output=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"on\n"), ended.stderr

@@ -61,7 +61,7 @@ for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PAC
 
 
 def test_no_network_where_there_is_no_filter(sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewards.sandbox.seccomp.program", lambda: b"")
+    monkeypatch.setattr("rewards.sandbox.seccomp.bpf_filter", lambda: b"")
     source = """
 import socket
 for address in (("1.1.1.1", 53), ("127.0.0.1", PORT)):
@@ -221,7 +221,7 @@ def test_a_call_seems_not_to_exist(sandbox: Sandbox, folder: Path, number: int) 
 
 def test_isolation_holds_without_the_filter(sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A namespace made inside gives back capabilities over nothing but itself."""
-    monkeypatch.setattr("rewards.sandbox.seccomp.program", lambda: b"")
+    monkeypatch.setattr("rewards.sandbox.seccomp.bpf_filter", lambda: b"")
     source = f"""
 {FAILS}
 libc.unshare(0x10000000 | 0x00020000)

@@ -17,7 +17,7 @@ HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 def verdict(machine: str, architecture: int, number: int, first_argument: int = 0) -> int:
     """What the kernel would get from the filter: an interpreter of the few instructions it is made of."""
     data = struct.pack("=IIQ6Q", number, architecture, 0, first_argument, 0, 0, 0, 0, 0)
-    steps = list(struct.iter_unpack("=HBBI", seccomp.program(machine)))
+    steps = list(struct.iter_unpack("=HBBI", seccomp.bpf_filter(machine)))
     at = held = 0
     while True:
         code, if_true, if_false, value = steps[at]
@@ -68,7 +68,7 @@ def test_the_second_set_of_numbers_is_closed() -> None:
 
 
 def test_other_machines_have_no_filter() -> None:
-    assert seccomp.program("riscv64") == b""
+    assert seccomp.bpf_filter("riscv64") == b""
 
 
 @pytest.mark.skipif(not HEADER.exists(), reason="needs the kernel's headers")

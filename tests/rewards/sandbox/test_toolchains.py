@@ -10,7 +10,8 @@ import pytest
 from rewards.sandbox import toolchains
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.process import Ended, Limits, Ran
-from rewards.sandbox.toolchains import COMPILE, LANGUAGES, find, found
+from rewards.sandbox.toolchains import COMPILE, LANGUAGES, find_toolchain, plan_program
+from tests.rewards.sandbox.programs import available_languages
 
 LIMITS = Limits(seconds=10)
 HELLO = {
@@ -50,19 +51,19 @@ def sandbox() -> Sandbox:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     yield
-    find.cache_clear()
+    find_toolchain.cache_clear()
 
 
 def has(language: str) -> None:
     """Skips where a toolchain is missing, which is what a machine may lack and not what a test may find broken."""
-    if LANGUAGES[language].look() is None:
+    if LANGUAGES[language].locate() is None:
         pytest.skip(f"no toolchain for {language} here")
 
 
 def run(sandbox: Sandbox, folder: Path, language: str, source: str, stdin: bytes = b"41\n") -> tuple[Ran, Ran | None]:
     """How `source` compiles and, if it does, runs."""
-    toolchain = find(language)
-    program = toolchain.plan(source, LIMITS.memory_mb)
+    toolchain = find_toolchain(language)
+    program = plan_program(language, source, LIMITS.memory_mb)
     (folder / program.file).write_text(source)
     made = sandbox.run(program.compile, folder=folder, limits=COMPILE, runtime=toolchain.compiling, writable=True)
     if made.exit_code != 0:
@@ -124,7 +125,7 @@ def test_python_has_the_standard_library_only(sandbox: Sandbox, tmp_path: Path) 
     ],
 )
 def test_java_names(source: str, file: str, starts: str) -> None:
-    assert toolchains._java_names(source) == (file, starts)
+    assert toolchains._java_names(source) == {"file": file, "main": starts}
 
 
 def test_java_starts_the_class_with_main(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -148,23 +149,23 @@ def test_javascript_in_both_forms(sandbox: Sandbox, tmp_path: Path, source: str)
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "python"])
 def test_a_missing_toolchain_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, language: str) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    find.cache_clear()
-    assert [toolchain.language for toolchain in found()] == ["python"]
+    find_toolchain.cache_clear()
+    assert available_languages() == ["python"]
     with pytest.raises(ValueError, match=f"'{language}'; install {LANGUAGES[language].package}".replace("+", r"\+")):
-        find(language)
+        find_toolchain(language)
 
 
 def test_an_unknown_language_is_told() -> None:
     with pytest.raises(ValueError, match=r"'c\+\+' .*did you mean"):
-        find("c++")
+        find_toolchain("c++")
 
 
 def test_a_toolchain_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _tool(tmp_path / "go", "#!/bin/sh\nexit 3\n")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert [toolchain.language for toolchain in found()] == ["python"]
+    assert available_languages() == ["python"]
     with pytest.raises(ValueError, match=r"language: .*/go .*status 3.*reinstall"):
-        find("go")
+        find_toolchain("go")
 
 
 def test_of_a_toolchain_s_prefix_a_program_sees_no_packages(
@@ -177,7 +178,7 @@ def test_of_a_toolchain_s_prefix_a_program_sees_no_packages(
     _tool(tmp_path / "prefix/bin/gcc", "#!/bin/sh\n")
     monkeypatch.setenv("PATH", str(tmp_path / "prefix/bin"))
     look = ["/usr/bin/find", str(tmp_path), "-name", "gcc", "-o", "-name", "secret.py"]
-    ran = sandbox.run(look, folder=tmp_path, limits=LIMITS, runtime=find("c").running)
+    ran = sandbox.run(look, folder=tmp_path, limits=LIMITS, runtime=find_toolchain("c").running)
     assert ran.stdout.decode().split() == [str(tmp_path / "prefix/bin/gcc")], ran
 
 
@@ -190,10 +191,10 @@ def test_node_alone_is_all_that_a_program_sees_of_where_it_lies(
     folder.mkdir()
     (home / "bin").mkdir(parents=True)
     (home / "secret").touch()
-    shutil.copy(find("javascript").executable, home / "bin/node")
+    shutil.copy(find_toolchain("javascript").executable, home / "bin/node")
     monkeypatch.setenv("PATH", str(home / "bin"))
     monkeypatch.setenv("HOME", str(home))
-    find.cache_clear()
+    find_toolchain.cache_clear()
     source = f"console.log(require('fs').readdirSync({str(home)!r}, {{ recursive: true }}))"
     _, ran = run(sandbox, folder, "javascript", source)
     assert ran and ran.stdout == b"[ 'bin', 'bin/node' ]\n", ran
@@ -205,9 +206,9 @@ def test_no_program_sees_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     for home in ("user", "user/home"):
         monkeypatch.setenv("HOME", str(tmp_path / home))
         with pytest.raises(ValueError, match=rf"language: .*{re.escape(str(tmp_path / 'user'))}.*home"):
-            find("c")
+            find_toolchain("c")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find("c").running.paths == (tmp_path / "user",)
+    assert find_toolchain("c").running.paths == (tmp_path / "user",)
 
 
 @pytest.mark.parametrize(
