@@ -1,7 +1,7 @@
-"""Conditions for instructions whose if-verifiable checker pays for nothing done, or refuses a completion that follows.
+"""Conditions for instructions whose if-verifiable checker accepts empty work, or refuses a completion that obeys.
 
-A guard must hold in addition to the checker; a replacement takes the checker's place. Both are called with the checker,
-which holds the arguments, and the text. docs/rewards.md lists every difference. All scans are linear in the text.
+A guard must hold in addition to the checker; a replacement takes its place. Both are called with the checker, which
+holds the arguments, and the text. docs/rewards.md lists every difference. All scans take time linear in the text.
 """
 
 import re
@@ -24,12 +24,12 @@ _BULLET = re.compile(r"^[ \t]*(?:\*(?!\*)|-(?!-)).*\w.*$", re.MULTILINE)
 _SPACED = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f]")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PLACEHOLDER = re.compile(r"\[([^\[\]]*)\]")
-_WORD = re.compile(r"\w")
+_WORD_CHARACTER = re.compile(r"\w")
 _THESIS = re.compile(r"<(i|em)>(?P<thesis>[^<]*)</\1>(?P<rest>.*)", re.DOTALL)
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without the punctuation around them."""
+    """Return the words of a text in lower case, without the punctuation around them."""
     stripped = (
         word.strip(string.punctuation + "\u201c\u201d\u2018\u2019\u2026\u2014") for word in text.lower().split()
     )
@@ -37,7 +37,7 @@ def words_of(text: str) -> list[str]:
 
 
 def _at_least(count: int, split: Split) -> Condition:
-    """The condition that `split` finds `count` parts or more: every statement holds for all of no parts."""
+    """Require `count` parts or more, since every statement holds for all of no parts."""
     return lambda _, text: len(split(text)) >= count
 
 
@@ -114,7 +114,7 @@ def _all_different(_: Any, text: str) -> bool:
 
 
 def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]:
-    """The guards and the replacements by instruction. sentences: if-verifiable's function that splits a text."""
+    """Return guards and replacements by instruction. sentences: if-verifiable's function that splits a text."""
 
     def ends(*marks: str) -> Condition:
         return lambda _, text: all(any(sentence.endswith(mark) for sentence in sentences(text)) for mark in marks)
@@ -138,7 +138,7 @@ def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]
         "format:line_indent": _at_least(2, _lines),
         "count:words_japanese": lambda checker, text: len(text.split()) >= checker.get_instruction_args()["N"],
         "detectable_content:number_placeholders": lambda checker, text: (
-            sum(bool(_WORD.search(inside)) for inside in _PLACEHOLDER.findall(text))
+            sum(bool(_WORD_CHARACTER.search(inside)) for inside in _PLACEHOLDER.findall(text))
             >= checker.get_instruction_args()["num_placeholders"]
         ),
         "keywords:existence": lambda checker, text: all(

@@ -165,7 +165,9 @@ def _first_process(process: "subprocess.Popen[bytes]", status: int) -> int:
         chunk = os.read(status, 4096)
         if not chunk:
             assert process.stderr
-            reason = process.stderr.read(4096).decode(errors="replace").strip() if wait([process.stderr], 0) else ""
+            reason = (
+                process.stderr.read(4096).decode(errors="replace").strip() if wait([process.stderr.fileno()], 0) else ""
+            )
             raise RuntimeError(f"bubblewrap made no namespaces: {reason or 'it gave no reason'}")
         report += chunk
     return json.JSONDecoder().raw_decode(report.decode())[0]["child-pid"]

@@ -128,7 +128,7 @@ def file(lifetime: ExitStack, content: bytes) -> int:
 
 def spawn(lifetime: ExitStack, command: Sequence[str], **popen: Any) -> "subprocess.Popen[bytes]":
     """Start a process with pipes for its output; `lifetime` kills it if it still runs, and closes the pipes."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, **popen)
+    process = subprocess.Popen[bytes](command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, **popen)
     lifetime.callback(_abandon, process)
     for stream in _streams(process):
         os.fchmod(stream.fileno(), 0o666)  # another user opens it by name, as /dev/stdout
