@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from rewards.thinking import after_thinking
-from rewards.wording import WORD, before_reason, chosen_options
+from rewards.wording import LATIN_WORD, before_reason, chosen_options
 
 MAX_ANSWER_CHARS = 1000
 """A longer text is no final answer. Checkers take time exponential in the length of an expression."""
@@ -52,7 +52,7 @@ _THE_X_IS = re.compile(r"\Athe\b[^.\n]{0,200}?\b(?:is|are|equals)\b:?\s*", re.IG
 _CHOICE = re.compile(r"\(?[A-J](?:[).:,;\]]|\s+\()")
 _DELIMITER = re.compile(r"\\\\|\\\$|\$\$|\$|\\[()\[\]]")
 _CLOSING = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
-_PROSE = re.compile(rf"{WORD.pattern}|[\u4e00-\u9fff]")
+_PROSE = re.compile(rf"{LATIN_WORD.pattern}|[\u4e00-\u9fff]")
 _SHORT_WORD = re.compile(r"[A-Za-z][a-z]+|[\u4e00-\u9fff]")
 _COMMANDS_WITH_WORDS = re.compile(r"\\(?:text|mathrm|mbox|operatorname|begin|end)[a-z]*\s*\{[^{}]*\}|\\[A-Za-z]+")
 _SPACES = re.compile(r"\\q?quad|\\text")
@@ -216,22 +216,24 @@ def _words(text: str) -> list[str]:
 
 def _last_run(text: str, parts: Iterable[Part]) -> str | None:
     """Return the last of `parts` with those listed right before it, joined by commas."""
-    run: list[Part] = []
-    for part in parts:
-        if not run or not _are_listed(text, run[-1], part):
-            run = []
-        run.append(part)
-    return ", ".join(content for _, _, content in run) or None
+    *_, last = [None, *_runs(text, parts)]
+    return last or None
 
 
 def _first_run(text: str, parts: Iterable[Part]) -> str | None:
     """Return the first of `parts` with those listed right after it, joined by commas."""
+    return next(_runs(text, parts), None) or None
+
+
+def _runs(text: str, parts: Iterable[Part]) -> Iterator[str]:
     run: list[Part] = []
     for part in parts:
         if run and not _are_listed(text, run[-1], part):
-            break
+            yield ", ".join(content for _, _, content in run)
+            run = []
         run.append(part)
-    return ", ".join(content for _, _, content in run) or None
+    if run:
+        yield ", ".join(content for _, _, content in run)
 
 
 def _are_listed(text: str, left: Part, right: Part) -> bool:

@@ -114,8 +114,8 @@ def _as_fraction(decimal: re.Match[str]) -> str:
     if part["ellipsis"] or part["word"]:
         if part["word"] and len(digits) == 1:
             digits, period = "", digits
-        elif len(digits) <= _MAX_ELLIPSIS_DIGITS and (again := _THRICE.fullmatch(digits) or _TWICE.fullmatch(digits)):
-            digits, period = again[1], again[2]
+        elif len(digits) <= _MAX_ELLIPSIS_DIGITS and (repeat := _THRICE.fullmatch(digits) or _TWICE.fullmatch(digits)):
+            digits, period = repeat[1], repeat[2]
         elif part["ellipsis"] and digits:
             return f"{part['whole']}.{digits}"  # the first digits of an irrational number
     if not period or len(whole + digits + period) > MAX_DIGITS:

@@ -38,7 +38,7 @@ from rewards.notation import (
     without_unit,
     words,
 )
-from rewards.wording import WORD, without_qualifier
+from rewards.wording import LATIN_WORD, without_qualifier
 
 MAX_PARTS = 8
 """Most inequalities that are joined, and most sides of an equation without variables that are compared."""
@@ -109,7 +109,7 @@ def unreadable(text: str) -> str:
         return "it is not a number"
     if any((reading.value, reading.numbers, reading.choices, reading.time)) or reading.words is not None:
         return ""
-    if len(WORD.findall(reading.text)) > 2:
+    if len(LATIN_WORD.findall(reading.text)) > 2:
         return "it is prose"  # LaTeX would read it as a product of letters
     with _refusing():
         is_read = values.has_value(reading.tree) or bool(reading.is_compound and reading.region)
@@ -183,9 +183,9 @@ class _Reading:
             return [self, self.rounded] if _rounds(_read(value), self.rounded) else [self]
         if not 0 < len(names) <= MAX_PARTS or not all(map(str.strip, [*names, value])) or _LETTER.search(self.text):
             return [self]
-        first, *others = (_read(side) for side in [*names, value])
-        agree = all(_rounds(first, side) or _rounds(side, first) or _same_numbers(first, side) for side in others)
-        return [first, *others] if agree else [self]
+        first, *sides = (_read(side) for side in [*names, value])
+        agree = all(_rounds(first, side) or _rounds(side, first) or _same_numbers(first, side) for side in sides)
+        return [first, *sides] if agree else [self]
 
 
 @lru_cache(maxsize=1024)

@@ -69,25 +69,13 @@ def _keyword_frequency(checker: Any, text: str) -> bool:
 
 
 def _person_names(checker: Any, text: str) -> bool:
-    found = set(re.findall(rf"(?<!\w)(?:{'|'.join(_NAMES.split())})(?!\w)", text))
-    return len(found) >= checker.get_instruction_args()["N"]
-
-
-def _nth_paragraph(checker: Any, text: str) -> bool:
-    return checker.check_following("\n\n".join(part for part in re.split(r"\n[ \t]*(?=\n)", text) if part.strip()))
-
-
-def _bullet_count(checker: Any, text: str) -> bool:
-    return len(_BULLET.findall(text)) == checker.get_instruction_args()["num_bullets"]
+    names = set(re.findall(rf"(?<!\w)(?:{'|'.join(_NAMES.split())})(?!\w)", text))
+    return len(names) >= checker.get_instruction_args()["N"]
 
 
 def _sub_bullets(_: Any, text: str) -> bool:
     kinds = "".join(line.lstrip()[0] for line in _BULLET.findall(text))
     return kinds.startswith("*") and kinds.endswith("-") and "**" not in kinds
-
-
-def _sentences_then_bullets(checker: Any, text: str) -> bool:
-    return checker.check_following("\n".join(_lines(text)))
 
 
 def _title_case(_: Any, text: str) -> bool:
@@ -96,8 +84,8 @@ def _title_case(_: Any, text: str) -> bool:
 
 
 def _thesis(_: Any, text: str) -> bool:
-    found = _THESIS.search(text)
-    return found is not None and bool(found["thesis"].strip()) and bool(found["rest"].strip())
+    match = _THESIS.search(text)
+    return match is not None and bool(match["thesis"].strip()) and bool(match["rest"].strip())
 
 
 def _dates(_: Any, text: str) -> bool:
@@ -106,11 +94,6 @@ def _dates(_: Any, text: str) -> bool:
         return all(_DATE.fullmatch(part) and 1769 <= date.fromisoformat(part).year <= 1821 for part in parts)
     except ValueError:
         return False
-
-
-def _all_different(_: Any, text: str) -> bool:
-    words = words_of(text)
-    return len(set(words)) == len(words)
 
 
 def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]:
@@ -125,7 +108,7 @@ def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]
         return len(parts) >= position and _occurrences(arguments["word"], parts[position - 1]) > 0
 
     guards: dict[str, Condition] = {
-        "ratio:sentence_words": _all_different,
+        "ratio:sentence_words": lambda _, text: len(set(words_of(text))) == len(words_of(text)),
         "ratio:sentence_type": ends(".", "?"),
         "ratio:sentence_balance": ends(".", "?", "!"),
         "words:alphabet": _at_least(2, words_of),
@@ -156,10 +139,14 @@ def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]
         "count:keywords_multiple": _keywords_multiple,
         "keywords:frequency": _keyword_frequency,
         "sentence:keyword": keyword_in_sentence,
-        "length_constraints:nth_paragraph_first_word": _nth_paragraph,
-        "detectable_format:number_bullet_lists": _bullet_count,
+        "length_constraints:nth_paragraph_first_word": lambda checker, text: checker.check_following(
+            "\n\n".join(part for part in re.split(r"\n[ \t]*(?=\n)", text) if part.strip())
+        ),
+        "detectable_format:number_bullet_lists": lambda checker, text: (
+            len(_BULLET.findall(text)) == checker.get_instruction_args()["num_bullets"]
+        ),
         "format:sub-bullets": _sub_bullets,
-        "format:no_bullets_bullets": _sentences_then_bullets,
+        "format:no_bullets_bullets": lambda checker, text: checker.check_following("\n".join(_lines(text))),
         "format:title_case": _title_case,
         "format:thesis": _thesis,
         "custom:date_format_list": _dates,

@@ -11,7 +11,7 @@ r"""Find the words around an answer, in English and Chinese.
 import re
 from collections.abc import Iterator
 
-WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")
+LATIN_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")
 _UPRIGHT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 
 # Prose that leads to an answer.
@@ -79,25 +79,25 @@ _TRAILING = re.compile(r"(?:[\s,;:(\[{\uff0c\uff1b\uff08\u3010\u2013\u2014]|\\te
 _HAS_ANSWER = re.compile(r"\d|\\|\A\W*[A-J]\W*\Z")
 
 # Letters of multiple choice. An atomic group, or "choose A, B and C on the circle" would choose A.
-_ONE = r"[A-J](?![a-zK-Z'])"
-_MORE = rf"(?:\s?[,\u3001\uff0c]?\s?(?:and|or|&|[和或])?\s?\(?{_ONE}\)?){{0,9}}"
-_OPTION = rf"[(\[\uff08\u3010*\s]{{0,4}}(?>{_ONE}{_MORE})[)\]\uff09\u3011*]{{0,4}}"
-_END = r"(?=\s{0,3}(?:[.,;:!\u3002\uff0c\n]|\Z|because|since|as\b))"
-_NAMED = r"(?:the\s)?(?:(?:correct|right|best)\s)?(?:option|choice|answer|letter)?\s?:?\s?"
+_CHOICE_LETTER = r"[A-J](?![a-zK-Z'])"
+_MORE_LETTERS = rf"(?:\s?[,\u3001\uff0c]?\s?(?:and|or|&|[和或])?\s?\(?{_CHOICE_LETTER}\)?){{0,9}}"
+_OPTION = rf"[(\[\uff08\u3010*\s]{{0,4}}(?>{_CHOICE_LETTER}{_MORE_LETTERS})[)\]\uff09\u3011*]{{0,4}}"
+_PHRASE_END = r"(?=\s{0,3}(?:[.,;:!\u3002\uff0c\n]|\Z|because|since|as\b))"
+_CHOICE_NOUN = r"(?:the\s)?(?:(?:correct|right|best)\s)?(?:option|choice|answer|letter)?\s?:?\s?"
 _NOT_CHOSEN = (
     r"(?<!not\ )(?<!n't\ )(?<!never\ )(?<!\bto\ )(?<!can\ )(?<!could\ )"
     r"(?<![Ii]f\ we\ )(?<![Ii]f\ you\ )(?<![Ii]f\ I\ )(?<![Ii]f\ they\ )"
 )
 _OPTIONS = re.compile(
     rf"""
-    {_NOT_CHOSEN}\b(?:choos(?:e|ing)|chose|pick(?:ing)?|select(?:ing)?|go(?:ing)?\ with)\s{_NAMED}
-        (?P<verb>{_OPTION}){_END}
+    {_NOT_CHOSEN}\b(?:choos(?:e|ing)|chose|pick(?:ing)?|select(?:ing)?|go(?:ing)?\ with)\s{_CHOICE_NOUN}
+        (?P<verb>{_OPTION}){_PHRASE_END}
     |\b(?i:option|choice|selection)\s?(?i:is|would\ be|must\ be|should\ be|:)\s?(?:(?i:option|choice)\s?)?
-        (?P<noun>{_OPTION}){_END}
+        (?P<noun>{_OPTION}){_PHRASE_END}
     |\b(?i:options?|choices?|answers?)\s?(?P<subject>{_OPTION})\s(?:is|are|must\ be|would\ be)\s
-        (?:the\s)?(?:only\s)?(?:correct|right|best|true|answer)(?:\s(?:answer|option|choice|one)s?)?{_END}
+        (?:the\s)?(?:only\s)?(?:correct|right|best|true|answer)(?:\s(?:answer|option|choice|one)s?)?{_PHRASE_END}
     |(?<![\w\\])(?P<named>{_OPTION})\s(?:is|are)\s(?:the\s)?(?:only\s)?
-        (?:(?:correct|right|best)\s)?(?:answer|option|choice)s?{_END}
+        (?:(?:correct|right|best)\s)?(?:answer|option|choice)s?{_PHRASE_END}
     |(?<![不非若如未])(?<!不[能应應可会會要該该得])(?<!如果)(?<!假如)(?<!假设)(?<!排除)
         [选選][择擇]?(?:[项項]?\s?(?:应该?|應該?)?[是为為:\uff1a]|答案)?\s?
         (?P<chosen>{_OPTION})(?![A-Za-z])(?!\s?(?:[项項]|[选選][项項])?\s?(?:[不错錯]|吗|嗎|是[不错錯]))

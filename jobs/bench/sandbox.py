@@ -11,7 +11,7 @@ from typing import Any
 
 from rewards.code.reward import CodeReward
 from rewards.sandbox.box import Sandbox
-from rewards.sandbox.process import Ended, Limits
+from rewards.sandbox.process import ExitReason, Limits
 from rewards.sandbox.toolchains import find_toolchain, plan_program
 from rewards.types import Task
 
@@ -111,10 +111,10 @@ def _bare(command: list[str], folder: Path, stdin: bytes) -> bytes:
 
 def _boxed(box: Sandbox, command: list[str], folder: Path, stdin: bytes) -> bytes:
     limits = Limits(seconds=SECONDS, memory_mb=MEMORY_MB)
-    ran = box.run(command, folder=folder, limits=limits, runtime=find_toolchain(LANGUAGE).running, stdin=stdin)
-    if ran.ended is not Ended.EXITED:
-        raise RuntimeError(f"the boxed program ended by {ran.ended}: {ran.stderr.decode(errors='replace')}")
-    return ran.stdout
+    result = box.run(command, folder=folder, limits=limits, runtime=find_toolchain(LANGUAGE).running, stdin=stdin)
+    if result.reason is not ExitReason.EXITED:
+        raise RuntimeError(f"the boxed program ended by {result.reason}: {result.stderr.decode(errors='replace')}")
+    return result.stdout
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -16,16 +16,16 @@ from threading import Lock
 from rewards.code.outcome import CodeOutcome, CodeResult, clip
 from rewards.code.truth import Case, Checker, Truth
 from rewards.sandbox.box import Sandbox
-from rewards.sandbox.process import Ended, Limits, Ran
+from rewards.sandbox.process import ExitReason, Limits, RunResult
 from rewards.sandbox.toolchains import COMPILE, find_toolchain, plan_program
 
 CHECKING = Limits(seconds=10.0, memory_mb=512, output_kb=64)
 """Limits of a checker for one case."""
 
 _OUTCOMES = {
-    Ended.TIME: CodeOutcome.TIME_LIMIT,
-    Ended.MEMORY: CodeOutcome.MEMORY_LIMIT,
-    Ended.OUTPUT: CodeOutcome.OUTPUT_LIMIT,
+    ExitReason.TIME: CodeOutcome.TIME_LIMIT,
+    ExitReason.MEMORY: CodeOutcome.MEMORY_LIMIT,
+    ExitReason.OUTPUT: CodeOutcome.OUTPUT_LIMIT,
 }
 _NUMBER = re.compile(rb"(?<![\w.])([+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,3})?)(?![\w.]*\w|\.)")
 _DECIMALS = 6
@@ -72,20 +72,20 @@ class Executable:
             return
         self._compiled = True
         runtime, command = self._toolchain.compiling, self._program.compile
-        ran = self._sandbox.run(command, folder=self.folder, limits=COMPILE, runtime=runtime, writable=True)
-        if ran.ended is not Ended.EXITED or ran.exit_code != 0:
-            message = clip((ran.stderr or ran.stdout).decode(errors="replace"), 500)
+        result = self._sandbox.run(command, folder=self.folder, limits=COMPILE, runtime=runtime, writable=True)
+        if result.reason is not ExitReason.EXITED or result.exit_code != 0:
+            message = clip((result.stderr or result.stdout).decode(errors="replace"), 500)
             raise CompileError(
-                message if ran.ended is Ended.EXITED else f"the compiler ended by {ran.ended}: {message}"
+                message if result.reason is ExitReason.EXITED else f"the compiler ended by {result.reason}: {message}"
             )
 
-    def run(self, limits: Limits, *, stdin: bytes = b"", arguments: Sequence[str] = ()) -> Ran:
+    def run(self, limits: Limits, *, stdin: bytes = b"", arguments: Sequence[str] = ()) -> RunResult:
         """Run the program once."""
         runtime, command = self._toolchain.running, [*self._program.run, *arguments]
-        ran = self._sandbox.run(command, folder=self.folder, limits=limits, runtime=runtime, stdin=stdin)
-        if ran.ended is Ended.EXITED and ran.exit_code != 0:
+        result = self._sandbox.run(command, folder=self.folder, limits=limits, runtime=runtime, stdin=stdin)
+        if result.reason is ExitReason.EXITED and result.exit_code != 0:
             self.compile()
-        return ran
+        return result
 
 
 def judge_cases(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: bool) -> CodeResult:
@@ -124,17 +124,17 @@ def same_output(expected: bytes, actual: bytes) -> bool:
     Example:
         same_output(b"0.333333 a", b"0.333334 a\\n")  # True
     """
-    wanted, got = _lines(expected), _lines(actual)
-    return len(wanted) == len(got) and all(map(_same_line, wanted, got))
+    expected_lines, actual_lines = _lines(expected), _lines(actual)
+    return len(expected_lines) == len(actual_lines) and all(map(_same_line, expected_lines, actual_lines))
 
 
 def _same_line(expected: bytes, actual: bytes) -> bool:
     if expected == actual:
         return True
-    wanted, got = _NUMBER.split(expected), _NUMBER.split(actual)
-    if len(wanted) != len(got) or wanted[::2] != got[::2]:
+    a, b = _NUMBER.split(expected), _NUMBER.split(actual)  # text at even places, numbers at odd ones
+    if len(a) != len(b) or a[::2] != b[::2]:
         return False
-    return all(a == b or _same_number(a, b) for a, b in zip(wanted[1::2], got[1::2], strict=True))
+    return all(x == y or _same_number(x, y) for x, y in zip(a[1::2], b[1::2], strict=True))
 
 
 def _same_number(expected: bytes, actual: bytes) -> bool:
@@ -160,37 +160,40 @@ def _run_case(
 ) -> tuple[CodeOutcome, str] | None:
     """Return how one case fails, or None if it passes."""
     stdin, expected = case.stdin.encode("utf-8", "replace"), (case.stdout or "").encode("utf-8", "replace")
-    ran = program.run(replace(limits, output_kb=limits.output_kb + len(expected) // 512), stdin=stdin)
-    if ran.ended is not Ended.EXITED or ran.exit_code != 0:
-        how = f"exit code {ran.exit_code}" if ran.ended is Ended.EXITED else f"{ran.ended} ({_limit(ran, limits)})"
-        message = clip(ran.stderr[-2000:].decode(errors="replace").strip().rpartition("\n")[2])
-        return _OUTCOMES.get(ran.ended, CodeOutcome.CRASH), f"{how}: {message}" if message else how
+    result = program.run(replace(limits, output_kb=limits.output_kb + len(expected) // 512), stdin=stdin)
+    if result.reason is not ExitReason.EXITED or result.exit_code != 0:
+        message = clip(result.stderr[-2000:].decode(errors="replace").strip().rpartition("\n")[2])
+        how = _how_it_failed(result, limits)
+        return _OUTCOMES.get(result.reason, CodeOutcome.CRASH), f"{how}: {message}" if message else how
     if checker:
-        reason = _rejection(sandbox, checker, {"input": stdin, "output": ran.stdout, "answer": expected})
+        reason = _rejection(sandbox, checker, {"input": stdin, "output": result.stdout, "answer": expected})
         return None if reason is None else (CodeOutcome.WRONG_ANSWER, f"the checker says {reason!r}")
-    if same_output(expected, ran.stdout):
+    if same_output(expected, result.stdout):
         return None
-    return CodeOutcome.WRONG_ANSWER, _difference(expected, ran.stdout)
+    return CodeOutcome.WRONG_ANSWER, _difference(expected, result.stdout)
 
 
-def _limit(ran: Ran, limits: Limits) -> str:
-    match ran.ended:
-        case Ended.TIME:
-            return f"{limits.seconds:g} s"
-        case Ended.MEMORY:
-            return f"{limits.memory_mb} MiB"
-        case Ended.OUTPUT:
-            return f"{limits.output_kb} KiB"
+def _how_it_failed(result: RunResult, limits: Limits) -> str:
+    match result.reason:
+        case ExitReason.EXITED:
+            return f"exit code {result.exit_code}"
+        case ExitReason.TIME:
+            bound = f"{limits.seconds:g} s"
+        case ExitReason.MEMORY:
+            bound = f"{limits.memory_mb} MiB"
+        case ExitReason.OUTPUT:
+            bound = f"{limits.output_kb} KiB"
         case _:
-            return f"signal {ran.signal}"
+            bound = f"signal {result.signal}"
+    return f"{result.reason} ({bound})"
 
 
 def _difference(expected: bytes, actual: bytes) -> str:
     """Describe the first line in which two outputs differ."""
     pairs = zip_longest(_lines(expected), _lines(actual))
     number, pair = next((n, pair) for n, pair in enumerate(pairs, 1) if None in pair or not _same_line(*pair))
-    wanted, got = ("the end" if text is None else repr(clip(text.decode(errors="replace"))) for text in pair)
-    return f"line {number}: expected {wanted}, got {got}"
+    a, b = ("the end" if text is None else repr(clip(text.decode(errors="replace"))) for text in pair)
+    return f"line {number}: expected {a}, got {b}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +211,11 @@ def _rejection(sandbox: Sandbox, checker: Checker, files: dict[str, bytes]) -> s
     with compiled.lock:
         for name, content in files.items():
             (compiled.program.folder / name).write_bytes(content)
-        ran = compiled.program.run(CHECKING, arguments=list(files))
-    message = (ran.stderr or ran.stdout).decode(errors="replace")
-    if ran.ended is not Ended.EXITED or ran.exit_code not in (_ACCEPTED, *_REJECTED):
-        raise RuntimeError(f"the checker failed: {ran.ended}, exit code {ran.exit_code}: {clip(message[-200:])}")
-    return None if ran.exit_code == _ACCEPTED else clip(message)
+        result = compiled.program.run(CHECKING, arguments=list(files))
+    message = (result.stderr or result.stdout).decode(errors="replace")
+    if result.reason is not ExitReason.EXITED or result.exit_code not in (_ACCEPTED, *_REJECTED):
+        raise RuntimeError(f"the checker failed: {result.reason}, exit code {result.exit_code}: {clip(message[-200:])}")
+    return None if result.exit_code == _ACCEPTED else clip(message)
 
 
 @lru_cache(maxsize=16)

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class CodeOutcome(StrEnum):
-    """How a completion fared. All but `PASSED` score 0, or the fraction of cases or tests that passed."""
+    """Outcome of a completion. All but `PASSED` score 0, or the fraction of cases or tests that passed."""
 
     PASSED = "passed"
     COMPILE_ERROR = "compile error"

@@ -25,14 +25,14 @@ from rewards.code.boxed.wire import Malformed, Reader, Writer
 from rewards.code.outcome import CodeOutcome, CodeResult
 from rewards.code.truth import Truth
 from rewards.sandbox.box import Sandbox
-from rewards.sandbox.process import Box, Ended, Limits, Ran, finish
+from rewards.sandbox.process import Box, ExitReason, Limits, RunResult, finish
 from rewards.sandbox.toolchains import INTEGERS, find_toolchain
 
 _BOXED = Path(wire.__file__).parent
 _MAIN = "import sys; sys.path.insert(0, {home!r}); from boxed.{side} import {main}; {main}({fd})"
 _TESTS_MB = 512
 """Least memory of the tests' process, in MiB."""
-_OUTCOMES = {Ended.TIME: CodeOutcome.TIME_LIMIT, Ended.MEMORY: CodeOutcome.MEMORY_LIMIT}
+_OUTCOMES = {ExitReason.TIME: CodeOutcome.TIME_LIMIT, ExitReason.MEMORY: CodeOutcome.MEMORY_LIMIT}
 
 
 def judge_tests(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: bool) -> CodeResult:
@@ -44,12 +44,17 @@ def judge_tests(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, 
     stdin = _with_prompt(truth, source).encode("utf-8", "replace")
     with TemporaryDirectory(prefix="alignyard-") as name, ExitStack() as boxes:
         folder = Path(name)
-        ours, theirs = socketpair()
-        with ours, theirs:  # closed here once the boxes have them, so that either side notices the other's end
-            solution = boxes.enter_context(_start(sandbox, "solution", "serve_solution", theirs, stdin, folder, limits))
+        tests_end, solution_end = socketpair()
+        with (
+            tests_end,
+            solution_end,
+        ):  # closed here once the boxes have them, so that either side notices the other's end
+            solution = boxes.enter_context(
+                _start(sandbox, "solution", "serve_solution", solution_end, stdin, folder, limits)
+            )
             tests_limits = limits_of_tests(limits)
             tests = boxes.enter_context(
-                _start(sandbox, "tests", "report_tests", ours, _packed(request), folder, tests_limits)
+                _start(sandbox, "tests", "report_tests", tests_end, _packed(request), folder, tests_limits)
             )
         ran_tests, ran_solution = finish(tests, solution)
     return _result(ran_tests, ran_solution, len(truth.tests), limits)
@@ -63,14 +68,14 @@ def untransferable(sandbox: Sandbox, truth: Truth, limits: Limits) -> str:
     shared = [name for name in truth.shared_names if name not in truth.solution_names]
     request = (truth.entry_point, truth.classes, shared, truth.setup, truth.tests)
     with TemporaryDirectory(prefix="alignyard-") as folder, ExitStack() as boxes:
-        ours, theirs = socketpair()
-        with ours, theirs:
+        tests_end, solution_end = socketpair()
+        with tests_end, solution_end:
             probe = boxes.enter_context(
-                _start(sandbox, "tests", "report_probe", ours, _packed(request), Path(folder), limits)
+                _start(sandbox, "tests", "report_probe", tests_end, _packed(request), Path(folder), limits)
             )
-        [ran] = finish(probe)
+        [result] = finish(probe)
     try:
-        return str(Reader(ran.stdout, _refuse, []).get())
+        return str(Reader(result.stdout, _refuse, []).get())
     except (Malformed, ValueError, TypeError):
         return ""  # the tests ended their own process, or met its limits
 
@@ -106,21 +111,21 @@ def _packed(request: tuple[Any, ...]) -> bytes:
     return bytes(writer.data)
 
 
-def _result(tests: Ran, solution: Ran, total: int, limits: Limits) -> CodeResult:
-    if tests.ended in _OUTCOMES:  # the solution's fault: it keeps the tests waiting, or feeds them without end
+def _result(tests: RunResult, solution: RunResult, total: int, limits: Limits) -> CodeResult:
+    if tests.reason in _OUTCOMES:  # the solution's fault: it keeps the tests waiting, or feeds them without end
         detail = f"{limits.seconds:g} s and {limits.memory_mb} MiB for all tests"
-        return CodeResult(_OUTCOMES[tests.ended], 0, total, detail)
+        return CodeResult(_OUTCOMES[tests.reason], 0, total, detail)
     try:
         outcome, passed, counted, detail = Reader(tests.stdout, _refuse, []).get()
     except (Malformed, ValueError, TypeError) as error:
         message = tests.stderr[-500:].decode(errors="replace").strip() or "no message"
-        raise RuntimeError(f"the tests' process gave no verdict: {tests.ended}, {message}") from error
+        raise RuntimeError(f"the tests' process gave no verdict: {tests.reason}, {message}") from error
     if outcome == "broken":
         raise RuntimeError(f"the tests cannot judge: {detail}")
     if outcome == "lost":
         how = f"exit code {solution.exit_code}" if solution.signal is None else f"signal {solution.signal}"
-        detail = f"the solution ended before the tests were over: {solution.ended}, {how}"
-        return CodeResult(_OUTCOMES.get(solution.ended, CodeOutcome.CRASH), passed, counted, detail)
+        detail = f"the solution ended before the tests were over: {solution.reason}, {how}"
+        return CodeResult(_OUTCOMES.get(solution.reason, CodeOutcome.CRASH), passed, counted, detail)
     return CodeResult(CodeOutcome(outcome), passed, counted, detail)
 
 

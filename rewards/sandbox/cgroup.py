@@ -49,7 +49,7 @@ class Cgroup:
 
     @property
     def ran_out(self) -> bool:
-        """Whether the kernel killed a process because the group was at its limit.
+        """True if the kernel killed a process because the group was at its limit.
 
         Raises RuntimeError if it killed because a group above, or the whole machine, ran out of memory.
         """

@@ -43,8 +43,8 @@ _SIGNALLED = 128
 _CHUNK = 1 << 16
 
 
-class Ended(StrEnum):
-    """How a program ended; `STOPPED`: it was killed because its result was no longer needed."""
+class ExitReason(StrEnum):
+    """Reason of a program's end; `STOPPED`: it was killed because its result was no longer needed."""
 
     EXITED = "exited"
     CRASH = "crash"
@@ -77,14 +77,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class RunResult:
     """Result of a run.
 
     exit_code: None after a kill or a death by `signal`. An exit code of 128 + n counts as death by signal n, as in
     every shell. seconds: wall clock, from when the box was complete.
     """
 
-    ended: Ended
+    reason: ExitReason
     exit_code: int | None
     signal: int | None
     stdout: bytes
@@ -164,7 +164,7 @@ class Box:
         self._output = {stream.fileno(): bytearray() for stream in _streams(spawned.process)}
         for fd in self._output:
             os.set_blocking(fd, False)
-        self._killed_for: Ended | None = None
+        self._killed_for: ExitReason | None = None
         self._exit: Exit | None = None
         self._start = time.perf_counter()
         self._deadline = self._start + limits.wall_seconds
@@ -187,7 +187,7 @@ class Box:
         excess = sum(map(len, self._output.values())) - 1024 * self._limits.output_kb
         if excess > 0:
             del self._output[fd][-excess:]
-            self.kill(Ended.OUTPUT)
+            self.kill(ExitReason.OUTPUT)
         return bool(chunk) and excess <= 0
 
     def enforce_limits(self) -> None:
@@ -199,18 +199,18 @@ class Box:
         if self._killed_for and late:
             raise RuntimeError(f"process {self._spawned.process.pid} still runs {END_SECONDS:g} s after being killed")
         if late:
-            self.kill(Ended.TIME)
+            self.kill(ExitReason.TIME)
         elif not self._killed_for and self._is_out_of_memory():
-            self.kill(Ended.MEMORY)
+            self.kill(ExitReason.MEMORY)
 
-    def kill(self, reason: Ended) -> None:
+    def kill(self, reason: ExitReason) -> None:
         """Kill everything in the box; the first reason counts."""
         if not self._killed_for:
             self._killed_for = reason
             self._deadline = time.perf_counter() + END_SECONDS
         self._send_kill()
 
-    def result(self) -> Ran:
+    def result(self) -> RunResult:
         """End what still runs and return how the program ran.
 
         Raises RuntimeError if that says nothing about the program: the box broke, the machine ran out of memory, or the
@@ -221,14 +221,14 @@ class Box:
             while self.read(fd):
                 pass
         if not self.has_ended:
-            self.kill(Ended.STOPPED)
+            self.kill(ExitReason.STOPPED)
         exit = self.close()
         stdout, stderr = map(bytes, self._output.values())
-        ended = self._killed_for or self._reason(exit, stderr)
+        reason = self._killed_for or self._reason(exit, stderr)
         if exit.code is None or self._killed_for:
-            return Ran(ended, None, signal.SIGKILL, stdout, stderr, seconds)
+            return RunResult(reason, None, signal.SIGKILL, stdout, stderr, seconds)
         died_of = exit.code - _SIGNALLED if _SIGNALLED < exit.code < _SIGNALLED + signal.NSIG else None
-        return Ran(ended, None if died_of else exit.code, died_of, stdout, stderr, seconds)
+        return RunResult(reason, None if died_of else exit.code, died_of, stdout, stderr, seconds)
 
     def close(self) -> Exit:
         """Kill everything in the box and wait for its end; may be called again."""
@@ -265,35 +265,35 @@ class Box:
         code = re.search(rb'"exit-code": (\d+)', report)
         return Exit(int(code[1]) if code else None, usage)
 
-    def _reason(self, exit: Exit, stderr: bytes) -> Ended:
-        """How a program ended that was not killed from here."""
+    def _reason(self, exit: Exit, stderr: bytes) -> ExitReason:
+        """Return the reason of an end that no kill from here caused."""
         if self._cgroup and self._cgroup.ran_out:
-            return Ended.MEMORY
+            return ExitReason.MEMORY
         if exit.code is None:
             raise RuntimeError(f"the box broke: {stderr.decode(errors='replace')[-500:].strip() or 'no reason given'}")
         if exit.code == 0:
-            return Ended.EXITED
+            return ExitReason.EXITED
         cpu_seconds = exit.usage.ru_utime + exit.usage.ru_stime if exit.usage else 0.0
         if exit.code == _SIGNALLED + signal.SIGKILL and cpu_seconds > _CPU_SHARE * self._limits.seconds:
-            return Ended.TIME
+            return ExitReason.TIME
         peak_bytes = 1024 * exit.usage.ru_maxrss if exit.usage else 0
         if peak_bytes > _MEMORY_SHARE * self._memory_bytes or any(message in stderr for message in _OUT_OF_MEMORY):
-            return Ended.MEMORY
-        return Ended.CRASH if exit.code > _SIGNALLED else Ended.EXITED
+            return ExitReason.MEMORY
+        return ExitReason.CRASH if exit.code > _SIGNALLED else ExitReason.EXITED
 
 
-def finish(first: Box, *others: Box) -> list[Ran]:
-    """Wait until `first` ends, stop the others, and return how each of them ran, in order.
+def finish(main: Box, *helpers: Box) -> list[RunResult]:
+    """Wait until `main` ends, stop the `helpers`, and return how each of them ran, in order.
 
     When this returns, nothing runs in the boxes any more. Raises RuntimeError if a box broke or the machine ran out of
     memory.
     """
-    boxes = (first, *others)
+    boxes = (main, *helpers)
     with selectors.DefaultSelector() as selector:
         for box in boxes:
             for fd in box.descriptors:
                 selector.register(fd, selectors.EVENT_READ, box)
-        while not first.has_ended:
+        while not main.has_ended:
             for key, _ in selector.select(_POLL_SECONDS):
                 if not key.data.read(key.fd):
                     selector.unregister(key.fd)

@@ -229,10 +229,12 @@ def _which(command: str) -> Path | None:
 def _query(command: Path, *arguments: str) -> str:
     """Return a toolchain's answer about itself. Raises ValueError if it is broken."""
     try:
-        ran = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
+        result = subprocess.run(
+            [command, *arguments], capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise ValueError(f"language: {command} doesn't work: {error}; repair or reinstall it") from error
-    return ran.stdout.strip()
+    return result.stdout.strip()
 
 
 def _prefix_runtime(prefix: Path) -> Runtime:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Gone(Exception):
+class Disconnected(Exception):
     """The other side has hung up."""
 
 
-class Withheld(Exception):
+class Oversized(Exception):
     """The other side has a value that is too large to cross."""
 
 
@@ -54,8 +54,9 @@ class Channel:
     def request(self, verb: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Send a request and return the reply's value; meanwhile serve the other side's requests.
 
-        Raises the other side's exception as the nearest builtin one, with `remote` set; Gone, Malformed or Withheld if
-        there is no proper reply; TooMuch if the arguments are too large to cross; and the exceptions of `export`.
+        Raises the other side's exception as the nearest builtin one, with `remote` set; Disconnected, Malformed or
+        Oversized if there is no proper reply; TooMuch if the arguments are too large to cross; and the exceptions of
+        `export`.
         """
         self._requests += 1
         number = self._requests
@@ -64,7 +65,7 @@ class Channel:
         while (data := self._receive())[:1] == b"?":
             self._serve(data)
         if data[:1] == b"!":
-            raise Withheld(data[1:].decode(errors="replace"))
+            raise Oversized(data[1:].decode(errors="replace"))
         reader = self._reader(data, containers)
         if data[:1] != b"=" or reader.get() != number:
             raise Malformed("a reply without a request")
@@ -76,24 +77,24 @@ class Channel:
         raise _exception(name, value)
 
     def serve(self) -> None:
-        """Serve requests until the other side hangs up, then raise Gone."""
+        """Serve requests until the other side hangs up, then raise Disconnected."""
         while True:
             self._serve(self._receive())
 
     def _serve(self, data: bytes) -> None:
         containers: list[Any] = []
         reader = self._reader(data, containers)
-        number, verb, sent = reader.get(), reader.get(), reader.rest
+        number, verb, before = reader.get(), reader.get(), reader.rest
         args, kwargs = reader.get(), reader.get()
         try:
             reply = [None, self._perform(verb, args, kwargs)]
         except Exception as error:  # noqa: BLE001  the caller handles it
             reply = [_nearest(error), error.args]
         try:
-            now = Writer(self._export, [], self.classes)
-            now.put(args)
-            now.put(kwargs)
-            changed = bool(containers) and now.data != sent
+            after = Writer(self._export, [], self.classes)
+            after.put(args)
+            after.put(kwargs)
+            changed = bool(containers) and after.data != before
             self._send(b"=", [number, changed, *reply], containers, with_contents=changed)
         except TooMuch as error:
             self._write(b"!" + str(error).encode())
@@ -118,12 +119,12 @@ class Channel:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
-            raise Gone from error
+            raise Disconnected from error
 
     def _receive(self) -> bytes:
         (length,) = unpack("<I", self._read(4))
         if length > MAX_BYTES:
-            raise Withheld(f"a message longer than {MAX_BYTES >> 20} MiB")
+            raise Oversized(f"a message longer than {MAX_BYTES >> 20} MiB")
         return self._read(length)
 
     def _read(self, count: int) -> bytes:
@@ -132,9 +133,9 @@ class Channel:
             try:
                 part = os.read(self._fd, min(count - len(data), 1 << 20))
             except OSError as error:
-                raise Gone from error
+                raise Disconnected from error
             if not part:
-                raise Gone
+                raise Disconnected
             data += part
         return bytes(data)
 

@@ -46,7 +46,7 @@ def _slots(kind: type) -> list[str]:
     return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
-def known(kind: type, names: Any) -> str | None:
+def dotted_name(kind: type, names: Any) -> str | None:
     """Return the dotted name in `names` of the type that `kind` is or derives from, or None.
 
     Imports nothing: if an object of a type exists, the type's module is imported already.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .channel import Channel, Gone
+from .channel import Channel, Disconnected
 from .kinds import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -114,5 +114,5 @@ def serve_solution(fd: int) -> None:
         os.dup2(silence, standard)
     try:
         solution.channel.serve()
-    except Gone:
+    except Disconnected:
         os._exit(0)  # even if it has threads that still run

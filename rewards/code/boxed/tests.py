@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-from .channel import Channel, Gone, Withheld
+from .channel import Channel, Disconnected, Oversized
 from .kinds import TYPE_CHECKING
 from .wire import Malformed, Reader, TooMuch, Writer
 
@@ -91,11 +91,11 @@ class Tests:
         self._calls += verb not in ("setup", "load", "name")
         try:
             self._last = self._channel.request(verb, args, kwargs)
-        except Gone:
+        except Disconnected:
             self._end("lost", "")
         except Malformed as error:
             self._end("crash", f"the solution broke into the channel: {error}")
-        except Withheld as error:
+        except Oversized as error:
             self._end("output limit", str(error))
         except TooMuch as error:  # only a first call is free of what the solution returned
             self._end("broken" if self._calls == 1 else "output limit", f"the tests pass {error}")

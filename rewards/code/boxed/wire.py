@@ -22,7 +22,7 @@ from __future__ import annotations
 import struct
 from struct import pack, unpack
 
-from .kinds import CARRIED, CARRIED_DICTS, TYPE_CHECKING, attributes, fetch, known, refuse_hiding
+from .kinds import CARRIED, CARRIED_DICTS, TYPE_CHECKING, attributes, dotted_name, fetch, refuse_hiding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +130,7 @@ class Writer:
         if is_shared and hasattr(kind, "__members__"):  # an enumeration
             self._bytes(b"e", kind.__name__.encode())
             self._put(value.name, depth)
-        elif not is_shared and (name := known(kind, CARRIED)) is not None:
+        elif not is_shared and (name := dotted_name(kind, CARRIED)) is not None:
             self._bytes(b"x", name.encode())
             self._items(b"t", CARRIED[name](value), depth)
         elif is_shared or _is_deque(value):
@@ -156,7 +156,7 @@ class Writer:
 
     def _contents(self, value: Any, depth: int) -> None:
         if isinstance(value, dict):
-            kind = CARRIED_DICTS.get(known(type(value), CARRIED_DICTS) or "", b"d")
+            kind = CARRIED_DICTS.get(dotted_name(type(value), CARRIED_DICTS) or "", b"d")
             if kind == b"D":
                 factory = value.default_factory  # type: ignore[attr-defined]
                 is_plain = isinstance(factory, type) and _PLAIN_TYPES.get(factory.__name__) is factory
@@ -366,4 +366,4 @@ _READERS: dict[bytes, Callable[[Reader, bytes, int], Any]] = {
 
 
 def _is_deque(value: Any) -> bool:
-    return known(type(value), ("collections.deque",)) is not None
+    return dotted_name(type(value), ("collections.deque",)) is not None

@@ -1,4 +1,4 @@
-"""The program inside a completion: tags, fences, thinking, and text written to confuse."""
+"""Extracting a program: tags, fences, thinking, and misleading text."""
 # ruff: noqa: E501  completions on one line
 
 import pytest

@@ -1,4 +1,4 @@
-"""The reward before it runs: what it refuses, and how long it may take."""
+"""The code reward before it runs: refusals and time limits."""
 
 from dataclasses import replace
 from typing import Any

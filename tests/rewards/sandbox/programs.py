@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rewards.sandbox.box import Sandbox
-from rewards.sandbox.process import Limits, Ran
+from rewards.sandbox.process import Limits, RunResult
 from rewards.sandbox.toolchains import LANGUAGES, find_toolchain, plan_program
 
 LIMITS = Limits(seconds=10, memory_mb=128, output_kb=64, disk_mb=8, processes=32)
@@ -13,11 +13,11 @@ LIMITS = Limits(seconds=10, memory_mb=128, output_kb=64, disk_mb=8, processes=32
 SHORT = replace(LIMITS, seconds=0.3)
 
 
-def bash(sandbox: Sandbox, folder: Path, source: str, limits: Limits = LIMITS, stdin: bytes = b"") -> Ran:
+def bash(sandbox: Sandbox, folder: Path, source: str, limits: Limits = LIMITS, stdin: bytes = b"") -> RunResult:
     return sandbox.run(["/bin/bash", "-c", source], folder=folder, limits=limits, stdin=stdin)
 
 
-def python(sandbox: Sandbox, folder: Path, source: str, limits: Limits = LIMITS) -> Ran:
+def python(sandbox: Sandbox, folder: Path, source: str, limits: Limits = LIMITS) -> RunResult:
     program = plan_program("python", source, limits.memory_mb)
     (folder / program.file).write_text(source)
     return sandbox.run(program.run, folder=folder, limits=limits, runtime=find_toolchain("python").running)
