@@ -1,4 +1,18 @@
-"""Rewrite an answer as canonical LaTeX, without typefaces, row breaks and prose that carry no meaning."""
+r"""Rewrite an answer as canonical LaTeX, without typefaces, row breaks and prose that carry no meaning.
+
+| step | answer | result |
+|---|---|---|
+| Unicode | √2 + x² ≤ ½ | \sqrt 2 + x^{2} \le 1/2 |
+| repeating decimals | 0.1\overline{6}; 0.333... | \frac{1}{6}; \frac{1}{3} |
+| typefaces | \textbf{7} | 7 |
+| row breaks | a \\ b | a, b |
+| thousands | 1{,}000 | 1,000 |
+| names | infinity; x**2 | \infty; x^2 |
+| leading prose | The area is 12. | 12 |
+| matrices, products | [[1,2],[3,4]]; 2(3) | \begin{pmatrix}1&2\\3&4\end{pmatrix}; 2 \cdot (3) |
+| arguments | \sqrt(2) | \sqrt{2} |
+| calculations | 62+1=63 | 63 |
+"""
 
 import re
 import unicodedata
@@ -69,8 +83,6 @@ _OPEN_BOX = re.compile(r"\A\\+f?box(?:ed)?\s*\{")
 
 def canonical(text: str) -> str:
     r"""Return `text` as LaTeX without math delimiters, styles, invisible characters, row breaks and a final full stop.
-
-    A calculation ("62+1=63") becomes its result, a repeating decimal a fraction; prose before a value is dropped.
 
     Example:
         canonical(r"The area is $\dfrac{1}{2}$.")  # r"\dfrac{1}{2}"

@@ -103,7 +103,7 @@ def _equal(a: "_Reading", b: "_Reading") -> bool:
 
 
 def unreadable(text: str) -> str:
-    """Return why `equal` can compare `text` with itself only, or "". Raises Refused as `equal` does."""
+    """Return why `equal` can compare `text` with itself only, or "". Raises Refused past a limit."""
     reading = _read(text)
     if re.match(r"[-+]?\s*nan\b", reading.text, re.IGNORECASE):
         return "it is not a number"

@@ -5,7 +5,7 @@ They are read exactly and in microseconds, and make up most answers in data sets
 | kind | examples | function |
 |---|---|---|
 | number | 1,000; -3.5; \frac{1}{2}; 2 1/2; 3 \times 10^4; 50\%; \$5; 12 cm; 2 million | `literal` |
-| several numbers | 3 and 4; (1,2); [0,1); \{1,2\} | `numbers` |
+| several numbers | 3, 4; (1,2); [0,1); \{1,2\} | `numbers` |
 | assignment | x=5 | `assignment` |
 | time of day | 3:30 p.m.; noon; 15:30 | `time_of_day` |
 | multiple choice | B; (B) 12 apples; A, C | `choices` |

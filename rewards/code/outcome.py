@@ -19,7 +19,10 @@ class CodeOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CodeResult:
-    """outcome: passed, or the first failure. passed, total: numbers of cases or tests. detail: a line for people."""
+    """Result of judging one program.
+
+    outcome: passed, or the first failure. passed, total: numbers of cases or tests. detail: a line for people.
+    """
 
     outcome: CodeOutcome
     passed: int

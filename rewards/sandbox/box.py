@@ -92,7 +92,7 @@ class Sandbox:
         return self._cgroups is not None
 
     def run(self, command: Sequence[str], *, folder: Path, limits: Limits, **options: Any) -> RunResult:
-        """Run `command` to its end; arguments and errors as in `start` and `finish`."""
+        """Run `command` to its end; `options` are further arguments of `start`."""
         with self.start(command, folder=folder, limits=limits, **options) as box:
             return finish(box)[0]
 

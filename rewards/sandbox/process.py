@@ -96,9 +96,9 @@ class RunResult:
 class Spawned:
     """A process just started, with pipes for stdout and stderr.
 
-    process: bubblewrap, or without a box the program itself. init: first process of the box; everything in the box ends
-    with it. status: descriptor of bubblewrap's JSON report. gate: descriptor that lets the box go on. Both are None
-    without a box.
+    process: bubblewrap, or without a box the program itself. init: first process of the box; all others end with it.
+    status: descriptor of bubblewrap's JSON report. gate: descriptor that lets the box continue. Both are None without a
+    box.
     """
 
     process: "subprocess.Popen[bytes]"
@@ -109,8 +109,10 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """code: exit code as a shell gives it, None if bubblewrap reported none. usage: resources of the whole box, if
-    known."""
+    """End of a process.
+
+    code: exit code as a shell gives it, None if bubblewrap reported none. usage: resources of the whole box, if known.
+    """
 
     code: int | None
     usage: resource.struct_rusage | None
@@ -211,10 +213,10 @@ class Box:
         self._send_kill()
 
     def result(self) -> RunResult:
-        """End what still runs and return how the program ran.
+        """Kill everything that still runs and return the result.
 
-        Raises RuntimeError if that says nothing about the program: the box broke, the machine ran out of memory, or the
-        kernel cannot end it.
+        Raises RuntimeError if there is none: the box broke, the machine ran out of memory, or the kernel cannot end the
+        program.
         """
         seconds = time.perf_counter() - self._start
         for fd in self._output:
@@ -283,9 +285,9 @@ class Box:
 
 
 def finish(main: Box, *helpers: Box) -> list[RunResult]:
-    """Wait until `main` ends, stop the `helpers`, and return how each of them ran, in order.
+    """Wait until `main` ends, stop the `helpers`, and return the results in order.
 
-    When this returns, nothing runs in the boxes any more. Raises RuntimeError if a box broke or the machine ran out of
+    Nothing runs in the boxes any more when it returns. Raises RuntimeError if a box broke or the machine ran out of
     memory.
     """
     boxes = (main, *helpers)

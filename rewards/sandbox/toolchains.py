@@ -31,7 +31,7 @@ _JAVAC_JVM = " ".join(f"-J{option}" for option in f"{_JVM} -XX:TieredStopAtLevel
 _JAVAC = f"{{home}}/bin/javac {_JAVAC_JVM} -proc:none -encoding UTF-8 -d . {{file}}"
 _RUN_JAVA = f"{{home}}/bin/java {_JVM} -Xmx{{memory_mb}}m -Xss64m -cp . {{main}}"
 _RUN_NODE = "{executable} --max-old-space-size={memory_mb} {file}"
-_RUN_PYTHON = " ".join(["{executable} -IB", *INTEGERS, "main.py"])
+_STRIP_TYPES = "{executable} --no-warnings -e {script} main.ts {file}"
 _JAVA_PACKAGE = re.compile(r"^\s*package\s+([\w.]+)\s*;", re.M)
 _JAVA_TYPE = r"(?:class|interface|enum|record)\s+(\w+)"
 _JAVA_PUBLIC = re.compile(rf"^public\s+(?:(?:final|abstract|sealed|strictfp)\s+)*{_JAVA_TYPE}", re.M)
@@ -86,18 +86,25 @@ class Toolchain:
 class Language:
     """A row of LANGUAGES.
 
-    package: Debian package of the toolchain. locate: returns the toolchain, None where there is none; raises ValueError
-    if it cannot be used. file, compile, run: as in `Program`, but templates with the fields {executable}, {memory_mb},
-    those of the toolchain and those that `names` finds in the source.
+    package: Debian package of the toolchain. command: its command on PATH. toolchain: returns the toolchain of that
+    command, None for one that lacks a part; raises ValueError for one that cannot be used. file, compile, run: as in
+    `Program`, but templates with the fields {executable}, {memory_mb}, those of the toolchain and those that `names`
+    finds in the source.
     """
 
     package: str
-    locate: Callable[[], Toolchain | None]
+    command: str
+    toolchain: Callable[[Path], Toolchain | None]
     file: str
     compile: str
     run: str
     interpreted: bool = False
     names: Callable[[str], dict[str, str]] = lambda _: {}
+
+    def locate(self) -> Toolchain | None:
+        """Return the toolchain, or None where it is not installed. Raises ValueError if it cannot be used."""
+        path = shutil.which(self.command)
+        return self.toolchain(Path(path)) if path else None
 
 
 @functools.cache
@@ -117,7 +124,7 @@ def find_toolchain(language: str) -> Toolchain:
 
 
 def plan_program(language: str, source: str, memory_mb: int) -> Program:
-    """Return the file and the commands for a source that will run with `memory_mb`. Raises as `find_toolchain`.
+    """Return the file and the commands for a source that will run with `memory_mb`.
 
     Example:
         plan_program("c", source, 256).run  # ["./main"]
@@ -130,34 +137,25 @@ def plan_program(language: str, source: str, memory_mb: int) -> Program:
     return Program(row.file.format(**fields), compile, run, row.interpreted)
 
 
-def _python() -> Toolchain:
-    """Locate the interpreter of this process, with the standard library alone."""
-    executable, base = Path(sys._base_executable).resolve(), Path(sys.base_prefix).resolve()  # type: ignore[attr-defined]
+def _python(command: Path) -> Toolchain:
+    """Return the interpreter of this process, with the standard library alone."""
+    base = Path(sys.base_prefix).resolve()
     packages = [Path(folder) for folder in site.getsitepackages([str(base)])]
     runtime = Runtime(_outside_system(base), tuple(filter(Path.is_dir, packages)), extra_mb=32)
-    return Toolchain(executable, runtime, runtime, {"check": _PYTHON_CHECK})
+    return Toolchain(command.resolve(), runtime, runtime, {"check": _PYTHON_CHECK})
 
 
-def _gcc(command: str) -> Toolchain | None:
-    executable = _which(command)
-    if executable is None:
-        return None
-    compiling = _prefix_runtime(executable.resolve().parents[1])
-    return Toolchain(executable, compiling, replace(compiling, extra_mb=16, stack_mb=64))
+def _gcc(command: Path) -> Toolchain:
+    compiling = _prefix_runtime(command.resolve().parents[1])
+    return Toolchain(command, compiling, replace(compiling, extra_mb=16, stack_mb=64))
 
 
-def _rust() -> Toolchain | None:
-    command = _which("rustc")
-    if command is None:
-        return None
+def _rust(command: Path) -> Toolchain:
     root = Path(_query(command, "--print", "sysroot")).resolve()  # `command` may be rustup's, which needs a home
     return Toolchain(root / "bin/rustc", Runtime(_outside_system(root)), Runtime(extra_mb=16, stack_mb=64))
 
 
-def _go() -> Toolchain | None:
-    command = _which("go")
-    if command is None:
-        return None
+def _go(command: Path) -> Toolchain:
     root = Path(_query(command, "env", "GOROOT")).resolve()
     settings = {"GOCACHE": "/tmp/go", "GOPATH": "/tmp/path", "GO111MODULE": "off", "CGO_ENABLED": "0"}
     settings |= {"GOTOOLCHAIN": "local", "GOROOT": str(root), "GOFLAGS": "-buildvcs=false"}
@@ -166,15 +164,12 @@ def _go() -> Toolchain | None:
     return Toolchain(root / "bin/go", compiling, Runtime(environment=processors, extra_mb=96))
 
 
-def _java() -> Toolchain | None:
-    compiler = _which("javac")
-    if compiler is None:
-        return None
-    home = compiler.resolve().parents[1]
+def _java(command: Path) -> Toolchain:
+    home = command.resolve().parents[1]
     settings = {(home / file).resolve().parent for file in ("lib/jvm.cfg", "conf/net.properties")}  # links into /etc
     paths = _outside_system(home, *(folder for folder in settings if not folder.is_relative_to(home)))
     # The virtual machine starts a dozen threads, and each counts with its whole stack.
-    return Toolchain(compiler, Runtime(paths), Runtime(paths, extra_mb=1024), {"home": str(home)})
+    return Toolchain(command, Runtime(paths), Runtime(paths, extra_mb=1024), {"home": str(home)})
 
 
 def _java_names(source: str) -> dict[str, str]:
@@ -185,11 +180,8 @@ def _java_names(source: str) -> dict[str, str]:
     return {"file": f"{name}.java", "main": f"{package[1]}.{name}" if package else name}
 
 
-def _javascript() -> Toolchain | None:
-    """Locate node; the box sees its one file, or its prefix too where its libraries lie there."""
-    command = _which("node")
-    if command is None:
-        return None
+def _node(command: Path) -> Toolchain:
+    """Return node; the box sees its one file, or its prefix too where its libraries lie there."""
     node = Path(_query(command, "-p", "process.execPath")).resolve()
     prefix = node.parents[1]
     libraries = _query(node, "-p", "process.report.getReport().sharedObjects.join('\\n')").splitlines()
@@ -198,32 +190,23 @@ def _javascript() -> Toolchain | None:
     return Toolchain(node, runtime, runtime)
 
 
-def _typescript() -> Toolchain | None:
-    """Locate node and a script that drops types unchecked, by the compiler's module or else by node itself."""
-    toolchain, tsc = _javascript(), _which("tsc")
-    if toolchain is None:
-        return None
-    module = tsc.resolve().parents[1] / "lib/typescript.js" if tsc else None
+def _typescript(command: Path) -> Toolchain | None:
+    """Return node with a script that drops types unchecked, by the compiler's module or else by node itself."""
+    node, tsc = _node(command), shutil.which("tsc")
+    module = Path(tsc).resolve().parents[1] / "lib/typescript.js" if tsc else None
     if module and module.exists():
-        paths = toolchain.running.paths + _outside_system(module)
-        script, compiling = _TRANSPILE.format(module=str(module)), replace(toolchain.running, paths=paths)
-        return replace(toolchain, compiling=compiling, fields={"script": script})
-    can_strip = _query(toolchain.executable, "-p", "typeof require('module').stripTypeScriptTypes") == "function"
-    return replace(toolchain, fields={"script": _STRIP}) if can_strip else None
+        compiling = replace(node.running, paths=node.running.paths + _outside_system(module))
+        return replace(node, compiling=compiling, fields={"script": _TRANSPILE.format(module=str(module))})
+    can_strip = _query(node.executable, "-p", "typeof require('module').stripTypeScriptTypes") == "function"
+    return replace(node, fields={"script": _STRIP}) if can_strip else None
 
 
 def _js_names(source: str) -> dict[str, str]:
     return {"file": "main.mjs" if _JS_MODULE.search(source) else "main.js"}
 
 
-def _bash() -> Toolchain | None:
-    executable = _which("bash")
-    return Toolchain(executable, SYSTEM, Runtime(extra_mb=16)) if executable else None
-
-
-def _which(command: str) -> Path | None:
-    path = shutil.which(command)
-    return Path(path) if path else None
+def _bash(command: Path) -> Toolchain:
+    return Toolchain(command, SYSTEM, Runtime(extra_mb=16))
 
 
 def _query(command: Path, *arguments: str) -> str:
@@ -259,28 +242,25 @@ def _outside_system(*paths: Path) -> tuple[Path, ...]:
 
 LANGUAGES = {
     "python": Language(
-        "python3", _python, "main.py", "{executable} -IS -c {check} main.py", _RUN_PYTHON, interpreted=True
+        "python3",
+        sys._base_executable,  # type: ignore[attr-defined]
+        _python,
+        "main.py",
+        "{executable} -IS -c {check} main.py",
+        " ".join(["{executable} -IB", *INTEGERS, "main.py"]),
+        interpreted=True,
     ),
-    "c": Language(
-        "gcc", lambda: _gcc("gcc"), "main.c", "{executable} -O2 -std=gnu17 -pipe -o main main.c -lm", "./main"
-    ),
+    "c": Language("gcc", "gcc", _gcc, "main.c", "{executable} -O2 -std=gnu17 -pipe -o main main.c -lm", "./main"),
     "cpp": Language(
-        "g++", lambda: _gcc("g++"), "main.cpp", "{executable} -O2 -std=gnu++20 -pipe -o main main.cpp -lm", "./main"
+        "g++", "g++", _gcc, "main.cpp", "{executable} -O2 -std=gnu++20 -pipe -o main main.cpp -lm", "./main"
     ),
-    "rust": Language("rustc", _rust, "main.rs", "{executable} -O --edition=2021 -o main main.rs", "./main"),
-    "go": Language("golang-go", _go, "main.go", "{executable} build -o main main.go", "./main"),
-    "java": Language("default-jdk-headless", _java, "{file}", _JAVAC, _RUN_JAVA, names=_java_names),
+    "rust": Language("rustc", "rustc", _rust, "main.rs", "{executable} -O --edition=2021 -o main main.rs", "./main"),
+    "go": Language("golang-go", "go", _go, "main.go", "{executable} build -o main main.go", "./main"),
+    "java": Language("default-jdk-headless", "javac", _java, "{file}", _JAVAC, _RUN_JAVA, names=_java_names),
     "javascript": Language(
-        "nodejs", _javascript, "{file}", "{executable} --check {file}", _RUN_NODE, interpreted=True, names=_js_names
+        "nodejs", "node", _node, "{file}", "{executable} --check {file}", _RUN_NODE, interpreted=True, names=_js_names
     ),
-    "typescript": Language(
-        "node-typescript",
-        _typescript,
-        "main.ts",
-        "{executable} --no-warnings -e {script} main.ts {file}",
-        _RUN_NODE,
-        names=_js_names,
-    ),
-    "bash": Language("bash", _bash, "main.sh", "{executable} -n main.sh", "{executable} main.sh"),
+    "typescript": Language("node-typescript", "node", _typescript, "main.ts", _STRIP_TYPES, _RUN_NODE, names=_js_names),
+    "bash": Language("bash", "bash", _bash, "main.sh", "{executable} -n main.sh", "{executable} main.sh"),
 }
 """By the name that tasks use."""

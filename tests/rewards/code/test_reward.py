@@ -25,7 +25,7 @@ CHECKER = {"language": "python", "source": ""}
 
 def test_a_missing_toolchain_is_refused_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     rust = toolchains.LANGUAGES["rust"]
-    monkeypatch.setitem(toolchains.LANGUAGES, "rust", replace(rust, locate=lambda: None))
+    monkeypatch.setitem(toolchains.LANGUAGES, "rust", replace(rust, command="no-such-command"))
     toolchains.find_toolchain.cache_clear()
     for truth in ({"language": "rust", "compile_only": True}, CASES | {"checker": CHECKER | {"language": "rust"}}):
         with pytest.raises(ValueError, match=r"'rust'.*install rustc"):
