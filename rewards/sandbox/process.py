@@ -289,6 +289,10 @@ def finish(main: Box, *helpers: Box) -> list[RunResult]:
 
     Nothing runs in the boxes any more when it returns. Raises RuntimeError if a box broke or the machine ran out of
     memory.
+
+    Example:
+        with sandbox.start(["/bin/cat"], folder=folder, limits=Limits(), stdin=b"hi") as box:
+            [result] = finish(box)  # result.stdout == b"hi"
     """
     boxes = (main, *helpers)
     with selectors.DefaultSelector() as selector:

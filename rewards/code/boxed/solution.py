@@ -1,4 +1,4 @@
-"""The solution's process: runs it and answers the calls of its tests. Nobody trusts anything in it."""
+"""The solution's process: run the solution and answer the calls of its tests. No other process trusts this one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests' process: runs them against a solution that lives in another process, and reports the outcome.
+"""The tests' process: run the tests against a solution in another process, and report the outcome.
 
 The tests see the solution's function as a `Handle`. A call crosses the channel and returns plain data built here, or
 another handle. So none of the solution's code ever runs in this process.
