@@ -263,4 +263,4 @@ LANGUAGES = {
     "typescript": Language("node-typescript", "node", _typescript, "main.ts", _STRIP_TYPES, _RUN_NODE, names=_js_names),
     "bash": Language("bash", "bash", _bash, "main.sh", "{executable} -n main.sh", "{executable} main.sh"),
 }
-"""By the name that tasks use."""
+"""Keys are the names that tasks use."""

@@ -30,7 +30,7 @@ CARRIED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "uuid.UUID": lambda value: (str(value),),
     "array.array": lambda value: (value.typecode, value.tolist()),
 }
-"""By type, the constructor's arguments for an equal value."""
+"""Function by type that returns the constructor's arguments for an equal value."""
 CARRIED_DICTS = {"collections.Counter": b"C", "collections.OrderedDict": b"O", "collections.defaultdict": b"D"}
 
 
