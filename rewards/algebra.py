@@ -1,9 +1,9 @@
-"""Sympy objects compared by their meaning: lists, sets, matrices, equations, inequalities.
+"""Compare sympy objects by meaning: lists, sets, matrices, equations, inequalities.
 
-Lists, sets, tuples, intervals and matrices are compared element by element, constants by their value
-(`rewards/values.py`), equations and inequalities by whether one side less the other is the same up to a factor.
-math-verify judges the rest and must agree in both directions: by itself it isn't symmetric, it takes an equation
-without a solution for any other such, and may spend seconds on solving them.
+Lists, sets, tuples, intervals and matrices are compared element by element, constants by value (`rewards/values.py`),
+and two equations or inequalities by whether left minus right is the same up to a factor. math-verify judges the rest
+and must accept in both directions: it isn't symmetric, takes any equation without a solution for any other such, and
+may spend seconds on solving them.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,21 @@ _PENDING = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivat
 
 
 def region(alternatives: list[list[Any]]) -> tuple[Any, Any] | None:
-    """The variable and the real numbers that meet all conditions of one of the alternatives, or None.
+    """Return the variable and the real numbers that meet all conditions of one alternative, or None.
 
-    Conditions are relations solved for one variable and, without a variable, sets of numbers.
+    Conditions are relations solved for one variable, or sets of numbers, which name no variable.
     """
-    found = [[_solution_set(condition) for condition in conditions] for conditions in alternatives]
-    solved = [solution for conditions in found for solution in conditions if solution]
+    solutions = [[_solution_set(condition) for condition in conditions] for conditions in alternatives]
+    solved = [solution for alternative in solutions for solution in alternative if solution]
     unknowns = {unknown for unknown, _ in solved if unknown is not None}
     if len(solved) < sum(map(len, alternatives)) or len(unknowns) > 1:
         return None
-    union = sympy.Union(*(sympy.Intersection(*(solution[1] for solution in each if solution)) for each in found))
+    union = sympy.Union(*(sympy.Intersection(*(numbers for _, numbers in filter(None, row))) for row in solutions))
     return None if union.is_empty else (next(iter(unknowns), None), union)
 
 
 def _solution_set(condition: Any) -> tuple[Any, Any] | None:
-    """The variable a relation is solved for and its solutions; None and the set for a set of numbers; else None."""
+    """Return a relation's variable and its solutions, or None and the set for a set of numbers; else None."""
     if isinstance(condition, sympy.Eq) and isinstance(condition.rhs, sympy.Set) and condition.lhs.is_Symbol:
         numbers = _solution_set(condition.rhs)
         return numbers and (condition.lhs, numbers[1])
@@ -58,12 +58,12 @@ def same_regions(x: tuple[Any, Any], y: tuple[Any, Any]) -> bool:
 
 
 def is_pending(tree: Any) -> bool:
-    """Whether a sum, product, integral, limit or derivative is left to be computed."""
+    """Return whether a sum, product, integral, limit or derivative is still to be computed."""
     return isinstance(tree, sympy.Basic) and tree.has(*_PENDING)
 
 
 def same(x: Any, y: Any) -> bool:
-    """Whether two objects of `read` mean the same; symmetric. Raises whatever sympy raises."""
+    """Return whether two objects of `parse_latex` mean the same; symmetric. Raises any exception of sympy."""
     for _ in range(2):  # one side's new form may decide the other's
         x, y = _value(x, y), _value(y, x)
     if isinstance(x, sympy.MatrixBase) or isinstance(y, sympy.MatrixBase):
@@ -98,7 +98,7 @@ def same(x: Any, y: Any) -> bool:
 
 
 def _value(x: Any, other: Any) -> Any:
-    """`x` in the form of `other`: computed where it is matrices, a set where that is one, a value where that is one."""
+    """Return `x` in the form of `other`: matrices computed, and solved relations as a set or a value."""
     if isinstance(x, sympy.MatrixExpr):
         return x.doit()
     x = _solutions(x, other)
@@ -112,7 +112,7 @@ def _value(x: Any, other: Any) -> Any:
 
 
 def _solutions(x: Any, other: Any) -> Any:
-    """The set of the values in "x=1 or x=2"; the one element of a set where `other` is none; else `x`."""
+    """Return the values of "x=1 or x=2" as a set, the only element of a set if `other` is no set, else `x`."""
     if not isinstance(x, sympy.FiniteSet):
         return x
     parts: list[Any] = list(getattr(x, "_unsorted_args", x.args))
@@ -123,20 +123,20 @@ def _solutions(x: Any, other: Any) -> Any:
 
 
 def _unknown(assignment: Any) -> Any:
-    """What is assigned to: a symbol, or f for f(x)."""
+    """Return the symbol that is assigned to, f for f(x)."""
     side = take_first_relation(assignment).lhs
     return side.func if isinstance(side, AppliedUndef) else side
 
 
 def _ordered(x: Any) -> list[Any] | None:
-    """The parts of a tuple, of an open interval, which looks like a pair, or of a list in the order it was written."""
+    """Return the parts of a tuple, of an open interval (written like a pair), or of a list in its written order."""
     if isinstance(x, sympy.Interval):
         return [x.start, x.end] if x.left_open and x.right_open else None
     return list(getattr(x, "_unsorted_args", x.args)) if isinstance(x, sympy.Tuple | FiniteSet) else None
 
 
 def _pieces(x: Any) -> list[Any]:
-    """The intervals and numbers that make up a union, difference or intersection; empty for anything else."""
+    """Return the intervals and numbers of a union, difference or intersection; none for anything else."""
     if not isinstance(x, sympy.Union | sympy.Complement | sympy.Intersection) or x.free_symbols:
         return []
     computed: Any = x.doit()
@@ -146,15 +146,15 @@ def _pieces(x: Any) -> list[Any]:
 
 
 def same_elements(xs: list[Any], ys: list[Any], are_same: Callable[[Any, Any], bool]) -> bool:
-    """Whether two sets have the same elements, in any order."""
+    """Return whether two sets have the same elements, in any order."""
     if len(xs) != len(ys):
         return False
-    left = list(ys)
+    unmatched = list(ys)
     for x in xs:
-        match = next((y for y in left if are_same(x, y)), None)
+        match = next((y for y in unmatched if are_same(x, y)), None)
         if match is None:
             return False
-        left.remove(match)
+        unmatched.remove(match)
     return True
 
 
@@ -175,7 +175,7 @@ def _same_relations(x: Any, y: Any) -> bool:
     if not is_open(x) and not is_open(y):
         turned = [y.args[::-1]] if isinstance(x, sympy.Eq | sympy.Ne) else []
         return any(all(map(same, sides[0].args, other)) for other in [sides[1].args, *turned])
-    # Not by their solutions: where neither relation has one, these agree; and solving may take long.
+    # Not by their solutions: two relations without any would agree, and solving may take long.
     is_same = are_proportional(
         *(side.args[0] - side.args[1] for side in sides), turned=isinstance(x, sympy.Eq | sympy.Ne)
     )
@@ -187,7 +187,7 @@ def _bounds(relation: Any) -> list[Any]:
 
 
 def _is_solved(relation: Any) -> bool:
-    """Whether each part bounds a lone variable, its absolute value or f(x) by a constant."""
+    """Return whether each part bounds a lone variable, its absolute value or f(x) by a constant."""
     return all(
         any(_is_lone(side) and not other.free_symbols for side, other in (part.args, part.args[::-1]))
         for part in relation.atoms(Relational)

@@ -1,4 +1,18 @@
-"""An answer's text rewritten as canonical LaTeX, without the typefaces, row breaks and prose that carry no meaning."""
+r"""Rewrite an answer as canonical LaTeX, without typefaces, row breaks and prose that carry no meaning.
+
+| step | answer | result |
+|---|---|---|
+| Unicode | √2 + x² ≤ ½ | \sqrt 2 + x^{2} \le 1/2 |
+| repeating decimals | 0.1\overline{6}; 0.333... | \frac{1}{6}; \frac{1}{3} |
+| typefaces | \textbf{7} | 7 |
+| row breaks | a \\ b | a, b |
+| thousands | 1{,}000 | 1,000 |
+| names | infinity; x**2 | \infty; x^2 |
+| leading prose | The area is 12. | 12 |
+| matrices, products | [[1,2],[3,4]]; 2(3) | \begin{pmatrix}1&2\\3&4\end{pmatrix}; 2 \cdot (3) |
+| arguments | \sqrt(2) | \sqrt{2} |
+| calculations | 62+1=63 | 63 |
+"""
 
 import re
 import unicodedata
@@ -60,7 +74,7 @@ _REPEATING = re.compile(
     re.VERBOSE,
 )
 _MAX_ELLIPSIS_DIGITS = 60
-"""Most digits before "..." that are searched for a period; the search takes time quadratic in them."""
+"""Most digits before "..." that are searched for a period, in quadratic time."""
 _THRICE = re.compile(r"(\d*?)(\d+?)\2\2+")
 _TWICE = re.compile(r"()(\d+?)\2")
 _DOLLAR = re.compile(r"(?<!\\)\$")
@@ -68,9 +82,10 @@ _OPEN_BOX = re.compile(r"\A\\+f?box(?:ed)?\s*\{")
 
 
 def canonical(text: str) -> str:
-    """`text` as LaTeX without math delimiters, styles, invisible characters, row breaks and a full stop at the end.
+    r"""Return `text` as LaTeX without math delimiters, styles, invisible characters, row breaks and a final full stop.
 
-    A calculation ("62+1=63") becomes its result, a repeating decimal a fraction; prose before a value is dropped.
+    Example:
+        canonical(r"The area is $\dfrac{1}{2}$.")  # r"\dfrac{1}{2}"
     """
     if text.isdecimal() and text.isascii():
         return text
@@ -94,16 +109,16 @@ def canonical(text: str) -> str:
 
 
 def _result(text: str) -> str:
-    """The result of a calculation, such as "63" of "62+1=63"; any other text as it is."""
+    """Return the result of a calculation, "63" of "62+1=63"; any other text unchanged."""
     calculation = _CALCULATION.match(text)
     if not calculation or literal(calculation[0].partition("=")[0].strip()):
         return text
     return text[calculation.end() :]
 
 
-def _as_fraction(found: re.Match[str]) -> str:
-    """A repeating decimal as a fraction. Before "...", a period stands three times, or twice without other digits."""
-    part = found.groupdict(default="")
+def _as_fraction(decimal: re.Match[str]) -> str:
+    """Return a repeating decimal as a fraction. Before "..." a period occurs three times, or twice and nothing else."""
+    part = decimal.groupdict(default="")
     whole, digits = re.sub(r"\D", "", part["whole"]), part["digits"]
     period = part["bar"] or part["bar1"] or part["bracket"]
     if part["dot"] or part["dot1"]:
@@ -111,19 +126,19 @@ def _as_fraction(found: re.Match[str]) -> str:
     if part["ellipsis"] or part["word"]:
         if part["word"] and len(digits) == 1:
             digits, period = "", digits
-        elif len(digits) <= _MAX_ELLIPSIS_DIGITS and (again := _THRICE.fullmatch(digits) or _TWICE.fullmatch(digits)):
-            digits, period = again[1], again[2]
+        elif len(digits) <= _MAX_ELLIPSIS_DIGITS and (repeat := _THRICE.fullmatch(digits) or _TWICE.fullmatch(digits)):
+            digits, period = repeat[1], repeat[2]
         elif part["ellipsis"] and digits:
             return f"{part['whole']}.{digits}"  # the first digits of an irrational number
     if not period or len(whole + digits + period) > MAX_DIGITS:
-        return found[0]
+        return decimal[0]
     nines = 10 ** len(digits) * (10 ** len(period) - 1)
     value = Fraction(int(whole + digits + period) - int((whole + digits) or "0"), nines)
     return str(value) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def _plain_face(text: str) -> str:
-    r"""`text` without \textbf{}, \bm{}, \mathsf{} and similar commands, whose arguments stay."""
+    r"""Return `text` without \textbf{}, \bm{}, \mathsf{} and similar commands; their arguments stay."""
     out, closers, at = list[str](), list[str](), 0
     for token in _FACE.finditer(text):
         out.append(text[at : token.start()])
@@ -142,7 +157,7 @@ def _plain_face(text: str) -> str:
 
 
 def _one_row(text: str) -> str:
-    """`text` with a comma for each row break between items, a space for one beside prose. Matrices keep theirs."""
+    """Return `text` with row breaks as commas between items and as spaces beside prose. Matrices keep theirs."""
     bare = _LAYOUT.sub(" ", text)
     if r"\begin" in bare:
         return text
@@ -151,7 +166,7 @@ def _one_row(text: str) -> str:
 
 
 def _latex_symbols(text: str) -> str:
-    """`text` with LaTeX for Unicode's symbols, and without its invisible characters."""
+    """Return `text` with Unicode's symbols as LaTeX, and without invisible characters."""
     text = "".join(ch for ch in text if ch in "\n\t" or unicodedata.category(ch) not in ("Cf", "Cc"))
     text = _OVERLINED.sub(lambda run: rf"\overline{{{run[0][::2]}}}", _DOTTED.sub(r"\\dot{\1}", text))
     text = _RAISED_RUN.sub(lambda run: "^{" + run[0].translate(_RAISED) + "}", text)
@@ -160,7 +175,7 @@ def _latex_symbols(text: str) -> str:
 
 
 def _undressed(text: str) -> str:
-    """`text` without the math delimiters or the \\text{} around the whole of it, and without a full stop."""
+    r"""Return `text` without the math delimiters or the \text{} around all of it, and without a full stop."""
     while True:
         before, text = text, text.strip().removesuffix(".").strip()
         for opening, closing in _DELIMITERS:
@@ -172,13 +187,13 @@ def _undressed(text: str) -> str:
             return text
 
 
-def _matrix(found: re.Match[str]) -> str:
-    rows = re.split(r"\]\s*,\s*\[", found[1])
+def _matrix(plain: re.Match[str]) -> str:
+    rows = re.split(r"\]\s*,\s*\[", plain[1])
     return r"\begin{pmatrix}" + r"\\".join(row.replace(",", "&") for row in rows) + r"\end{pmatrix}"
 
 
 def _braced(text: str, function: str) -> str:
-    """`text` with the parentheses right after each `function` as braces."""
+    """Return `text` with the parentheses right after each `function` as braces."""
     out, closers = [], [""]
     opening = re.compile(rf"{re.escape(function)}\s*\(|[()]")
     at = 0

@@ -1,19 +1,19 @@
-r"""Do two answers mean the same? A symmetric relation: neither side is "the gold".
+r"""Compare two answers by meaning. The relation is symmetric: neither side is "the gold".
 
-Numbers as they are usually written, letters of multiple choice and words are settled in microseconds
-(`rewards/notation.py`); the rest is read by math-verify and compared in `rewards/algebra.py`. What either would accept
-too freely is said here:
+Numbers as they are usually written, letters of multiple choice and words are compared in microseconds
+(`rewards/notation.py`); math-verify reads the rest, and `rewards/algebra.py` compares it. `_equal` lists the rules in
+order. Those that either would accept too freely:
 
-* An exact number and a sum, difference, product, series, integral or limit of numbers still to be computed are
-  different answers ("63", "7*9"), or restating the question would pay. So are a solution and an equation that has it
-  ("x=3", "2x=6").
-* A decimal of four significant digits or more equals an exact value less than one in its last place away, unless that
-  is whole; two decimals equal each other to six places.
-* A set in braces is not a pair in parentheses; a list is either. Another unit makes another answer; no unit doesn't.
-* A percentage equals its value (50%, 0.5) and, since the sign is often left to the question, its number (50%, 50).
+| rule | equal | not equal |
+|---|---|---|
+| restating the question is no answer | 63 and 63 | 63 and 7*9; 2 and \sum_{n} 2^{-n}; x=3 and 2x=6 |
+| a decimal of four significant digits or more equals an exact value less than one in its last place away, unless that is whole; two decimals agree to six places | \pi and 3.142 | \pi and 3.1; 3 and 2.9999 |
+| a set is no pair, a list is either | \{1,2\} and 1,2; (1,2) and 1,2 | \{1,2\} and (1,2) |
+| units must agree if both have one | 5 cm and 5 | 5 cm and 5 m |
+| a percentage equals its value and, since questions often name the sign, its number | 50\% and 0.5; 50\% and 50 | 50\% and 5 |
 
-An answer too large to judge is refused before sympy sees it (`Refused`).
-"""
+An answer too large to compare is refused before sympy sees it (`Refused`).
+"""  # noqa: E501
 
 import re
 from collections.abc import Iterator
@@ -21,16 +21,16 @@ from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import Any
 
-from rewards import algebra, latex, values
+from rewards import algebra, values
 from rewards.canonical import canonical
-from rewards.latex import MAX_CHARS, Refused
+from rewards.latex import MAX_CHARS, Refused, parse_latex
 from rewards.notation import (
     Literal,
     Numbers,
     assignment,
     both_signs,
     choices,
-    listed,
+    list_items,
     literal,
     numbers,
     time_of_day,
@@ -38,16 +38,15 @@ from rewards.notation import (
     without_unit,
     words,
 )
-from rewards.wording import without_qualifier
+from rewards.wording import LATIN_WORD, without_qualifier
 
-_POWER = re.compile(r"\^\s*(?:\{[^{}]*\}|-?\d+|\w)")
-_UNFINISHED = re.compile(
-    r"\d(?:[)}\s]|\\right)*(?:[+*-]|\\times|\\cdot|\\div)(?:[({\s-]|\\left|\\[dtc]?frac)*\d+(?!\d*\s*\^)"
-)
 MAX_PARTS = 8
 """Most inequalities that are joined, and most sides of an equation without variables that are compared."""
 
-_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")
+_POWER = re.compile(r"\^\s*(?:\{[^{}]*\}|-?\d+|\w)")
+_UNCOMPUTED = re.compile(
+    r"\d(?:[)}\s]|\\right)*(?:[+*-]|\\times|\\cdot|\\div)(?:[({\s-]|\\left|\\[dtc]?frac)*\d+(?!\d*\s*\^)"
+)
 _INEQUALITY = re.compile(r"[<>]|\\(?:l|g)(?:e|eq|eqslant|t)(?![A-Za-z])|\\neq?(?![A-Za-z])|\\in(?![A-Za-z])")
 _OR = re.compile(r"\s+or\s+|\\(?:lor|vee)(?![A-Za-z])")
 _AND = re.compile(r"\s+and\s+|\\(?:land|wedge)(?![A-Za-z])")
@@ -57,7 +56,11 @@ _BASE = re.compile(r"\d_\{?(\d+)")
 
 
 def equal(left: str, right: str) -> bool:
-    """Whether two answers, in LaTeX or plain text, mean the same. Raises Refused where one of them cannot be judged."""
+    r"""Return whether two answers, in LaTeX or plain text, mean the same. Raises Refused if one cannot be compared.
+
+    Example:
+        equal(r"\frac{1}{2}", "0.5")  # True
+    """
     a, b = _read(left), _read(right)
     if a.domain and b.domain and a.domain != b.domain:
         return False
@@ -66,35 +69,32 @@ def equal(left: str, right: str) -> bool:
 
 
 def _equal(a: "_Reading", b: "_Reading") -> bool:
-    if a.compact == b.compact:
+    """Apply the first rule that fits; the comments show answers that it tells apart or lets pass."""
+    if a.compact == b.compact:  # 2 x = 2x
         return True
-    if (a.time and a.time[1]) or (b.time and b.time[1]):
+    if (a.time and a.time[1]) or (b.time and b.time[1]):  # 3 p.m. = 15:00
         return bool(a.time and b.time) and _equal_times(a, b)
-    if a.choices and b.choices:
+    if a.choices and b.choices:  # (B) 12 apples = B
         return a.choices == b.choices
-    if a.words is not None or b.words is not None:
+    if a.words is not None or b.words is not None:  # Monday = monday
         return a.words == b.words
-    if a.assignment and b.assignment and a.assignment[0] != b.assignment[0]:
+    if a.assignment and b.assignment and a.assignment[0] != b.assignment[0]:  # x=5, y=5
         return False
-    if a.value and b.value:
+    if a.value and b.value:  # 1/2 = 0.5
         return _equal_literals(a.value, b.value)
-    if a.numbers and b.numbers:
+    if a.numbers and b.numbers:  # {2,1} = 1,2
         return _equal_numbers(a.numbers, b.numbers)
-    if _is_decimal_comma(a, b) or _is_decimal_comma(b, a):
+    if _is_decimal_comma(a, b) or _is_decimal_comma(b, a):  # 2,74 = 2.74
         return True
-    if (a.value and b.numbers) or (b.value and a.numbers):
+    if (a.value and b.numbers) or (b.value and a.numbers):  # 1; 1,2
         return False
-    if (a.literal and b.is_unfinished) or (b.literal and a.is_unfinished):
+    if (a.literal and b.is_uncomputed) or (b.literal and a.is_uncomputed):  # 63, 7*9
         return False
-    if {a.brackets, b.brackets} == {r"\{", "("}:
+    if {a.brackets, b.brackets} == {r"\{", "("}:  # {a,b}, (a,b)
         return False
-    if _BASE.findall(a.compact) != _BASE.findall(b.compact):
+    if _BASE.findall(a.compact) != _BASE.findall(b.compact):  # 11_2, 11_3
         return False
-    return _same_trees(a, b)
-
-
-def _same_trees(a: "_Reading", b: "_Reading") -> bool:
-    if a.is_compound or b.is_compound:
+    if a.is_compound or b.is_compound:  # x<1 or x>2 = (-oo,1) U (2,oo)
         return _same_regions(a, b)
     x, y = a.tree, b.tree
     if x is None or y is None or algebra.is_pending(x) != algebra.is_pending(y):
@@ -103,22 +103,22 @@ def _same_trees(a: "_Reading", b: "_Reading") -> bool:
 
 
 def unreadable(text: str) -> str:
-    """The reason why `equal` can compare `text` with itself only, or "" for none. Raises Refused as `equal` does."""
-    read = _read(text)
-    if re.match(r"[-+]?\s*nan\b", read.text, re.IGNORECASE):
+    """Return why `equal` can compare `text` with itself only, or "". Raises Refused past a limit."""
+    reading = _read(text)
+    if re.match(r"[-+]?\s*nan\b", reading.text, re.IGNORECASE):
         return "it is not a number"
-    if any((read.value, read.numbers, read.choices, read.time)) or read.words is not None:
+    if any((reading.value, reading.numbers, reading.choices, reading.time)) or reading.words is not None:
         return ""
-    if len(_WORD.findall(read.text)) > 2:
-        return "it is prose"  # which LaTeX would read as a product of letters
+    if len(LATIN_WORD.findall(reading.text)) > 2:
+        return "it is prose"  # LaTeX would read it as a product of letters
     with _refusing():
-        is_read = values.has_value(read.tree) or bool(read.is_compound and read.region)
+        is_read = values.has_value(reading.tree) or bool(reading.is_compound and reading.region)
     return "" if is_read else "math-verify cannot parse it, or it has no value"
 
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Turn every exception of sympy but MemoryError into Refused, since a strange answer may raise any."""
+    """Raise Refused for every exception of sympy but MemoryError, since a strange answer may raise any."""
     try:
         yield
     except (MemoryError, Refused):
@@ -128,7 +128,7 @@ def _refusing() -> Iterator[None]:
 
 
 class _Reading:
-    """One answer, read as far as was needed."""
+    """One answer, read as far as needed."""
 
     def __init__(self, text: str) -> None:
         if len(text) > 2 * MAX_CHARS:
@@ -144,12 +144,12 @@ class _Reading:
         self.numbers = None if self.value or self.time else numbers(self.text)
         self.choices = None if self.literal or self.time else choices(self.text)
         self.words = None if self.literal or self.choices or self.time else words(self.text)
-        self.is_unfinished = self.literal is None and bool(_UNFINISHED.search(_POWER.sub("^", self.text)))
+        self.is_uncomputed = self.literal is None and bool(_UNCOMPUTED.search(_POWER.sub("^", self.text)))
         self.is_compound = bool(_INEQUALITY.search(self.text) and (_CONNECTIVE.search(self.text) or "," in self.text))
 
     @property
     def brackets(self) -> str:
-        r"""The bracket around all of it: "\{", "(", or "" where there is none or it stands around a pair in a set."""
+        r"""The bracket around the whole answer: "\{", "(", or "" for none and for a set of pairs."""
         if self.compact.startswith(r"\{") and not self.compact.startswith(r"\{("):
             return r"\{"
         depth = 0
@@ -161,31 +161,31 @@ class _Reading:
 
     @cached_property
     def tree(self) -> Any:
-        """The sympy object, unevaluated, or None where there is none."""
-        return latex.read(both_signs(without_unit(self.text)))
+        """The unevaluated sympy object, or None."""
+        return parse_latex(both_signs(without_unit(self.text)))
 
     @cached_property
     def region(self) -> Any:
-        """The variable and the set that inequalities joined by "or", "and" or commas describe, or None."""
+        """The variable and the set of inequalities joined by "or", "and" or commas, or None."""
         if len(_CONNECTIVE.findall(self.text)) + self.text.count(",") > MAX_PARTS:
             raise Refused(f"more than {MAX_PARTS} inequalities")
-        parts = [[latex.read(part) for part in _AND.split(side)] for side in _OR.split(self.text)]
+        parts = [[parse_latex(part) for part in _AND.split(side)] for side in _OR.split(self.text)]
         if len(parts) > 1 or len(parts[0]) > 1:
             return algebra.region(parts)
-        items = [latex.read(part) for part in listed(self.text)]
+        items = [parse_latex(part) for part in list_items(self.text)]
         return algebra.region([items]) or algebra.region([[item] for item in items])
 
     @cached_property
     def forms(self) -> "list[_Reading]":
-        r"""The readings that count as this answer: both sides of "\sqrt2 \approx 1.41", since they agree."""
+        r"""The readings that count as this answer: both sides of "\sqrt2 \approx 1.41" if they agree."""
         *names, value = self.text.split("=")
         if self.rounded:
             return [self, self.rounded] if _rounds(_read(value), self.rounded) else [self]
         if not 0 < len(names) <= MAX_PARTS or not all(map(str.strip, [*names, value])) or _LETTER.search(self.text):
             return [self]
-        first, *others = (_read(side) for side in [*names, value])
-        agree = all(_rounds(first, side) or _rounds(side, first) or _same_numbers(first, side) for side in others)
-        return [first, *others] if agree else [self]
+        first, *sides = (_read(side) for side in [*names, value])
+        agree = all(_rounds(first, side) or _rounds(side, first) or _same_numbers(first, side) for side in sides)
+        return [first, *sides] if agree else [self]
 
 
 @lru_cache(maxsize=1024)
@@ -194,7 +194,7 @@ def _read(text: str) -> _Reading:
 
 
 def _rounds(exact: _Reading, rounded: _Reading) -> bool:
-    """Whether `rounded` is `exact`, rounded or cut off after any number of decimals or before any number of zeros."""
+    """Return whether `rounded` is `exact`, rounded or cut at any decimal place or power of ten."""
     if rounded.literal is None or (exact.literal and exact.literal.is_percent != rounded.literal.is_percent):
         return False
     value = exact.literal.value if exact.literal else values.value(exact.tree)
@@ -206,14 +206,14 @@ def _rounds(exact: _Reading, rounded: _Reading) -> bool:
 
 
 def _same_numbers(a: _Reading, b: _Reading) -> bool:
-    """Whether two sides of an equation without variables have the same value; either may be uncomputed."""
+    """Return whether two sides of an equation without variables have the same value, computed or not."""
     if a.tree is None or b.tree is None or values.is_open(a.tree) or values.is_open(b.tree):
         return False
     return algebra.same(a.tree, b.tree)
 
 
 def _equal_times(a: _Reading, b: _Reading) -> bool:
-    """Times without "a.m." or "p.m." are of either half of the day up to 12:59, and of a day of 24 hours from 13:00."""
+    """Compare times. One without "a.m." or "p.m." fits either half of the day from 1:00 to 12:59."""
     (seconds_a, is_named_a), (seconds_b, is_named_b) = a.time or (0, False), b.time or (0, False)
     unnamed = seconds_b if is_named_a else seconds_a
     if (is_named_a and is_named_b) or not 3600 <= unnamed < 13 * 3600:
@@ -222,7 +222,7 @@ def _equal_times(a: _Reading, b: _Reading) -> bool:
 
 
 def _same_regions(a: _Reading, b: _Reading) -> bool:
-    """Whether inequalities describe the same numbers, or, where that cannot be said, are the same."""
+    """Return whether inequalities describe the same numbers or, if that is unknown, are the same."""
     if a.region and b.region:
         return algebra.same_regions(a.region, b.region)
     if a.tree is None or b.tree is None or bool(_AND.search(a.text)) != bool(_AND.search(b.text)):
@@ -243,7 +243,7 @@ def _equal_literals(a: Literal, b: Literal) -> bool:
 
 
 def _equal_numbers(a: Numbers, b: Numbers) -> bool:
-    """Brackets must be the same, but a list is like a set or like a pair."""
+    """Compare element by element. Brackets must agree, but a list equals a set or a pair."""
     unordered = {a.brackets, b.brackets} <= {"", "{}"}
     if not unordered and a.brackets != b.brackets and {a.brackets, b.brackets} != {"", "()"}:
         return False
@@ -253,7 +253,7 @@ def _equal_numbers(a: Numbers, b: Numbers) -> bool:
 
 
 def _is_decimal_comma(a: _Reading, b: _Reading) -> bool:
-    """Whether `a` is a decimal and `b` the same written with a comma."""
+    """Return whether `b` is the decimal `a` with a comma for its point."""
     return bool(
         a.literal
         and a.literal.last_place

@@ -10,7 +10,8 @@ import reasoning_gym
 from reasoning_gym.dataset import ProceduralDataset
 
 from configs.base import Settings
-from rewards.answer import after_thinking, last_number, marked_answer
+from rewards.answer import last_number, marked_answer
+from rewards.thinking import after_thinking
 from rewards.types import Status, Task, Verdict
 
 _CONSOLATION = 0.02

@@ -1,4 +1,4 @@
-"""LaTeX read by math-verify as sympy objects, within limits on what would take too long to parse or to compare."""
+"""Read LaTeX as sympy objects by math-verify, and refuse texts that take too long to parse or to compare."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 from math_verify import LatexExtractionConfig, parse
 
-# Without its timeouts, which the limits below replace, math-verify logs a warning at each call.
+# The limits below replace math-verify's timeouts, and without those it logs a warning at each call.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 MAX_CHARS = 500
@@ -16,39 +16,39 @@ MAX_CHARS = 500
 MAX_NESTING = 6
 """Deepest nesting of brackets that is parsed; each level takes some 50 ms the first time."""
 MAX_NODES = 400
-"""Parts of the largest expression that is compared."""
+"""Most nodes of an expression that is compared."""
 MAX_SIZE = 20_000
-"""Digits of the largest number an expression may amount to."""
+"""Most digits of a number that an expression may amount to."""
 
-_NORMALIZATION = replace(LatexExtractionConfig().normalization_config, units=False)  # it would read "5t" as 5 tonnes
+_NORMALIZATION = replace(LatexExtractionConfig().normalization_config, units=False)  # units would make "5t" 5 tonnes
 _LATEX = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=_NORMALIZATION)]
-_IMAGINARY = re.compile(r"([\d}])i(?![A-Za-z])")  # "2i", which math-verify recognises as complex when set apart
+_IMAGINARY = re.compile(r"([\d}])i(?![A-Za-z])")  # math-verify takes "2 i" for complex, but not "2i"
 _CHAIN = re.compile(r"[-!]{6}|(?:\^\s*(?:\d+|\w|\\[a-z]+)\s*){4}|(?:=[^=,;]*){12}|(?:\\c[ua]p.*){8}")
 
 
 class Refused(ValueError):
-    """An answer that is past a limit on length, nesting or size, or that sympy cannot compare."""
+    """Raised for an answer past a limit on length, nesting or size, or one that sympy cannot compare."""
 
 
-def read(text: str) -> Any:
-    """LaTeX as an unevaluated sympy object, or None. Raises Refused where it is past a limit."""
+def parse_latex(text: str) -> Any:
+    """Return LaTeX as an unevaluated sympy object, or None. Raises Refused past a limit."""
     _refuse_hard_text(text)
     text = _IMAGINARY.sub(r"\1 i", text)
     try:
-        # One reading: given several, math-verify is content when any pair agrees.
+        # Only one reading, since math-verify accepts if any pair of several agrees.
         readings = parse(f"${text.replace('$', ' ')}$", _LATEX, fallback_mode="no_fallback", parsing_timeout=0)
         if not readings:
             return None
         _refuse_hard_tree(readings[0])
     except (MemoryError, Refused):
         raise
-    except Exception as error:  # the parsers raise exceptions of any type, so each becomes a refusal
+    except Exception as error:  # the parsers raise any type of exception
         raise Refused(f"it cannot be read: {type(error).__name__}: {error}"[:200]) from error
     return readings[0]
 
 
 def _refuse_hard_text(text: str) -> None:
-    """Raises Refused where parsing `text` would take too long."""
+    """Raises Refused if parsing `text` would take too long."""
     if len(text) > MAX_CHARS:
         raise Refused(f"an answer of {len(text)} characters, more than {MAX_CHARS}")
     depth = deepest = 0
@@ -64,7 +64,7 @@ def _refuse_hard_text(text: str) -> None:
 
 
 def _refuse_hard_tree(tree: Any) -> None:
-    """Raises Refused where comparing `tree` could take too long."""
+    """Raises Refused if comparing `tree` could take too long."""
     nodes = list(sympy.preorder_traversal(tree)) if isinstance(tree, sympy.Basic) else list(tree)
     if len(nodes) > MAX_NODES:
         raise Refused(f"an expression of more than {MAX_NODES} parts")
@@ -74,7 +74,7 @@ def _refuse_hard_tree(tree: Any) -> None:
 
 
 def digits(number: Any) -> float:
-    """An upper bound of log10 |number| without computing it; variables count as 2."""
+    """Return an upper bound of log10 |number| without computing it; variables count as 2."""
     if number.is_Float or number.is_Rational:
         return len(str(abs(int(number))))
     parts = [digits(part) for part in number.args if isinstance(part, sympy.Expr)]

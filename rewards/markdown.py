@@ -1,7 +1,7 @@
-"""Fenced code in the Markdown that models write.
+"""Find fenced code in the Markdown that models write.
 
 Blocks are CommonMark's (markdown-it-py): fences within list items and quotes, longer fences around shorter ones, and
-tildes. Models also write what CommonMark reads as something else. These forms are read as they are meant:
+tildes. Models also write forms that CommonMark reads differently. They are read as they are meant:
 
 * Indentation never makes code, so a fence may stand at any depth. A closing fence is indented by less than four columns
   more than its opening one, and lines of a list item's block may be indented by less than the item.
@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
@@ -35,17 +36,17 @@ LANGUAGE_TAGS: dict[str, frozenset[str]] = {
         "bash": "sh shell zsh",
     }.items()
 }
-"""The words after a fence that name a language that programs are judged in."""
+"""Words after a fence that name a language of the code reward."""
 _OTHER_TAGS = "pycon console text txt plaintext output json yaml xml html css sql markdown md diff latex tex"
 _TAGS = frozenset(_OTHER_TAGS.split()).union(*LANGUAGE_TAGS.values())
-"""Words after a fence that name a language for certain."""
+"""Words after a fence that certainly name a language."""
 
 _FENCE = re.compile(r"(`{3,}|~{3,})(.*)")
 _ENDS = re.compile(r"`{3}|~{3}|</")
 _RUN = re.compile(r"`{3,}")
 _CLOSING = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*$", re.MULTILINE)
 _TAG = re.compile(r"[\w+#-]+")
-_WORD = re.compile(r"[\w+#.{}:=-]*[\w+#}-]")
+_INFO_WORD = re.compile(r"[\w+#.{}:=-]*[\w+#}-]")
 _END = re.compile(r"</(?:think(?:ing)?|answer)>")
 _STATEMENT = re.compile(
     r"(?:def|class|import|from|package|use|using|fn|func|function|const|let|var|public)\s|#include|@"
@@ -58,8 +59,8 @@ _LITERAL = re.compile(r"""#[^\n]*|\"""|'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])
 class Block:
     """A fenced block.
 
-    tag: the language after its fence, in lower case, or "". source: what it holds, without the container's indentation.
-    start, end: where it lies in the text. closed: whether a fence ends it.
+    tag: the language after its fence, in lower case, or "". source: its text, without the container's indentation.
+    start, end: its range in the text. closed: a fence ends it.
     """
 
     tag: str
@@ -70,22 +71,26 @@ class Block:
 
 
 def with_newlines(text: str) -> str:
-    """`text` with the line endings of Windows and of old Macs as "\\n"."""
+    """Return `text` with the line endings of Windows and of old Macs as "\\n"."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-@lru_cache(maxsize=4)  # one text is searched twice, for tags outside of code and for code
+@lru_cache(maxsize=4)  # a text is searched twice, for tags outside of code and for code
 def blocks(text: str) -> list[Block]:
-    """The fenced blocks of `text`, whose lines end in "\\n", in order."""
+    """Return the fenced blocks of `text`, whose lines end in "\\n", in order.
+
+    Example:
+        blocks("```py\\nx = 1\\n```")[0].source  # "x = 1\\n"
+    """
     if "```" not in text and "~~~" not in text:
         return []
-    found: list[Block] = []
-    _parser().parse(text, {"blocks": found, "fences": list(_CLOSING.finditer(text))})
-    return found
+    state: dict[str, Any] = {"blocks": [], "fences": list(_CLOSING.finditer(text))}
+    _parser().parse(text, state)
+    return state["blocks"]
 
 
 def code_ranges(text: str) -> list[tuple[int, int]]:
-    """Where code lies in `text`, whose lines end in "\\n": in fenced blocks and between backticks."""
+    """Return the ranges of code in `text`, whose lines end in "\\n": fenced blocks and between backticks."""
     fenced = [(block.start, block.end) for block in blocks(text)]
     edges = [0, *(edge for part in fenced for edge in part), len(text)]
     gaps = zip(edges[::2], edges[1::2], strict=True)
@@ -93,7 +98,7 @@ def code_ranges(text: str) -> list[tuple[int, int]]:
 
 
 def _spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Code spans in `text[start:end]`: each closes at the next run of as many backticks in the same paragraph."""
+    """Yield code spans in `text[start:end]`; each ends at the next run of as many backticks in its paragraph."""
     for paragraph in re.finditer(r"(?:[^\n]|\n(?![ \t]*\n))+", text[start:end]):
         runs = [(run.start(), run.end()) for run in re.finditer("`+", paragraph[0])]
         following: dict[int, int] = {}
@@ -119,7 +124,7 @@ def _parser() -> MarkdownIt:
 
 
 def _fence(state: StateBlock, first: int, end: int, silent: bool) -> bool:
-    """The rule for a line that begins with a fence."""
+    """Parse a line that begins with a fence."""
     line = _line(state, first)
     opening = _FENCE.fullmatch(line)
     if opening is None:
@@ -143,7 +148,7 @@ def _fence(state: StateBlock, first: int, end: int, silent: bool) -> bool:
 
 
 def _glued_fence(state: StateBlock, first: int, end: int, silent: bool) -> bool:
-    """The rule for a line that ends with an opening fence."""
+    """Parse a line that ends with an opening fence."""
     line = _line(state, first)
     runs = list(_RUN.finditer(line))
     if len(runs) % 2 == 0 or not line[: runs[-1].start()].strip():
@@ -157,7 +162,7 @@ def _glued_fence(state: StateBlock, first: int, end: int, silent: bool) -> bool:
 
 
 def _read(state: StateBlock, first: int, end: int, fence: str, info: str, start: int) -> None:
-    """Add the block whose opening fence is on the line `first`, and let the parser go on behind the block."""
+    """Add the block whose opening fence is on the line `first`, and move the parser behind the block."""
     tag_found = _TAG.match(info.removeprefix("{."))
     tag = tag_found[0].lower() if tag_found else ""
     statement = info[tag_found.end() :].strip() if tag_found else ""
@@ -193,20 +198,20 @@ def _read(state: StateBlock, first: int, end: int, fence: str, info: str, start:
 
 
 def _inner_fence(marks: str, info: str, fence: str) -> str:
-    """The role of a fence with `info` after it in a block opened by `fence`: "closing", "opening", or "" for none."""
+    """Return the role of a fence inside a block opened by `fence`: "closing", "opening", or "" for none."""
     if not marks.startswith(fence) or "`" in info:
         return ""
     word = _TAG.match(info.removeprefix("{."))
-    if info and (_WORD.fullmatch(info) or (word and word[0].lower() in _TAGS)):
+    if info and (_INFO_WORD.fullmatch(info) or (word and word[0].lower() in _TAGS)):
         return "opening" if marks == fence else ""
     return "closing"
 
 
 def _glued_end(line: str, fence: str, strings: "_Strings | None", place: int) -> tuple[int, int, bool] | None:
-    """Find the end of a block inside a line that doesn't begin with a fence; None where the line doesn't end the block.
+    """Find the end of a block inside a line that doesn't begin with a fence, or return None.
 
     Returns the columns at which the text and the whole block end, and whether a fence ends it. A tag such as `</think>`
-    ends a block too, and stands outside of it.
+    ends a block too, and lies outside of it.
     """
     runs = [run for run in _RUN.finditer(line) if run[0].startswith(fence)]
     if len(runs) == 1 and not (strings and strings.contain(place + runs[0].start())):
@@ -218,7 +223,7 @@ def _glued_end(line: str, fence: str, strings: "_Strings | None", place: int) ->
 
 
 def _closes_later(state: StateBlock, number: int, end: int, fence: str, indent: int) -> bool:
-    """Whether the next fence closes the block and is as deep as the opening one, so that only the code is outdented."""
+    """Return whether the next fence closes the block at the depth of the opening one: only the code is outdented."""
     fences: list[re.Match[str]] = state.env["fences"]
     place = bisect_left(fences, state.bMarks[number], key=re.Match.start)
     if place == len(fences) or fences[place].start() >= state.eMarks[end - 1]:
@@ -227,15 +232,15 @@ def _closes_later(state: StateBlock, number: int, end: int, fence: str, indent: 
 
 
 class _Strings:
-    """The strings and comments of a Python program that begins at `start`; places are asked for in order."""
+    """The strings and comments of a Python program that begins at `start`, for queries in order of position."""
 
     def __init__(self, text: str, start: int) -> None:
         self._text = text
-        self._at = start  # where the newest string or comment ends
+        self._at = start  # end of the newest string or comment
         self._never_closed = False
 
     def contain(self, place: int) -> bool:
-        """Whether `place` is in a comment, or in a string that is closed further down."""
+        """Return whether `place` is in a comment, or in a string that is closed later."""
         while self._at <= place:
             opening = _QUOTE.search(self._text, self._at, place + 1)
             if opening is None:
@@ -254,7 +259,7 @@ class _Strings:
 
 
 def _line(state: StateBlock, number: int) -> str:
-    """A line without its container's marks and without blanks at either end."""
+    """Return a line without its container's marks and without blanks at either end."""
     return state.src[_start(state, number) : state.eMarks[number]].rstrip()
 
 

@@ -1,7 +1,7 @@
-"""Mathematics: is the final answer equal to the gold one?
+"""The math reward: the final answer equals the gold one.
 
-`rewards/answer.py` says which part of a text is the final answer, `rewards/equality.py` which answers are equal. The
-timeouts of math-verify need signals and a main thread, so they are off: the guard kills its process instead.
+`rewards/answer.py` finds the final answer, and `rewards/equality.py` compares it. The timeouts of math-verify need
+signals and a main thread, so they are off, and the guard kills its process instead.
 """
 
 from functools import lru_cache
@@ -15,16 +15,19 @@ from rewards.types import Status, Task, Verdict
 
 
 class MathReward(Settings):
-    """1.0 when the final answer equals the gold one, else 0.0.
+    r"""Score 1.0 if the final answer equals the gold one, else 0.0.
 
-    `task.truth` is the gold answer: a number, "63", "\\\\frac{1}{2}", or a solution that marks it ("... #### 72",
-    "... \\\\boxed{72}"). Where it cannot be read, an answer that repeats it is right and every other is `abstain`. A
-    completion without an answer, or with one that cannot be read or that is refused for its length or size, is wrong,
-    and its verdict says which. A row whose gold answer cannot be read is refused before training.
+    `task.truth` is the gold answer: a number, "63", "\frac{1}{2}", or a solution that marks it ("... #### 72",
+    "... \boxed{72}"). If it cannot be read, an answer that repeats it is right, and every other verdict is `abstain`;
+    `check` refuses such a row before training. A completion without an answer, or with one that is unreadable, too long
+    or too large, is wrong, and the verdict's outcome says so.
+
+    Example:
+        MathReward().score(Task("1/2 + 1/4 = ?", "3/4"), r"It is \boxed{0.75}.").score  # 1.0
     """
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where `task.truth` is no text or number, or no answer can be read from it."""
+        """Raises ValueError if `task.truth` is no text or number, or holds no answer that can be read."""
         if not _is_text(task.truth):
             raise ValueError(f"truth: expected a text or a finite number, got {task.truth!r:.80}")
         _, fault = _read_gold(str(task.truth))
@@ -35,7 +38,7 @@ class MathReward(Settings):
             )
 
     def score(self, task: Task, completion: str) -> Verdict:
-        """1.0, 0.0 or `abstain`; see the class."""
+        """Judge the final answer; see the class."""
         gold, fault = _read_gold(str(task.truth)) if _is_text(task.truth) else ("", "it is no text or number")
         answer = final_answer(completion)
         repeats = answer is not None and canonical(answer) == canonical(gold) != ""
@@ -57,7 +60,7 @@ def _is_text(truth: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def _read_gold(text: str) -> tuple[str, str]:
-    """The gold answer without the solution it stands in, and why it cannot be read, "" if it can."""
+    """Return the gold answer alone, and why it cannot be read, or ""."""
     gold = marked_answer(text) or text
     try:
         return gold, unreadable(gold)

@@ -1,7 +1,7 @@
-"""Conditions for instructions whose if-verifiable checker pays for nothing done, or refuses a completion that follows.
+"""Conditions for instructions whose if-verifiable checker accepts empty work, or refuses a completion that obeys.
 
-A guard must hold in addition to the checker; a replacement takes the checker's place. Both are called with the checker,
-which holds the arguments, and the text. docs/rewards.md lists every difference. All scans are linear in the text.
+A guard must hold in addition to the checker; a replacement takes its place. Both are called with the checker, which
+holds the arguments, and the text. docs/rewards.md lists every difference. All scans take time linear in the text.
 """
 
 import re
@@ -24,12 +24,12 @@ _BULLET = re.compile(r"^[ \t]*(?:\*(?!\*)|-(?!-)).*\w.*$", re.MULTILINE)
 _SPACED = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f]")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PLACEHOLDER = re.compile(r"\[([^\[\]]*)\]")
-_WORD = re.compile(r"\w")
+_WORD_CHARACTER = re.compile(r"\w")
 _THESIS = re.compile(r"<(i|em)>(?P<thesis>[^<]*)</\1>(?P<rest>.*)", re.DOTALL)
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without the punctuation around them."""
+    """Return the words of a text in lower case, without the punctuation around them."""
     stripped = (
         word.strip(string.punctuation + "\u201c\u201d\u2018\u2019\u2026\u2014") for word in text.lower().split()
     )
@@ -37,7 +37,7 @@ def words_of(text: str) -> list[str]:
 
 
 def _at_least(count: int, split: Split) -> Condition:
-    """The condition that `split` finds `count` parts or more: every statement holds for all of no parts."""
+    """Require `count` parts or more, since every statement holds for all of no parts."""
     return lambda _, text: len(split(text)) >= count
 
 
@@ -69,25 +69,13 @@ def _keyword_frequency(checker: Any, text: str) -> bool:
 
 
 def _person_names(checker: Any, text: str) -> bool:
-    found = set(re.findall(rf"(?<!\w)(?:{'|'.join(_NAMES.split())})(?!\w)", text))
-    return len(found) >= checker.get_instruction_args()["N"]
-
-
-def _nth_paragraph(checker: Any, text: str) -> bool:
-    return checker.check_following("\n\n".join(part for part in re.split(r"\n[ \t]*(?=\n)", text) if part.strip()))
-
-
-def _bullet_count(checker: Any, text: str) -> bool:
-    return len(_BULLET.findall(text)) == checker.get_instruction_args()["num_bullets"]
+    names = set(re.findall(rf"(?<!\w)(?:{'|'.join(_NAMES.split())})(?!\w)", text))
+    return len(names) >= checker.get_instruction_args()["N"]
 
 
 def _sub_bullets(_: Any, text: str) -> bool:
     kinds = "".join(line.lstrip()[0] for line in _BULLET.findall(text))
     return kinds.startswith("*") and kinds.endswith("-") and "**" not in kinds
-
-
-def _sentences_then_bullets(checker: Any, text: str) -> bool:
-    return checker.check_following("\n".join(_lines(text)))
 
 
 def _title_case(_: Any, text: str) -> bool:
@@ -96,8 +84,8 @@ def _title_case(_: Any, text: str) -> bool:
 
 
 def _thesis(_: Any, text: str) -> bool:
-    found = _THESIS.search(text)
-    return found is not None and bool(found["thesis"].strip()) and bool(found["rest"].strip())
+    match = _THESIS.search(text)
+    return match is not None and bool(match["thesis"].strip()) and bool(match["rest"].strip())
 
 
 def _dates(_: Any, text: str) -> bool:
@@ -108,13 +96,8 @@ def _dates(_: Any, text: str) -> bool:
         return False
 
 
-def _all_different(_: Any, text: str) -> bool:
-    words = words_of(text)
-    return len(set(words)) == len(words)
-
-
 def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]:
-    """The guards and the replacements by instruction. sentences: if-verifiable's function that splits a text."""
+    """Return guards and replacements by instruction. sentences: if-verifiable's function that splits a text."""
 
     def ends(*marks: str) -> Condition:
         return lambda _, text: all(any(sentence.endswith(mark) for sentence in sentences(text)) for mark in marks)
@@ -125,7 +108,7 @@ def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]
         return len(parts) >= position and _occurrences(arguments["word"], parts[position - 1]) > 0
 
     guards: dict[str, Condition] = {
-        "ratio:sentence_words": _all_different,
+        "ratio:sentence_words": lambda _, text: len(set(words_of(text))) == len(words_of(text)),
         "ratio:sentence_type": ends(".", "?"),
         "ratio:sentence_balance": ends(".", "?", "!"),
         "words:alphabet": _at_least(2, words_of),
@@ -138,7 +121,7 @@ def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]
         "format:line_indent": _at_least(2, _lines),
         "count:words_japanese": lambda checker, text: len(text.split()) >= checker.get_instruction_args()["N"],
         "detectable_content:number_placeholders": lambda checker, text: (
-            sum(bool(_WORD.search(inside)) for inside in _PLACEHOLDER.findall(text))
+            sum(bool(_WORD_CHARACTER.search(inside)) for inside in _PLACEHOLDER.findall(text))
             >= checker.get_instruction_args()["num_placeholders"]
         ),
         "keywords:existence": lambda checker, text: all(
@@ -156,10 +139,14 @@ def rules(sentences: Split) -> tuple[dict[str, Condition], dict[str, Condition]]
         "count:keywords_multiple": _keywords_multiple,
         "keywords:frequency": _keyword_frequency,
         "sentence:keyword": keyword_in_sentence,
-        "length_constraints:nth_paragraph_first_word": _nth_paragraph,
-        "detectable_format:number_bullet_lists": _bullet_count,
+        "length_constraints:nth_paragraph_first_word": lambda checker, text: checker.check_following(
+            "\n\n".join(part for part in re.split(r"\n[ \t]*(?=\n)", text) if part.strip())
+        ),
+        "detectable_format:number_bullet_lists": lambda checker, text: (
+            len(_BULLET.findall(text)) == checker.get_instruction_args()["num_bullets"]
+        ),
         "format:sub-bullets": _sub_bullets,
-        "format:no_bullets_bullets": _sentences_then_bullets,
+        "format:no_bullets_bullets": lambda checker, text: checker.check_following("\n".join(_lines(text))),
         "format:title_case": _title_case,
         "format:thesis": _thesis,
         "custom:date_format_list": _dates,

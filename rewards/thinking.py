@@ -1,7 +1,7 @@
-"""Tags such as `<think>` and `</think>` that divide a text, told from those that the text only mentions.
+"""Find tags such as `<think>` and `</think>` that divide a text, apart from those that it only mentions.
 
-A tag inside code is text, be it in a fenced block or between backticks, and so is one in the middle of a sentence or
-in quotes ("it removes all up to </think> in the text").
+A tag in a fenced block, between backticks, in quotes or in the middle of a sentence ("it removes all up to </think> in
+the text") is a mention.
 """
 
 import re
@@ -15,7 +15,11 @@ _AFTER_MENTION = re.compile(r" [a-z]|[\"'\u201d\u2019)\],;]|[.?!](?:\s|\Z)")
 
 
 def after_thinking(completion: str) -> str:
-    """The text after the last `</think>`, or before a `<think>` that is never closed; else the whole completion."""
+    """Return the text after the last `</think>`, or before a `<think>` that is never closed; else all of it.
+
+    Example:
+        after_thinking("<think>7?</think>It is 8.")  # "It is 8."
+    """
     if not _THINKING.search(completion):
         return completion
     text = with_newlines(completion)
@@ -26,7 +30,7 @@ def after_thinking(completion: str) -> str:
 
 
 def unmentioned(text: str, tags: re.Pattern[str]) -> str:
-    """`text` with (think) for each `<think>` among `tags` that is only mentioned, so that the others can be counted."""
+    """Return `text` with (think) for each `<think>` among `tags` that is only mentioned."""
     if not tags.search(text):
         return text
     text = with_newlines(text)
@@ -35,15 +39,15 @@ def unmentioned(text: str, tags: re.Pattern[str]) -> str:
 
 
 def real_tags(text: str, tags: re.Pattern[str]) -> list[re.Match[str]]:
-    """The `tags` that divide `text`, whose lines end in "\\n". Group 1 of `tags` is "/" in a closing one.
+    """Return the `tags` that divide `text`, whose lines end in "\\n". Group 1 of `tags` is "/" in a closing one.
 
-    Where the last of them is an opening one, the first closing tag after it counts even if it looks like a mention.
+    If the last of them is an opening one, the first closing tag after it counts even if it looks like a mention.
     """
-    found = list(tags.finditer(text))
-    opens_and_closes = [tag[1] for tag in found] == ["", "/"] and text[found[1].start() - 1] == "\n"
-    if opens_and_closes and not text[: found[0].start()].strip():
-        return found  # as nearly always: no need to look for code
-    outside = _outside(found, code_ranges(text))
+    all_tags = list(tags.finditer(text))
+    opens_and_closes = [tag[1] for tag in all_tags] == ["", "/"] and text[all_tags[1].start() - 1] == "\n"
+    if opens_and_closes and not text[: all_tags[0].start()].strip():
+        return all_tags  # the usual form needs no search for code
+    outside = _outside(all_tags, code_ranges(text))
     real = [tag for tag in outside if not _is_mention(text, tag)]
     if real and not real[-1][1]:
         closing = next((tag for tag in outside if tag[1] and tag.start() > real[-1].start()), None)
@@ -52,15 +56,15 @@ def real_tags(text: str, tags: re.Pattern[str]) -> list[re.Match[str]]:
 
 
 def _outside(tags: Sequence[re.Match[str]], ranges: Sequence[tuple[int, int]]) -> list[re.Match[str]]:
-    """The tags that lie in none of the sorted ranges."""
-    kept: list[re.Match[str]] = []
+    """Return the tags that lie in none of the sorted ranges."""
+    outside: list[re.Match[str]] = []
     index = 0
     for tag in tags:
         while index < len(ranges) and ranges[index][1] <= tag.start():
             index += 1
         if index == len(ranges) or tag.start() < ranges[index][0]:
-            kept.append(tag)
-    return kept
+            outside.append(tag)
+    return outside
 
 
 def _is_mention(text: str, tag: re.Match[str]) -> bool:

@@ -1,9 +1,8 @@
-"""Expressions compared by value: constants to as many digits as it takes, functions at several points.
+"""Compare expressions by value: constants to as many digits as needed, functions at several points.
 
-Values are compared exactly unless one of them holds a decimal: either as rationals, or to more digits than two
-different values of their size have in common. Functions must agree at points of every sign. A point that puts a
-negative number under a root or logarithm does not count: the letters in sqrt(1/n) stand for numbers that give it a
-value.
+Without decimals the comparison is exact: as rationals, or to more digits than two different values of that size can
+have in common. Functions must agree at points of every sign, except at points that put a negative number under a root
+or logarithm: the letters in sqrt(1/n) stand for numbers that give it a value.
 """
 
 import math
@@ -17,10 +16,10 @@ from sympy.core.function import AppliedUndef
 from rewards.latex import Refused, digits
 
 MAX_WORK = 30_000
-"""Roots, logarithms and other functions in a comparison, times its digits; this many take up to half a second."""
+"""Most functions in a comparison times its digits; this many take up to half a second."""
 
 _PLACES = Fraction(1, 10**6)
-# The points at which functions are compared: how far from zero, and the signs of their coordinates in turn.
+# Points at which functions are compared: distance from zero, and the alternating signs of the coordinates.
 _POINTS = [
     (sympy.Rational(size), signs)
     for size, signs in (("7/10", (1, 1)), ("13/11", (1, 1)), ("8/9", (-1, -1)), ("5/8", (1, -1)), ("9/7", (-1, 1)))
@@ -28,7 +27,7 @@ _POINTS = [
 
 
 def agree(a: Any, last_place_a: Any, b: Any, last_place_b: Any) -> bool:
-    """Whether two values are the same to the precision of their decimals. The last place of an exact value is None."""
+    """Return whether two values agree to the precision of their decimals; an exact value's last place is None."""
     if a == b:
         return True
     distance = abs(a - b)
@@ -45,25 +44,25 @@ def _is_whole(*values: Any) -> bool:
 
 
 def value(tree: Any) -> Any:
-    """The value of a real constant as a fraction, to 30 digits, or None."""
+    """Return a real constant as a fraction, to 30 digits, or None."""
     number = _number(_placed(tree, {})) if isinstance(tree, sympy.Expr) and not is_open(tree) else None
     return Fraction(str(number)) if number is not None and number.is_real else None
 
 
 def has_value(tree: Any) -> bool:
-    """Whether there is a `tree` and nothing in it is undefined, such as 1/0."""
+    """Return whether there is a `tree` and nothing in it is undefined, such as 1/0."""
     if not isinstance(tree, sympy.Basic):
         return tree is not None
     return not _placed(tree, {}).has(sympy.zoo, sympy.nan) if isinstance(tree, sympy.Expr) else True
 
 
 def is_open(tree: Any) -> bool:
-    """Whether anything in `tree` is unknown: a variable or a function such as f(x)."""
+    """Return whether `tree` has an unknown: a variable or a function such as f(x)."""
     return bool(getattr(tree, "free_symbols", True)) or tree.has(AppliedUndef)
 
 
 def same_expressions(x: Any, y: Any) -> bool:
-    """Whether two expressions are the same: constants by value, functions at some points and then by math-verify."""
+    """Compare two expressions: constants by value, functions at some points and then by math-verify."""
     x, y = _plain(x), _plain(y)
     complex_x, complex_y = _complex_parts(x), _complex_parts(y)
     if complex_x and complex_y and (complex_x[1] or complex_y[1]):
@@ -87,7 +86,7 @@ def same_expressions(x: Any, y: Any) -> bool:
 
 
 def are_proportional(x: Any, y: Any, *, turned: bool) -> bool | None:
-    """Whether x/y is the same number at every point, positive unless `turned`; None where a point gives no value."""
+    """Return whether x/y is the same number at every point, positive unless `turned`; None if a point has no value."""
     x, y = _plain(x), _plain(y)
     symbols = _symbols(x, y)
     points = [[_placed(side, _at(symbols, point)) for side in (x, y)] for point in _POINTS]
@@ -101,7 +100,7 @@ def are_proportional(x: Any, y: Any, *, turned: bool) -> bool | None:
 
 
 def _same_values(x: Any, y: Any, at: dict[Any, Any]) -> bool | None:
-    """Whether two expressions have the same value at a point, or None where one has none."""
+    """Return whether two expressions have the same value at a point, or None if one has none."""
     places = _last_place(x), _last_place(y)
     x, y = (_placed(side, at) for side in (x, y))
     a, b = _number(x), _number(y)
@@ -114,7 +113,7 @@ def _same_values(x: Any, y: Any, at: dict[Any, Any]) -> bool | None:
 
 
 def _are_equal(x: Any, y: Any) -> bool:
-    """Whether two constants without decimals are the same number. Raises Refused where that takes too many digits."""
+    """Compare two constants without decimals. Raises Refused if that takes too many digits."""
     size = math.ceil(max(digits(x), digits(y)))
     a, b = sympy.N(x, 30), sympy.N(y, 30)
     if abs(a - b) > max(1e-20 * max(abs(a), abs(b)), sympy.Float(10) ** (size - 60)):
@@ -134,14 +133,14 @@ def _is_root(node: Any) -> bool:
 
 
 def _roots(x: Any) -> list[Any]:
-    """The arguments of the roots, real powers and logarithms in `x`."""
+    """Return the arguments of the roots, real powers and logarithms in `x`."""
     return [node.args[0] for node in x.atoms(sympy.Pow, sympy.log) if isinstance(node, sympy.log) or _is_root(node)]
 
 
 def _are_real(roots: list[Any], at: dict[Any, Any]) -> bool:
-    """Whether a point lies where letters under roots and logarithms are understood to lie.
+    """Return whether roots and logarithms are meant to be defined at a point.
 
-    There the roots are real, and a letter under a root is positive unless it is squared or in a sum.
+    There they are real, and a letter under a root is positive unless it is squared or in a sum.
     """
     values = [_number(_placed(root, at)) for root in roots]
     if not all(value is not None and value.is_real and value >= 0 for value in values):
@@ -152,14 +151,14 @@ def _are_real(roots: list[Any], at: dict[Any, Any]) -> bool:
 
 
 def _plain(x: Any) -> Any:
-    """`x` with real variables, whatever math-verify took them for, and the imaginary unit."""
+    """Return `x` with real variables, whatever math-verify took them for, and the imaginary unit."""
     return x.xreplace(
         {symbol: sympy.I if symbol.name == "i" else sympy.Symbol(symbol.name, real=True) for symbol in x.free_symbols}
     )
 
 
 def _complex_parts(x: Any) -> tuple[Any, Any] | None:
-    """a and b where `x` is a constant that is written as a + bi, or None."""
+    """Return a and b of a constant written as a + bi, or None."""
     real, imaginary = x.as_independent(sympy.I, as_Add=True)
     imaginary = imaginary / sympy.I
     return None if x.free_symbols or imaginary.has(sympy.I) else (real, imaginary)
@@ -175,7 +174,7 @@ def _at(symbols: list[Any], point: tuple[Any, tuple[int, int]]) -> dict[Any, Any
 
 
 def _placed(x: Any, at: dict[Any, Any]) -> Any:
-    """`x` at a point, its decimals as fractions; nan where sympy finds no value."""
+    """Return `x` at a point, its decimals as fractions; nan if sympy finds no value."""
     try:
         return x.xreplace({decimal: sympy.Rational(str(decimal)) for decimal in x.atoms(sympy.Float)}).subs(at)
     except (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError):
@@ -183,7 +182,7 @@ def _placed(x: Any, at: dict[Any, Any]) -> Any:
 
 
 def _number(x: Any) -> Any:
-    """The value of a constant without decimals to 30 digits, or None where it has none."""
+    """Return the value of a constant without decimals to 30 digits, or None."""
     try:
         value = x if x.is_Rational else sympy.N(x, 30)
     except (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError):
@@ -192,12 +191,12 @@ def _number(x: Any) -> Any:
 
 
 def _last_place(x: Any) -> Any:
-    """The value of one in the last place of a decimal; for an expression with decimals, about a double's precision."""
+    """Return the worth of one in a decimal's last place; for an expression with decimals, a double's precision."""
     if x.is_Float:
         return sympy.Rational(1, 10 ** len(str(x).rstrip("0").partition(".")[2]))
     return sympy.Rational(1, 10**12) if x.has(sympy.Float) else None
 
 
 def verified(x: Any, y: Any) -> bool:
-    """Whether math-verify takes `x` for `y` and `y` for `x`."""
+    """Return whether math-verify accepts `x` for `y` and `y` for `x`."""
     return all(verify([a], [b], timeout_seconds=None) for a, b in ((x, y), (y, x)))

@@ -11,8 +11,8 @@ from typing import Any
 
 from rewards.code.reward import CodeReward
 from rewards.sandbox.box import Sandbox
-from rewards.sandbox.process import Ended, Limits
-from rewards.sandbox.toolchains import find
+from rewards.sandbox.process import ExitReason, Limits
+from rewards.sandbox.toolchains import find_toolchain, plan_program
 from rewards.types import Task
 
 RUNS = 50
@@ -99,7 +99,7 @@ def _case(factor: int, number: int) -> dict[str, str]:
 
 def _compile(folder: Path, factor: int) -> list[str]:
     """The command of the sample's program, compiled bare."""
-    program = find(LANGUAGE).plan(SOURCE.format(factor=factor), MEMORY_MB)
+    program = plan_program(LANGUAGE, SOURCE.format(factor=factor), MEMORY_MB)
     (folder / program.file).write_text(SOURCE.format(factor=factor))
     subprocess.run(program.compile, cwd=folder, check=True, capture_output=True, timeout=60)
     return program.run
@@ -111,10 +111,10 @@ def _bare(command: list[str], folder: Path, stdin: bytes) -> bytes:
 
 def _boxed(box: Sandbox, command: list[str], folder: Path, stdin: bytes) -> bytes:
     limits = Limits(seconds=SECONDS, memory_mb=MEMORY_MB)
-    ran = box.run(command, folder=folder, limits=limits, runtime=find(LANGUAGE).running, stdin=stdin)
-    if ran.ended is not Ended.EXITED:
-        raise RuntimeError(f"the boxed program ended by {ran.ended}: {ran.stderr.decode(errors='replace')}")
-    return ran.stdout
+    result = box.run(command, folder=folder, limits=limits, runtime=find_toolchain(LANGUAGE).running, stdin=stdin)
+    if result.reason is not ExitReason.EXITED:
+        raise RuntimeError(f"the boxed program ended by {result.reason}: {result.stderr.decode(errors='replace')}")
+    return result.stdout
 
 
 def _seconds(work: Callable[[], Any]) -> float:

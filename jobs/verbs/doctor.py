@@ -113,7 +113,7 @@ def sandbox() -> Iterator[Finding]:
     for name, language in LANGUAGES.items():
         purpose = f"judging programs in it (Debian: {language.package})"
         try:
-            toolchain = language.look()
+            toolchain = language.locate()
         except ValueError as error:
             yield Finding(f"language {name}", "does not work", f"{purpose}: {error}", missing=True)
             continue

@@ -1,11 +1,11 @@
-"""Programs that compile, and what they print.
+"""Judge a program by its output.
 
-A program is compiled once and runs each case in a box of its own, in which the expected output never is.
+The program is compiled once and runs each case in a box of its own; the expected output never enters a box.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal
 from functools import lru_cache
 from itertools import zip_longest
@@ -13,25 +13,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 
-from rewards.code.outcome import Judged, Outcome, clip
+from rewards.code.outcome import CodeOutcome, CodeResult, clip
 from rewards.code.truth import Case, Checker, Truth
 from rewards.sandbox.box import Sandbox
-from rewards.sandbox.process import Ended, Limits, Ran
-from rewards.sandbox.toolchains import COMPILE, find
+from rewards.sandbox.process import ExitReason, Limits, RunResult
+from rewards.sandbox.toolchains import COMPILE, find_toolchain, plan_program
 
 CHECKING = Limits(seconds=10.0, memory_mb=512, output_kb=64)
-"""What a checker may take for one case."""
-ENDED = {
-    Ended.TIME: Outcome.TIME_LIMIT,
-    Ended.MEMORY: Outcome.MEMORY_LIMIT,
-    Ended.OUTPUT: Outcome.OUTPUT_LIMIT,
-}
+"""Limits of a checker for one case."""
 
+_OUTCOMES = {
+    ExitReason.TIME: CodeOutcome.TIME_LIMIT,
+    ExitReason.MEMORY: CodeOutcome.MEMORY_LIMIT,
+    ExitReason.OUTPUT: CodeOutcome.OUTPUT_LIMIT,
+}
 _NUMBER = re.compile(rb"(?<![\w.])([+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,3})?)(?![\w.]*\w|\.)")
 _DECIMALS = 6
-"""Fewest decimals of a number whose last one may be rounded either way."""
+"""Numbers with this many decimals may be rounded either way in the last one."""
 _EXACT = Context(prec=2500)
-"""Has digits enough to subtract any two numbers that _NUMBER finds exactly."""
+"""Precise enough to subtract any two numbers that _NUMBER matches without rounding."""
 
 _ACCEPTED, _REJECTED = 0, (1, 2)
 _PYTHON_CHECKER = """\
@@ -42,60 +42,56 @@ def fault(*error):
 sys.excepthook = fault
 exec(compile({source!r}, "checker.py", "exec"))
 """
-"""A checker in Python, where an exception that nobody catches would end it with 1, as if it rejected."""
+"""Wrapper of a checker in Python: an uncaught exception would end it with 1, which means rejection."""
 
 
 class CompileError(Exception):
-    """The source is no program; the message is the compiler's."""
+    """The source does not compile; the message is the compiler's."""
 
 
 class Executable:
-    """A program in its folder. Where the language is interpreted it is checked only when it fails, which saves a box.
+    """A program in its folder. An interpreted one is checked only when a run fails, which saves a box.
 
-    Made, compiled or run, it raises CompileError where the source is no program, and RuntimeError where a box breaks.
+    The constructor, `compile` and `run` raise CompileError if the source does not compile, and RuntimeError if a box
+    breaks.
     """
 
     def __init__(self, sandbox: Sandbox, language: str, source: str, folder: Path, *, memory_mb: int) -> None:
         self.folder = folder
         self._sandbox = sandbox
-        self._toolchain = find(language)
-        self._program = self._toolchain.plan(source, memory_mb)
+        self._toolchain = find_toolchain(language)
+        self._program = plan_program(language, source, memory_mb)
         self._compiled = False
         (folder / self._program.file).write_bytes(source.encode("utf-8", "replace"))
         if not self._program.interpreted:
             self.compile()
 
     def compile(self) -> None:
-        """Compile it, or check it where nothing is to be made; once."""
+        """Compile the program, or check it if it is interpreted; at most once."""
         if self._compiled:
             return
         self._compiled = True
-        ran = self._sandbox.run(
-            self._program.compile,
-            folder=self.folder,
-            limits=COMPILE,
-            runtime=self._toolchain.compiling,
-            writable=True,
-        )
-        if ran.ended is not Ended.EXITED or ran.exit_code != 0:
-            said = clip((ran.stderr or ran.stdout).decode(errors="replace"), 500)
-            raise CompileError(said if ran.ended is Ended.EXITED else f"the compiler ended by {ran.ended}: {said}")
+        runtime, command = self._toolchain.compiling, self._program.compile
+        result = self._sandbox.run(command, folder=self.folder, limits=COMPILE, runtime=runtime, writable=True)
+        if result.reason is not ExitReason.EXITED or result.exit_code != 0:
+            message = clip((result.stderr or result.stdout).decode(errors="replace"), 500)
+            raise CompileError(
+                message if result.reason is ExitReason.EXITED else f"the compiler ended by {result.reason}: {message}"
+            )
 
-    def run(self, limits: Limits, *, stdin: bytes = b"", arguments: Sequence[str] = ()) -> Ran:
-        """How it runs once."""
-        command = [*self._program.run, *arguments]
-        ran = self._sandbox.run(
-            command, folder=self.folder, limits=limits, runtime=self._toolchain.running, stdin=stdin
-        )
-        if ran.ended is Ended.EXITED and ran.exit_code != 0:
+    def run(self, limits: Limits, *, stdin: bytes = b"", arguments: Sequence[str] = ()) -> RunResult:
+        """Run the program once."""
+        runtime, command = self._toolchain.running, [*self._program.run, *arguments]
+        result = self._sandbox.run(command, folder=self.folder, limits=limits, runtime=runtime, stdin=stdin)
+        if result.reason is ExitReason.EXITED and result.exit_code != 0:
             self.compile()
-        return ran
+        return result
 
 
-def judge(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: bool) -> Judged:
-    """How the program `source` compiles and does in `truth.cases`, each within `limits`; stop: at the first failure.
+def judge_cases(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: bool) -> CodeResult:
+    """Compile `source` and run it on `truth.cases`, each within `limits`; stop: at the first failure.
 
-    Raises RuntimeError where that is not known: a box broke, or the checker failed.
+    Raises RuntimeError if there is no result: a box broke, or the checker failed.
     """
     total = len(truth.cases) or 1
     with TemporaryDirectory(prefix="alignyard-") as folder:
@@ -103,48 +99,47 @@ def judge(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: 
             program = Executable(sandbox, truth.language, source, Path(folder), memory_mb=limits.memory_mb)
             if truth.compile_only:
                 program.compile()
-                return Judged(Outcome.PASSED, 1, 1)
-            return _run_cases(sandbox, truth, program, limits, stop=stop)
+                return CodeResult(CodeOutcome.PASSED, 1, 1)
+            passed, outcome, detail = 0, CodeOutcome.PASSED, ""
+            for number, case in enumerate(truth.cases, 1):
+                failure = _run_case(sandbox, truth.checker, program, case, limits)
+                passed += failure is None
+                if failure and outcome is CodeOutcome.PASSED:
+                    outcome, detail = failure[0], f"case {number} of {total}: {failure[1]}"
+                if failure and stop:
+                    break
+            return CodeResult(outcome, passed, total, detail)
         except CompileError as error:
-            return Judged(Outcome.COMPILE_ERROR, 0, total, str(error))
+            return CodeResult(CodeOutcome.COMPILE_ERROR, 0, total, str(error))
 
 
-def _run_cases(sandbox: Sandbox, truth: Truth, program: Executable, limits: Limits, *, stop: bool) -> Judged:
-    passed, first, total = 0, None, len(truth.cases)
-    for number, case in enumerate(truth.cases, 1):
-        fault = _run_case(sandbox, truth.checker, program, case, limits)
-        passed += fault is None
-        if fault and not first:
-            first = fault[0], f"case {number} of {total}: {fault[1]}"
-        if first and stop:
-            break
-    return Judged(first[0] if first else Outcome.PASSED, passed, total, first[1] if first else "")
+def same_output(expected: bytes, actual: bytes) -> bool:
+    """Compare two outputs line by line, ignoring blanks at line ends and blank lines at the end.
 
+    Two integers are compared as text. A number with a decimal point or an exponent equals an integer of the same value.
+    Two such numbers are equal within 1e-9 of the expected one, a rounding error. If both have six or more decimals,
+    they are also equal within one unit in the last decimal that both have. If one has fewer, they must besides differ
+    by less than half a unit in its last decimal.
 
-def same_output(expected: bytes, got: bytes) -> bool:
-    """Compare two outputs line by line, except for blanks at the end of a line and blank lines at the end of all.
-
-    Two integers are compared as text. A number with a decimal point or an exponent agrees with an integer that is equal
-    to it. Two such numbers agree within 1e-9 of the expected one, a rounding error. Where both have six or more
-    decimals, they also agree within one unit in the last decimal that both have. Where one has fewer, they must besides
-    differ by less than half a unit in its last decimal.
+    Example:
+        same_output(b"0.333333 a", b"0.333334 a\\n")  # True
     """
-    wanted, found = _lines(expected), _lines(got)
-    return len(wanted) == len(found) and all(map(_same_line, wanted, found))
+    expected_lines, actual_lines = _lines(expected), _lines(actual)
+    return len(expected_lines) == len(actual_lines) and all(map(_same_line, expected_lines, actual_lines))
 
 
-def _same_line(expected: bytes, got: bytes) -> bool:
-    if expected == got:
+def _same_line(expected: bytes, actual: bytes) -> bool:
+    if expected == actual:
         return True
-    wanted, found = _NUMBER.split(expected), _NUMBER.split(got)
-    if len(wanted) != len(found) or wanted[::2] != found[::2]:
+    a, b = _NUMBER.split(expected), _NUMBER.split(actual)  # text at even places, numbers at odd ones
+    if len(a) != len(b) or a[::2] != b[::2]:
         return False
-    return all(a == b or _same_number(a, b) for a, b in zip(wanted[1::2], found[1::2], strict=True))
+    return all(x == y or _same_number(x, y) for x, y in zip(a[1::2], b[1::2], strict=True))
 
 
-def _same_number(expected: bytes, got: bytes) -> bool:
-    a, b = _EXACT.create_decimal(expected.decode()), _EXACT.create_decimal(got.decode())
-    integers = [number.lstrip(b"+-").isdigit() for number in (expected, got)]
+def _same_number(expected: bytes, actual: bytes) -> bool:
+    a, b = _EXACT.create_decimal(expected.decode()), _EXACT.create_decimal(actual.decode())
+    integers = [number.lstrip(b"+-").isdigit() for number in (expected, actual)]
     if any(integers):
         return not all(integers) and a == b
     gap = abs(_EXACT.subtract(a, b))
@@ -162,66 +157,74 @@ def _lines(output: bytes) -> list[bytes]:
 
 def _run_case(
     sandbox: Sandbox, checker: Checker | None, program: Executable, case: Case, limits: Limits
-) -> tuple[Outcome, str] | None:
-    """What goes wrong in one run, or None."""
+) -> tuple[CodeOutcome, str] | None:
+    """Return how one case fails, or None if it passes."""
     stdin, expected = case.stdin.encode("utf-8", "replace"), (case.stdout or "").encode("utf-8", "replace")
-    ran = program.run(replace(limits, output_kb=limits.output_kb + len(expected) // 512), stdin=stdin)
-    if ran.ended is not Ended.EXITED or ran.exit_code != 0:
-        how = f"exit code {ran.exit_code}" if ran.ended is Ended.EXITED else f"{ran.ended} ({_limit(ran, limits)})"
-        said = clip(ran.stderr[-2000:].decode(errors="replace").strip().rpartition("\n")[2])
-        return ENDED.get(ran.ended, Outcome.CRASH), f"{how}: {said}" if said else how
+    result = program.run(replace(limits, output_kb=limits.output_kb + len(expected) // 512), stdin=stdin)
+    if result.reason is not ExitReason.EXITED or result.exit_code != 0:
+        message = clip(result.stderr[-2000:].decode(errors="replace").strip().rpartition("\n")[2])
+        how = _how_it_failed(result, limits)
+        return _OUTCOMES.get(result.reason, CodeOutcome.CRASH), f"{how}: {message}" if message else how
     if checker:
-        reason = _rejected(sandbox, checker, {"input": stdin, "output": ran.stdout, "answer": expected})
-        return None if reason is None else (Outcome.WRONG_ANSWER, f"the checker says {reason!r}")
-    return None if same_output(expected, ran.stdout) else (Outcome.WRONG_ANSWER, _difference(expected, ran.stdout))
+        reason = _rejection(sandbox, checker, {"input": stdin, "output": result.stdout, "answer": expected})
+        return None if reason is None else (CodeOutcome.WRONG_ANSWER, f"the checker says {reason!r}")
+    if same_output(expected, result.stdout):
+        return None
+    return CodeOutcome.WRONG_ANSWER, _difference(expected, result.stdout)
 
 
-def _limit(ran: Ran, limits: Limits) -> str:
-    match ran.ended:
-        case Ended.TIME:
-            return f"{limits.seconds:g} s"
-        case Ended.MEMORY:
-            return f"{limits.memory_mb} MiB"
-        case Ended.OUTPUT:
-            return f"{limits.output_kb} KiB"
+def _how_it_failed(result: RunResult, limits: Limits) -> str:
+    match result.reason:
+        case ExitReason.EXITED:
+            return f"exit code {result.exit_code}"
+        case ExitReason.TIME:
+            bound = f"{limits.seconds:g} s"
+        case ExitReason.MEMORY:
+            bound = f"{limits.memory_mb} MiB"
+        case ExitReason.OUTPUT:
+            bound = f"{limits.output_kb} KiB"
         case _:
-            return f"signal {ran.signal}"
+            bound = f"signal {result.signal}"
+    return f"{result.reason} ({bound})"
 
 
-def _difference(expected: bytes, got: bytes) -> str:
-    """The first line in which two outputs differ."""
-    pairs = zip_longest(_lines(expected), _lines(got))
-    line, (wanted, found) = next(
-        (number, pair) for number, pair in enumerate(pairs, 1) if None in pair or not _same_line(*pair)
-    )
-    wanted, found = (
-        "the end" if text is None else repr(clip(text.decode(errors="replace"))) for text in (wanted, found)
-    )
-    return f"line {line}: expected {wanted}, got {found}"
+def _difference(expected: bytes, actual: bytes) -> str:
+    """Describe the first line in which two outputs differ."""
+    pairs = zip_longest(_lines(expected), _lines(actual))
+    number, pair = next((n, pair) for n, pair in enumerate(pairs, 1) if None in pair or not _same_line(*pair))
+    a, b = ("the end" if text is None else repr(clip(text.decode(errors="replace"))) for text in pair)
+    return f"line {number}: expected {a}, got {b}"
 
 
-def _rejected(sandbox: Sandbox, checker: Checker, files: dict[str, bytes]) -> str | None:
-    """Why the checker rejects an output, or None. Raises RuntimeError where it neither accepts nor rejects."""
-    program, lock, _ = _checker(sandbox, checker.language, checker.source)
-    with lock:
+@dataclass(frozen=True, slots=True)
+class _CompiledChecker:
+    """A checker's program. lock: held while it judges. folder: deleted with this record."""
+
+    program: Executable
+    folder: "TemporaryDirectory[str]"
+    lock: Lock = field(default_factory=Lock)
+
+
+def _rejection(sandbox: Sandbox, checker: Checker, files: dict[str, bytes]) -> str | None:
+    """Return why the checker rejects an output, or None. Raises RuntimeError if it neither accepts nor rejects."""
+    compiled = _compiled_checker(sandbox, checker.language, checker.source)
+    with compiled.lock:
         for name, content in files.items():
-            (program.folder / name).write_bytes(content)
-        ran = program.run(CHECKING, arguments=list(files))
-    said = (ran.stderr or ran.stdout).decode(errors="replace")
-    if ran.ended is not Ended.EXITED or ran.exit_code not in (_ACCEPTED, *_REJECTED):
-        raise RuntimeError(f"the checker failed: {ran.ended}, exit code {ran.exit_code}: {clip(said[-200:])}")
-    return None if ran.exit_code == _ACCEPTED else clip(said)
+            (compiled.program.folder / name).write_bytes(content)
+        result = compiled.program.run(CHECKING, arguments=list(files))
+    message = (result.stderr or result.stdout).decode(errors="replace")
+    if result.reason is not ExitReason.EXITED or result.exit_code not in (_ACCEPTED, *_REJECTED):
+        raise RuntimeError(f"the checker failed: {result.reason}, exit code {result.exit_code}: {clip(message[-200:])}")
+    return None if result.exit_code == _ACCEPTED else clip(message)
 
 
 @lru_cache(maxsize=16)
-def _checker(sandbox: Sandbox, language: str, source: str) -> tuple[Executable, Lock, "TemporaryDirectory[str]"]:
-    """The compiled checker, what must be held while it judges, and its folder, which lasts as long as it is
-    remembered."""
+def _compiled_checker(sandbox: Sandbox, language: str, source: str) -> _CompiledChecker:
     folder = TemporaryDirectory(prefix="alignyard-")
     source = _PYTHON_CHECKER.format(source=source) if language == "python" else source
     try:
         program = Executable(sandbox, language, source, Path(folder.name), memory_mb=CHECKING.memory_mb)
-        program.compile()  # now, or its fault would be taken for the judged program's
-        return program, Lock(), folder
+        program.compile()  # now, so that its fault is not taken for the judged program's
     except CompileError as error:
         raise RuntimeError(f"the checker does not compile: {error}") from error
+    return _CompiledChecker(program, folder)

@@ -1,15 +1,15 @@
-"""The program inside a completion.
+"""Extract the program from a completion.
 
-Only the text after the thinking counts, and only the part between `<answer>` tags where they hold code. The last fenced
+Only the text after the thinking counts, and only the part between `<answer>` tags if they hold code. The last fenced
 block (`rewards.markdown`) whose tag names the language wins, then the last without a tag, then the last; without a
-fence it is the whole text. Two more rules:
+fence the whole text is the program. Two more rules:
 
-* Where the tests name the function they call, the last block that defines it comes before any other: what follows may
-  be an example or tests. Python's blocks are completed by others: by the one that imports or defines what it uses.
-* Where a closing fence is the only one, as behind a prompt that ends with the opening one, it ends the program.
+* If the tests name the function they call, the last block that defines it wins, since later blocks may be examples or
+  tests. In Python, blocks that import or define the names it uses are added.
+* A lone closing fence ends the program: the prompt ended with the opening one.
 
-A block that is never closed ends with the text, as it does where the completion was cut off; whether that is a program
-is for the compiler to say.
+A block that is never closed ends with the text, as in a completion that was cut off; the compiler decides whether it is
+a program.
 """
 
 import builtins
@@ -27,7 +27,7 @@ _MAIN = {
     "go": r"\bfunc\s+main\s*\(",
     "java": r"\bvoid\s+main\s*\(",
 }
-"""The entry function of a program that can be run, by language."""
+"""Pattern of the entry function, by language."""
 _ANSWER = re.compile(r"<(/?)answer>")
 _BYTE_ORDER_MARKS = re.compile("^[ \t]*\ufeff+", re.MULTILINE)
 _COMMENT = ("#", "//", "/*", '"', "'")
@@ -37,32 +37,37 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 _IN_EVERY_MODULE = frozenset(dir(builtins)) | {"__file__"}
 _MOST_BLOCKS = 50
-"""Most blocks of a completion that are put together into one program."""
+"""Most blocks of a completion that are joined into one program."""
 
 
-def program(completion: str, language: str, *, names: Sequence[str] = (), runs: bool = False) -> str | None:
-    """The source text in `language`, or None where there is nothing but blanks.
+def extract_program(completion: str, language: str, *, names: Sequence[str] = (), runs: bool = False) -> str | None:
+    """Return the source text in `language`, or None if there are only blanks.
 
-    names: the functions and classes that the tests take from it. runs: whether it is a program that is to run.
+    names: functions and classes that the tests use. runs: the program needs an entry function.
+
+    Example:
+        extract_program("Sure:\n```python\nprint(1)\n```", "python")  # "print(1)\n"
     """
     text = with_newlines(_BYTE_ORDER_MARKS.sub("", after_thinking(completion)))
-    text, found = _in_answer(text)
-    fitting = LANGUAGE_TAGS.get(language, {language})
-    ranks = [[block for block in found if block.tag in fitting], [block for block in found if not block.tag], found]
-    chosen = _defining(ranks, language, names, runs) or next((rank[-1] for rank in ranks if rank), None)
-    source = text if chosen is None else chosen.source
-    if chosen and language == "python" and len(found) <= _MOST_BLOCKS:
-        mine = found.index(chosen)
-        parts = [block.source if block.tag in fitting or not block.tag else "" for block in found]
-        source = _completed(source, parts[:mine], parts[mine + 1 :])
+    text, all_blocks = _in_answer(text)
+    tags = LANGUAGE_TAGS.get(language, {language})
+    tagged = [block for block in all_blocks if block.tag in tags]
+    untagged = [block for block in all_blocks if not block.tag]
+    ranks = [tagged, untagged, all_blocks]
+    block = _defining(ranks, language, names, runs) or next((rank[-1] for rank in ranks if rank), None)
+    source = text if block is None else block.source
+    if block and language == "python" and len(all_blocks) <= _MOST_BLOCKS:
+        number = all_blocks.index(block)
+        parts = [block.source if block.tag in tags or not block.tag else "" for block in all_blocks]
+        source = _completed(source, parts[:number], parts[number + 1 :])
     return source if source.strip() else None
 
 
 def _in_answer(text: str) -> tuple[str, list[Block]]:
-    """The text between the answer's tags, or all of `text` where they are missing or hold no code; and its blocks."""
+    """Return the text between the answer tags and its blocks; all of `text` if they are missing or hold no code."""
     whole = _opened(text)
     tags = real_tags(text, _ANSWER)
-    opening = next((place for place in range(len(tags) - 1, -1, -1) if not tags[place][1]), None)
+    opening = next((number for number in range(len(tags) - 1, -1, -1) if not tags[number][1]), None)
     if opening is None:
         return whole
     end = tags[opening + 1].start() if opening + 1 < len(tags) else len(text)
@@ -71,18 +76,19 @@ def _in_answer(text: str) -> tuple[str, list[Block]]:
 
 
 def _opened(text: str) -> tuple[str, list[Block]]:
-    """`text` and its blocks. Where the first fence can only be a closing one, the text before it is a block too."""
-    found = blocks(text)
-    if not found or found[0].tag:
-        return text, found
-    lines = text[: found[0].start].split("\n")
-    last = max((number for number, line in enumerate(lines) if _is_prose(line)), default=-1)
-    closes = last < 0 or (len(found) == 1 and not found[0].closed and not found[0].source.strip())
-    code = "\n".join(lines[last + 1 :]).strip()
+    """Return `text` and its blocks. If the first fence can only be a closing one, open a block before it."""
+    all_blocks = blocks(text)
+    if not all_blocks or all_blocks[0].tag:
+        return text, all_blocks
+    first = all_blocks[0]
+    lines = text[: first.start].split("\n")
+    last_prose = max((number for number, line in enumerate(lines) if _is_prose(line)), default=-1)
+    closes = last_prose < 0 or (len(all_blocks) == 1 and not first.closed and not first.source.strip())
+    code = "\n".join(lines[last_prose + 1 :]).strip()
     if not closes or code.endswith(":") or not _CODE.search(code):
-        return text, found
-    start = sum(len(line) + 1 for line in lines[: last + 1])
-    text = f"{text[:start]}{text[found[0].start] * 3}\n{text[start:]}"
+        return text, all_blocks
+    start = sum(len(line) + 1 for line in lines[: last_prose + 1])
+    text = f"{text[:start]}{text[first.start] * 3}\n{text[start:]}"
     return text, blocks(text)
 
 
@@ -92,7 +98,7 @@ def _is_prose(line: str) -> bool:
 
 
 def _defining(ranks: Sequence[Sequence[Block]], language: str, names: Sequence[str], runs: bool) -> Block | None:
-    """The last block that defines one of `names`, or else the entry function, of the first rank that has one."""
+    """Return the last block that defines one of `names`, or else the entry function, in the first rank with one."""
     if names:
         name = "|".join(map(re.escape, names))
         definition = re.compile(rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+(?:{name})\b|^(?:{name})\b[^=\n]*=", re.M)
@@ -104,35 +110,29 @@ def _defining(ranks: Sequence[Sequence[Block]], language: str, names: Sequence[s
 
 
 def _completed(source: str, before: Sequence[str], after: Sequence[str]) -> str:
-    """`source` with those of the parts before and after it that define what it lacks, in order."""
-    needs = _needs(source)
-    taken: set[int] = set()
+    """Return `source` joined with the blocks before and after it that define the names it lacks, in order."""
+    used, defined = _names(source)
+    missing = set[str]() if "*" in defined else used - defined - _IN_EVERY_MODULE
+    own = len(before)
     parts = [*before, source, *after]
-    order = [*range(len(before) - 1, -1, -1), *range(len(before) + 1, len(parts))]
-    names = {number: _names(parts[number]) for number in order if needs and parts[number].strip()}
-    while needs:
-        number = next((n for n in order if n in names and n not in taken and needs & names[n][1]), None)
+    order = [*range(own - 1, -1, -1), *range(own + 1, len(parts))]  # the nearest before it first
+    names = {number: _names(parts[number]) for number in order if missing and parts[number].strip()}
+    added: set[int] = set()
+    while missing:
+        number = next((n for n in order if n in names and n not in added and missing & names[n][1]), None)
         if number is None:
             break
-        taken.add(number)
-        used, defined = names[number]
-        needs = (needs | used) - defined - _IN_EVERY_MODULE
-        for other in taken:
-            needs -= names[other][1]
-        needs -= _names(source)[1]
-    if not taken:
+        added.add(number)
+        missing = (missing | names[number][0]) - _IN_EVERY_MODULE - defined
+        missing = missing.difference(*(names[other][1] for other in added))
+    if not added:
         return source
-    whole = "\n".join(part for number, part in enumerate(parts) if number == len(before) or number in taken)
+    whole = "\n".join(part for number, part in enumerate(parts) if number == own or number in added)
     return "".join(_FUTURE.findall(whole)) + _FUTURE.sub("", whole)
 
 
-def _needs(source: str) -> set[str]:
-    used, defined = _names(source)
-    return set() if "*" in defined else used - defined - _IN_EVERY_MODULE
-
-
 def _names(source: str) -> tuple[set[str], set[str]]:
-    """Global names that `source` uses and defines; none where it is no Python."""
+    """Return the global names that `source` uses and defines; none if it is no Python."""
     try:
         return global_names(source)
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):

@@ -1,11 +1,11 @@
-"""How a program came out."""
+"""The result of judging a program."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Outcome(StrEnum):
-    """What became of a completion; all but the first earn nothing, or the fraction passed before or beside it."""
+class CodeOutcome(StrEnum):
+    """Outcome of a completion. All but `PASSED` score 0, or the fraction of cases or tests that passed."""
 
     PASSED = "passed"
     COMPILE_ERROR = "compile error"
@@ -18,16 +18,19 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """outcome: passed, or the first thing that went wrong. passed of total: cases or tests. detail: for reading."""
+class CodeResult:
+    """Result of judging one program.
 
-    outcome: Outcome
+    outcome: passed, or the first failure. passed, total: numbers of cases or tests. detail: a line for people.
+    """
+
+    outcome: CodeOutcome
     passed: int
     total: int
     detail: str = ""
 
 
 def clip(text: str, limit: int = 200) -> str:
-    """`text` on one line and not much longer than `limit` characters."""
+    """Return `text` on one line and not much longer than `limit` characters."""
     line = " ".join(text[: 2 * limit].split())
     return line if len(line) <= limit and len(text) <= 2 * limit else f"{line[:limit]}..."

@@ -1,4 +1,4 @@
-"""Code: does the program compile, print what it should, pass its tests?"""
+"""The code reward: a program compiles, prints the expected output, or passes unit tests."""
 
 from functools import cache
 from typing import ClassVar, Literal
@@ -7,81 +7,85 @@ from pydantic import Field
 
 from configs.base import Settings
 from configs.rewards import PoolName
-from rewards.code import cases, unit_tests
-from rewards.code.extract import program
-from rewards.code.outcome import Outcome
-from rewards.code.truth import Truth, read
-from rewards.sandbox.box import Mode, Sandbox
+from rewards.code.cases import CHECKING, judge_cases
+from rewards.code.extract import extract_program
+from rewards.code.outcome import CodeOutcome
+from rewards.code.truth import Truth, read_truth
+from rewards.code.unit_tests import judge_tests, limits_of_tests, untransferable
+from rewards.sandbox.box import Isolation, Sandbox
 from rewards.sandbox.process import Limits
-from rewards.sandbox.toolchains import COMPILE, find
+from rewards.sandbox.toolchains import COMPILE, find_toolchain
 from rewards.types import Task, Verdict
 
 _BOX_SECONDS = 2.0
-"""For a box to be made and removed, on a machine that is busy; 10 ms on one that is not."""
+"""Time to make and remove a box on a busy machine; an idle one takes 10 ms."""
 
 
 class CodeReward(Settings):
-    """1.0 for a program that passes, else 0.0 or the fraction it passed; the verdict's `outcome` is an `Outcome`.
+    """Score 1.0 for a program that passes, else 0.0 or the fraction that passed; `outcome` is a `CodeOutcome`.
 
-    `task.truth` is described by `rewards.code.truth.Truth`: input and output, unit tests, or just compiling; a dict or
-    the same as JSON. The completion is prose with a fenced block, or bare source. Programs run in a sandbox of their
-    own, and what they are compared with stays outside. Where that fails (no box, a checker that crashes, tests that
-    break without the program's doing) `score` raises RuntimeError, which is no score.
+    `task.truth` is a `rewards.code.truth.Truth` as a dict or JSON: input and output, unit tests, or compiling alone.
+    The completion is prose with a fenced block, or bare source. Programs run in a sandbox, and the expected output
+    stays outside. If judging itself fails (no box, a crashing checker, broken tests) `score` raises RuntimeError.
+
+    Example:
+        truth = {"language": "python", "cases": [{"stdin": "2", "stdout": "4"}]}
+        CodeReward().score(Task("Double it.", truth), "print(2 * int(input()))").score  # 1.0
     """
 
     pool: ClassVar[PoolName] = "sandbox"
 
-    sandbox: Mode = "bubblewrap"
-    """`unsafe` runs what the policy writes with the rights of this user, limited in time and memory only."""
+    sandbox: Isolation = "bubblewrap"
+    """`unsafe` runs the policy's programs with the rights of this user, limited in time and memory only."""
     credit: Literal["all", "fraction"] = "all"
-    """`all`: 1.0 if every case passes, and the first that fails ends it. `fraction`: the share of cases, or of the
+    """`all`: 1.0 if every case passes; the first failure ends judging. `fraction`: the share of the cases, or of the
     tests in a list, that pass."""
     seconds: float = Field(default=5.0, gt=0)
-    """Seconds of processor time, rounded up, for each case, or for all tests together, where the task has no limit of
-    its own. By the clock it may be three times as long and a second."""
+    """CPU seconds, rounded up, for each case or for all tests together, unless the task sets its own limit. The
+    wall-clock limit is three times that and a second."""
     memory_mb: int = Field(default=512, ge=16)
-    """MiB a program may take, beside its runtime, where the task has no limit of its own."""
+    """Memory of a program in MiB, beside its runtime's, unless the task sets its own limit."""
     output_kb: int = Field(default=1024, ge=1)
-    """KiB a program may print beyond twice what is expected."""
+    """Output of a program in KiB, beyond twice the expected output."""
 
     def setup(self) -> None:
-        """Prove that the sandbox works. Raises ValueError with the remedies where it does not."""
+        """Prove that the sandbox works. Raises ValueError with the remedies if it does not."""
         _sandbox(self.sandbox)
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where `task.truth` is wrong, where its toolchain is not installed, and where its tests pass
-        or expect values that can't cross between two processes."""
-        truth = read(task.truth)
-        find(truth.language)
+        """Raises ValueError if `task.truth` is wrong, its toolchain is not installed, or its tests pass or expect
+        values that cannot cross between two processes."""
+        truth = read_truth(task.truth)
+        find_toolchain(truth.language)
         if truth.checker:
-            find(truth.checker.language)
+            find_toolchain(truth.checker.language)
         if truth.may_pass_objects:
-            problem = unit_tests.uncarried(_sandbox(self.sandbox), truth, self._limits(truth))
+            problem = untransferable(_sandbox(self.sandbox), truth, self._limits(truth))
             if problem:
                 raise ValueError(f"truth.tests: {problem}; define its class in setup, or compare plain values")
 
     def time_limit(self, task: Task) -> float:
-        """Seconds by the clock that one verdict takes at most: to compile, and every run to its limit."""
-        truth = read(task.truth)
-        limits = unit_tests.limits_of_tests(self._limits(truth)) if truth.tests else self._limits(truth)
+        """Return the longest wall-clock time of one verdict: compiling, and every run to its limit."""
+        truth = read_truth(task.truth)
+        limits = limits_of_tests(self._limits(truth)) if truth.tests else self._limits(truth)
         runs = [limits] * max(len(truth.cases), 1)
         compilations = [] if truth.tests else [COMPILE]
         if truth.checker:
-            runs += [cases.CHECKING] * len(truth.cases)
+            runs += [CHECKING] * len(truth.cases)
             compilations.append(COMPILE)
         return sum(limits.wall_seconds + _BOX_SECONDS for limits in [*runs, *compilations])
 
     def score(self, task: Task, completion: str) -> Verdict:
-        """The verdict; see the class. Raises ValueError as `check` does, and RuntimeError where the judging fails."""
-        truth = read(task.truth)
-        source = program(completion, truth.language, names=truth.solution_names, runs=bool(truth.cases))
+        """Judge the program in `completion`; see the class. Raises ValueError for a wrong `task.truth`."""
+        truth = read_truth(task.truth)
+        source = extract_program(completion, truth.language, names=truth.solution_names, runs=bool(truth.cases))
         if source is None:
-            return Verdict(0.0, outcome=Outcome.NO_CODE)
-        judge = unit_tests.judge if truth.tests else cases.judge
-        judged = judge(_sandbox(self.sandbox), truth, source, self._limits(truth), stop=self.credit == "all")
-        share = judged.passed / judged.total
-        score = share if self.credit == "fraction" else float(judged.outcome is Outcome.PASSED)
-        return Verdict(score, detail=judged.detail, outcome=judged.outcome)
+            return Verdict(0.0, outcome=CodeOutcome.NO_CODE)
+        judge = judge_tests if truth.tests else judge_cases
+        result = judge(_sandbox(self.sandbox), truth, source, self._limits(truth), stop=self.credit == "all")
+        share = result.passed / result.total
+        score = share if self.credit == "fraction" else float(result.outcome is CodeOutcome.PASSED)
+        return Verdict(score, detail=result.detail, outcome=result.outcome)
 
     def _limits(self, truth: Truth) -> Limits:
         return Limits(
@@ -92,5 +96,5 @@ class CodeReward(Settings):
 
 
 @cache
-def _sandbox(mode: Mode) -> Sandbox:
+def _sandbox(mode: Isolation) -> Sandbox:
     return Sandbox(mode)

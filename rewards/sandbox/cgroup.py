@@ -1,6 +1,6 @@
-"""The memory of a box: kept within bounds by a control group where this process may make one, else by looking.
+"""Limit the memory of a box by a control group where this process may make one, and by polling elsewhere.
 
-Version 2 needs a parent that hands both controllers on, as systemd's services and sessions have; version 1 needs root.
+Version 2 needs a parent that delegates both controllers, as systemd's services and sessions have; version 1 needs root.
 """
 
 import os
@@ -13,18 +13,18 @@ from pathlib import Path
 _PREFIX = "alignyard-"
 _CONTROLLERS = ("memory", "pids")
 _SLACK_BYTES = 2**20
-"""More than any single request whose refusal makes the kernel kill."""
+"""More than any single allocation whose refusal makes the kernel kill."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Cgroup:
     """A control group for one box.
 
-    parents: the folder of each controller to make it in (see `parents`). Raises OSError where the kernel refuses.
+    parents: the parent folder of each controller (see `parents`). Raises OSError if the kernel refuses.
     """
 
     def __init__(self, parents: dict[str, Path], *, memory_bytes: int, processes: int) -> None:
-        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"  # whoever had this pid may have left groups behind
+        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"  # an earlier process of this pid may have left groups
         memory, pids = (parents[controller] / name for controller in _CONTROLLERS)
         self._memory, self._memory_bytes, self._folders = memory, memory_bytes, {memory, pids}
         with ExitStack() as undo:
@@ -43,15 +43,15 @@ class Cgroup:
             undo.pop_all()
 
     def add(self, pid: int) -> None:
-        """Moves a process, and what it will start, into the group."""
+        """Move a process, and all that it will start, into the group."""
         for folder in self._folders:
             (folder / "cgroup.procs").write_text(str(pid))
 
     @property
     def ran_out(self) -> bool:
-        """Whether the kernel killed in here because the group was at its limit.
+        """True if the kernel killed a process because the group was at its limit.
 
-        Raises RuntimeError where it killed for another's want of memory: a group's above, or the whole machine's.
+        Raises RuntimeError if it killed because a group above, or the whole machine, ran out of memory.
         """
         events = self._memory / ("memory.events" if self._version == 2 else "memory.oom_control")
         counts = dict(line.split() for line in events.read_text().splitlines())
@@ -67,60 +67,60 @@ class Cgroup:
         return True
 
     def remove(self) -> None:
-        """Removes the group, in which nothing runs any more."""
+        """Remove the group after its last process has ended."""
         for folder in self._folders:
             folder.rmdir()
 
 
 def parents() -> dict[str, Path] | None:
-    """Where this process may make groups that limit memory and processes, by controller; None where it may not.
+    """Return the folder by controller in which this process may make groups, or None.
 
-    Clears away groups that processes left behind which were killed.
+    Removes groups that killed processes left behind.
     """
-    found = _parents(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mounts").read_text())
-    if {*found} != {*_CONTROLLERS} or not all(os.access(folder, os.W_OK) for folder in found.values()):
+    folders = _parents(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mounts").read_text())
+    if {*folders} != {*_CONTROLLERS} or not all(os.access(folder, os.W_OK) for folder in folders.values()):
         return None
-    for folder in {*found.values()}:
+    for folder in {*folders.values()}:
         for group in folder.glob(f"{_PREFIX}*"):
             if not Path("/proc", group.name.split("-")[1]).exists():
-                with suppress(OSError):  # a neighbour was quicker
+                with suppress(OSError):  # another process removed it first
                     group.rmdir()
-    return found
+    return folders
 
 
 def _parents(memberships: str, mounts: str) -> dict[str, Path]:
-    """What /proc/self/cgroup and /proc/self/mounts say: per controller the folder in which to make a group.
+    """Parse /proc/self/cgroup and /proc/self/mounts into the parent folder of new groups, by controller.
 
-    In version 2 a group that holds processes can't hand controllers on, so ours become siblings of our process's.
+    In version 2 a group with processes cannot delegate controllers, so new groups become siblings of this process's.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     hierarchies = [line.split(":", 2)[1:] for line in memberships.splitlines()]
     for _, point, kind, options, *_ in (line.split() for line in mounts.splitlines()):
-        for controllers, place in hierarchies:
-            here = Path(point, place.lstrip("/"))
-            if kind == "cgroup2" and not controllers and place != "/":
-                handed_on = here.parent / "cgroup.subtree_control"
-                if handed_on.exists() and {*_CONTROLLERS} <= {*handed_on.read_text().split()}:
-                    found = dict.fromkeys(_CONTROLLERS, here.parent)
+        for controllers, path in hierarchies:
+            own = Path(point, path.lstrip("/"))
+            if kind == "cgroup2" and not controllers and path != "/":
+                delegated = own.parent / "cgroup.subtree_control"
+                if delegated.exists() and {*_CONTROLLERS} <= {*delegated.read_text().split()}:
+                    folders = dict.fromkeys(_CONTROLLERS, own.parent)
             elif kind == "cgroup" and controllers in _CONTROLLERS and controllers in options.split(","):
-                found[controllers] = here
-    return found
+                folders[controllers] = own
+    return folders
 
 
 def exceeds(pid: int, memory_bytes: int) -> bool:
-    """Whether a process and all below it hold more than `memory_bytes`, shared memory counted once.
+    """Return whether a process and its descendants hold more than `memory_bytes`, shared memory counted once.
 
-    The quick sum counts shared pages in every process that has them; the exact one is taken only where that may matter.
+    The fast sum counts shared pages in every process, so the exact sum is needed only if the fast one is above.
     """
     pids = list(family(pid))
     return _total(pids, _resident) > memory_bytes and _total(pids, _proportional) > memory_bytes
 
 
 def family(pid: int) -> Iterator[int]:
-    """A process and all below it, nothing where it has ended."""
+    """Yield a process and its descendants; nothing if it has ended."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+    except (FileNotFoundError, ProcessLookupError):  # it ended
         return
     yield pid
     for child in chain.from_iterable(map(_children, tasks)):
@@ -130,7 +130,7 @@ def family(pid: int) -> Iterator[int]:
 def _children(task: Path) -> list[int]:
     try:
         return [int(child) for child in (task / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):  # this thread ended meanwhile; its process need not have
+    except (FileNotFoundError, ProcessLookupError):  # this thread ended; its process may go on
         return []
 
 
@@ -147,6 +147,6 @@ def _resident(process: Path) -> int:
 
 
 def _proportional(process: Path) -> int:
-    """Resident memory, each page divided by the number of processes that have it."""
+    """Return resident memory, each page divided by the number of processes that share it."""
     lines = (process / "smaps_rollup").read_text().splitlines()
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -1,4 +1,4 @@
-"""A program in a box from its start to its end: its limits, its output, its death."""
+"""A program in a box while it runs: its limits, its output, and how it ends."""
 
 import functools
 import os
@@ -13,16 +13,17 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.connection import wait
+from typing import IO, Any
 
 from rewards.sandbox.cgroup import Cgroup, exceeds
 
 MIB = 2**20
 END_SECONDS = 20.0
-"""Longest the kernel may take to end what was killed."""
+"""Longest the kernel may take to end a killed process."""
 
-_LOOK_SECONDS = 0.02
-"""Between two looks at the time and the memory of a box, at most."""
-_REFUSED = (
+_POLL_SECONDS = 0.02
+"""Longest time between two checks of a box's time and memory."""
+_OUT_OF_MEMORY = (
     b"what():  std::bad_alloc",
     b"\nMemoryError",
     b"java.lang.OutOfMemoryError",
@@ -32,17 +33,18 @@ _REFUSED = (
     b"out of memory allocating",  # gcc
     b"annot allocate ",  # bash, and strerror(ENOMEM)
 )
-_NEARLY = 0.9
-"""Share of the memory limit above which a crash counts as running out of memory."""
-_HALF = 0.5
-"""Share of the limit on processor time above which a SIGKILL counts as a time-out. The kernel counts that
-limit in ticks, and on a busy machine far fewer seconds than were allowed have been spent by then."""
+"""Messages on stderr by which runtimes report a refused allocation."""
+_MEMORY_SHARE = 0.9
+"""A crash above this share of the memory limit counts as running out of memory."""
+_CPU_SHARE = 0.5
+"""A SIGKILL after this share of the CPU limit counts as a time-out. The kernel counts the limit in ticks, so on a busy
+machine it kills long before that many seconds were spent."""
 _SIGNALLED = 128
 _CHUNK = 1 << 16
 
 
-class Ended(StrEnum):
-    """How a program ended; `STOPPED`: it still ran when it was no longer needed."""
+class ExitReason(StrEnum):
+    """Reason of a program's end; `STOPPED`: it was killed because its result was no longer needed."""
 
     EXITED = "exited"
     CRASH = "crash"
@@ -54,12 +56,12 @@ class Ended(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may take.
+    """Resources a program may use.
 
-    seconds: processor time of each of its processes, rounded up to whole seconds; all together end after
-    `wall_seconds`. memory_mb: MiB in all its processes together, beside its runtime's own `extra_mb`. output_kb: KiB on
-    stdout and stderr together. disk_mb: MiB in /tmp, and in any one file. processes: threads count; before Linux 5.14
-    so may those of others (see `rewards.sandbox.box`).
+    seconds: CPU time of each of its processes, rounded up to whole seconds; all of them end after `wall_seconds`.
+    memory_mb: MiB in all its processes together, beside the runtime's own `extra_mb`. output_kb: KiB on stdout and
+    stderr together. disk_mb: MiB in /tmp, and in any one file. processes: threads count; before Linux 5.14 other
+    programs' may count too (see `rewards.sandbox.box`).
     """
 
     seconds: float = 10.0
@@ -70,20 +72,19 @@ class Limits:
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds after which it is ended whatever it does: far more than `seconds`, since to wait for a processor on a
-        busy machine is not the program's doing."""
+        """Wall-clock limit. Far above `seconds`, since a program on a busy machine also waits for a processor."""
         return 3 * self.seconds + 1
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """How a program ran.
+class RunResult:
+    """Result of a run.
 
-    exit_code: None if it was killed or died of a `signal`. An exit code of 128 + n counts as death by signal n, as in
-    every shell. seconds: wall clock, from when the box stood.
+    exit_code: None after a kill or a death by `signal`. An exit code of 128 + n counts as death by signal n, as in
+    every shell. seconds: wall clock, from when the box was complete.
     """
 
-    ended: Ended
+    reason: ExitReason
     exit_code: int | None
     signal: int | None
     stdout: bytes
@@ -91,176 +92,218 @@ class Ran:
     seconds: float
 
 
-class Boxed:
-    """A program that runs, made by `Sandbox.start` and ended by `finish`.
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A process just started, with pipes for stdout and stderr.
 
-    process: what was started. status: bubblewrap's report, None without one. init: the first process of the box, with
-    which everything in it ends; `process` itself without a box. output: our ends of its stdout and stderr. held: what
-    to let go at the end, which it takes over.
+    process: bubblewrap, or without a box the program itself. init: first process of the box; all others end with it.
+    status: descriptor of bubblewrap's JSON report. gate: descriptor that lets the box continue. Both are None without a
+    box.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    init: int
+    status: int | None = None
+    gate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """End of a process.
+
+    code: exit code as a shell gives it, None if bubblewrap reported none. usage: resources of the whole box, if known.
+    """
+
+    code: int | None
+    usage: resource.struct_rusage | None
+
+
+def file(lifetime: ExitStack, content: bytes) -> int:
+    """Return a descriptor that reads as `content`; `lifetime` closes it."""
+    with os.fdopen(os.memfd_create("alignyard"), "wb") as memory:
+        memory.write(content)
+        memory.flush()
+        fd = os.open(f"/proc/self/fd/{memory.fileno()}", os.O_RDONLY)
+    lifetime.callback(os.close, fd)
+    return fd
+
+
+def spawn(lifetime: ExitStack, command: Sequence[str], **popen: Any) -> "subprocess.Popen[bytes]":
+    """Start a process with pipes for its output; `lifetime` kills it if it still runs, and closes the pipes."""
+    process = subprocess.Popen[bytes](command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, **popen)
+    lifetime.callback(_abandon, process)
+    for stream in _streams(process):
+        os.fchmod(stream.fileno(), 0o666)  # another user opens it by name, as /dev/stdout
+    return process
+
+
+def _streams(process: "subprocess.Popen[bytes]") -> "tuple[IO[bytes], IO[bytes]]":
+    assert process.stdout and process.stderr
+    return process.stdout, process.stderr
+
+
+def _abandon(process: "subprocess.Popen[bytes]") -> None:
+    for stream in _streams(process):
+        stream.close()
+    process.kill()
+    process.wait(END_SECONDS)
+
+
+class Box:
+    """A running program. `Sandbox.start` makes it, and ends and closes it with its `with` block.
+
+    `lifetime` closes its descriptors, after everything in the box has ended.
     """
 
     def __init__(
-        self,
-        process: "subprocess.Popen[bytes]",
-        init: int,
-        status: int | None,
-        output: Sequence[int],
-        limits: Limits,
-        *,
-        memory_bytes: int,
-        cgroup: Cgroup | None,
-        held: ExitStack,
+        self, spawned: Spawned, limits: Limits, *, memory_bytes: int, cgroup: Cgroup | None, lifetime: ExitStack
     ) -> None:
-        self.over = False
-        self._process, self._init, self._status, self._limits = process, init, status, limits
-        self._memory_bytes, self._cgroup = memory_bytes, cgroup
-        self._exit, self._init_exit = os.pidfd_open(process.pid), os.pidfd_open(init)
-        held.callback(os.close, self._exit)
-        held.callback(os.close, self._init_exit)
-        self._written = {fd: bytearray() for fd in output}
-        for fd in output:
+        self.has_ended = False
+        self._spawned, self._limits, self._memory_bytes, self._cgroup = spawned, limits, memory_bytes, cgroup
+        self._process_end, self._init_end = (os.pidfd_open(pid) for pid in (spawned.process.pid, spawned.init))
+        for fd in (self._process_end, self._init_end):
+            lifetime.callback(os.close, fd)
+        self._output = {stream.fileno(): bytearray() for stream in _streams(spawned.process)}
+        for fd in self._output:
             os.set_blocking(fd, False)
-        self._ended: Ended | None = None
-        self._reaped = False
-        self._began = time.perf_counter()
-        self._deadline = self._began + limits.wall_seconds
-        self._held = held.pop_all()
+        self._killed_for: ExitReason | None = None
+        self._exit: Exit | None = None
+        self._start = time.perf_counter()
+        self._deadline = self._start + limits.wall_seconds
 
     @property
     def descriptors(self) -> list[int]:
-        """What to wait on: its output and its end."""
-        return [*self._written, self._exit]
+        """Descriptors to wait on: its output and its end."""
+        return [*self._output, self._process_end]
 
-    def take(self, fd: int) -> bool:
-        """Takes what a ready descriptor has to say; False when that was all."""
-        if fd == self._exit:
-            self.over = True
+    def read(self, fd: int) -> bool:
+        """Read once from a ready descriptor; False once it has no more to give."""
+        if fd == self._process_end:
+            self.has_ended = True
             return False
         try:
             chunk = os.read(fd, _CHUNK)
         except BlockingIOError:
             return False
-        self._written[fd] += chunk
-        excess = sum(map(len, self._written.values())) - 1024 * self._limits.output_kb
+        self._output[fd] += chunk
+        excess = sum(map(len, self._output.values())) - 1024 * self._limits.output_kb
         if excess > 0:
-            del self._written[fd][-excess:]
-            self.kill(Ended.OUTPUT)
+            del self._output[fd][-excess:]
+            self.kill(ExitReason.OUTPUT)
         return bool(chunk) and excess <= 0
 
-    def look(self) -> None:
-        """Ends it when it is past its time or its memory.
+    def enforce_limits(self) -> None:
+        """Kill the program if it is past its time or its memory.
 
-        Raises RuntimeError where it was ended and is still there, and where the machine ran out of memory.
+        Raises RuntimeError if it outlives its kill by END_SECONDS, or if the whole machine ran out of memory.
         """
         late = time.perf_counter() > self._deadline
-        if self._ended and late:
-            raise RuntimeError(f"process {self._process.pid} doesn't end within {END_SECONDS:g} s of being killed")
+        if self._killed_for and late:
+            raise RuntimeError(f"process {self._spawned.process.pid} still runs {END_SECONDS:g} s after being killed")
         if late:
-            self.kill(Ended.TIME)
-        elif not self._ended and self._out_of_memory():
-            self.kill(Ended.MEMORY)
+            self.kill(ExitReason.TIME)
+        elif not self._killed_for and self._is_out_of_memory():
+            self.kill(ExitReason.MEMORY)
 
-    def kill(self, ended: Ended) -> None:
-        """Ends everything in the box; the first reason given counts."""
-        if not self._ended:
-            self._ended = ended
+    def kill(self, reason: ExitReason) -> None:
+        """Kill everything in the box; the first reason counts."""
+        if not self._killed_for:
+            self._killed_for = reason
             self._deadline = time.perf_counter() + END_SECONDS
-        self._end()
+        self._send_kill()
 
-    def result(self) -> Ran:
-        """How it ran, after ending what is left of it. To be called once.
+    def result(self) -> RunResult:
+        """Kill everything that still runs and return the result.
 
-        Raises RuntimeError where that says nothing of the program: the box broke, the machine ran out of memory, or the
-        kernel cannot end it.
+        Raises RuntimeError if there is none: the box broke, the machine ran out of memory, or the kernel cannot end the
+        program.
         """
-        seconds = time.perf_counter() - self._began
-        with self._held:
-            for fd in self._written:
-                while self.take(fd):
-                    pass
-            if not self.over:
-                self.kill(Ended.STOPPED)
-            self._end()
-            code, usage = self._reap()
-            stdout, stderr = map(bytes, self._written.values())
-            ended = self._ended or self._reason(code, usage, stderr)
-        if code is None or self._ended:
-            return Ran(ended, None, signal.SIGKILL, stdout, stderr, seconds)
-        died = code - _SIGNALLED if _SIGNALLED < code < _SIGNALLED + signal.NSIG else None
-        return Ran(ended, None if died else code, died, stdout, stderr, seconds)
+        seconds = time.perf_counter() - self._start
+        for fd in self._output:
+            while self.read(fd):
+                pass
+        if not self.has_ended:
+            self.kill(ExitReason.STOPPED)
+        exit = self.close()
+        stdout, stderr = map(bytes, self._output.values())
+        reason = self._killed_for or self._reason(exit, stderr)
+        if exit.code is None or self._killed_for:
+            return RunResult(reason, None, signal.SIGKILL, stdout, stderr, seconds)
+        died_of = exit.code - _SIGNALLED if _SIGNALLED < exit.code < _SIGNALLED + signal.NSIG else None
+        return RunResult(reason, None if died_of else exit.code, died_of, stdout, stderr, seconds)
 
-    def close(self) -> None:
-        """Ends it and lets go of what it held. Harmless after `result`, and twice."""
-        with self._held:
-            if not self._reaped:
-                self._end()
-                self._reap()
+    def close(self) -> Exit:
+        """Kill everything in the box and wait for its end; may be called again."""
+        if self._exit is None:
+            self._send_kill()
+            self._exit = self._reap()
+        return self._exit
 
-    def _out_of_memory(self) -> bool:
-        """A group kills single processes, of which the others need not take notice."""
-        if self._cgroup:
+    def _is_out_of_memory(self) -> bool:
+        if self._cgroup:  # it kills single processes, and the others may go on
             return self._cgroup.ran_out
-        return exceeds(self._process.pid, self._memory_bytes)
+        return exceeds(self._spawned.process.pid, self._memory_bytes)
 
-    def _end(self) -> None:
+    def _send_kill(self) -> None:
         with suppress(ProcessLookupError):
-            if self._status is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:  # the kernel tells the first process in the box of bubblewrap's death
-                signal.pidfd_send_signal(self._exit, signal.SIGKILL)
+            if self._spawned.status is None:
+                os.killpg(self._spawned.process.pid, signal.SIGKILL)
+            else:  # bubblewrap's death kills the first process of the box, and that one all others
+                signal.pidfd_send_signal(self._process_end, signal.SIGKILL)
 
-    def _reap(self) -> tuple[int | None, resource.struct_rusage | None]:
-        """The program's exit code as a shell's and what the whole box used; None for what nobody knows."""
-        self._reaped = True
-        if not wait([self._init_exit], END_SECONDS):
-            raise RuntimeError(f"process {self._init} doesn't end within {END_SECONDS:g} s of being killed")
-        if self._status is None:
-            _, status, usage = os.wait4(self._init, 0)
-            self._process.returncode = os.waitstatus_to_exitcode(status)
-            code = self._process.returncode
-            return (code if code >= 0 else _SIGNALLED - code), usage
-        self._process.wait(END_SECONDS)
+    def _reap(self) -> Exit:
+        process, init, status = self._spawned.process, self._spawned.init, self._spawned.status
+        if not wait([self._init_end], END_SECONDS):
+            raise RuntimeError(f"process {init} still runs {END_SECONDS:g} s after being killed")
+        if status is None:
+            _, wait_status, usage = os.wait4(init, 0)
+            process.returncode = os.waitstatus_to_exitcode(wait_status)
+            return Exit(process.returncode if process.returncode >= 0 else _SIGNALLED - process.returncode, usage)
+        process.wait(END_SECONDS)
         usage = None
-        with suppress(ChildProcessError):  # bubblewrap was quicker
-            usage = os.wait4(self._init, 0)[2]
-        report = b"".join(iter(functools.partial(os.read, self._status, _CHUNK), b""))
+        with suppress(ChildProcessError):  # bubblewrap reaped it first
+            usage = os.wait4(init, 0)[2]
+        report = b"".join(iter(functools.partial(os.read, status, _CHUNK), b""))
         code = re.search(rb'"exit-code": (\d+)', report)
-        return (int(code[1]) if code else None), usage
+        return Exit(int(code[1]) if code else None, usage)
 
-    def _reason(self, code: int | None, usage: resource.struct_rusage | None, stderr: bytes) -> Ended:
-        """How it ended of itself."""
+    def _reason(self, exit: Exit, stderr: bytes) -> ExitReason:
+        """Return the reason of an end that no kill from here caused."""
         if self._cgroup and self._cgroup.ran_out:
-            return Ended.MEMORY
-        if code is None:
+            return ExitReason.MEMORY
+        if exit.code is None:
             raise RuntimeError(f"the box broke: {stderr.decode(errors='replace')[-500:].strip() or 'no reason given'}")
-        if code == 0:
-            return Ended.EXITED
-        spent = usage.ru_utime + usage.ru_stime if usage else 0.0
-        if code == _SIGNALLED + signal.SIGKILL and spent > _HALF * self._limits.seconds:
-            return Ended.TIME
-        held_bytes = 1024 * usage.ru_maxrss if usage else 0
-        if held_bytes > _NEARLY * self._memory_bytes or any(word in stderr for word in _REFUSED):
-            return Ended.MEMORY
-        return Ended.CRASH if code > _SIGNALLED else Ended.EXITED
+        if exit.code == 0:
+            return ExitReason.EXITED
+        cpu_seconds = exit.usage.ru_utime + exit.usage.ru_stime if exit.usage else 0.0
+        if exit.code == _SIGNALLED + signal.SIGKILL and cpu_seconds > _CPU_SHARE * self._limits.seconds:
+            return ExitReason.TIME
+        peak_bytes = 1024 * exit.usage.ru_maxrss if exit.usage else 0
+        if peak_bytes > _MEMORY_SHARE * self._memory_bytes or any(message in stderr for message in _OUT_OF_MEMORY):
+            return ExitReason.MEMORY
+        return ExitReason.CRASH if exit.code > _SIGNALLED else ExitReason.EXITED
 
 
-def finish(first: Boxed, *others: Boxed) -> list[Ran]:
-    """Waits until `first` ends, of itself or by its limits, and ends the others; how each of them ran, in order.
+def finish(main: Box, *helpers: Box) -> list[RunResult]:
+    """Wait until `main` ends, stop the `helpers`, and return the results in order.
 
-    Everything in the boxes is gone when this returns. Raises RuntimeError where a box broke or the machine ran out of
+    Nothing runs in the boxes any more when it returns. Raises RuntimeError if a box broke or the machine ran out of
     memory.
+
+    Example:
+        with sandbox.start(["/bin/cat"], folder=folder, limits=Limits(), stdin=b"hi") as box:
+            [result] = finish(box)  # result.stdout == b"hi"
     """
-    boxes = (first, *others)
-    with ExitStack() as ends, selectors.DefaultSelector() as selector:
+    boxes = (main, *helpers)
+    with selectors.DefaultSelector() as selector:
         for box in boxes:
-            ends.callback(box.close)
             for fd in box.descriptors:
                 selector.register(fd, selectors.EVENT_READ, box)
-        while not first.over:
-            for key, _ in selector.select(_LOOK_SECONDS):
-                if not key.data.take(key.fd):
+        while not main.has_ended:
+            for key, _ in selector.select(_POLL_SECONDS):
+                if not key.data.read(key.fd):
                     selector.unregister(key.fd)
             for box in boxes:
-                if not box.over:
-                    box.look()
+                if not box.has_ended:
+                    box.enforce_limits()
         return [box.result() for box in boxes]

@@ -1,8 +1,8 @@
-"""The system calls a boxed program may not make, as a filter the kernel runs.
+"""A filter of system calls for boxed programs, run by the kernel.
 
-A filter narrows what a program can reach of the kernel; the namespaces are what isolates. It lists what is forbidden,
-since what the runtimes of nine languages need cannot be listed. A forbidden call fails with EPERM; the ones that
-programs try before something older, and newer ways to do what is forbidden, with ENOSYS.
+The namespaces isolate; the filter only narrows a program's reach into the kernel. It lists forbidden calls, because the
+calls that the runtimes of nine languages need cannot be listed. A forbidden call fails with EPERM. A new call with an
+older substitute fails with ENOSYS, so that libraries fall back to that.
 """
 
 import errno
@@ -15,55 +15,29 @@ _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 # name: (number on x86_64, number on aarch64), of asm/unistd_64.h and asm-generic/unistd.h
 _FORBIDDEN = {
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "kcmp": (312, 272),
+    # Other processes.
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
     "pidfd_getfd": (438, 438),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "move_mount": (429, 429),
-    "open_tree": (428, 428),
-    "fsopen": (430, 430),
-    "fsconfig": (431, 431),
-    "fsmount": (432, 432),
-    "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294),
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "delete_module": (176, 106),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "quotactl": (179, 60),
-    "acct": (163, 89),
-    "swapon": (167, 224),
-    "swapoff": (168, 225),
-    "reboot": (169, 142),
-    "syslog": (103, 116),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
-    "clock_adjtime": (305, 266),
-    "adjtimex": (159, 171),
-    "sethostname": (170, 161),
+    # Mounts, namespaces, and files by handle.
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "move_mount": (429, 429),
+    "open_tree": (428, 428), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
+    "fspick": (433, 433), "mount_setattr": (442, 442), "unshare": (272, 97), "setns": (308, 268),
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "fanotify_init": (300, 262),
+    # The kernel itself.
+    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105), "finit_module": (313, 273),
+    "delete_module": (176, 106), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+    "reboot": (169, 142), "syslog": (103, 116),
+    # Keys.
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    # Settings of the machine.
+    "quotactl": (179, 60), "acct": (163, 89), "swapon": (167, 224), "swapoff": (168, 225), "settimeofday": (164, 170),
+    "clock_settime": (227, 112), "clock_adjtime": (305, 266), "adjtimex": (159, 171), "sethostname": (170, 161),
     "setdomainname": (171, 162),
-    "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    "fanotify_init": (300, 262),
-    "shmget": (29, 194),  # this and memfd_create: memory that no rlimit counts
-    "msgget": (68, 186),
-}
+    # Shared memory, which no rlimit counts (so memfd_create below), and message queues.
+    "shmget": (29, 194), "msgget": (68, 186),
+}  # fmt: skip
 _MISSING = {
-    "clone3": (435, 435),  # its flags lie behind a pointer, where no filter can look; libraries fall back to clone
+    "clone3": (435, 435),  # a filter cannot read its flags, which lie behind a pointer
     "io_uring_setup": (425, 425),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
@@ -82,8 +56,8 @@ _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 @functools.cache
-def program(machine: str = platform.machine()) -> bytes:
-    """The filter as classic BPF, struct sock_filter of linux/filter.h in a row; empty for a machine not known here."""
+def bpf_filter(machine: str = platform.machine()) -> bytes:
+    """Return the filter as classic BPF, a row of struct sock_filter (linux/filter.h); empty for an unknown machine."""
     if machine not in _ARCHITECTURES:
         return b""
     column = list(_ARCHITECTURES).index(machine)

@@ -1,4 +1,4 @@
-"""The final answer inside a completion: marks, their order, and text written to confuse."""
+"""Finding the final answer: marks, their order, and misleading text."""
 
 import pytest
 

@@ -88,21 +88,21 @@ def verdict(left: str, right: str) -> bool | str:
 
 def test_symmetric_and_reflexive_for_any_two_answers_of_the_tables() -> None:
     answers = sorted({answer for pair in EQUAL + DIFFERENT for answer in pair})
-    drawn = random.Random(0)
+    rng = random.Random(0)
     for _ in range(400):
-        left, right = drawn.choice(answers), drawn.choice(answers)
+        left, right = rng.choice(answers), rng.choice(answers)
         assert verdict(left, right) == verdict(right, left), (left, right)
     assert all(equal(answer, answer) for answer in answers)
 
 
 def test_symmetric_for_answers_with_typing_errors() -> None:
     answers = sorted({answer for pair in EQUAL + DIFFERENT for answer in pair})
-    drawn = random.Random(1)
+    rng = random.Random(1)
     for _ in range(300):
-        left = drawn.choice(answers)
-        at = drawn.randrange(len(left))
+        left = rng.choice(answers)
+        at = rng.randrange(len(left))
         right = (
-            left[:at] + drawn.choice(["", "{", "}", "(", "]", ",", "=", "<", "^", r"\frac", "x", "|"]) + left[at + 1 :]
+            left[:at] + rng.choice(["", "{", "}", "(", "]", ",", "=", "<", "^", r"\frac", "x", "|"]) + left[at + 1 :]
         )
         assert verdict(left, right) == verdict(right, left), (left, right)
 
@@ -115,8 +115,8 @@ def test_dress_does_not_matter(value: str, dress: str) -> None:
 
 def test_exact_values() -> None:
     for text, value in {"1 1/2": 1.5, "-$5": -5, "2.5 million": 2.5e6, r"-\frac{3}{4}": -0.75, "1e-2": 0.01}.items():
-        found = literal(canonical(text))
-        assert found is not None and float(found.value) == value
+        number = literal(canonical(text))
+        assert number is not None and float(number.value) == value
     assert literal("5x") is literal("1/0") is literal("9" * 500) is literal("1e999") is None
 
 

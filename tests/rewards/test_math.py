@@ -131,8 +131,8 @@ def test_verdicts_say_how_they_came_out() -> None:
 
 def test_as_many_of_math_verifys_cases_as_math_verify() -> None:
     missed = {(gold, answer) for gold, answer, expected in CASES if score(gold, answer) != expected}
-    theirs = sum(math_verify.verify(math_verify.parse(g), math_verify.parse(a)) == bool(e) for g, a, e in CASES)
-    assert len(CASES) - len(missed) >= theirs
+    agreements = sum(math_verify.verify(math_verify.parse(g), math_verify.parse(a)) == bool(e) for g, a, e in CASES)
+    assert len(CASES) - len(missed) >= agreements
     assert missed == DISAGREE
 
 

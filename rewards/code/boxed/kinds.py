@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # to import these takes longer than the rest of the process's start
+TYPE_CHECKING = False  # importing typing would take longer than the rest of the process's start
+if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 
 def _offset(value: Any) -> Any:
-    """The zone of a time as its distance from UTC, which is all that comparing looks at."""
+    """Return a time's zone as its offset from UTC; comparisons use nothing else."""
     offset = value.utcoffset()
     return None if offset is None else fetch("datetime.timezone")(offset)
 
@@ -30,12 +30,12 @@ CARRIED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "uuid.UUID": lambda value: (str(value),),
     "array.array": lambda value: (value.typecode, value.tolist()),
 }
-"""For each type, a function from a value to the arguments with which the type makes an equal one."""
+"""Function by type that returns the constructor's arguments for an equal value."""
 CARRIED_DICTS = {"collections.Counter": b"C", "collections.OrderedDict": b"O", "collections.defaultdict": b"D"}
 
 
 def attributes(value: Any) -> list[tuple[str, Any]]:
-    """Names and values of an object's attributes, those in slots too."""
+    """Return names and values of an object's attributes, including those in slots."""
     slots = [slot for kind in type(value).__mro__ for slot in _slots(kind) if hasattr(value, slot)]
     return [*getattr(value, "__dict__", {}).items(), *((slot, getattr(value, slot)) for slot in slots)]
 
@@ -46,10 +46,10 @@ def _slots(kind: type) -> list[str]:
     return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
-def known(kind: type, names: Any) -> str | None:
-    """The name in `names` of the type that `kind` is or derives from, or None.
+def dotted_name(kind: type, names: Any) -> str | None:
+    """Return the dotted name in `names` of the type that `kind` is or derives from, or None.
 
-    Imports nothing: where an object of a type exists, the type's module is imported already.
+    Imports nothing: if an object of a type exists, the type's module is imported already.
     """
     for parent in kind.__mro__:
         name = f"{parent.__module__}.{parent.__qualname__}"
@@ -59,7 +59,7 @@ def known(kind: type, names: Any) -> str | None:
 
 
 def fetch(name: str) -> Any:
-    """The type with this dotted name, which is one of CARRIED or in `collections`."""
+    """Import the type with this dotted name: one of CARRIED, or of `collections`."""
     module, _, attribute = name.rpartition(".")
     return getattr(__import__(module), attribute)
 
@@ -69,7 +69,6 @@ def refuse_hiding(kind: type, name: Any, value: Any, classes: dict[str, type]) -
     if not isinstance(name, str) or name.startswith("__"):
         raise ValueError(f"no attribute {name!r:.60}")
     own = next((vars(parent)[name] for parent in kind.__mro__ if name in vars(parent)), None)
-    if (hasattr(own, "__get__") and name not in [slot for parent in kind.__mro__ for slot in _slots(parent)]) or (
-        callable(value) and type(value) not in classes.values()
-    ):
+    hides = hasattr(own, "__get__") and name not in [slot for parent in kind.__mro__ for slot in _slots(parent)]
+    if hides or (callable(value) and type(value) not in classes.values()):
         raise ValueError(f"{kind.__name__}.{name} can't be replaced")

@@ -1,33 +1,33 @@
-"""The process of the solution: runs it and answers the calls of its tests. Nothing in here is trusted by anybody."""
+"""The solution's process: run the solution and answer the calls of its tests. No other process trusts this one."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from .channel import Channel, Gone
+from .channel import Channel, Disconnected
+from .kinds import TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 
 class _Kept:
-    """What is to stay here, were it plain data too."""
+    """A value that stays in this process even if it is plain data."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 class _Callback:
-    """A function of the tests', which they passed as an argument."""
+    """A function that the tests passed as an argument."""
 
     def __init__(self, channel: Channel, number: int) -> None:
         self.channel = channel
         self.number = number
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.channel.ask("call", (self, *args), kwargs)
+        return self.channel.request("call", (self, *args), kwargs)
 
 
 def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -49,7 +49,7 @@ _VERBS = {
 
 
 class Solution:
-    """The solution's objects, by the numbers its tests know them by."""
+    """The solution's objects, by the numbers that its tests use for them."""
 
     def __init__(self, fd: int, source: str) -> None:
         self._source = source
@@ -70,7 +70,7 @@ class Solution:
         return _VERBS[verb](*args, **kwargs)
 
     def _prepare(self, setup: str) -> list[str]:
-        """Run the part of the setup that the solution sees, and return the names of its classes."""
+        """Run the shared setup and return the names of its classes."""
         sys.modules["solution"] = self._module
         exec(compile(setup, "setup.py", "exec", dont_inherit=True), vars(self._module))
         self.channel.classes = {
@@ -81,13 +81,13 @@ class Solution:
         return [*self.channel.classes]
 
     def _load(self) -> str | None:
-        """Run the solution; what is wrong with it where it is no Python. Raises what it raises."""
+        """Run the solution; return the syntax error of one that is no Python. Raises its exceptions."""
         try:
             code = compile(self._source, "solution.py", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             return f"{type(error).__name__}: {error}"
         exec(code, vars(self._module))
-        for name in self.channel.classes:  # a solution may write them again
+        for name in self.channel.classes:  # a solution may define them again
             value = vars(self._module).get(name)
             if isinstance(value, type):
                 self.channel.classes[name] = value
@@ -106,13 +106,13 @@ class Solution:
         return self._objects[number] if kind == b"h" else _Callback(self.channel, number)
 
 
-def main(fd: int) -> None:
-    """Serve the solution that stdin holds until the tests hang up."""
+def serve_solution(fd: int) -> None:
+    """Serve the solution in stdin until the tests hang up."""
     solution = Solution(fd, sys.stdin.buffer.read().decode("utf-8", "surrogatepass"))
     silence = os.open(os.devnull, os.O_RDWR)
     for standard in (1, 2):
         os.dup2(silence, standard)
     try:
         solution.channel.serve()
-    except Gone:
-        os._exit(0)  # whatever threads it has left running
+    except Disconnected:
+        os._exit(0)  # even if it has threads that still run

@@ -1,11 +1,11 @@
-"""The process of the tests: runs them against a solution that lives in another process, and says how they came out.
+"""The tests' process: run the tests against a solution in another process, and report the outcome.
 
-What the tests know as the solution's function is a `Handle`: calling it crosses the channel, and what comes back is
-plain data built here, or another handle. So nothing of the solution's ever runs in this process.
+The tests see the solution's function as a `Handle`. A call crosses the channel and returns plain data built here, or
+another handle. So none of the solution's code ever runs in this process.
 
 Operators are not forwarded: `h - 2.5` or `5 in h` would hand an expected value to the solution, and `h < 5` would let
-it answer for the test. Nor are attributes, unless the task names classes the tests use: where a string is expected,
-`h.startswith("x")` would do both.
+it answer for the test. Nor are attributes, unless the task names classes that the tests use: if a test expects a
+string, `h.startswith("x")` would do both.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ import os
 import sys
 import time
 
-from .channel import Channel, Gone, Withheld
+from .channel import Channel, Disconnected, Oversized
+from .kinds import TYPE_CHECKING
 from .wire import Malformed, Reader, TooMuch, Writer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 _CLIP = 200
 _DETAIL_CHARS = 1000
 _PAUSE_SECONDS = 0.05
-"""For the solution's box to end by what ended the solution, before the end of the tests ends it."""
+"""Time for the solution's box to end for its own reason, before the end of the tests ends it."""
+
+
+def _forwarded(verb: str) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: self._tests.request(verb, self, *args, **kwargs)
 
 
 class Handle:
-    """An object of the solution's: to be called, iterated, indexed and measured. Equal to itself and nothing else."""
+    """An object of the solution: to be called, iterated, indexed and measured. Equal to itself only."""
 
     __slots__ = ("_number", "_tests")
 
@@ -36,54 +41,41 @@ class Handle:
         object.__setattr__(self, "_tests", tests)
         object.__setattr__(self, "_number", number)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        return self._tests.ask("call", self, *args, **kwargs)
+    __call__ = _forwarded("call")
+    __getitem__ = _forwarded("item")
+    __iter__ = _forwarded("iter")
+    __next__ = _forwarded("next")
+    __len__ = _forwarded("len")
+    __bool__ = _forwarded("bool")
+    __str__ = _forwarded("str")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not self._tests.attributes:
-            raise AttributeError(f"an object of the solution's has no attribute '{name}' here")
-        return self._tests.ask("get", self, name)
+            raise AttributeError(f"an object of the solution has no attribute '{name}' here")
+        return self._tests.request("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not self._tests.attributes:
-            raise AttributeError(f"an object of the solution's has no attribute '{name}' here")
-        self._tests.ask("set", self, name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._tests.ask("item", self, key)
-
-    def __iter__(self) -> Any:
-        return self._tests.ask("iter", self)
-
-    def __next__(self) -> Any:
-        return self._tests.ask("next", self)
-
-    def __len__(self) -> Any:
-        return self._tests.ask("len", self)
-
-    def __bool__(self) -> Any:
-        return self._tests.ask("bool", self)
-
-    def __str__(self) -> Any:
-        return self._tests.ask("str", self)
+            raise AttributeError(f"an object of the solution has no attribute '{name}' here")
+        self._tests.request("set", self, name, value)
 
     def __repr__(self) -> str:
-        return "<an object of the solution's>"
+        return "<an object of the solution>"
 
 
 class _Over(BaseException):
-    """There is nothing more to learn. No `except Exception` of a test's stops it, and `Tests.over` remembers."""
+    """Ends the tests early. No `except Exception` of a test stops it, and `Tests.ending` remembers why."""
 
 
 class Tests:
-    """The tests of one solution. over: the outcome that ended them early and its detail; None while they go on.
-    attributes: whether handles have any.
+    """The tests of one solution.
 
-    Outcomes are CodeReward's, and two more: "lost", the solution's process is gone; "broken", the tests are no tests.
+    ending: outcome and detail that ended them early, or None. attributes: handles have attributes. Outcomes are those
+    of `CodeOutcome`, and "lost": the solution's process is gone, "broken": the tests test nothing.
     """
 
     def __init__(self, fd: int) -> None:
-        self.over: tuple[str, str] | None = None
+        self.ending: tuple[str, str] | None = None
         self.attributes = False
         self._calls = 0
         self._last: Any = None
@@ -92,30 +84,30 @@ class Tests:
         self._handles: dict[int, Handle] = {}
         self._channel = Channel(fd, self._perform, self._export, self._resolve, strict=True)
 
-    def ask(self, verb: str, *args: Any, **kwargs: Any) -> Any:
-        """What the solution answers. Raises what it raised, and _Over where it is gone or breaks the rules."""
-        if self.over:
+    def request(self, verb: str, *args: Any, **kwargs: Any) -> Any:
+        """Return the solution's reply. Raises its exception, and _Over if it is gone or breaks the protocol."""
+        if self.ending:
             raise _Over
         self._calls += verb not in ("setup", "load", "name")
         try:
-            self._last = self._channel.ask(verb, args, kwargs)
-        except Gone:
+            self._last = self._channel.request(verb, args, kwargs)
+        except Disconnected:
             self._end("lost", "")
         except Malformed as error:
             self._end("crash", f"the solution broke into the channel: {error}")
-        except Withheld as error:
+        except Oversized as error:
             self._end("output limit", str(error))
-        except TooMuch as error:  # later it may have grown from what the solution gave
+        except TooMuch as error:  # only a first call is free of what the solution returned
             self._end("broken" if self._calls == 1 else "output limit", f"the tests pass {error}")
         return self._last
 
     def run(
         self, functions: list[str], classes: list[str], setup: str, shared: str, tests: list[str], stop: bool
     ) -> tuple[str, int, int, str]:
-        """The outcome, how many tests passed, of how many, and the detail; stop: at the first that fails.
+        """Return the outcome, the number of tests that passed, the number that count, and the detail.
 
-        functions, classes: what the tests take from the solution; its attributes too where there are classes. shared:
-        what the solution sees of the setup. A test that does not call the solution tests nothing, and is not counted.
+        functions, classes: names that the tests take from the solution. shared: the part of the setup that the solution
+        sees. stop: at the first failure. A test that does not call the solution tests nothing, and does not count.
         """
         self.attributes = bool(classes)
         names = [*functions, *classes]
@@ -136,27 +128,26 @@ class Tests:
                 self._end("broken", f"the tests never call '{names[0]}'")
         except _Over:
             pass
-        outcome, detail = self.over or fault or ("passed", "")
+        outcome, detail = self.ending or fault or ("passed", "")
         return outcome, passed, len(tests) - idle, detail[:_DETAIL_CHARS]
 
     def _prepare(self, names: list[str], setup: str, shared: str) -> dict[str, Any]:
-        """The namespace of the tests: the solution's names, and all that the setup defines besides."""
+        """Return the tests' namespace: the solution's names, and all others that the setup defines."""
         try:
-            common = self.ask("setup", shared) if shared else []
-        except Exception as error:  # noqa: BLE001  nothing of the solution's has run yet
+            common = self.request("setup", shared) if shared else []
+        except Exception as error:  # noqa: BLE001  no code of the solution has run yet
             self._end("broken", f"the setup fails in the solution's process: {self._fault(error)[1]}")
         try:
-            problem = self.ask("load")
-        except Exception as error:  # noqa: BLE001  whatever the solution raises
+            problem = self.request("load")
+        except Exception as error:  # noqa: BLE001  the solution may raise anything
             self._end(*self._fault(error))
         if problem is not None:
             is_text = isinstance(problem, str) and problem.isprintable()
             self._end("compile error", problem if is_text else _clip(problem))
-        sys.modules["tests"] = type(sys)("tests")  # dataclasses look for it
-        namespace = vars(sys.modules["tests"])
+        namespace = _new_namespace()
         for name in names:
             try:
-                namespace[name] = self.ask("name", name)
+                namespace[name] = self.request("name", name)
             except Exception as error:  # noqa: BLE001
                 self._end("compile error", f"the solution defines no '{name}': {self._fault(error)[1]}")
             if type(namespace[name]) is not Handle:
@@ -164,12 +155,12 @@ class Tests:
         solution = {name: namespace[name] for name in names}
         if problem := self._test(setup, namespace, ""):
             self._end(*problem)
-        namespace.update(solution)  # a prompt's stub of the function is in the setup too
+        namespace.update(solution)  # the setup may define a stub of the function, as a prompt does
         self._channel.classes = _classes(namespace, common)
         return namespace
 
     def _test(self, source: str, namespace: dict[str, Any], candidate: str) -> tuple[str, str] | None:
-        """Run one test, and the `check` it defines where there is a candidate to check; the outcome if it fails."""
+        """Run one test, and the `check` it defines on the candidate, if any; return outcome and detail of a failure."""
         calls = self._calls
         try:
             name = f"<test {len(self._sources)}>"
@@ -179,9 +170,9 @@ class Tests:
             if candidate and callable(check) and type(check) is not Handle:
                 del namespace["check"]
                 check(namespace[candidate])
-            if self.over:
+            if self.ending:
                 raise _Over  # a test caught it
-        except Exception as error:  # noqa: BLE001  whatever a test raises is how it fails
+        except Exception as error:  # noqa: BLE001  a test fails by any exception
             outcome, detail = self._fault(error)
             if self._calls == calls:
                 self._end("broken", f"it fails before it calls the solution: {detail}")
@@ -189,28 +180,28 @@ class Tests:
         return None
 
     def _fault(self, error: Exception) -> tuple[str, str]:
-        """The outcome that an exception means, and the line of the tests it came through last."""
+        """Return the outcome of an exception, and a detail with the last line of the tests that it passed through."""
         line, trace = "", error.__traceback__
         while trace:
             if source := self._sources.get(trace.tb_frame.f_code.co_filename):
                 line = f"{source[trace.tb_lineno - 1].strip()}: "
             trace = trace.tb_next
-        said = f"{type(error).__name__}: {', '.join(map(_clip, error.args[:3]))}".removesuffix(": ")
+        message = f"{type(error).__name__}: {', '.join(map(_clip, error.args[:3]))}".removesuffix(": ")
         if isinstance(error, MemoryError):
-            return "memory limit", f"{line}{said}"
+            return "memory limit", f"{line}{message}"
         if hasattr(error, "remote"):
-            return "crash", f"{line}{said}"
+            return "crash", f"{line}{message}"
         got = f", got {_clip(self._last)}" if self._calls else ""
-        return "wrong answer", f"{line}{said}{got}"
+        return "wrong answer", f"{line}{message}{got}"
 
     def _end(self, outcome: str, detail: str) -> NoReturn:
-        self.over = self.over or (outcome, detail)
+        self.ending = self.ending or (outcome, detail)
         raise _Over
 
     def _perform(self, verb: str, args: Any, kwargs: Any) -> Any:
-        """Call the function the tests passed; nothing else of this process can be asked for."""
+        """Call a function that the tests passed; the solution may request nothing else."""
         if verb != "call" or not any(args[0] is callback for callback in self._callbacks):
-            self._end("crash", "the solution broke into the channel: it asks for what is not its to have")
+            self._end("crash", "the solution broke into the channel: it requests more than a call of a test's function")
         return args[0](*args[1:], **kwargs)
 
     def _export(self, value: Any) -> tuple[bytes, int]:
@@ -238,13 +229,13 @@ def _clip(value: Any) -> str:
 
 
 def _classes(namespace: dict[str, Any], names: list[str]) -> dict[str, type]:
-    """The classes that the setup defines under these names."""
-    found = {name: namespace.get(name) for name in names}
-    return {name: kind for name, kind in found.items() if isinstance(kind, type) and kind.__name__ == name}
+    """Return the classes that the setup defines under these names."""
+    values = {name: namespace.get(name) for name in names}
+    return {name: kind for name, kind in values.items() if isinstance(kind, type) and kind.__name__ == name}
 
 
 class Probe:
-    """Stands in for the solution and all that comes from it, and hands `carry` each value that tests pass or expect."""
+    """A stand-in for the solution and all its values; hands `carry` each value that tests pass or expect."""
 
     def __init__(self, carry: Any) -> None:
         self._carry = carry
@@ -281,13 +272,13 @@ class Probe:
         return 1
 
 
-def uncarried(names: list[str], classes: list[str], shared: list[str], setup: str, tests: list[str]) -> str:
-    """The first value that the tests pass to a solution or expect of it and that can't cross, as a sentence, or "".
+def first_untransferable(names: list[str], classes: list[str], shared: list[str], setup: str, tests: list[str]) -> str:
+    """Return a sentence on the first value that the tests pass or expect and that cannot cross, or "".
 
-    shared: names of the classes whose objects can cross. The tests run with a stand-in for the solution, so values that
-    they reach only with a real one are not found.
+    shared: names of the classes whose objects can cross. The tests run with a `Probe` for the solution, so values that
+    need a real one are not found.
     """
-    found: list[str] = []
+    problem = ""
     common: dict[str, type] = {}
 
     def refer(value: Any) -> tuple[bytes, int]:
@@ -296,16 +287,16 @@ def uncarried(names: list[str], classes: list[str], shared: list[str], setup: st
         raise TypeError(type(value).__name__)
 
     def carry(how: str, value: Any) -> None:
+        nonlocal problem
         try:
             Writer(refer, [], common).put(value)
         except TypeError as error:
-            found.append(f"the tests {how} a {error}, which is neither plain data nor of a class in setup")
+            problem = problem or f"the tests {how} a {error}, which is neither plain data nor of a class in setup"
             raise _Over from error
         except TooMuch:
             return
 
-    sys.modules["tests"] = type(sys)("tests")
-    namespace = vars(sys.modules["tests"])
+    namespace = _new_namespace()
     probes = {name.partition("(")[0]: Probe(carry) for name in [*names, *classes]}
     candidate = Probe(carry)
     namespace.update(probes)
@@ -318,33 +309,42 @@ def uncarried(names: list[str], classes: list[str], shared: list[str], setup: st
             elif callable(check := namespace.pop("check", None)) and "check" not in names:
                 check(candidate)
         except _Over:
-            return found[0]
-        except Exception:  # noqa: BLE001  with a stand-in, tests may fail as they like
+            break
+        except Exception:  # noqa: BLE001  with a stand-in, tests may fail in any way
             continue
-    return found[0] if found else ""
+    return problem
 
 
-def main(fd: int) -> None:
-    """Run the tests that stdin describes, as `Tests.run` takes them, and write what that returns to stdout."""
-    reader = Reader(sys.stdin.buffer.read(), _nothing, [])
-    verdict = os.dup(1)
+def report_tests(fd: int) -> None:
+    """Run the tests in stdin, the arguments of `Tests.run`, and write its result to stdout."""
+
+    def run(*request: Any) -> tuple[str, int, int, str]:
+        result = Tests(fd).run(*request)
+        if result[0] == "lost":
+            time.sleep(_PAUSE_SECONDS)
+        return result
+
+    _report(run)
+
+
+def report_probe(_: int) -> None:
+    """Call `first_untransferable` with the arguments in stdin and write its result to stdout."""
+    _report(first_untransferable)
+
+
+def _report(function: Callable[..., Any]) -> None:
+    request = Reader(sys.stdin.buffer.read(), _refuse, []).get()
+    stdout = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the tests may print
-    writer = Writer(_nothing, [])
-    result = Tests(fd).run(*reader.get())
-    if result[0] == "lost":
-        time.sleep(_PAUSE_SECONDS)
-    writer.put(result)
-    os.write(verdict, writer.data)
+    writer = Writer(_refuse, [])
+    writer.put(function(*request))
+    os.write(stdout, writer.data)
 
 
-def probe(_: int) -> None:
-    """Call `uncarried` for the tests that stdin describes, and write its result to stdout."""
-    reader, writer = Reader(sys.stdin.buffer.read(), _nothing, []), Writer(_nothing, [])
-    verdict = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    writer.put(uncarried(*reader.get()))
-    os.write(verdict, writer.data)
+def _new_namespace() -> dict[str, Any]:
+    sys.modules["tests"] = type(sys)("tests")  # dataclasses look their module up
+    return vars(sys.modules["tests"])
 
 
-def _nothing(*what: Any) -> NoReturn:
-    raise TypeError(f"not plain data: {what!r}")
+def _refuse(*value: Any) -> NoReturn:
+    raise TypeError(f"not plain data: {value!r}")

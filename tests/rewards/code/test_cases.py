@@ -8,8 +8,8 @@ from rewards.code import cases
 from rewards.code.cases import same_output
 from rewards.code.reward import CodeReward
 from rewards.sandbox.process import Limits
-from rewards.sandbox.toolchains import found
 from rewards.types import Status, Task, Verdict
+from tests.rewards.sandbox.programs import available_languages
 
 SUM = "a, b = map(int, input().split())\nprint(a + b)"
 CASES = [{"stdin": "1 2\n", "stdout": "3\n"}, {"stdin": "5 5", "stdout": "10"}, {"stdin": "-1 1", "stdout": "0"}]
@@ -71,7 +71,7 @@ def test_outputs_agree_line_by_line(expected: str, got: str, same: bool) -> None
 
 
 @pytest.mark.parametrize(
-    ("source", "outcome", "said"),
+    ("source", "outcome", "message"),
     [
         (SUM, "passed", ""),
         (f"Here:\n```python\n{SUM}\n```\nDone.", "passed", ""),
@@ -91,10 +91,10 @@ def test_outputs_agree_line_by_line(expected: str, got: str, same: bool) -> None
         (f"{SUM}\nprint(0)", "wrong answer", "line 2: expected the end, got '0'"),
     ],
 )
-def test_outcomes(reward: CodeReward, source: str, outcome: str, said: str) -> None:
+def test_outcomes(reward: CodeReward, source: str, outcome: str, message: str) -> None:
     verdict = judged(reward, source, time_limit=1.0, memory_mb=64)
     assert (verdict.score, verdict.status) == (float(outcome == "passed"), Status.OK), verdict
-    assert verdict.outcome == outcome and said in verdict.detail, verdict
+    assert verdict.outcome == outcome and message in verdict.detail, verdict
 
 
 def test_a_crash_is_no_empty_output(reward: CodeReward) -> None:
@@ -140,7 +140,7 @@ ADD = {
 
 @pytest.mark.parametrize("language", ADD)
 def test_every_language(reward: CodeReward, language: str) -> None:
-    if language not in [toolchain.language for toolchain in found()]:
+    if language not in available_languages():
         pytest.skip(f"no toolchain for {language}")
     program, fence = ADD[language], "`" * 3
     passed = judged(reward, f"{fence}{language}\n{program}\n{fence}", language=language, memory_mb=512)
@@ -167,7 +167,7 @@ PERMUTED = {"cases": [{"stdin": "3 1 2\n", "stdout": "1 2 3"}], "checker": {"lan
 
 
 @pytest.mark.parametrize(
-    ("source", "outcome", "said"),
+    ("source", "outcome", "message"),
     [
         ("print(input())", "passed", ""),
         ("print('1 2')", "wrong answer", "the checker says"),
@@ -176,10 +176,10 @@ PERMUTED = {"cases": [{"stdin": "3 1 2\n", "stdout": "1 2 3"}], "checker": {"lan
         ("import os\nprint(*os.listdir())", "wrong answer", "not numbers"),
     ],
 )
-def test_a_checker_judges(reward: CodeReward, source: str, outcome: str, said: str) -> None:
+def test_a_checker_judges(reward: CodeReward, source: str, outcome: str, message: str) -> None:
     verdict = judged(reward, source, **PERMUTED)
     assert (verdict.score, verdict.outcome) == (float(outcome == "passed"), outcome)
-    assert said in verdict.detail
+    assert message in verdict.detail
 
 
 def test_a_checker_in_another_language_and_without_an_answer(reward: CodeReward) -> None:
@@ -200,7 +200,7 @@ def test_a_checker_in_another_language_and_without_an_answer(reward: CodeReward)
 
 
 @pytest.mark.parametrize(
-    ("checker", "said"),
+    ("checker", "message"),
     [
         ("raise SystemExit(3)", "checker failed: .*exit code 3"),
         ("raise ValueError", "checker failed: .*ValueError"),
@@ -210,8 +210,8 @@ def test_a_checker_in_another_language_and_without_an_answer(reward: CodeReward)
     ],
 )
 def test_a_failing_checker_is_no_score(
-    reward: CodeReward, checker: str, said: str, monkeypatch: pytest.MonkeyPatch
+    reward: CodeReward, checker: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cases, "CHECKING", Limits(seconds=1))
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match=message):
         judged(reward, SUM, checker={"language": "python", "source": checker})

@@ -1,9 +1,9 @@
-"""The program inside a completion: tags, fences, thinking, and text written to confuse."""
+"""Extracting a program: tags, fences, thinking, and misleading text."""
 # ruff: noqa: E501  completions on one line
 
 import pytest
 
-from rewards.code.extract import program
+from rewards.code.extract import extract_program
 from tests.bounds import processor_seconds
 
 
@@ -34,15 +34,15 @@ from tests.bounds import processor_seconds
     ],
 )
 def test_the_program(completion: str, source: str | None) -> None:
-    assert program(completion, "python") == source
+    assert extract_program(completion, "python") == source
 
 
 def test_tags_are_the_languages() -> None:
     completion = "```js\nlet x\n```\n```c++\nint x;\n```\n```sh\nls\n```\n```rs\nfn main() {}\n```\n"
-    assert program(completion, "cpp") == "int x;\n"
-    assert program(completion, "javascript") == "let x\n"
-    assert program(completion, "bash") == "ls\n"
-    assert program(completion, "rust") == "fn main() {}\n"
+    assert extract_program(completion, "cpp") == "int x;\n"
+    assert extract_program(completion, "javascript") == "let x\n"
+    assert extract_program(completion, "bash") == "ls\n"
+    assert extract_program(completion, "rust") == "fn main() {}\n"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_tags_are_the_languages() -> None:
 )
 def test_extraction_is_fast_on_200_kilobytes_of_anything(pattern: str) -> None:
     with processor_seconds(60):  # linear: 1 to 4 s, where quadratic time would be hours
-        program(pattern * (200_000 // len(pattern)), "python")
+        extract_program(pattern * (200_000 // len(pattern)), "python")
 
 
 RIGHT, WRONG = "def f():\n    return 1", "def f():\n    return 2"
@@ -132,7 +132,7 @@ def result(source: str | None) -> object:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str) -> None:
-    assert result(program(LAYOUTS[layout], "python", names=["f"])) == 1
+    assert result(extract_program(LAYOUTS[layout], "python", names=["f"])) == 1
 
 
 @pytest.mark.parametrize(
@@ -146,15 +146,15 @@ def test_layouts(layout: str) -> None:
     ],
 )
 def test_a_right_program_elsewhere_earns_nothing(completion: str) -> None:
-    source = program(completion, "python", names=["f"])
+    source = extract_program(completion, "python", names=["f"])
     assert source is None or "return 1" not in source
 
 
 def test_the_last_program_that_can_run_is_taken() -> None:
     completion = "```cpp\nint main() { return 0; }\n```\nThe change:\n```cpp\nint x;\n```"
-    assert program(completion, "cpp", runs=True) == "int main() { return 0; }\n"
-    assert program(completion, "cpp") == "int x;\n"
+    assert extract_program(completion, "cpp", runs=True) == "int main() { return 0; }\n"
+    assert extract_program(completion, "cpp") == "int x;\n"
     parts = "```python\nimport sys\n```\n```python\nprint(sys.stdin.read())\n```\n```\n5\n```"
-    assert program(parts, "python", runs=True) == "import sys\n\nprint(sys.stdin.read())\n"
+    assert extract_program(parts, "python", runs=True) == "import sys\n\nprint(sys.stdin.read())\n"
     draft = "```python\nprint(1)\n```\nNo:\n```python\nprint(2)\n```"
-    assert program(draft, "python", runs=True) == "print(2)\n"
+    assert extract_program(draft, "python", runs=True) == "print(2)\n"

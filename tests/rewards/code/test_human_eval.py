@@ -50,21 +50,21 @@ def mutants(source: str, name: str) -> Iterator[str]:
     tree = ast.parse(source)
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     for node in ast.walk(function):
-        kept = getattr(node, "op", None)
-        if type(kept) in SWAPS:
-            vars(node)["op"] = SWAPS[type(kept)]()
+        original = getattr(node, "op", None)
+        if type(original) in SWAPS:
+            vars(node)["op"] = SWAPS[type(original)]()
             yield ast.unparse(tree)
-            vars(node)["op"] = kept
+            vars(node)["op"] = original
         elif isinstance(node, ast.Compare):
-            for place, kept in enumerate(node.ops):
-                node.ops[place] = SWAPS[type(kept)]()
+            for place, original in enumerate(node.ops):
+                node.ops[place] = SWAPS[type(original)]()
                 yield ast.unparse(tree)
-                node.ops[place] = kept
+                node.ops[place] = original
     for node in ast.walk(function):
         if isinstance(node, ast.Return) and node.value:
-            kept, node.value = node.value, ast.UnaryOp(ast.Not(), node.value)
+            original, node.value = node.value, ast.UnaryOp(ast.Not(), node.value)
             yield ast.unparse(tree)
-            node.value = kept
+            node.value = original
 
 
 CANONICAL = [row["prompt"] + row["canonical_solution"] for row in ROWS]

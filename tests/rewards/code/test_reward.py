@@ -1,5 +1,6 @@
-"""The reward before it runs: what it refuses, and how long it may take."""
+"""The code reward before it runs: refusals and time limits."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,12 +25,12 @@ CHECKER = {"language": "python", "source": ""}
 
 def test_a_missing_toolchain_is_refused_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     rust = toolchains.LANGUAGES["rust"]
-    monkeypatch.setitem(toolchains.LANGUAGES, "rust", type(rust)(lambda: None, rust.package))
-    toolchains.find.cache_clear()
+    monkeypatch.setitem(toolchains.LANGUAGES, "rust", replace(rust, command="no-such-command"))
+    toolchains.find_toolchain.cache_clear()
     for truth in ({"language": "rust", "compile_only": True}, CASES | {"checker": CHECKER | {"language": "rust"}}):
         with pytest.raises(ValueError, match=r"'rust'.*install rustc"):
             CodeReward().check(Task("", truth))
-    toolchains.find.cache_clear()
+    toolchains.find_toolchain.cache_clear()
 
 
 def test_unknown_languages_and_wrong_truths_are_refused() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rewards.code.truth import read
+from rewards.code.truth import read_truth
 
 PYTHON = {"language": "python", "entry_point": "f"}
 
@@ -28,11 +28,11 @@ PYTHON = {"language": "python", "entry_point": "f"}
     ],
 )
 def test_every_form_is_read_also_as_json(truth: dict[str, Any]) -> None:
-    assert read(json.dumps(truth)) == read(truth)
+    assert read_truth(json.dumps(truth)) == read_truth(truth)
 
 
 @pytest.mark.parametrize(
-    ("truth", "said"),
+    ("truth", "message"),
     [
         (None, "with language"),
         ("assert f(1)", "not JSON"),
@@ -56,6 +56,6 @@ def test_every_form_is_read_also_as_json(truth: dict[str, Any]) -> None:
         ({**PYTHON, "tests": "def check(c):\n assert helper(c(1))"}, "helper .*define"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(truth: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        read(truth)
+def test_what_is_wrong_is_named(truth: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_truth(truth)

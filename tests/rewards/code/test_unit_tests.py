@@ -287,7 +287,7 @@ def test_results_compare_as_in_python(reward: CodeReward, expected: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("tests", "said"),
+    ("tests", "message"),
     [
         ("import numpy\nassert f(1) == numpy.array([1])", "numpy can't be imported"),
         ("from pandas.x import y\nassert f(1) == y", "pandas can't be imported"),
@@ -298,8 +298,8 @@ def test_results_compare_as_in_python(reward: CodeReward, expected: str) -> None
         ("import re\nassert f('a') == re.match('a', 'a')", "expect a Match"),
     ],
 )
-def test_what_cannot_cross_is_refused_with_the_row(reward: CodeReward, tests: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_cross_is_refused_with_the_row(reward: CodeReward, tests: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         reward.check(Task("", {"language": "python", "tests": tests, "entry_point": "f"}))
 
 
@@ -324,7 +324,7 @@ def test_a_function_called_check(reward: CodeReward) -> None:
 
 
 @pytest.mark.parametrize(
-    ("solution", "outcome", "said"),
+    ("solution", "outcome", "message"),
     [
         ("def f(x): return x", "wrong answer", "assert f(1) == 2: AssertionError, got 1"),
         ("def f(x): return None", "wrong answer", "got None"),
@@ -345,10 +345,10 @@ def test_a_function_called_check(reward: CodeReward) -> None:
         ("x\ud800 = 1", "compile error", "SyntaxError"),
     ],
 )
-def test_outcomes(reward: CodeReward, solution: str, outcome: str, said: str) -> None:
+def test_outcomes(reward: CodeReward, solution: str, outcome: str, message: str) -> None:
     verdict = judged(reward, solution, "assert f(1) == 2", time_limit=1.0, memory_mb=128)
     assert (verdict.score, verdict.status, verdict.outcome) == (0.0, Status.OK, outcome), verdict
-    assert said in verdict.detail
+    assert message in verdict.detail
 
 
 def test_a_fraction_of_the_tests(reward: CodeReward) -> None:
@@ -366,7 +366,7 @@ def test_a_fraction_of_the_tests(reward: CodeReward) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tests", "said"),
+    ("tests", "message"),
     [
         ("g = f\nassert True", "never call 'f'"),
         ("def test_f():\n assert f(1) == 1", "never call 'f'"),
@@ -377,8 +377,8 @@ def test_a_fraction_of_the_tests(reward: CodeReward) -> None:
         ("f(1)\nraise SystemExit", "no verdict"),
     ],
 )
-def test_broken_tests_are_no_score(reward: CodeReward, tests: str, said: str) -> None:
-    with pytest.raises(RuntimeError, match=said):
+def test_broken_tests_are_no_score(reward: CodeReward, tests: str, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
         judged(reward, "def f(x): return x", tests)
 
 

@@ -1,4 +1,4 @@
-"""What crosses between a solution and its tests: every plain value exactly, aliases and cycles, and nothing hostile."""
+"""Values between a solution and its tests: plain ones, aliases and cycles cross exactly, and nothing hostile does."""
 
 import enum
 import math
@@ -22,7 +22,7 @@ def refuse(*what: Any) -> NoReturn:
     raise LookupError(f"no plain data: {what}")
 
 
-def written(*values: Any) -> bytes:
+def encoded(*values: Any) -> bytes:
     writer = Writer(refuse, [])
     for value in values:
         writer.put(value)
@@ -30,7 +30,7 @@ def written(*values: Any) -> bytes:
 
 
 def crossed(value: Any) -> Any:
-    return Reader(written(value), refuse, []).get()
+    return Reader(encoded(value), refuse, []).get()
 
 
 PLAIN = [
@@ -152,8 +152,8 @@ def test_objects_of_shared_classes_arrive_as_their_attributes() -> None:
     assert shared({Place(1, 2), Place(3, 4)}) == {Place(3, 4), Place(1, 2)}
     assert shared([Shade.RED])[0] is Shade.RED and type(shared(Point(1, 2))) is Point
     head.next.next = head
-    again = shared([head, head.next])
-    assert again[0].next is again[1] and again[1].next is again[0]
+    pair = shared([head, head.next])
+    assert pair[0].next is pair[1] and pair[1].next is pair[0]
 
 
 def test_a_long_chain_of_objects_is_not_too_deep() -> None:
@@ -167,17 +167,17 @@ def test_a_long_chain_of_objects_is_not_too_deep() -> None:
 
 
 def test_objects_changed_in_place_come_home() -> None:
-    ours: list[Any] = []
+    near: list[Any] = []
     head = Node(1, Node(2))
-    writer = Writer(refuse, ours, CLASSES)
+    writer = Writer(refuse, near, CLASSES)
     writer.put((head,))
-    theirs: list[Any] = []
-    (far,) = Reader(bytes(writer.data), refuse, theirs, CLASSES).get()
-    far.next.next, far.next = far, None
-    answer = Writer(refuse, theirs, CLASSES)
+    far: list[Any] = []
+    (far_head,) = Reader(bytes(writer.data), refuse, far, CLASSES).get()
+    far_head.next.next, far_head.next = far_head, None
+    answer = Writer(refuse, far, CLASSES)
     answer.put_contents()
     second = head.next
-    Reader(bytes(answer.data), refuse, ours, CLASSES).refill()
+    Reader(bytes(answer.data), refuse, near, CLASSES).refill()
     assert head.next is None and second.next is head
 
 
@@ -221,18 +221,18 @@ def test_changes_in_place_come_home() -> None:
     inner: list[Any] = [1]
     data: dict[str, Any] = {"inner": inner, "gone": 0}
     group = {1, 2}
-    ours: list[Any] = []
-    writer = Writer(refuse, ours)
+    near: list[Any] = []
+    writer = Writer(refuse, near)
     writer.put((data, group))
-    theirs: list[Any] = []
-    far_data, far_group = Reader(bytes(writer.data), refuse, theirs).get()
+    far: list[Any] = []
+    far_data, far_group = Reader(bytes(writer.data), refuse, far).get()
     far_data["inner"].append([far_data])
     del far_data["gone"]
     far_group.clear()
-    answer = Writer(refuse, theirs)
+    answer = Writer(refuse, far)
     answer.put_contents()
     answer.put(far_data["inner"])
-    reader = Reader(bytes(answer.data), refuse, ours)
+    reader = Reader(bytes(answer.data), refuse, near)
     reader.refill()
     assert reader.get() is inner
     assert data == {"inner": inner} and inner[0] == 1 and inner[1][0] is data and group == set()
@@ -243,14 +243,14 @@ def test_what_is_too_much_is_refused() -> None:
     for _ in range(MAX_DEPTH + 1):
         deep = [deep]
     with pytest.raises(TooMuch):
-        written(deep)
+        encoded(deep)
     with pytest.raises(TooMuch):
-        written(["a" * 1000] * (MAX_BYTES // 1000) + [1])
+        encoded(["a" * 1000] * (MAX_BYTES // 1000) + [1])
     bush: Any = 0
     for _ in range(60):
         bush = (bush, bush)  # 2^60 leaves
     with pytest.raises(TooMuch):
-        written(bush)
+        encoded(bush)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_forged_data_is_malformed(data: bytes) -> None:
 
 def test_noise_is_malformed_or_plain() -> None:
     noise = random.Random(0)
-    valid = written([{"a": (1, 2.5)}, "text", {3}, None])
+    valid = encoded([{"a": (1, 2.5)}, "text", {3}, None])
     for _ in range(5000):
         data = bytearray(valid)
         for _ in range(noise.randint(1, 4)):

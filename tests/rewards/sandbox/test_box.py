@@ -1,4 +1,4 @@
-"""The limits of a box: whatever a program does, it ends, is told apart by how, and leaves nothing behind."""
+"""Limits of a box: any program ends, for a known reason, and leaves nothing behind."""
 
 import contextlib
 import os
@@ -20,23 +20,23 @@ import pytest
 from rewards.sandbox import box
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.bubblewrap import SETPRIV, Runtime
-from rewards.sandbox.process import Ended, finish
-from rewards.sandbox.toolchains import find
+from rewards.sandbox.process import ExitReason, finish
+from rewards.sandbox.toolchains import find_toolchain, plan_program
 from tests.rewards.sandbox.programs import LIMITS, SHORT, bash, python
 
 PROMPT_SECONDS = 300
 """What is not ended goes on for 600 seconds; a busy machine ends it late, but not as late as this."""
 
 
-@pytest.fixture(scope="module", params=["group", "looks"])
+@pytest.fixture(scope="module", params=["group", "polling"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    """With memory minded by a control group, and by looking."""
-    made = Sandbox()
-    if request.param == "looks":
-        made._cgroups = None
-    elif made._cgroups is None:
+    """A sandbox whose memory is limited by a control group, and one where polling limits it."""
+    sandbox = Sandbox()
+    if request.param == "polling":
+        sandbox._cgroups = None
+    elif sandbox._cgroups is None:
         pytest.skip("no control group can be made here")
-    return made
+    return sandbox
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def unsafe() -> Sandbox:
 
 
 def commands() -> list[str]:
-    """The command line of every process on this machine."""
+    """Return the command line of every process on this machine."""
     lines: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -66,15 +66,15 @@ def _earlier() -> None:
 
 
 def children() -> list[str]:
-    found = list[str]()
+    pids = list[str]()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread may end while the list is read
-            found += (task / "children").read_text().split()
-    return [child for child in found if child not in EARLIER]
+            pids += (task / "children").read_text().split()
+    return [child for child in pids if child not in EARLIER]
 
 
 def as_nobody(work: Callable[[Path], Any]) -> Any:
-    """What `work` returns when an unprivileged user calls it in a folder of theirs."""
+    """Call `work` as an unprivileged user, in a folder of theirs."""
     if os.geteuid() != 0:
         with tempfile.TemporaryDirectory() as folder:
             return work(Path(folder))
@@ -100,14 +100,14 @@ def as_nobody(work: Callable[[Path], Any]) -> Any:
 
 
 def test_a_program_reads_writes_and_exits(sandbox: Sandbox, tmp_path: Path) -> None:
-    ran = bash(sandbox, tmp_path, "pwd; cat; echo oops >&2; exit 3", stdin=b"hello\n")
-    assert (ran.ended, ran.exit_code, ran.signal) == (Ended.EXITED, 3, None)
-    assert (ran.stdout, ran.stderr) == (b"/box\nhello\n", b"oops\n")
+    result = bash(sandbox, tmp_path, "pwd; cat; echo oops >&2; exit 3", stdin=b"hello\n")
+    assert (result.reason, result.exit_code, result.signal) == (ExitReason.EXITED, 3, None)
+    assert (result.stdout, result.stderr) == (b"/box\nhello\n", b"oops\n")
 
 
 def test_its_streams_can_be_opened_by_name(sandbox: Sandbox, tmp_path: Path) -> None:
-    ran = bash(sandbox, tmp_path, "cat /dev/stdin > /dev/stdout; echo oops > /dev/stderr", stdin=b"hello")
-    assert (ran.stdout, ran.stderr) == (b"hello", b"oops\n")
+    result = bash(sandbox, tmp_path, "cat /dev/stdin > /dev/stdout; echo oops > /dev/stderr", stdin=b"hello")
+    assert (result.stdout, result.stderr) == (b"hello", b"oops\n")
 
 
 def test_a_large_input_and_output_pass(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -116,21 +116,21 @@ def test_a_large_input_and_output_pass(sandbox: Sandbox, tmp_path: Path) -> None
 
 
 def test_a_crash(sandbox: Sandbox, tmp_path: Path) -> None:
-    ran = bash(sandbox, tmp_path, "kill -SEGV $$")
-    assert (ran.ended, ran.exit_code, ran.signal) == (Ended.CRASH, None, signal.SIGSEGV)
+    result = bash(sandbox, tmp_path, "kill -SEGV $$")
+    assert (result.reason, result.exit_code, result.signal) == (ExitReason.CRASH, None, signal.SIGSEGV)
 
 
 @pytest.mark.parametrize("source", ["while :; do :; done", "sleep 600", "trap '' TERM INT XCPU; sleep 600"])
 def test_time_runs_out(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
-    ran = bash(sandbox, tmp_path, source, SHORT)
-    assert ran.ended is Ended.TIME and ran.seconds < PROMPT_SECONDS
+    result = bash(sandbox, tmp_path, source, SHORT)
+    assert result.reason is ExitReason.TIME and result.seconds < PROMPT_SECONDS
 
 
 @pytest.mark.parametrize("source", ["yes", "yes >&2", "yes & yes >&2"])
 def test_output_is_cut_and_ends_the_program(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
-    ran = bash(sandbox, tmp_path, source)
-    assert ran.ended is Ended.OUTPUT and ran.seconds < PROMPT_SECONDS
-    assert len(ran.stdout) + len(ran.stderr) == 1024 * LIMITS.output_kb
+    result = bash(sandbox, tmp_path, source)
+    assert result.reason is ExitReason.OUTPUT and result.seconds < PROMPT_SECONDS
+    assert len(result.stdout) + len(result.stderr) == 1024 * LIMITS.output_kb
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_output_is_cut_and_ends_the_program(sandbox: Sandbox, tmp_path: Path, so
     ids=["bit by bit", "at once", "shared", "many processes"],
 )
 def test_memory_runs_out(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
-    ran = python(sandbox, tmp_path, source)
-    assert ran.ended is Ended.MEMORY
+    result = python(sandbox, tmp_path, source)
+    assert result.reason is ExitReason.MEMORY
 
 
 def test_another_s_want_of_memory_is_no_way_for_a_program_to_end(tmp_path: Path) -> None:
@@ -192,13 +192,13 @@ print(fill("/tmp/0") == errno.EFBIG, [fill(f"/tmp/{n}") == errno.ENOSPC for n in
 print(sum(os.path.getsize(f"/tmp/{n}") for n in range(3)) >> 20)
 """
     half = replace(LIMITS, disk_mb=8)
-    ran = python(sandbox, tmp_path, source, half)
-    assert ran.stdout in (b"True [True, True]\n8\n", b"False [True, True]\n8\n"), ran.stderr
+    result = python(sandbox, tmp_path, source, half)
+    assert result.stdout in (b"True [True, True]\n8\n", b"False [True, True]\n8\n"), result.stderr
 
 
 def test_a_fork_bomb_fizzles(sandbox: Sandbox, tmp_path: Path) -> None:
-    ran = bash(sandbox, tmp_path, "bomb() { bomb | bomb & }; bomb; sleep 600", SHORT)
-    assert ran.ended in (Ended.TIME, Ended.OUTPUT) and ran.seconds < PROMPT_SECONDS
+    result = bash(sandbox, tmp_path, "bomb() { bomb | bomb & }; bomb; sleep 600", SHORT)
+    assert result.reason in (ExitReason.TIME, ExitReason.OUTPUT) and result.seconds < PROMPT_SECONDS
     assert not children()
 
 
@@ -225,8 +225,8 @@ def test_boxes_side_by_side_count_on_their_own(sandbox: Sandbox, tmp_path: Path)
     for folder in folders:
         folder.mkdir()
     with ThreadPoolExecutor(len(folders)) as threads:
-        ran = list(threads.map(lambda folder: bash(sandbox, folder, source), folders))
-    assert [(one.stdout, one.stderr) for one in ran] == [(b"done\n", b"")] * len(folders)
+        results = list(threads.map(lambda folder: bash(sandbox, folder, source), folders))
+    assert [(result.stdout, result.stderr) for result in results] == [(b"done\n", b"")] * len(folders)
 
 
 def test_a_daemon_does_not_survive(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -234,8 +234,8 @@ def test_a_daemon_does_not_survive(sandbox: Sandbox, tmp_path: Path) -> None:
     source = (
         f"(setsid sleep {mark} </dev/null >/dev/null 2>&1 &); until pgrep -f 'sleep {mark}' -c; do :; done; echo on"
     )
-    ran = bash(sandbox, tmp_path, source)
-    assert ran.ended is Ended.EXITED and ran.stdout.endswith(b"on\n")
+    result = bash(sandbox, tmp_path, source)
+    assert result.reason is ExitReason.EXITED and result.stdout.endswith(b"on\n")
     assert not any(f"sleep {mark}" in command for command in commands())
 
 
@@ -253,22 +253,20 @@ def test_two_boxes_talk_and_end_together(sandbox: Sandbox, tmp_path: Path) -> No
     ours, theirs = socket.socketpair()
     with ours, theirs:
         echo = "import socket, sys\nwith socket.socket(fileno=int(sys.argv[1])) as line:\n    "
-        toolchain = find("python")
         talk = {"asks": "line.send(b'ping'); print(line.recv(9))", "answers": "line.send(line.recv(9) + b'!')"}
         talk["answers"] += "; import time; time.sleep(600)"
-        boxes = [
-            sandbox.start(
-                [*toolchain.plan("", 0).run[:-1], "-c", echo + talk[who], str(end.fileno())],
-                folder=tmp_path,
-                limits=LIMITS,
-                runtime=toolchain.running,
-                pass_fds=[end.fileno()],
-            )
+        options = {"folder": tmp_path, "limits": LIMITS, "runtime": find_toolchain("python").running}
+        commands = [
+            [*plan_program("python", "", 0).run[:-1], "-c", echo + talk[who], str(end.fileno())]
             for who, end in (("asks", ours), ("answers", theirs))
         ]
-        asked, answered = finish(*boxes)
-    assert (asked.ended, asked.stdout) == (Ended.EXITED, b"b'ping!'\n")
-    assert answered.ended is Ended.STOPPED
+        with (
+            sandbox.start(commands[0], pass_fds=[ours.fileno()], **options) as asking,
+            sandbox.start(commands[1], pass_fds=[theirs.fileno()], **options) as answering,
+        ):
+            client, server = finish(asking, answering)
+    assert (client.reason, client.stdout) == (ExitReason.EXITED, b"b'ping!'\n")
+    assert server.reason is ExitReason.STOPPED
     assert not children()
 
 
@@ -278,11 +276,16 @@ def test_an_unprivileged_judge_has_boxes_too(tmp_path: Path) -> None:
         bomb = bash(sandbox, folder, "bomb() { bomb | bomb & }; bomb; sleep 600", SHORT)
         eater = bash(sandbox, folder, "text=x; while :; do text=$text$text; done")
         who = bash(sandbox, folder, "id -u; cat /etc/shadow || echo held; tr '\\0' '\\n' < /proc/1/environ")
-        return [bomb.ended in (Ended.TIME, Ended.OUTPUT), eater.ended, who.stdout.decode().split(), children()]
+        return [
+            bomb.reason in (ExitReason.TIME, ExitReason.OUTPUT),
+            eater.reason,
+            who.stdout.decode().split(),
+            children(),
+        ]
 
-    fizzled, eater, said, left = as_nobody(judge)
-    assert (fizzled, eater, left) == (True, Ended.MEMORY, [])
-    assert said[:2] == ["1000", "held"] and {word.split("=")[0] for word in said[2:]} <= {
+    fizzled, eater, output, survivors = as_nobody(judge)
+    assert (fizzled, eater, survivors) == (True, ExitReason.MEMORY, [])
+    assert output[:2] == ["1000", "held"] and {word.split("=")[0] for word in output[2:]} <= {
         "PATH",
         "HOME",
         "TMPDIR",
@@ -295,8 +298,8 @@ def test_a_box_that_breaks_is_no_way_for_a_program_to_end(sandbox: Sandbox, tmp_
     with pytest.raises(RuntimeError, match=r"the box broke: bwrap: .*missing"):
         sandbox.run(["/bin/true"], folder=tmp_path, limits=LIMITS, runtime=missing)
     assert not children()
-    ran = bash(sandbox, tmp_path, "echo 'bwrap: setting up failed' >&2; exit 1")
-    assert (ran.ended, ran.exit_code) == (Ended.EXITED, 1)
+    result = bash(sandbox, tmp_path, "echo 'bwrap: setting up failed' >&2; exit 1")
+    assert (result.reason, result.exit_code) == (ExitReason.EXITED, 1)
 
 
 def test_the_bundled_bubblewrap_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,10 +321,10 @@ def test_unsafe_limits_without_a_box(unsafe: Sandbox, tmp_path: Path) -> None:
     assert bash(unsafe, tmp_path, "pwd").stdout.decode().strip() == str(tmp_path)
     assert bash(unsafe, tmp_path, "cat; exit 3", stdin=b"x").exit_code == 3
     assert bash(unsafe, tmp_path, "kill -SEGV $$").signal == signal.SIGSEGV
-    assert bash(unsafe, tmp_path, "while :; do :; done", SHORT).ended is Ended.TIME
-    assert bash(unsafe, tmp_path, "sleep 600 & sleep 600", SHORT).ended is Ended.TIME
-    assert bash(unsafe, tmp_path, "yes").ended is Ended.OUTPUT
-    assert python(unsafe, tmp_path, "held = bytearray(1 << 30)").ended is Ended.MEMORY
+    assert bash(unsafe, tmp_path, "while :; do :; done", SHORT).reason is ExitReason.TIME
+    assert bash(unsafe, tmp_path, "sleep 600 & sleep 600", SHORT).reason is ExitReason.TIME
+    assert bash(unsafe, tmp_path, "yes").reason is ExitReason.OUTPUT
+    assert python(unsafe, tmp_path, "held = bytearray(1 << 30)").reason is ExitReason.MEMORY
 
 
 @pytest.mark.skipif(not Path(SETPRIV).exists(), reason="needs setpriv")
@@ -332,11 +335,12 @@ import os, signal
 from pathlib import Path
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.process import Limits
-box = Sandbox("unsafe").start(["sleep", "{mark}"], folder=Path({str(tmp_path)!r}), limits=Limits(seconds=600))
-command = Path(f"/proc/{{box._process.pid}}/cmdline")
-while not command.read_bytes().startswith(b"sleep"): pass
-print("on", flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+command = ["sleep", "{mark}"]
+with Sandbox("unsafe").start(command, folder=Path({str(tmp_path)!r}), limits=Limits(seconds=600)) as box:
+    command = Path(f"/proc/{{box._spawned.process.pid}}/cmdline")
+    while not command.read_bytes().startswith(b"sleep"): pass
+    print("on", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
     ended = subprocess.run([sys.executable, "-c", judge], capture_output=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"on\n"), ended.stderr

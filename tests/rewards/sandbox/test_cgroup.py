@@ -1,4 +1,4 @@
-"""Where control groups can be made, read from what the kernel says, and what is written there."""
+"""Control groups: their parent folders as the kernel names them, and their files."""
 
 import os
 from pathlib import Path
@@ -33,12 +33,12 @@ def test_version_2_is_beside_our_own_where_both_controllers_are_handed_on(tmp_pa
 
 def test_version_2_speaks_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a folder that looks like the file system: the files the kernel puts into a new group are there."""
-    made: list[Path] = []
-    really = Path.mkdir
+    folders: list[Path] = []
+    mkdir_of_path = Path.mkdir
 
     def mkdir(path: Path) -> None:
-        really(path)
-        made.append(path)
+        mkdir_of_path(path)
+        folders.append(path)
         for name in ("memory.max", "memory.swap.max", "pids.max", "cgroup.procs"):
             (path / name).touch()
         (path / "memory.events").write_text("low 0\nmax 3\noom 0\noom_kill 0\n")
@@ -46,9 +46,11 @@ def test_version_2_speaks_its_own_words(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Path, "mkdir", mkdir)
     group = Cgroup(dict.fromkeys(("memory", "pids"), tmp_path), memory_bytes=1 << 20, processes=5)
     group.add(77)
-    [folder] = made
-    said = {name: (folder / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max", "cgroup.procs")}
-    assert said == {"memory.max": "1048576", "memory.swap.max": "0", "pids.max": "5", "cgroup.procs": "77"}
+    [folder] = folders
+    contents = {
+        name: (folder / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max", "cgroup.procs")
+    }
+    assert contents == {"memory.max": "1048576", "memory.swap.max": "0", "pids.max": "5", "cgroup.procs": "77"}
     assert not group.ran_out
     (folder / "memory.events").write_text("oom 1\noom_kill 1\n")
     assert group.ran_out
@@ -61,10 +63,10 @@ def test_version_2_speaks_its_own_words(tmp_path: Path, monkeypatch: pytest.Monk
 def test_version_1_tells_its_own_limit_from_the_machine_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
-    really = Path.mkdir
+    mkdir_of_path = Path.mkdir
 
     def mkdir(path: Path) -> None:
-        really(path)
+        mkdir_of_path(path)
         (path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
         for name in ("memory.max_usage_in_bytes", "memory.memsw.max_usage_in_bytes"):
             (path / name).write_text(f"{50 << 20}\n")
@@ -72,7 +74,7 @@ def test_version_1_tells_its_own_limit_from_the_machine_s(
     monkeypatch.setattr(Path, "mkdir", mkdir)
     parents = {name: tmp_path / name for name in ("memory", "pids")}
     for parent in parents.values():
-        really(parent)
+        mkdir_of_path(parent)
     group = Cgroup(parents, memory_bytes=64 << 20, processes=5)
     with pytest.raises(RuntimeError, match="out of memory"):
         _ = group.ran_out
@@ -89,10 +91,10 @@ def test_a_group_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_groups_of_the_dead_are_cleared_away() -> None:
-    found = cgroup.parents()
-    if found is None:
+    folders = cgroup.parents()
+    if folders is None:
         pytest.skip("no control group can be made here")
-    dead, alive = (found["memory"] / f"alignyard-{pid}-test" for pid in (2**22 + 1, os.getpid()))
+    dead, alive = (folders["memory"] / f"alignyard-{pid}-test" for pid in (2**22 + 1, os.getpid()))
     for group in (dead, alive):
         group.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""What a program in a box can't reach. Each attack says "held" when it failed, and what it got when it didn't."""
+"""Attacks from inside a box. Each prints "held" if it fails, else its loot."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rewards.sandbox.box import Sandbox
-from rewards.sandbox.process import Ended
+from rewards.sandbox.process import ExitReason
 from tests.rewards.sandbox.programs import SHORT, bash, python
 
 SECRET = "the-judge-s-secret"
@@ -42,9 +42,9 @@ def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "folder"
-    made.mkdir()
-    return made
+    path = tmp_path / "folder"
+    path.mkdir()
+    return path
 
 
 def test_no_network(sandbox: Sandbox, folder: Path) -> None:
@@ -61,7 +61,7 @@ for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PAC
 
 
 def test_no_network_where_there_is_no_filter(sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewards.sandbox.seccomp.program", lambda: b"")
+    monkeypatch.setattr("rewards.sandbox.seccomp.bpf_filter", lambda: b"")
     source = """
 import socket
 for address in (("1.1.1.1", 53), ("127.0.0.1", PORT)):
@@ -72,8 +72,8 @@ for address in (("1.1.1.1", 53), ("127.0.0.1", PORT)):
         print("held")
 """
     with socket.create_server(("127.0.0.1", 0)) as server:
-        ran = python(sandbox, folder, source.replace("PORT", str(server.getsockname()[1])))
-    assert ran.stdout.split() == [b"held", b"held"]
+        result = python(sandbox, folder, source.replace("PORT", str(server.getsockname()[1])))
+    assert result.stdout.split() == [b"held", b"held"]
 
 
 def test_no_socket_of_the_host(sandbox: Sandbox, folder: Path) -> None:
@@ -82,8 +82,8 @@ def test_no_socket_of_the_host(sandbox: Sandbox, folder: Path) -> None:
         server.bind(name)
         server.listen()
         source = f"import socket\ntry: socket.socket(socket.AF_UNIX).connect({name!r}); print('connected')\n"
-        ran = python(sandbox, folder, source + "except ConnectionRefusedError: print('held')")
-    assert ran.stdout == b"held\n"
+        result = python(sandbox, folder, source + "except ConnectionRefusedError: print('held')")
+    assert result.stdout == b"held\n"
 
 
 def test_no_file_of_the_host(sandbox: Sandbox, folder: Path, secret: Path) -> None:
@@ -128,8 +128,8 @@ print("held" if not any(seen) else seen)
 print(sorted(os.environ), sorted(os.listdir("/proc/self/fd"))[:-1])
 """
     variables = ["HOME", "LANG", "PATH", "PWD", "TMPDIR"]
-    ran = python(sandbox, folder, source)
-    assert ran.stdout.decode().splitlines() == ["held", f"{variables} {['0', '1', '2']}"]
+    result = python(sandbox, folder, source)
+    assert result.stdout.decode().splitlines() == ["held", f"{variables} {['0', '1', '2']}"]
 
 
 def test_nothing_outside_can_be_written(sandbox: Sandbox, folder: Path) -> None:
@@ -156,18 +156,18 @@ for pid in (1, os.getppid(), {os.getpid()}, {os.getppid()}, -1):
     except OSError: pass
 print("held")
 """
-    ran = python(sandbox, folder, source)
-    assert (ran.ended, ran.stdout) == (Ended.EXITED, b"held\n")
+    result = python(sandbox, folder, source)
+    assert (result.reason, result.stdout) == (ExitReason.EXITED, b"held\n")
 
 
 def test_the_only_processes_are_its_own(sandbox: Sandbox, folder: Path) -> None:
-    ran = bash(sandbox, folder, "for process in /proc/[0-9]*; do read -r name < $process/comm; echo $name; done")
-    assert set(ran.stdout.split()) <= {b"bwrap", b"bash"}
+    result = bash(sandbox, folder, "for process in /proc/[0-9]*; do read -r name < $process/comm; echo $name; done")
+    assert set(result.stdout.split()) <= {b"bwrap", b"bash"}
 
 
 def test_no_privileges(sandbox: Sandbox, folder: Path) -> None:
-    ran = bash(sandbox, folder, "id -u; id -G; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status")
-    user, groups, *status = ran.stdout.decode().splitlines()
+    result = bash(sandbox, folder, "id -u; id -G; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status")
+    user, groups, *status = result.stdout.decode().splitlines()
     held = dict(line.split(":\t") for line in status)
     assert (user, groups.split()[0]) == ("1000", "1000")
     assert {held.pop("NoNewPrivs"), held.pop("Seccomp")} == {"1", "2"}
@@ -205,8 +205,8 @@ def test_a_call_is_forbidden(sandbox: Sandbox, folder: Path, call: str) -> None:
     numbers = {"clone": 56, "keyctl": 250, "bpf": 321, "perf_event_open": 298, "userfaultfd": 323, "kexec_load": 246}
     numbers |= {"init_module": 175, "open_by_handle_at": 304}
     source = f"{FAILS}NR = {numbers}\nfails(lambda: {call}, 1, 22 if 'setuid' in {call!r} else 1)"
-    ran = python(sandbox, folder, source)
-    assert ran.stdout.split() == [b"held"], ran
+    result = python(sandbox, folder, source)
+    assert result.stdout.split() == [b"held"], result
 
 
 @pytest.mark.parametrize(
@@ -215,13 +215,13 @@ def test_a_call_is_forbidden(sandbox: Sandbox, folder: Path, call: str) -> None:
 def test_a_call_seems_not_to_exist(sandbox: Sandbox, folder: Path, number: int) -> None:
     if number == 319 and os.uname().machine != "x86_64":
         pytest.skip("the number is that of x86_64")
-    ran = python(sandbox, folder, f"{FAILS}fails(lambda: libc.syscall({number}, 0, 0, 0), 38)")
-    assert ran.stdout.split() == [b"held"], ran
+    result = python(sandbox, folder, f"{FAILS}fails(lambda: libc.syscall({number}, 0, 0, 0), 38)")
+    assert result.stdout.split() == [b"held"], result
 
 
 def test_isolation_holds_without_the_filter(sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A namespace made inside gives back capabilities over nothing but itself."""
-    monkeypatch.setattr("rewards.sandbox.seccomp.program", lambda: b"")
+    monkeypatch.setattr("rewards.sandbox.seccomp.bpf_filter", lambda: b"")
     source = f"""
 {FAILS}
 libc.unshare(0x10000000 | 0x00020000)

@@ -1,4 +1,4 @@
-"""Every language of this machine compiles and runs in a box; a missing one is told with what to install."""
+"""Every language of this machine compiles and runs in a box; for a missing one the error names its package."""
 
 import re
 import shutil
@@ -9,8 +9,9 @@ import pytest
 
 from rewards.sandbox import toolchains
 from rewards.sandbox.box import Sandbox
-from rewards.sandbox.process import Ended, Limits, Ran
-from rewards.sandbox.toolchains import COMPILE, LANGUAGES, find, found
+from rewards.sandbox.process import ExitReason, Limits, RunResult
+from rewards.sandbox.toolchains import COMPILE, LANGUAGES, find_toolchain, plan_program
+from tests.rewards.sandbox.programs import available_languages
 
 LIMITS = Limits(seconds=10)
 HELLO = {
@@ -50,67 +51,71 @@ def sandbox() -> Sandbox:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     yield
-    find.cache_clear()
+    find_toolchain.cache_clear()
 
 
 def has(language: str) -> None:
     """Skips where a toolchain is missing, which is what a machine may lack and not what a test may find broken."""
-    if LANGUAGES[language].look() is None:
+    if LANGUAGES[language].locate() is None:
         pytest.skip(f"no toolchain for {language} here")
 
 
-def run(sandbox: Sandbox, folder: Path, language: str, source: str, stdin: bytes = b"41\n") -> tuple[Ran, Ran | None]:
-    """How `source` compiles and, if it does, runs."""
-    toolchain = find(language)
-    program = toolchain.plan(source, LIMITS.memory_mb)
+def run(
+    sandbox: Sandbox, folder: Path, language: str, source: str, stdin: bytes = b"41\n"
+) -> tuple[RunResult, RunResult | None]:
+    """Compile `source` and, if that succeeds, run it."""
+    toolchain = find_toolchain(language)
+    program = plan_program(language, source, LIMITS.memory_mb)
     (folder / program.file).write_text(source)
-    made = sandbox.run(program.compile, folder=folder, limits=COMPILE, runtime=toolchain.compiling, writable=True)
-    if made.exit_code != 0:
-        return made, None
-    return made, sandbox.run(program.run, folder=folder, limits=LIMITS, runtime=toolchain.running, stdin=stdin)
+    compilation = sandbox.run(
+        program.compile, folder=folder, limits=COMPILE, runtime=toolchain.compiling, writable=True
+    )
+    if compilation.exit_code != 0:
+        return compilation, None
+    return compilation, sandbox.run(program.run, folder=folder, limits=LIMITS, runtime=toolchain.running, stdin=stdin)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_hello(sandbox: Sandbox, tmp_path: Path, language: str) -> None:
     has(language)
-    made, ran = run(sandbox, tmp_path, language, HELLO[language])
-    assert ran, made
-    assert (ran.ended, ran.exit_code, ran.stdout) == (Ended.EXITED, 0, b"hello 42\n"), ran
+    compilation, result = run(sandbox, tmp_path, language, HELLO[language])
+    assert result, compilation
+    assert (result.reason, result.exit_code, result.stdout) == (ExitReason.EXITED, 0, b"hello 42\n"), result
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_is_no_program_does_not_compile(sandbox: Sandbox, tmp_path: Path, language: str) -> None:
     has(language)
-    made, ran = run(sandbox, tmp_path, language, BROKEN.get(language, "int main( {"))
-    assert ran is None
-    assert made.ended is Ended.EXITED and made.stderr
+    compilation, result = run(sandbox, tmp_path, language, BROKEN.get(language, "int main( {"))
+    assert result is None
+    assert compilation.reason is ExitReason.EXITED and compilation.stderr
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_memory_runs_out(sandbox: Sandbox, tmp_path: Path, language: str) -> None:
     has(language)
-    _, ran = run(sandbox, tmp_path, language, EATS_MEMORY[language])
-    assert ran and ran.ended is Ended.MEMORY, ran
+    _, result = run(sandbox, tmp_path, language, EATS_MEMORY[language])
+    assert result and result.reason is ExitReason.MEMORY, result
 
 
 def test_a_compiler_is_held_to_its_limits(sandbox: Sandbox, tmp_path: Path) -> None:
     has("c")
     source = "int held[1 << 28] = {1};\nint main(void) { return 0; }"  # a file of 1 GiB
-    made, _ = run(sandbox, tmp_path, "c", source)
-    assert made.exit_code != 0
+    compilation, _ = run(sandbox, tmp_path, "c", source)
+    assert compilation.exit_code != 0
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= COMPILE.disk_mb << 20
 
 
 def test_a_compiler_reads_nothing_of_the_host(sandbox: Sandbox, tmp_path: Path) -> None:
     has("c")
-    made, _ = run(sandbox, tmp_path, "c", '#include "/etc/passwd"\nint main(void) {}')
-    assert made.exit_code == 1 and b"No such file" in made.stderr
+    compilation, _ = run(sandbox, tmp_path, "c", '#include "/etc/passwd"\nint main(void) {}')
+    assert compilation.exit_code == 1 and b"No such file" in compilation.stderr
 
 
 def test_python_has_the_standard_library_only(sandbox: Sandbox, tmp_path: Path) -> None:
     source = "import decimal, sqlite3, sys\nexit_code = 7\ntry: import pip\nexcept ImportError: exit(exit_code)"
-    _, ran = run(sandbox, tmp_path, "python", source)
-    assert ran and ran.exit_code == 7
+    _, result = run(sandbox, tmp_path, "python", source)
+    assert result and result.exit_code == 7
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_python_has_the_standard_library_only(sandbox: Sandbox, tmp_path: Path) 
     ],
 )
 def test_java_names(source: str, file: str, starts: str) -> None:
-    assert toolchains._java_names(source) == (file, starts)
+    assert toolchains._java_names(source) == {"file": file, "main": starts}
 
 
 def test_java_starts_the_class_with_main(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -132,8 +137,8 @@ def test_java_starts_the_class_with_main(sandbox: Sandbox, tmp_path: Path) -> No
     source = (
         "package a;\nclass Node {}\nclass Other { public static void main(String[] args) { System.out.print(6); } }"
     )
-    _, ran = run(sandbox, tmp_path, "java", source)
-    assert ran and ran.stdout == b"6", ran
+    _, result = run(sandbox, tmp_path, "java", source)
+    assert result and result.stdout == b"6", result
 
 
 @pytest.mark.parametrize(
@@ -141,30 +146,30 @@ def test_java_starts_the_class_with_main(sandbox: Sandbox, tmp_path: Path) -> No
 )
 def test_javascript_in_both_forms(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
     has("javascript")
-    _, ran = run(sandbox, tmp_path, "javascript", source)
-    assert ran and ran.stdout == b"object\n", ran
+    _, result = run(sandbox, tmp_path, "javascript", source)
+    assert result and result.stdout == b"object\n", result
 
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "python"])
 def test_a_missing_toolchain_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, language: str) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    find.cache_clear()
-    assert [toolchain.language for toolchain in found()] == ["python"]
+    find_toolchain.cache_clear()
+    assert available_languages() == ["python"]
     with pytest.raises(ValueError, match=f"'{language}'; install {LANGUAGES[language].package}".replace("+", r"\+")):
-        find(language)
+        find_toolchain(language)
 
 
 def test_an_unknown_language_is_told() -> None:
     with pytest.raises(ValueError, match=r"'c\+\+' .*did you mean"):
-        find("c++")
+        find_toolchain("c++")
 
 
 def test_a_toolchain_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _tool(tmp_path / "go", "#!/bin/sh\nexit 3\n")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert [toolchain.language for toolchain in found()] == ["python"]
+    assert available_languages() == ["python"]
     with pytest.raises(ValueError, match=r"language: .*/go .*status 3.*reinstall"):
-        find("go")
+        find_toolchain("go")
 
 
 def test_of_a_toolchain_s_prefix_a_program_sees_no_packages(
@@ -177,8 +182,8 @@ def test_of_a_toolchain_s_prefix_a_program_sees_no_packages(
     _tool(tmp_path / "prefix/bin/gcc", "#!/bin/sh\n")
     monkeypatch.setenv("PATH", str(tmp_path / "prefix/bin"))
     look = ["/usr/bin/find", str(tmp_path), "-name", "gcc", "-o", "-name", "secret.py"]
-    ran = sandbox.run(look, folder=tmp_path, limits=LIMITS, runtime=find("c").running)
-    assert ran.stdout.decode().split() == [str(tmp_path / "prefix/bin/gcc")], ran
+    result = sandbox.run(look, folder=tmp_path, limits=LIMITS, runtime=find_toolchain("c").running)
+    assert result.stdout.decode().split() == [str(tmp_path / "prefix/bin/gcc")], result
 
 
 def test_node_alone_is_all_that_a_program_sees_of_where_it_lies(
@@ -190,13 +195,13 @@ def test_node_alone_is_all_that_a_program_sees_of_where_it_lies(
     folder.mkdir()
     (home / "bin").mkdir(parents=True)
     (home / "secret").touch()
-    shutil.copy(find("javascript").executable, home / "bin/node")
+    shutil.copy(find_toolchain("javascript").executable, home / "bin/node")
     monkeypatch.setenv("PATH", str(home / "bin"))
     monkeypatch.setenv("HOME", str(home))
-    find.cache_clear()
+    find_toolchain.cache_clear()
     source = f"console.log(require('fs').readdirSync({str(home)!r}, {{ recursive: true }}))"
-    _, ran = run(sandbox, folder, "javascript", source)
-    assert ran and ran.stdout == b"[ 'bin', 'bin/node' ]\n", ran
+    _, result = run(sandbox, folder, "javascript", source)
+    assert result and result.stdout == b"[ 'bin', 'bin/node' ]\n", result
 
 
 def test_no_program_sees_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -205,9 +210,9 @@ def test_no_program_sees_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     for home in ("user", "user/home"):
         monkeypatch.setenv("HOME", str(tmp_path / home))
         with pytest.raises(ValueError, match=rf"language: .*{re.escape(str(tmp_path / 'user'))}.*home"):
-            find("c")
+            find_toolchain("c")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find("c").running.paths == (tmp_path / "user",)
+    assert find_toolchain("c").running.paths == (tmp_path / "user",)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +228,8 @@ def test_no_program_sees_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 )
 def test_threads_do_not_grow_with_the_machine(sandbox: Sandbox, tmp_path: Path, language: str, source: str) -> None:
     has(language)
-    made, ran = run(sandbox, tmp_path, language, source)
-    assert ran and ran.stdout == b"4\n", ran or made
+    compilation, result = run(sandbox, tmp_path, language, source)
+    assert result and result.stdout == b"4\n", result or compilation
 
 
 def _tool(path: Path, script: str) -> None:
