@@ -23,12 +23,13 @@ from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
 from pipeline.models.mtp import Mtp
 from pipeline.models.parity import probe_trees, sequences
-from pipeline.models.rounding import rounded_anew
+from pipeline.models.rounding import perturbed_rounding
+from pipeline.models.score import ScoreModel, refuse_other_scores
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.train.expert_parallel import FAMILIES as SHARDED
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import load_model, load_with_mtp
-from pipeline.weights.reward_model import ScoreModel, new_score_model, refuse_other_scores
+from pipeline.weights.reward_model import new_score_model
 from rollout.weights import to_buckets
 from tests.pipeline.families import FAMILIES, random_model
 
@@ -276,7 +277,7 @@ def _within_rounding(policy: LogprobModel, spoken: Callable[[list[list[int]]], l
 
     with torch.no_grad():
         trained_N = read()
-        with rounded_anew(policy.causal_lm):
+        with perturbed_rounding(policy.causal_lm):
             rounding_N = (read() - trained_N).abs()
     gap_N = (torch.tensor([value for each in spoken(probe) for value in each]) - trained_N).abs()
     print(f"gap {gap_N.mean():.1e}, {gap_N.max():.1e}; rounding {rounding_N.mean():.1e}, {rounding_N.max():.1e}")
