@@ -126,7 +126,7 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
             start += length
         num_sequences += tree.scored
     experts = [experts_TLK for experts_TLK in routes if experts_TLK is not None]
-    assert not experts or len(experts) == len(routes), "all segments need routes; -1 marks an unknown one"
+    assert not experts or len(experts) == len(routes), "routes of some segments are missing; -1 marks an unknown route"
     return MicroBatch(
         token_ids_T=np.concatenate([np.asarray(ids, np.int64) for ids in token_ids]),
         lengths=tuple(lengths),

@@ -11,7 +11,7 @@ from pipeline.cluster.start import start_all, start_policy, start_rewards, start
 from pipeline.data.chat import turn_ends
 from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import judgeable
-from pipeline.data.rows import source_files, tell
+from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.gates.validation import Validation
 from pipeline.grpo.fleet import Fleet
@@ -73,7 +73,7 @@ def launch(config: GRPOConfig, folder: Path, recipe: Recipe | None) -> dict[str,
     ):
         checkpoints = Checkpoints(folder, config.checkpoint, policy)
         report.resume(checkpoints.restore())
-        tell(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
+        report_bad_rows(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
         alarms = Alarms(config, report.note)
         alarms.resume(read_metrics(folder))
         validation = (

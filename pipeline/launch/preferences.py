@@ -8,7 +8,7 @@ from configs.preferences import PreferencesConfig
 from configs.stages import Recipe
 from pipeline.data.chat import turn_ends
 from pipeline.data.comparisons import Comparison, read_comparisons
-from pipeline.data.rows import BadRows, source_files, tell
+from pipeline.data.rows import BadRows, report_bad_rows, source_files
 from pipeline.launch.sample import ask, check_sources, sampler
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Asked, Sampler
@@ -50,5 +50,5 @@ def _read(config: PreferencesConfig, folder: Path, console: Console) -> list[Com
         rows = read_comparisons(source.data, bad_rows)
         read += [preferences.named(one, name, source.domain) for one in rows]
         bad_rows.check(source.data.max_bad_share)
-        tell(bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: console.print(text, markup=False))
+        report_bad_rows(bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: console.print(text, markup=False))
     return read

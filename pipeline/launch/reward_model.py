@@ -10,7 +10,7 @@ from configs.train import num_steps
 from pipeline.cluster.start import start_all, start_policy
 from pipeline.data.comparisons import Comparison, Comparisons
 from pipeline.data.order import refuse_repeats
-from pipeline.data.rows import source_files, tell
+from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.evaluation.comparisons import EVALUATION
 from pipeline.evaluation.suites import SuiteResult, results_table
 from pipeline.models.tokenizer import load_tokenizer
@@ -50,9 +50,9 @@ def launch(config: RewardModelConfig, folder: Path, recipe: Recipe | None) -> di
     with start_all(lambda: start_policy(spec)) as (policy,), Report(folder, total_steps=steps, label="rm") as report:
         checkpoints = Checkpoints(folder, config.checkpoint, policy)
         report.resume(checkpoints.restore())
-        tell(data.bad_rows, folder / "bad_rows.jsonl", report.note)
+        report_bad_rows(data.bad_rows, folder / "bad_rows.jsonl", report.note)
         for name, each in held_out.items():
-            tell(each.bad_rows, folder / f"{name}.bad_rows.jsonl", report.note)
+            report_bad_rows(each.bad_rows, folder / f"{name}.bad_rows.jsonl", report.note)
         results = reward_model.run(config, steps, data, held_out, policy, checkpoints, report, folder / EVALUATION)
     if results:
         Console().print(results_table({name: SuiteResult(result.figures) for name, result in results.items()}))

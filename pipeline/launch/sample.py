@@ -16,7 +16,7 @@ from configs.stages import Recipe
 from pipeline.cluster.start import start_all, start_rewards, start_rollout
 from pipeline.data.chat import turn_ends
 from pipeline.data.prompts import Prompts, judgeable
-from pipeline.data.rows import source_files, tell
+from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Asked, Sampler, Speaker, distinct
 from pipeline.preferences.summary import counts_table
@@ -80,7 +80,9 @@ def ask(
             prompts = Prompts.load(source.prompts, tokenizer, seed)
         else:
             prompts = judgeable(source.prompts, [source.reward], pool, tokenizer, seed)
-        tell(prompts.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: Console().print(text, markup=False))
+        report_bad_rows(
+            prompts.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: Console().print(text, markup=False)
+        )
         asked[name] = Asked(distinct(prompts), source.reward)
     return asked
 

@@ -8,7 +8,7 @@ from configs.train import num_steps
 from pipeline.cluster.start import start_all, start_policy
 from pipeline.data.conversations import Conversations
 from pipeline.data.order import refuse_repeats
-from pipeline.data.rows import source_files, tell
+from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
 from pipeline.stages import sft
@@ -50,8 +50,8 @@ def launch(config: SFTConfig, folder: Path, recipe: Recipe | None) -> dict[str, 
     with start_all(lambda: start_policy(spec)) as (policy,), Report(folder, total_steps=steps, label="sft") as report:
         checkpoints = Checkpoints(folder, config.checkpoint, policy)
         report.resume(checkpoints.restore())
-        tell(data.bad_rows, folder / "bad_rows.jsonl", report.note)
+        report_bad_rows(data.bad_rows, folder / "bad_rows.jsonl", report.note)
         if held_out is not None:
-            tell(held_out.bad_rows, folder / "eval_bad_rows.jsonl", report.note)
+            report_bad_rows(held_out.bad_rows, folder / "eval_bad_rows.jsonl", report.note)
         sft.run(config, steps, data, held_out, policy, checkpoints, report)
     return report.last_metrics
