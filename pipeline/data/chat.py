@@ -4,8 +4,8 @@ A rendered conversation is cut where answers begin and end, and the pieces are t
 exact without tracking character offsets.
 
 Training and rollout agree: the text before an answer is the text of the prompt for that answer. The token ids are the
-same too if the prompt holds no earlier answer. A prompt with earlier answers is tokenised as a whole, as servers do, and
-a tokenizer may merge the first characters of an earlier answer with the text before them.
+same too if the prompt holds no earlier answer. A prompt with earlier answers is tokenised as a whole, as servers do,
+and a tokenizer may merge the first characters of an earlier answer with the text before them.
 """
 
 import re
@@ -169,9 +169,8 @@ class ChatFormat:
         else:
             blocks = blocks_of_turns(text, marked, self._template.special_token)
             by_turn = _assign_blocks(blocks, text, prompts)
-            spans = {
-                turn: _after_prompt(prompts[turn], by_turn[turn], text, doubt) for turn in learned if turn in by_turn
-            }
+            marked_turns = [turn for turn in learned if turn in by_turn]
+            spans = {turn: _after_prompt(prompts[turn], by_turn[turn], text, doubt) for turn in marked_turns}
             if len(spans) < len(learned):
                 doubt("answer outside {% generation %}", "it is not learned")
         if not spans:
@@ -246,7 +245,7 @@ def _assign_blocks(blocks: list[list[Span]], text: str, prompts: dict[int, str])
     """Assign blocks to turns: in order if there are as many, else to the last turn whose prompt precedes the block."""
     if len(blocks) == len(prompts):
         return dict(zip(prompts, blocks, strict=True))
-    starts = {turn: len(commonprefix([text, prompt])) for turn, prompt in prompts.items()}
+    starts = {turn: len(commonprefix([text, prompt])) for turn, prompt in prompts.items()}  # noqa: RUF071  characters
     by_turn: dict[int, list[Span]] = {}
     for block in blocks:
         turn = max((turn for turn, start in starts.items() if start <= block[0][0]), default=min(starts))

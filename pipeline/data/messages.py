@@ -108,9 +108,8 @@ def missing_part(messages: Iterable[Message], text: str, reasoning: Reasoning = 
     assistant's reasoning may be missing.
     """
     parts = [part for message in messages for part in _parts(message, text, reasoning) if part[1]]
-    for reason, part, remedy in sorted(
-        parts, key=lambda part: -len(part[1])
-    ):  # longest first: a part must not match inside a longer one
+    # Longest first, so that a part does not match inside a longer one.
+    for reason, part, remedy in sorted(parts, key=lambda part: -len(part[1])):
         form = next((form for form in (part, _as_json(part)) if form in text), None)
         if form is None:
             return reason, f"{part[:80]!r}{remedy}"
