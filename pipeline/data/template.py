@@ -91,7 +91,10 @@ class Template:
         problem = missing_part(messages, text) or (missing_tool(tools, text) if tools else None)
         if problem:
             raise BadRowError(*problem)
-        unnamed = [message if message["role"] == "tool" else _without_name(message) for message in messages]
+        unnamed = [
+            {key: value for key, value in message.items() if key != "name" or message["role"] == "tool"}
+            for message in messages
+        ]
         if unnamed != messages:
             prompt = messages[-1]["role"] != "assistant"
             if self.render(unnamed, tools, add_generation_prompt=prompt)[0] == text:
@@ -135,7 +138,3 @@ def _with_json_arguments(message: Message) -> Message:
         for call in message.get("tool_calls", [])
     ]
     return message | {"tool_calls": calls} if calls else message
-
-
-def _without_name(message: Message) -> Message:
-    return {key: value for key, value in message.items() if key != "name"}

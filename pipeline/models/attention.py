@@ -83,8 +83,8 @@ def packed_attention(
 
     query [1, H, T, D], key and value [1, H_kv, T, D or D_v]; returns ([1, T, H, D_v], None). `layout` comes through the
     model's keyword arguments and replaces `attention_mask`, which is None. With `sliding_window`, a token sees only the
-    last of the tokens in its layout. Raises ValueError for an argument that would change the result and is
-    not supported, such as a cap on the scores or attention sinks.
+    last of the tokens in its layout. Raises ValueError for an unsupported argument that would change the result, such
+    as a cap on the scores or attention sinks.
     """
     assert attention_mask is None
     unsupported = {name for name, value in kwargs.items() if value is not None and value is not False} - _IGNORED
@@ -103,8 +103,17 @@ def packed_attention(
             _side_by_side([x[part] for s in members for part in (layout.parents[s], s) if part != -1], len(members))
             for x in (keys, values)
         )
-        shape = {"own": own, "parent": parent, "window": sliding_window}
-        out_nHLD = _attend(q_nHLD, k_nHSD, v_nHSD, **shape, scaling=scaling, dropout=dropout)
+        mask = _mask(own, parent, sliding_window, query.device)
+        out_nHLD = scaled_dot_product_attention(
+            q_nHLD,
+            k_nHSD,
+            v_nHSD,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+            dropout_p=dropout,
+            enable_gqa=q_nHLD.shape[1] != k_nHSD.shape[1],
+        )
         for segment, out_HLD in zip(members, out_nHLD.unbind(0), strict=True):
             outputs[segment] = out_HLD[..., : value.shape[-1]].transpose(0, 1)
     return torch.cat([out for out in outputs if out.numel()]).unsqueeze(0), None
@@ -115,38 +124,15 @@ def _side_by_side(pieces_HLD: list[Tensor], num_sequences: int) -> Tensor:
     return torch.cat(pieces_HLD, dim=1).unflatten(1, (num_sequences, -1)).transpose(0, 1)
 
 
-def _attend(
-    q_nHLD: Tensor,
-    k_nHSD: Tensor,
-    v_nHSD: Tensor,
-    *,
-    own: int,
-    parent: int,
-    window: int | None,
-    scaling: float,
-    dropout: float,
-) -> Tensor:
-    mask = None
+def _mask(own: int, parent: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return bool [own, parent + own], True where a token is visible; None for plain causal attention."""
     windowed = window is not None and parent + own > window
-    if parent or windowed:  # own tokens are the last of S, so the mask is causal from the lower right corner
-        mask = torch.ones(own, parent + own, dtype=torch.bool, device=q_nHLD.device).tril(parent)
-    if mask is not None and window is not None:
-        mask = mask.triu(parent - window + 1)
-    return scaled_dot_product_attention(
-        q_nHLD,
-        k_nHSD,
-        v_nHSD,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        dropout_p=dropout,
-        enable_gqa=q_nHLD.shape[1] != k_nHSD.shape[1],
-    )
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
+    if not parent and not windowed:
+        return None
+    # Own tokens are the last of S, so the mask is causal from the lower right corner.
+    mask = torch.ones(own, parent + own, dtype=torch.bool, device=device).tril(parent)
+    return mask if window is None else mask.triu(parent - window + 1)
 
 
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, _no_mask)
+AttentionMaskInterface.register(PACKED, lambda *_, **__: None)

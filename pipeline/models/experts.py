@@ -97,14 +97,8 @@ class _Experts(torch.autograd.Function):
             torch.ops.aten.silu_backward(grad_inner_nI.mul_(up_nI), gate_nI, grad_input=grad_gate_nI)
             torch.mm(grad_nF.T, hidden_TD.index_select(0, token_n), out=grad_gate_up_FD)
             torch.mm(grad_nF, gate_up_FD, out=grad_hidden_nD)
-        grad_weight_TK = grad_weight_S[place_TK]
-        return (
-            embedding_bag(place_TK, grad_hidden_SD, mode="sum"),
-            grad_weight_TK,
-            grad_gate_up_EFD,
-            grad_down_EDI,
-            None,
-        )
+        grad_hidden_TD = embedding_bag(place_TK, grad_hidden_SD, mode="sum")
+        return grad_hidden_TD, grad_weight_S[place_TK], grad_gate_up_EFD, grad_down_EDI, None
 
 
 ALL_EXPERTS_FUNCTIONS.register(SORTED, sorted_experts)

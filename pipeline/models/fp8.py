@@ -97,27 +97,19 @@ def hopper_matmul(a: Quantised, b: Quantised) -> Tensor:
     cuBLAS requires whole blocks along N and K, column-major scales, and a multiple of four blocks along K.
     """
     num_columns = len(b.data_MK)
-    a_MK, b_NK = _whole(a.data_MK, rows=1), _whole(b.data_MK, rows=SIDE)
+    a_MK, b_NK = _pad_to_blocks(a.data_MK, rows=1), _pad_to_blocks(b.data_MK, rows=SIDE)
     if b.tile == BLOCK:
         recipe, scale_b = ScalingType.BlockWise128x128, pad(b.scale, (0, -b.scale.shape[1] % 4), value=1.0).T
     else:
         recipe = ScalingType.BlockWise1x128
         scale_b = pad(b.scale, (0, 0, 0, len(b_NK) - num_columns), value=1.0).T.contiguous().T
-    return scaled_mm(
-        a_MK,
-        b_NK.T,
-        a.scale.T.contiguous().T,
-        ScalingType.BlockWise1x128,
-        scale_b,
-        recipe,
-        output_dtype=torch.bfloat16,
-    )[:, :num_columns]
+    operands = a_MK, b_NK.T, a.scale.T.contiguous().T, ScalingType.BlockWise1x128
+    return scaled_mm(*operands, scale_b, recipe, output_dtype=torch.bfloat16)[:, :num_columns]
 
 
-def _whole(data_MK: Tensor, rows: int) -> Tensor:
-    return (
-        pad(data_MK.view(torch.uint8), (0, -data_MK.shape[1] % SIDE, 0, -len(data_MK) % rows)).contiguous().view(E4M3)
-    )
+def _pad_to_blocks(data_MK: Tensor, rows: int) -> Tensor:
+    padding = (0, -data_MK.shape[1] % SIDE, 0, -len(data_MK) % rows)
+    return pad(data_MK.view(torch.uint8), padding).contiguous().view(E4M3)
 
 
 KERNELS: dict[tuple[int, int] | None, Callable[[Quantised, Quantised], Tensor]] = {(9, 0): hopper_matmul}

@@ -57,7 +57,8 @@ def load_tokenizer(folder_or_name: str | Path, chat_template: str | None = None)
         raise ValueError(
             f"no tokenizer in '{folder_or_name}': give a checkpoint's folder or hub name ({error})"
         ) from error
-    decoded = _round_trip(tokenizer)
+    ids = tokenizer(ROUND_TRIP_PROBE, add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     if decoded != ROUND_TRIP_PROBE:
         raise ValueError(
             f"the tokenizer of '{folder_or_name}' loses text: {ROUND_TRIP_PROBE!r} comes back as {decoded!r}; train "
@@ -120,8 +121,3 @@ def _byte_characters() -> dict[int, str]:
     hidden = [byte for byte in range(256) if byte not in printable]
     shown = {byte: chr(byte) for byte in printable} | {byte: chr(256 + rank) for rank, byte in enumerate(hidden)}
     return dict(sorted(shown.items()))
-
-
-def _round_trip(tokenizer: PreTrainedTokenizerFast) -> str:
-    ids = tokenizer(ROUND_TRIP_PROBE, add_special_tokens=False)["input_ids"]
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

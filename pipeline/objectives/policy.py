@@ -131,14 +131,12 @@ def grpo_loss(
     logprobs_N, policy_logprobs_N = (torch.where(trained_N, x, 0.0) for x in (tokens.logprobs_N, all_policy_N))
     sequences: dict[str, Any] = {"sequence_N": tokens.sequence_N, "num_sequences": tokens.num_sequences}
     ratio_N = importance_ratio(logprobs_N=logprobs_N, policy_logprobs_N=policy_logprobs_N, level=ratio, **sequences)
+    clipping: dict[str, Any] = {"ratio_N": ratio_N, "advantages_N": advantages_N}
+    clipping |= {"clip_low": clip_low, "clip_high": clip_high}
     if surrogate == "clip":
-        objective_N = clipped_surrogate(
-            ratio_N=ratio_N, advantages_N=advantages_N, clip_low=clip_low, clip_high=clip_high
-        )
+        objective_N = clipped_surrogate(**clipping)
     else:
-        objective_N = cispo_surrogate(
-            ratio_N=ratio_N, advantages_N=advantages_N, logprobs_N=logprobs_N, clip_low=clip_low, clip_high=clip_high
-        )
+        objective_N = cispo_surrogate(logprobs_N=logprobs_N, **clipping)
     if importance_cap is not None:
         objective_N = objective_N * importance_weight(
             policy_logprobs_N=all_policy_N, rollout_logprobs_N=tokens.rollout_logprobs_N, cap=importance_cap

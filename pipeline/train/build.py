@@ -21,7 +21,7 @@ from pipeline.train.spec import TrainSpec
 from pipeline.weights.load import load_model, load_with_mtp
 from pipeline.weights.reward_model import is_score_model, load_score_model, new_score_model
 
-import deepspeed  # isort: skip  must follow pipeline.weights.load, which sets DS_ACCELERATOR
+import deepspeed  # isort: skip  after pipeline.weights.load, which sets DS_ACCELERATOR
 
 
 def prepare_torch() -> torch.device:

@@ -11,6 +11,7 @@ wrapped model.
 Legend: E experts of a layer, e of them on this rank, D model width, I width of an expert.
 """
 
+import pipeline.weights.load  # noqa: F401  # isort: skip  sets DS_ACCELERATOR before deepspeed reads it
 from functools import partial
 from typing import Any
 

@@ -26,7 +26,7 @@ from pipeline.models.parity import probe_trees, sequences
 from pipeline.models.rounding import perturbed_rounding
 from pipeline.models.score import ScoreModel, refuse_other_scores
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.train.expert_parallel import FAMILIES as SHARDED
+from pipeline.train.spec import EXPERT_PARALLEL_FAMILIES
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import load_model, load_with_mtp
 from pipeline.weights.reward_model import new_score_model
@@ -37,17 +37,15 @@ ANSWER, ENGINE_SECONDS = "GRPO ", 600.0
 YES, NOTHING, NOT_TRIED = "yes", "-", "not tried"
 """NOTHING stands where there is nothing to try: experts of a dense model."""
 MEANINGS = {
-    "SFT": "loaded as a stage loads it; packed rows and branches of a prompt give the log-probabilities of the model's "
-    "own forward pass, one sequence at a time; no segment depends on tokens that it doesn't see; every weight has a "
-    "finite gradient",
+    "SFT": "packed rows and branches of a prompt give the log-probabilities of the model's own forward pass, one "
+    "sequence at a time; no segment depends on tokens that it doesn't see; every weight has a finite gradient",
     "RM": "the same for a new reward model on it",
-    "GRPO": "vLLM on a CPU speaks as the trainer does, from the checkpoint and after a sync of other weights, within "
-    "the bounds of a sync, in float32",
-    "experts apart": "`trainer.expert_parallel_size`: of the families whose sharded layers were compared with "
-    "`transformers`",
-    "replay": "`routing_replay`: experts given to the routers are taken, with weights from their own scores",
+    "GRPO": "vLLM on a CPU gives the trainer's log-probabilities, from the checkpoint and after a sync of other weights, "
+    "within the bounds of a sync, in float32",
+    "expert parallel": "`trainer.expert_parallel_size`: for families whose sharded layers were compared with `transformers`",
+    "replay": "`routing_replay`: the routers use replayed experts, with weights from their own scores",
     "FP8": "`trainer.fp8`: products in FP8, every weight has a finite gradient",
-    "MTP": "`mtp`: modules for multi-token prediction are trained beside it",
+    "MTP": "`mtp`: modules for multi-token prediction are trained too",
 }
 COLUMNS = tuple(MEANINGS)
 TRAINED = tuple(column for column in COLUMNS if column != "GRPO")
@@ -55,12 +53,13 @@ TRAINED = tuple(column for column in COLUMNS if column != "GRPO")
 
 HEAD = """# Models: which families can be trained
 
-Made by `python -m tests.pipeline.support docs/models.md` from tiny random models that keep the traits of each
-family: its attention, windows, groups of experts, scaling of logits. `tests/pipeline/test_support.py` (slow) checks
-every cell.
-A model of another family is not refused for its name: each start makes the checks of the columns SFT and RM on its
-model (`pipeline/models/parity.py`), before anything is trained. Heads, layers and experts here are small: whether a
-large model fits is a question for `alignyard plan`.
+Look up here if the model that you want to train is supported. `python -m tests.pipeline.support docs/models.md`
+generates this page from tiny random models with the features of each family: attention, windows, groups of experts,
+scaling of logits. `tests/pipeline/test_support.py` (slow) checks every cell.
+
+Models of other families are allowed: each start runs the checks of the columns SFT and RM on its model
+(`pipeline/models/parity.py`) before training begins. The models here are small; `alignyard plan` tells you if a large
+one fits your machines.
 
 """
 
@@ -94,7 +93,7 @@ def trained_cells(family: str) -> dict[str, str]:
         tries: dict[str, Callable[[Path], str]] = {
             "SFT": _sft,
             "RM": _reward_model,
-            "experts apart": _experts_apart,
+            "expert parallel": _experts_apart,
             "replay": _replay,
             "FP8": _fp8,
             "MTP": _mtp,
@@ -179,7 +178,7 @@ def _experts_apart(folder: Path) -> str:
     if not _is_mixture(policy):
         return NOTHING
     kind = policy.causal_lm.config.model_type
-    return YES if kind in SHARDED else f"refused: only {', '.join(SHARDED)}"
+    return YES if kind in EXPERT_PARALLEL_FAMILIES else f"refused: only {', '.join(EXPERT_PARALLEL_FAMILIES)}"
 
 
 def _replay(folder: Path) -> str:
