@@ -40,9 +40,10 @@ MEANINGS = {
     "SFT": "packed rows and branches of a prompt give the log-probabilities of the model's own forward pass, one "
     "sequence at a time; no segment depends on tokens that it doesn't see; every weight has a finite gradient",
     "RM": "the same for a new reward model on it",
-    "GRPO": "vLLM on a CPU gives the trainer's log-probabilities, from the checkpoint and after a sync of other weights, "
-    "within the bounds of a sync, in float32",
-    "expert parallel": "`trainer.expert_parallel_size`: for families whose sharded layers were compared with `transformers`",
+    "GRPO": "vLLM on a CPU gives the trainer's log-probabilities, from the checkpoint and after a sync of other "
+    "weights, within the bounds of a sync, in float32",
+    "expert parallel": "`trainer.expert_parallel_size`: for families whose sharded layers were compared with "
+    "`transformers`",
     "replay": "`routing_replay`: the routers use replayed experts, with weights from their own scores",
     "FP8": "`trainer.fp8`: products in FP8, every weight has a finite gradient",
     "MTP": "`mtp`: modules for multi-token prediction are trained too",
