@@ -134,8 +134,8 @@ def texts_of(message: Message) -> Iterator[str]:
 def _parts(message: Message, text: str, reasoning: Reasoning) -> Iterator[tuple[str, str, str]]:
     """Yield the parts of a message that `text` must contain, as (reason to refuse the row, part, remedy)."""
     thinking, content = message.get("reasoning_content", ""), message["content"]
-    whole = content.strip() in text or _as_json(content.strip()) in text
-    if not whole and message["role"] == "assistant" and (inline := _INLINE.fullmatch(content)):
+    is_complete = content.strip() in text or _as_json(content.strip()) in text
+    if not is_complete and message["role"] == "assistant" and (inline := _INLINE.fullmatch(content)):
         thinking, content = inline["thinking"], inline["answer"]
     yield f"{message['role']} message that the chat template changes or leaves out", content.strip(), ""
     if reasoning == "train":

@@ -62,7 +62,7 @@ class Gate:
         return weights_TK * self.scale
 
 
-Balance = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+BalanceHook = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Maps layer, scores_TE, weights_TK and experts_TK of a training pass to weights [T, K] (pipeline.train.balancer)."""
 
 
@@ -81,7 +81,7 @@ class Routers:
         gates = [gate for name, module in modules if (gate := _gate(name, module)) is not None]
         known = len(gates) == len(modules) and len({(gate.num_experts, gate.top_k) for gate in gates}) == 1
         self.gates = gates if known else []
-        self.balance: Balance | None = None
+        self.balance: BalanceHook | None = None
         for layer, gate in enumerate(self.gates):
             gate.module.forward = partial(self._forward, layer)
         self._replayed: list[Tensor] | None = None

@@ -87,9 +87,9 @@ def place_in_fused(model: nn.Module, name: str) -> tuple[str, tuple[slice, ...]]
 
 def _all_gather(part: Tensor, group: Any) -> Tensor:
     size = torch.distributed.get_world_size(group)
-    whole = part.new_empty(size * len(part), *part.shape[1:])
-    torch.distributed.all_gather_into_tensor(whole, part.contiguous(), group=group)
-    return whole
+    full = part.new_empty(size * len(part), *part.shape[1:])
+    torch.distributed.all_gather_into_tensor(full, part.contiguous(), group=group)
+    return full
 
 
 def _route(gate: nn.Module, num_experts: int, hidden_TD: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
