@@ -37,12 +37,10 @@ class Gate:
 
     @property
     def num_experts(self) -> int:
-        """E."""
         return self.module.num_experts
 
     @property
     def top_k(self) -> int:
-        """K."""
         return self.module.top_k
 
     @property
@@ -100,9 +98,9 @@ class Routers:
     def begin(self, experts_TLK: Tensor | None = None, *, counts: bool = False) -> None:
         """Begin a forward pass, which includes its recomputation in the backward pass.
 
-        experts_TLK: integers [T, L, K], the experts to replay. The gate chooses for a token and layer of which any of
-        the K is NO_ROUTE. counts: add the load of this pass to `take_load`. Raises ValueError for experts that this
-        model does not have.
+        experts_TLK: integers [T, L, K], the experts to replay. If any of a token's K experts is NO_ROUTE, the
+        gate chooses. counts: add the load of this pass to `take_load`. Raises ValueError for experts that this model
+        does not have.
         """
         self._count()
         if experts_TLK is not None:

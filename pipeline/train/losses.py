@@ -4,15 +4,13 @@ import torch
 from torch import Tensor
 
 from configs.grpo import ObjectiveConfig
-from configs.reward_model import PairwiseLoss, PointwiseLoss
+from configs.reward_model import PairwiseLoss
 from pipeline.data.trees import Floats, MicroBatch
 from pipeline.models.logprobs import MtpLogprobs
 from pipeline.objectives.policy import LossOutput, PolicyTokens, grpo_loss
 from pipeline.objectives.preference import ScoredAnswers, pairwise_loss, pointwise_loss
 from pipeline.objectives.supervised import mtp_loss, sft_loss
-
-Objective = ObjectiveConfig | PairwiseLoss | PointwiseLoss | None
-"""GRPO's, a reward model's, or None for supervised training."""
+from pipeline.train.spec import Objective
 
 
 def batch_loss(

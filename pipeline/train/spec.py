@@ -13,6 +13,8 @@ from configs.reward_model import PairwiseLoss, PointwiseLoss
 from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
 
+Objective = ObjectiveConfig | PairwiseLoss | PointwiseLoss | None
+"""GRPO's, a reward model's, or None for supervised training."""
 PEAK = "memory/peak_gib"
 """Metric: peak memory of a rank in a step."""
 EXPERT_PARALLEL_FAMILIES = ("deepseek_v2", "deepseek_v3")
@@ -23,8 +25,7 @@ EXPERT_PARALLEL_FAMILIES = ("deepseek_v2", "deepseek_v3")
 class TrainSpec:
     """Everything that a rank needs to build its engine; sent to it by value.
 
-    chat_template: the file that replaces the checkpoint's template. objective: GRPO's or a reward model's, None for
-    supervised training. with_reference: keep a frozen copy of `model`, sharded under ZeRO-3. routing_replay: the policy
+    chat_template: the file that replaces the checkpoint's template. with_reference: keep a frozen copy of `model`, sharded under ZeRO-3. routing_replay: the policy
     must have routers that can replay routes. head_seed: seed of a reward model's new head; training itself draws no
     random numbers. balance: balance of the experts' load, None to only measure it. mtp: train the checkpoint's MTP
     modules, or new ones; None removes them, from exports too. Raises ValueError for impossible combinations.
@@ -36,7 +37,7 @@ class TrainSpec:
     optimizer: OptimizerConfig
     total_steps: int
     chat_template: str | None = None
-    objective: ObjectiveConfig | PairwiseLoss | PointwiseLoss | None = None
+    objective: Objective = None
     with_reference: bool = False
     routing_replay: bool = False
     head_seed: int = 0
