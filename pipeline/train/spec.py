@@ -27,8 +27,8 @@ class TrainSpec:
 
     chat_template: the file that replaces the checkpoint's template. with_reference: keep a frozen copy of `model`,
     sharded under ZeRO-3. routing_replay: the policy must have routers that can replay routes. head_seed: seed of a
-    reward model's new head; training itself draws no random numbers. balance: balance of the experts' load, None to only
-    measure it. mtp: train the checkpoint's MTP modules, or new ones; None removes them, from exports too. Raises
+    reward model's new head; training itself draws no random numbers. balance: balance of the experts' load, None to
+    only measure it. mtp: train the checkpoint's MTP modules, or new ones; None removes them, from exports too. Raises
     ValueError for impossible combinations.
     """
 

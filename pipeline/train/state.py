@@ -69,10 +69,10 @@ def save_state(engine: Any, folder: Path, step: int) -> dict[str, str]:
         sync(file)
 
     for index, layer in enumerate(layers(engine.module)):
-        trained = {name: tensor for name, tensor in layer.items() if tensor.requires_grad}
+        parameters = {name: tensor for name, tensor in layer.items() if tensor.requires_grad}
         tensors = {f"{_BUFFER}/{name}": x.cpu() for name, x in layer.items() if not isinstance(x, nn.Parameter)}
         for kind in (_WEIGHT, *_MOMENTS):
-            values = {name: _read_full(engine, tensor, kind) for name, tensor in trained.items()}
+            values = {name: _read_full(engine, tensor, kind) for name, tensor in parameters.items()}
             values = as_fused(engine.module, values)
             if index % size == rank:
                 tensors |= {f"{kind}/{name}": tensor.to("cpu", copy=True) for name, tensor in values.items()}

@@ -115,13 +115,13 @@ def test_a_number_that_is_none_is_bad() -> None:
 
 
 def test_doubts_are_told_beside_bad_rows(tmp_path: Path) -> None:
-    told: list[str] = []
+    reports: list[str] = []
     account = BadRows(seen=3)
-    report_bad_rows(account, tmp_path / "none.jsonl", told.append)
+    report_bad_rows(account, tmp_path / "none.jsonl", reports.append)
     account.doubt("f:1", "odd", "this")
     account.doubt("f:2", "odd", "that")
-    report_bad_rows(account, tmp_path / "none.jsonl", told.append)
-    assert told == ["2 of 3 rows: odd; f:1: this"]
+    report_bad_rows(account, tmp_path / "none.jsonl", reports.append)
+    assert reports == ["2 of 3 rows: odd; f:1: this"]
     assert not list(tmp_path.iterdir())
     account.check(max_bad_share=0.0)
     account.add("f:3", BadRowError("bad"))

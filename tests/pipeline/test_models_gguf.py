@@ -164,9 +164,9 @@ def test_smollm2_agrees_with_transformers(tmp_path: Path) -> None:
     ours, tokenizer = load_model(folder, "float32"), load_tokenizer(folder)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    said = ours.generate(**prompt, max_new_tokens=12, do_sample=False)[0]
-    assert "Paris" in tokenizer.decode(said)
+    completion = ours.generate(**prompt, max_new_tokens=12, do_sample=False)[0]
+    assert "Paris" in tokenizer.decode(completion)
     reference = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     with torch.no_grad():
-        assert torch.equal(ours(said[None]).logits.argmax(-1), reference(said[None]).logits.argmax(-1))
+        assert torch.equal(ours(completion[None]).logits.argmax(-1), reference(completion[None]).logits.argmax(-1))
     assert AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).get_vocab() == tokenizer.get_vocab()
