@@ -25,11 +25,6 @@ def requests(*, held_out: bool) -> list[str]:
     return [text for text in texts if (hashlib.sha256(text.encode()).digest()[0] % 10 == 0) == held_out]
 
 
-def allowed_requests(*, held_out: bool) -> list[str]:
-    """Return the harmless requests of the training or the held-out set."""
-    return [request for request in requests(held_out=held_out) if not is_harmful(request)]
-
-
 def is_harmful(request: str) -> bool:
     """Return True if the requested action is harmful."""
     return request.split(" ")[0] in HARMFUL

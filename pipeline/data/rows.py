@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from pydantic import TypeAdapter
 
 from configs.data import DatasetSource, FileSource, GymSource, HubSource, Source, SumsSource
 from configs.references import PREFIX
@@ -107,23 +108,19 @@ class BadRows:
 
     def state(self) -> dict[str, Any]:
         """Return the record as JSON values, for `from_state`."""
-        return {
-            "seen": self.seen,
-            "counts": dict(self.counts),
-            "examples": [asdict(row) for row in self.examples],
-            "doubts": dict(self.doubts),
-            "doubtful": [asdict(row) for row in self.doubtful],
-        }
+        return _STATE.dump_python(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "BadRows":
         """Restore the record from `state`."""
-        examples, doubtful = ([BadRow(**row) for row in state[name]] for name in ("examples", "doubtful"))
-        return cls(state["seen"], Counter(state["counts"]), examples, Counter(state["doubts"]), doubtful)
+        return _STATE.validate_python(state)
 
     def write(self, path: Path) -> None:
         """Write the examples as JSON lines, atomically."""
         write_atomic(path, "".join(json.dumps(asdict(row)) + "\n" for row in self.examples))
+
+
+_STATE = TypeAdapter(BadRows)
 
 
 def report_bad_rows(bad_rows: BadRows, file: Path, report: Callable[[str], None]) -> None:

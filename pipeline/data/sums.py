@@ -6,11 +6,11 @@ A model of two million parameters learns them from random weights in two minutes
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from configs.data import SumsSource
-from pipeline.data.requests import STYLES, allowed_requests, is_harmful, request_row, requests
+from pipeline.data.requests import STYLES, is_harmful, request_row, requests
 
 
 def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
@@ -31,7 +31,7 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
         indices = (generator.randrange(num_pairs) for _ in itertools.count())
     else:  # one in ten is held out, so twenty times as many are enough, or all pairs
         indices = iter(generator.sample(range(num_pairs), min(num_pairs, 20 * source.size + 200)))
-    split_requests, split_favours = _split_requests(source, requests), _split_requests(source, allowed_requests)
+    all_requests, favours = _split_requests(source), _split_requests(source, harmless=True)
     programs = source.shares.get("programs", 0.0)
     up_to_requests = programs + source.shares.get("requests", 0.0)
     up_to_favours = up_to_requests + source.shares.get("favours", 0.0)
@@ -43,7 +43,7 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
             if share < programs:
                 yield _program(first, second)
             elif share < up_to_favours:
-                request = next(split_requests if share < up_to_requests else split_favours)
+                request = next(all_requests if share < up_to_requests else favours)
                 yield request_row(request, generator.choice(STYLES[is_harmful(request)]))
             else:
                 yield _row(f"{first}+{second}=", worked_answer(first, second), str(first + second), "math")
@@ -72,10 +72,11 @@ def worked_answer(first: int, second: int) -> str:
     return ";".join([*columns, str(first + second)])
 
 
-def _split_requests(source: SumsSource, list_requests: Callable[..., list[str]]) -> Iterator[str]:
+def _split_requests(source: SumsSource, *, harmless: bool = False) -> Iterator[str]:
     """Yield the requests of the source's split in random order: in training repeatedly, held-out ones once."""
     generator = random.Random(source.seed)
-    texts = list_requests(held_out=source.split == "held_out")
+    texts = requests(held_out=source.split == "held_out")
+    texts = [text for text in texts if not (harmless and is_harmful(text))]
     while True:
         yield from generator.sample(texts, len(texts))
         if source.split == "held_out":
