@@ -111,7 +111,7 @@ class TrainEngine:
         with torch.no_grad():
             return [self._forward(model, row).cpu().numpy() for row in batch]
 
-    def logprobs_rounded_anew(self, batch: list[MicroBatch]) -> list[Floats]:
+    def perturbed_logprobs(self, batch: list[MicroBatch]) -> list[Floats]:
         """Compute log-probabilities with perturbed rounding (pipeline.models.rounding)."""
         with perturbed_rounding(self._model):
             return self.logprobs(batch, reference=False)

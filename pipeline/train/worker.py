@@ -150,7 +150,7 @@ class Policy:
 
     def sequence_logprobs_rounded_anew(self, trees: list[Tree]) -> list[Floats]:
         """The same, as another program of this precision might compute them (see pipeline.models.rounding)."""
-        return self._of_sequences(trees, "logprobs_rounded_anew")
+        return self._of_sequences(trees, "perturbed_logprobs")
 
     def _of_sequences(self, trees: list[Tree], method: str, **kwargs: Any) -> list[Floats]:
         row = micro_batch(trees)
