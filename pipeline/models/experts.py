@@ -19,6 +19,8 @@ from transformers.activations import SiLUActivation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 SORTED = "alignyard_sorted"
+EXPERT_PARALLEL_FAMILIES = ("deepseek_v2", "deepseek_v3")
+"""Model types whose experts can be sharded: their layers' outputs and gradients were compared with `transformers`'."""
 
 
 def sorted_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from configs.train import OffloadConfig
+from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
 from pipeline.planner.asked import Asked
 from pipeline.planner.cost import generate_seconds, sync_seconds, train_seconds
 from pipeline.planner.devices import GIB, Cluster
@@ -19,7 +20,6 @@ from pipeline.planner.memory import (
     total,
     train_state,
 )
-from pipeline.train.spec import EXPERT_PARALLEL_FAMILIES
 
 USABLE = 0.92
 """Share of a device's memory that may be planned with; the rest is what fragments."""

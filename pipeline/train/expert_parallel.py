@@ -23,7 +23,7 @@ from deepspeed.moe.ep_count import count_tokens_per_expert
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.train.spec import EXPERT_PARALLEL_FAMILIES
+from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
 
 
 def shard_experts(model: PreTrainedModel, size: int) -> None:

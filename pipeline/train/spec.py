@@ -17,8 +17,6 @@ Objective = ObjectiveConfig | PairwiseLoss | PointwiseLoss | None
 """GRPO's, a reward model's, or None for supervised training."""
 PEAK = "memory/peak_gib"
 """Metric: peak memory of a rank in a step."""
-EXPERT_PARALLEL_FAMILIES = ("deepseek_v2", "deepseek_v3")
-"""Model types whose experts can be sharded: their layers' outputs and gradients were compared with `transformers`'."""
 
 
 @dataclass(frozen=True)

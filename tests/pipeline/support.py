@@ -20,13 +20,13 @@ from configs.sampling import RolloutConfig
 from pipeline.data.trees import MicroBatch, micro_batch
 from pipeline.grpo.sync import LARGEST_MARGIN, MEAN_MARGIN
 from pipeline.models.attention import Layout
+from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
 from pipeline.models.mtp import Mtp
 from pipeline.models.parity import probe_trees, sequences
 from pipeline.models.rounding import perturbed_rounding
 from pipeline.models.score import ScoreModel, refuse_other_scores
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.train.spec import EXPERT_PARALLEL_FAMILIES
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import load_model, load_with_mtp
 from pipeline.weights.reward_model import new_score_model
