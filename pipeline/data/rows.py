@@ -144,7 +144,7 @@ def read_rows(source: Source, bad_rows: BadRows) -> Iterator[Row]:
 
     Raises ValueError for an unreadable source: no such file, data set or task, or a broken archive.
 
-    Example: `[row.values for row in read_rows(FileSource(paths=["chat.jsonl"]), BadRows())]`
+    Example: `[row.values for row in read_rows(FileSource(type="file", paths=["chat.jsonl"]), BadRows())]`
     """
     for where, values in _rows_of(source):
         bad_rows.seen += 1
