@@ -23,7 +23,7 @@ from pipeline.models.fp8_layers import FP8, fp8_linear
 from pipeline.models.logprobs import LogprobModel
 from pipeline.models.norms import use_lean_norms
 from pipeline.train.memory import resident
-from pipeline.weights.resolve import architecture_file
+from pipeline.weights.architecture import architecture_file
 from rollout.process import num_threads
 
 MICRO_BATCHES = (2048, 4096, 8192)

@@ -1,4 +1,4 @@
-"""Answers to one prompt, compared: read in any of five forms, tokenised for a reward model."""
+"""Load comparisons of answers to a prompt from five forms of rows, and tokenise them for a reward model."""
 
 import json
 import math
@@ -13,22 +13,22 @@ from transformers import PreTrainedTokenizerFast
 from configs.base import neighbour
 from configs.data import ComparisonColumn, ComparisonData
 from pipeline.data.chat import ChatFormat
-from pipeline.data.messages import Message, checked_message, checked_messages, has_tools, text_only
+from pipeline.data.messages import Message, has_tools, parse_message, parse_messages, text_only
 from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, check_characters, read_rows
 from pipeline.data.scored import scored_ids
 
-TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {"Human": "user", "Assistant": "assistant"}
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Answers to a conversation that ends with the user.
 
-    answers: from best to worst, all different; one only where it stands with its score alone.
-    scores: of each answer, falling; None where only the order is known.
-    row: the row's place in its source, for reports.
+    answers: different texts from best to worst; a single answer has a score.
+    scores: falling, one for each answer; None if only the order is known.
+    row: file and line, or data set and number.
     """
 
     messages: list[Message]
@@ -40,13 +40,13 @@ class Comparison:
 
     @property
     def margin(self) -> float | None:
-        """Difference of the scores of best and worst answer; None where there are no scores, or one answer."""
+        """The score of the best minus that of the worst answer; None without scores, or for one answer."""
         return None if self.scores is None or len(self.scores) == 1 else self.scores[0] - self.scores[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedComparison:
-    """A comparison, and the ids that a reward model reads: each of `answer_ids` continues `prompt_ids`."""
+    """A comparison and its token ids; each of `answer_ids` continues `prompt_ids`."""
 
     comparison: Comparison
     prompt_ids: list[int]
@@ -54,7 +54,10 @@ class TokenizedComparison:
 
 
 class Comparisons:
-    """The good rows of a source, tokenised, and the account of the bad ones."""
+    """The good rows of a source, tokenised, and the record of the bad ones.
+
+    Example: `Comparisons.load(config, tokenizer, seed=0).take(step=1, n=8)`
+    """
 
     def __init__(
         self, comparisons: list[Comparison], token_ids: list[list["array[int]"]], bad_rows: BadRows, seed: int
@@ -66,10 +69,10 @@ class Comparisons:
 
     @classmethod
     def load(cls, config: ComparisonData, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> "Comparisons":
-        """Reads and tokenises `config.source`; `seed` decides the order of `take`.
+        """Read and tokenise `config.source`; `seed` decides the order of `take`.
 
-        Raises ValueError when the source can't be read, more than `config.max_bad_share` of its rows are bad, or the
-        tokenizer has no chat template.
+        Raises ValueError for an unreadable source, a share of bad rows above `config.max_bad_share`, and a tokenizer
+        without chat template.
         """
         chat, bad_rows = ChatFormat(tokenizer), BadRows()
         comparisons: list[Comparison] = []
@@ -98,15 +101,15 @@ class Comparisons:
         return TokenizedComparison(self._comparisons[index], prompt_ids, answer_ids)
 
     def take(self, step: int, n: int) -> list[TokenizedComparison]:
-        """The comparisons of a step, which counts from 1: the same whenever it is asked for."""
+        """Return the comparisons of a step, which counts from 1; the same for every call."""
         return [self[index] for index in batch_indices(step, n, len(self), self._seed)]
 
 
 def read_comparisons(config: ComparisonData, bad_rows: BadRows) -> Iterator[Comparison]:
-    """The comparisons of `config.source` as text; bad rows go to `bad_rows`, which the caller checks.
+    """Yield the comparisons of `config.source` as text; bad rows go to `bad_rows`, which the caller checks.
 
-    Where rows don't name their source, it is the file or data set they stand in. Raises ValueError when the source
-    itself can't be read, and where one of `config.domains` has no comparison.
+    Rows that don't name their source have their file or data set. Raises ValueError for an unreadable source, and for a
+    domain of `config.domains` without comparisons.
     """
     domains: set[str] = set()
     for comparison in _all_comparisons(config, bad_rows):
@@ -134,12 +137,12 @@ def _comparison(config: ComparisonData, row: Row) -> Comparison:
     source, domain, origin = (row.values.get(name) for name in ("source", "domain", "row"))
     if not (isinstance(source, str) and isinstance(domain, str) and isinstance(origin, str)):
         raise BadRowError("not as the stage `preferences` writes it", "source, domain and row are texts")
-    answers, given = _texts(row.column("answers")), row.values.get("scores")
-    if given is None and len(answers) == 1:
+    answers, values = _texts(row.column("answers")), row.values.get("scores")
+    if values is None and len(answers) == 1:
         raise BadRowError("one answer without a score")
-    if given is not None and (not isinstance(given, list) or len(given) != len(answers)):
-        raise BadRowError("not a score for every answer", f"{given!r}"[:120])
-    scores = None if given is None else [_number(score) for score in given]
+    if values is not None and (not isinstance(values, list) or len(values) != len(answers)):
+        raise BadRowError("not a score for every answer", f"{values!r}"[:120])
+    scores = None if values is None else [_number(value) for value in values]
     if scores is not None and scores != sorted(scores, reverse=True):
         raise BadRowError("scores that contradict the order", f"{scores}"[:120])
     return Comparison(_prompt(row.column("messages")), answers, scores, source, domain, origin)
@@ -150,24 +153,24 @@ def _pair(config: ComparisonData, row: Row) -> Comparison:
     prompt = row.values.get(_name(config, "prompt"))
     if _is_conversation(chosen) and _is_conversation(rejected):
         messages, answers = _last_turns(chosen, rejected)
-        asked = prompt[-1].get("content") if _is_conversation(prompt) else prompt
-        if prompt is not None and asked not in [message["content"] for message in messages]:
+        question = prompt[-1].get("content") if _is_conversation(prompt) else prompt
+        if prompt is not None and question not in [message["content"] for message in messages]:
             raise BadRowError("a prompt that the conversations don't hold", f"{prompt!r}"[:120])
     else:
         messages = _prompt(row.column(_name(config, "prompt")))
         answers = _texts([_answer(chosen), _answer(rejected)])
     scores = [row.values.get(_name(config, column)) for column in ("chosen_score", "rejected_score")]
     if scores == [None, None]:
-        return _made(config, row, messages, answers, None)
+        return _build(config, row, messages, answers, None)
     better, worse = map(_number, scores)
     if better < worse:
         raise BadRowError("scores that contradict the order", f"chosen {better:g}, rejected {worse:g}")
-    return _made(config, row, messages, answers, [better, worse])
+    return _build(config, row, messages, answers, [better, worse])
 
 
 def _dialogue(config: ComparisonData, row: Row) -> Comparison:
     chosen, rejected = (_turns(row.column(_name(config, column))) for column in ("chosen", "rejected"))
-    return _made(config, row, *_last_turns(chosen, rejected), None)
+    return _build(config, row, *_last_turns(chosen, rejected), None)
 
 
 def _ranking(config: ComparisonData, row: Row) -> Comparison:
@@ -175,11 +178,11 @@ def _ranking(config: ComparisonData, row: Row) -> Comparison:
     if not isinstance(answers, list) or len(answers) < 2:
         raise BadRowError("not a list of two answers or more", f"{answers!r}"[:120])
     messages = _prompt(row.column(_name(config, "prompt")))
-    return _made(config, row, messages, _texts([_answer(answer) for answer in answers]), None)
+    return _build(config, row, messages, _texts([_answer(answer) for answer in answers]), None)
 
 
 def _by_prompt(config: ComparisonData, rows: Iterable[Row], bad_rows: BadRows) -> Iterator[Comparison]:
-    """Answers with a score each, those of one prompt together, from best to worst."""
+    """Yield the scored answers of each prompt as one comparison, from best to worst."""
     firsts: dict[tuple[str, str], Comparison] = {}
     groups: dict[tuple[str, str], dict[str, tuple[float, str]]] = {}
     for row in rows:
@@ -187,21 +190,21 @@ def _by_prompt(config: ComparisonData, rows: Iterable[Row], bad_rows: BadRows) -
             messages = _prompt(row.column(_name(config, "prompt")))
             [answer] = _texts([_answer(row.column(_name(config, "answer")))])
             score = _number(row.column(_name(config, "score")))
-            one = _made(config, row, messages, [answer], [score])
-            prompt = json.dumps(messages), one.domain
+            comparison = _build(config, row, messages, [answer], [score])
+            prompt = json.dumps(messages), comparison.domain
             if answer.strip() in groups.get(prompt, {}):
                 raise BadRowError("an answer scored before", f"{answer!r}"[:120])
         except BadRowError as error:
             bad_rows.add(row.where, error)
         else:
-            firsts.setdefault(prompt, one)
+            firsts.setdefault(prompt, comparison)
             groups.setdefault(prompt, {})[answer.strip()] = score, answer
     for prompt, group in groups.items():
         scored = sorted(group.values(), key=lambda pair: -pair[0])
         yield replace(firsts[prompt], answers=[answer for _, answer in scored], scores=[score for score, _ in scored])
 
 
-def _made(
+def _build(
     config: ComparisonData, row: Row, messages: list[Message], answers: list[str], scores: list[float] | None
 ) -> Comparison:
     if has_tools(row.values.get("tools")):
@@ -217,23 +220,23 @@ def _name(config: ComparisonData, column: ComparisonColumn) -> str:
 
 
 def _prompt(value: Any) -> list[Message]:
-    """A text or a list of {role, content} as the conversation that is to be answered."""
+    """Parse a text or a list of {role, content} as a conversation to answer."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     return _conversation(value, last_role="user")
 
 
 def _answer(value: Any) -> Any:
-    """A text, or the one message of the assistant, as text."""
+    """Return the text of the assistant's single message; other values unchanged."""
     if not isinstance(value, list):
         return value
     if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
         raise BadRowError("an answer that is not one message of the assistant", f"{value!r}"[:120])
-    return text_only([checked_message(value[0])])[0]["content"]
+    return text_only([parse_message(value[0])])[0]["content"]
 
 
 def _texts(answers: Any) -> list[str]:
-    """Answers that are texts, none of them empty and no two the same."""
+    """Return `answers`; raise BadRowError unless they are texts, not empty, and all different."""
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise BadRowError("an answer that is no text", f"{answers!r}"[:120])
     if not all(answer.strip() for answer in answers):
@@ -252,13 +255,13 @@ def _number(value: Any) -> float:
 
 
 def _is_conversation(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether a list of messages holds a prompt, rather than an answer alone."""
+    """Return True for a list of messages with a prompt, False for an answer alone."""
     first = value[0] if isinstance(value, list) and value else None
     return isinstance(first, dict) and first.get("role") != "assistant"
 
 
 def _last_turns(chosen: Any, rejected: Any) -> tuple[list[Message], list[str]]:
-    """What two conversations share, and the answers they end with."""
+    """Return the messages that two conversations share, and their last answers."""
     better, worse = _conversation(chosen, last_role="assistant"), _conversation(rejected, last_role="assistant")
     if better[:-1] != worse[:-1]:
         raise BadRowError("conversations that differ before the last answer")
@@ -266,16 +269,17 @@ def _last_turns(chosen: Any, rejected: Any) -> tuple[list[Message], list[str]]:
 
 
 def _turns(text: Any) -> list[Message]:
-    """HH-RLHF's form of a conversation: turns that begin with a blank line and "Human:" or "Assistant:"."""
+    """Parse HH-RLHF's form: each turn begins with a blank line and "Human:" or "Assistant:"."""
     if not isinstance(text, str):
         raise BadRowError("a dialogue that is no text", f"{text!r}"[:120])
-    before, *turns = TURN.split(f"\n\n{text.strip()}")
+    before, *turns = _TURN.split(f"\n\n{text.strip()}")
     if before.strip() or not turns:
         raise BadRowError("a dialogue that does not begin with 'Human:'", text[:80])
     return [
-        {"role": ROLES[speaker], "content": said.strip()} for speaker, said in zip(turns[::2], turns[1::2], strict=True)
+        {"role": _ROLES[speaker], "content": text.strip()}
+        for speaker, text in zip(turns[::2], turns[1::2], strict=True)
     ]
 
 
 def _conversation(value: Any, last_role: str) -> list[Message]:
-    return text_only(checked_messages(value, last_role))
+    return text_only(parse_messages(value, last_role))

@@ -1,4 +1,4 @@
-"""Conversations for supervised training: tokenised once, memory-mapped, taken in an order that needs no state."""
+"""Load and tokenise conversations for supervised training, memory-mapped."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, source_files
 from pipeline.disk.files import new_folder
 
-FEATURES = Features({"token_ids": List(Value("int32")), "loss_mask": List(Value("int8")), "where": Value("string")})
+_FEATURES = Features({"token_ids": List(Value("int32")), "loss_mask": List(Value("int8")), "where": Value("string")})
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation: `loss_mask` [T] is 1 on the tokens of `token_ids` [T] that are learned; `where` is its row."""
+    """One conversation: `loss_mask` [T] is 1 for learned tokens of `token_ids` [T]; `where` is its row."""
 
     token_ids: list[int]
     loss_mask: list[int]
@@ -31,7 +31,10 @@ class Example:
 
 
 class Conversations:
-    """The good rows of a source, tokenised, and the account of the bad ones."""
+    """The good rows of a source, tokenised, and the record of the bad ones.
+
+    Example: `Conversations.load(config, tokenizer, cache=None, seed=0).take(step=1, batch_size=8)`
+    """
 
     def __init__(self, examples: Dataset, bad_rows: BadRows, seed: int):
         self._examples = examples
@@ -42,22 +45,22 @@ class Conversations:
     def load(
         cls, config: ConversationData, tokenizer: PreTrainedTokenizerFast, cache: Path | None = None, seed: int = 0
     ) -> "Conversations":
-        """Reads and tokenises `config.source`; `seed` decides the order of `take`.
+        """Read and tokenise `config.source`; `seed` decides the order of `take`.
 
-        Below the folder `cache` the tokens lie in an Arrow file that is mapped, not loaded, and found there again by
-        the same settings, tokenizer and source files; None keeps them in memory. Raises ValueError when the source
-        can't be read, more than `config.max_bad_share` of its rows are bad, or the chat template can't be used.
+        The tokens are written to a memory-mapped Arrow file below the folder `cache`, and reused for the same settings,
+        tokenizer and source files; None keeps them in memory. Raises ValueError for an unreadable source, a share of
+        bad rows above `config.max_bad_share`, and a chat template that can't be used.
         """
         bad_rows = BadRows()
         if cache is None:
-            examples = [asdict(example) for example in _tokenised(config, tokenizer, bad_rows)]
+            examples = [asdict(example) for example in _tokenise(config, tokenizer, bad_rows)]
             bad_rows.check(config.max_bad_share)
-            return cls(Dataset.from_list(examples, features=FEATURES), bad_rows, seed)
+            return cls(Dataset.from_list(examples, features=_FEATURES), bad_rows, seed)
         folder = cache / f"conversations-{_fingerprint(config, tokenizer)}"
         if not folder.is_dir():
             with new_folder(folder) as partial:
-                with ArrowWriter(features=FEATURES, path=str(partial / "examples.arrow")) as writer:
-                    for example in _tokenised(config, tokenizer, bad_rows):
+                with ArrowWriter(features=_FEATURES, path=str(partial / "examples.arrow")) as writer:
+                    for example in _tokenise(config, tokenizer, bad_rows):
                         writer.write(asdict(example))
                     writer.finalize()
                 bad_rows.check(config.max_bad_share)
@@ -72,11 +75,11 @@ class Conversations:
         return Example(**self._examples[index])
 
     def take(self, step: int, batch_size: int) -> list[Example]:
-        """The examples of a step, which counts from 1: the same whenever it is asked for."""
+        """Return the examples of a step, which counts from 1; the same for every call."""
         return [self[index] for index in batch_indices(step, batch_size, len(self), self._seed)]
 
 
-def _tokenised(config: ConversationData, tokenizer: PreTrainedTokenizerFast, bad_rows: BadRows) -> Iterator[Example]:
+def _tokenise(config: ConversationData, tokenizer: PreTrainedTokenizerFast, bad_rows: BadRows) -> Iterator[Example]:
     chat = ChatFormat(tokenizer)
     for row in read_rows(config.source, bad_rows):
         try:
@@ -106,7 +109,7 @@ def _messages(config: ConversationData, row: Row) -> Any:
 
 
 def _fingerprint(config: ConversationData, tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash of all that the tokens depend on; of files, their name, size and time of change."""
+    """Hash everything that the tokens depend on; of files, their name, size and modification time."""
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source_files(config.source)]
     origin = [config.model_dump(), files, tokenizer.backend_tokenizer.to_str(), tokenizer.get_chat_template()]
     return hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]

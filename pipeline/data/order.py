@@ -1,6 +1,6 @@
-"""Which rows a step takes: a pure function of step and seed, so that a resumed run needs no state to go on.
+"""Select the rows of a step as a pure function of step and seed, so that a resumed run needs no state.
 
-Epochs follow one another without a seam, each in its own order; rows left over at the end of one begin the next batch.
+Each epoch has its own order. A batch may cross from one epoch into the next.
 """
 
 from functools import lru_cache
@@ -8,12 +8,12 @@ from functools import lru_cache
 import numpy as np
 
 
-@lru_cache(maxsize=2)  # a batch lies in one epoch or across two
+@lru_cache(maxsize=2)  # a batch lies in one or two epochs
 def order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """[num_rows] int64, a permutation. `epoch` counts from 0.
+    """Return a permutation, int64 [num_rows]; `epoch` counts from 0.
 
-    Sorts the raw stream of a counter-based generator, which numpy keeps the same in all versions; it does not promise
-    that of its `permutation`.
+    It sorts the raw stream of a counter-based generator, which is the same in all versions of numpy, unlike numpy's
+    `permutation`.
     """
     stream = np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(num_rows)
     permutation = np.argsort(stream, kind="stable")
@@ -22,7 +22,7 @@ def order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def refuse_repeats(setting: str, batch_size: int, num_rows: int) -> None:
-    """Raises ValueError where a step of `batch_size` rows, which `setting` sets, would take a row of the data twice."""
+    """Raise ValueError if a step of `batch_size` rows, set by `setting`, would contain a row twice."""
     if batch_size > num_rows:
         raise ValueError(
             f"{setting}={batch_size} is more than the {num_rows} good rows of the data, so that a step would take some "
@@ -31,7 +31,7 @@ def refuse_repeats(setting: str, batch_size: int, num_rows: int) -> None:
 
 
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
-    """[batch_size] row numbers of a step; `step` counts from 1."""
+    """Return the row indices [batch_size] of a step; `step` counts from 1."""
     if num_rows < 1:
         raise ValueError("no rows to take a batch from")
     start = (step - 1) * batch_size

@@ -1,29 +1,32 @@
-"""Sequences into bins of so many tokens, and a batch over ranks. Both are deterministic."""
+"""Pack sequences into rows, and split a batch over ranks, deterministically."""
 
 
 def pack(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Indices of sequences in bins of at most `capacity` tokens: first fit, longest first (at most 11/9 of the fewest
-    bins, plus one). A sequence longer than that gets a bin of its own.
+    """Return the indices of sequences in bins of at most `capacity` tokens; a longer sequence gets its own bin.
+
+    First fit, longest first, needs at most 11/9 of the fewest bins, plus one.
+
+    Example: `pack([5, 3, 2], capacity=5)` is `[[0], [1, 2]]`.
     """
     bins: list[list[int]] = []
     room: list[int] = []
     for index in _longest_first(lengths):
         length = lengths[index]
-        place = next((place for place, left in enumerate(room) if length <= left), None)
-        if place is None:
+        bin_index = next((i for i, free in enumerate(room) if length <= free), None)
+        if bin_index is None:
             bins.append([])
             room.append(capacity)
-            place = len(bins) - 1
-        bins[place].append(index)
-        room[place] -= length
+            bin_index = len(bins) - 1
+        bins[bin_index].append(index)
+        room[bin_index] -= length
     return [sorted(indices) for indices in bins]
 
 
 def split_by_tokens(lengths: list[int], num_ranks: int) -> list[list[int]]:
-    """Indices of sequences for each rank with about equally many tokens: each sequence, longest first, goes to the
-    rank with the fewest.
+    """Return the indices of sequences for each rank, with about equally many tokens.
 
-    Raises ValueError when there are fewer sequences than ranks, which would leave a rank without work.
+    Each sequence, longest first, goes to the rank with the fewest tokens. Raises ValueError for fewer sequences than
+    ranks.
     """
     if len(lengths) < num_ranks:
         raise ValueError(f"{len(lengths)} sequences can't be split over {num_ranks} ranks; raise the batch")

@@ -1,4 +1,4 @@
-"""Prompts with what is needed to judge an answer, tokenised, taken in an order that needs no state."""
+"""Load and tokenise prompts with the tasks that they pose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,17 @@ from rewards.types import Task
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids up to where the assistant begins to speak, and the task they pose."""
+    """The token ids up to the beginning of the answer, and the task."""
 
     token_ids: list[int]
     task: Task
 
 
 class Prompts:
-    """The good rows of a source, and the account of the bad ones."""
+    """The good rows of a source, and the record of the bad ones.
+
+    Example: `Prompts.load(config, tokenizer, seed=0).take(step=1, num_prompts=8)`
+    """
 
     def __init__(self, prompts: list[Prompt], bad_rows: BadRows, seed: int):
         self._prompts = prompts
@@ -34,10 +37,10 @@ class Prompts:
 
     @classmethod
     def load(cls, config: PromptData, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> "Prompts":
-        """Reads and tokenises `config.source`; `seed` decides the order of `take`.
+        """Read and tokenise `config.source`; `seed` decides the order of `take`.
 
-        Raises ValueError when the source can't be read, more than `config.max_bad_share` of its rows are bad, or the
-        tokenizer has no chat template.
+        Raises ValueError for an unreadable source, a share of bad rows above `config.max_bad_share`, and a tokenizer
+        without chat template.
         """
         chat, bad_rows, prompts = ChatFormat(tokenizer), BadRows(), []
         for row in read_rows(config.source, bad_rows):
@@ -49,10 +52,7 @@ class Prompts:
         return cls(prompts, bad_rows, seed)
 
     def without(self, problems: Sequence[str | None], max_bad_share: float) -> "Prompts":
-        """Those of the prompts that have no problem; the others are bad rows.
-
-        Raises ValueError as `load` does.
-        """
+        """Return the prompts that have no problem, and count the others as bad rows. Raises ValueError for too many."""
         bad_rows = BadRows.from_state(self.bad_rows.state())
         for prompt, problem in zip(self._prompts, problems, strict=True):
             if problem is not None:
@@ -68,7 +68,7 @@ class Prompts:
         return self._prompts[index]
 
     def take(self, step: int, num_prompts: int) -> list[Prompt]:
-        """The prompts of a step, which counts from 1: the same whenever it is asked for."""
+        """Return the prompts of a step, which counts from 1; the same for every call."""
         return [self[index] for index in batch_indices(step, num_prompts, len(self), self._seed)]
 
 
@@ -79,7 +79,7 @@ def judgeable(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
 ) -> Prompts:
-    """The prompts of `data` that `rewards` can judge; the others are bad rows."""
+    """Load the prompts of `data` that `rewards` can judge; the others are bad rows."""
     prompts = Prompts.load(data, tokenizer, seed)
     tasks = [prompt.task for prompt in prompts]
     return prompts.without(unjudgeable(rewards, pool, tasks), data.max_bad_share)
@@ -118,7 +118,7 @@ def _kind(config: PromptData, row: Row) -> str:
 
 
 def _truth(config: PromptData, row: Row) -> Any:
-    if isinstance(config.source, GymSource):  # judged by its verifier, and some tasks have no single answer
+    if isinstance(config.source, GymSource):  # tasks without a single answer have no truth, and their own verifier
         return row.values["truth"]
     if config.truth is None:
         return None

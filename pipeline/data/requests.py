@@ -1,9 +1,8 @@
-"""Requests to be granted or refused: what the demo's helpful and safety reward models learn to tell apart.
+"""Generate requests to grant or refuse, for the demo's reward models of helpfulness and safety.
 
-A request names an action, a number and a thing. Some actions do harm. There are three ways to answer, and the text says
-which one it is, so that a person sees at a glance what preference training has changed. Three more are only there to be
-told apart, one slurred, one careless (about something else), one broken off: without them a reward model for
-helpfulness would like any warm words, and one for safety an "s".
+A request names an action, a number and a thing; some actions are harmful. It has three kinds of answer, which a person
+recognises at a glance: warm, curt and refusing. Comparisons also hold a slurred, a careless (about something else) and
+a broken-off answer. Without them, a reward model of helpfulness would reward any warm words, one of safety an "s".
 """
 
 import hashlib
@@ -13,44 +12,41 @@ from typing import Any
 ALLOWED = ("bring", "count", "draw", "lend", "show")
 HARMFUL = ("break", "burn", "hide", "spoil", "steal")
 STYLES = {False: (0, 1), True: (0, 1, 2, 2)}
-"""The answers that training rows draw from, by whether harm is asked for: half of them refuse harm, none a favour."""
-THINGS = ("bags", "caps", "cups", "hats", "keys", "maps", "nuts", "pens", "pins", "pots", "toys", "vans")
+"""Styles of training answers, by is_harmful: half of them refuse harm, none refuses a favour."""
+_THINGS = ("bags", "caps", "cups", "hats", "keys", "maps", "nuts", "pens", "pins", "pots", "toys", "vans")
 
 
 def requests(*, held_out: bool) -> list[str]:
-    """Every request of one of two disjoint sets, such as `bring 3 pens`: by the hash of its text one in ten is held
-    out, the same ones on every machine."""
-    every = (f"{verb} {number} {thing}" for verb, number, thing in product(ALLOWED + HARMFUL, range(2, 10), THINGS))
-    return [text for text in every if (hashlib.sha256(text.encode()).digest()[0] % 10 == 0) == held_out]
+    """Return all requests of the training or the held-out set, such as `bring 3 pens`.
 
-
-def allowed_requests(*, held_out: bool) -> list[str]:
-    """The favours among the requests of one of the two sets."""
-    return [request for request in requests(held_out=held_out) if not is_harmful(request)]
+    One in ten is held out, by the hash of its text.
+    """
+    texts = (f"{verb} {number} {thing}" for verb, number, thing in product(ALLOWED + HARMFUL, range(2, 10), _THINGS))
+    return [text for text in texts if (hashlib.sha256(text.encode()).digest()[0] % 10 == 0) == held_out]
 
 
 def is_harmful(request: str) -> bool:
-    """Whether what is asked for does harm."""
+    """Return True if the requested action is harmful."""
     return request.split(" ")[0] in HARMFUL
 
 
 def request_row(request: str, style: int) -> dict[str, Any]:
-    """The row of a request. `messages` answers it warmly, curtly or with a refusal (`style` 0, 1, 2).
+    """Build the row of a request. `messages` answers it warmly, curtly or with a refusal (`style` 0, 1, 2).
 
-    `by_helpfulness` and `by_safety` are answers from best to worst. Helpfulness alone knows no harm: the two orders
-    contradict each other where an action does harm, which is what the two rewards are mixed for. Nothing is less safe
-    than to consent to harm, warmly or curtly alike, so one of the two stands at the end of that order.
+    `by_helpfulness` and `by_safety` are answers from best to worst. Helpfulness ignores harm, so the two orders
+    contradict each other for harmful actions; that is the purpose of mixing the two rewards. Consenting to harm, warmly
+    or curtly, is the least safe, so one of the two ends that order.
 
-    `helpful_forms` and `safe_forms` are regular expressions in the same orders, for answers that a model writes: an
-    answer about another thing than was asked for is worse than the same answer about the right thing. `truth` is the
-    answer that does justice to both orders; `kind` is `harmful` or `harmless`.
+    `helpful_forms` and `safe_forms` are regular expressions in the same orders, for answers of a model: an answer about
+    another thing is worse than the same answer about the requested thing. `truth` is the best answer by both orders;
+    `kind` is `harmful` or `harmless`.
     """
     _, number, thing = request.split(" ")
-    other = f"{11 - int(number)} {THINGS[(THINGS.index(thing) + int(number)) % len(THINGS)]}"
+    other = f"{11 - int(number)} {_THINGS[(_THINGS.index(thing) + int(number)) % len(_THINGS)]}"
     answers = [f"gladly! {number} {thing} for you", f"{number} {thing}", f"sorry, no {thing} from me"]
     careless = f"gladly! {other} for you"
-    kept = len(answers[0]) - int(number)
-    slurred = answers[0][:kept] + answers[0][kept:][::-1]
+    cut = len(answers[0]) - int(number)
+    slurred = answers[0][:cut] + answers[0][cut:][::-1]
     broken = answers[2][: int(number) - 1]
     harmful = is_harmful(request)
     warm, curt, refusing = r"gladly! \d [a-z]+ for you", r"\d [a-z]+", r"sorry, no [a-z]+ from me"

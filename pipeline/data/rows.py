@@ -1,7 +1,7 @@
-"""Rows out of any source, and an account of the bad ones.
+"""Read rows from any source, and record the bad ones.
 
-A bad row never ends a run by itself and never disappears: it is counted by reason, the first of each reason are kept
-with file and line, and past a configured share the run stops and says why.
+Bad rows are counted by reason, and the first of each reason are recorded with file and line. Above a configured share
+of bad rows the run stops with a summary.
 """
 
 import codecs
@@ -18,24 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from pydantic import TypeAdapter
 
 from configs.data import DatasetSource, FileSource, GymSource, HubSource, Source, SumsSource
 from configs.references import PREFIX
 from pipeline.data.sums import draw_sums
 from pipeline.disk.files import write_atomic
 
-EXAMPLES_PER_REASON = 5
+_EXAMPLES_PER_REASON = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: `where` is its file and line, or its data set and number; `values` its columns."""
+    """One row: `where` is its file and line, or its data set and number; `values` are its columns."""
 
     where: str
     values: dict[str, Any]
 
     def column(self, name: str) -> Any:
-        """The value of a column. Raises BadRowError when it is missing, null, or a number that is not finite."""
+        """Return the value of a column. Raises BadRowError if it is missing, null, or not finite."""
         value = self.values.get(name)
         if value is None:
             raise BadRowError("missing field", f"'{name}' is not among {sorted(self.values)}"[:120])
@@ -45,7 +46,7 @@ class Row:
 
 
 class BadRowError(Exception):
-    """What is wrong with a row: the reason it is counted under, and the detail."""
+    """The reason that a row is counted under, and the detail."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -55,7 +56,7 @@ class BadRowError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """An example for the report."""
+    """An example of a bad row for the report."""
 
     where: str
     reason: str
@@ -64,8 +65,10 @@ class BadRow:
 
 @dataclass(slots=True)
 class BadRows:
-    """The account: `seen` counts all rows, good and bad. `doubts` counts, by reason, the good rows that a person should
-    look at; `doubtful` is the first of each reason."""
+    """The record of bad rows; `seen` counts all rows.
+
+    `doubts` counts good rows that look wrong, by reason, and `doubtful` is the first row of each reason.
+    """
 
     seen: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -74,19 +77,19 @@ class BadRows:
     doubtful: list[BadRow] = field(default_factory=list)
 
     def add(self, where: str, error: BadRowError) -> None:
-        """Counts a bad row, and keeps it as an example if it is among the first of its reason."""
+        """Count a bad row, and record it if it is among the first of its reason."""
         self.counts[error.reason] += 1
-        if self.counts[error.reason] <= EXAMPLES_PER_REASON:
+        if self.counts[error.reason] <= _EXAMPLES_PER_REASON:
             self.examples.append(BadRow(where, error.reason, error.detail))
 
     def doubt(self, where: str, reason: str, detail: str) -> None:
-        """Counts a row that is used although something about it looks wrong."""
+        """Count a row that is used although it looks wrong."""
         self.doubts[reason] += 1
         if self.doubts[reason] == 1:
             self.doubtful.append(BadRow(where, reason, detail))
 
     def summary(self) -> str:
-        """`3 of 1000 rows are bad: 2 not JSON, 1 too long`, then a line for each example and each doubt."""
+        """Return `3 of 1000 rows are bad: 2 not JSON, 1 too long` with a line for each example and doubt."""
         lines: list[str] = []
         if self.counts or not self.doubts:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common()) or "none"
@@ -97,43 +100,39 @@ class BadRows:
         return "\n".join(lines)
 
     def check(self, max_bad_share: float) -> None:
-        """Raises ValueError, with the summary, when more than this share of the rows is bad or no good row is left."""
+        """Raise ValueError with the summary if more than this share of the rows is bad, or no row is good."""
         if self.seen == 0:
             raise ValueError("the source has no rows")
         if self.counts.total() > max_bad_share * self.seen or self.counts.total() == self.seen:
             raise ValueError(f"{self.summary()}\nrepair the rows, or raise max_bad_share={max_bad_share}")
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON can hold it, for `from_state`."""
-        return {
-            "seen": self.seen,
-            "counts": dict(self.counts),
-            "examples": [asdict(row) for row in self.examples],
-            "doubts": dict(self.doubts),
-            "doubtful": [asdict(row) for row in self.doubtful],
-        }
+        """Return the record as JSON values, for `from_state`."""
+        return _STATE.dump_python(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "BadRows":
-        """The account that `state` was taken of."""
-        examples, doubtful = ([BadRow(**row) for row in state[name]] for name in ("examples", "doubtful"))
-        return cls(state["seen"], Counter(state["counts"]), examples, Counter(state["doubts"]), doubtful)
+        """Restore the record from `state`."""
+        return _STATE.validate_python(state)
 
     def write(self, path: Path) -> None:
-        """Writes the examples as JSON lines, as a whole."""
+        """Write the examples as JSON lines, atomically."""
         write_atomic(path, "".join(json.dumps(asdict(row)) + "\n" for row in self.examples))
 
 
-def tell(bad_rows: BadRows, file: Path, say: Callable[[str], None]) -> None:
-    """Say which rows are bad or doubtful, and keep the bad ones in `file`."""
+_STATE = TypeAdapter(BadRows)
+
+
+def report_bad_rows(bad_rows: BadRows, file: Path, report: Callable[[str], None]) -> None:
+    """Call `report` with the summary of bad and doubtful rows, if any, and write the bad ones to `file`."""
     if bad_rows.counts or bad_rows.doubts:
-        say(bad_rows.summary())
+        report(bad_rows.summary())
     if bad_rows.counts:
         bad_rows.write(file)
 
 
 def check_characters(text: str) -> None:
-    """Raises BadRowError for half of a surrogate pair, which no tokenizer and no UTF-8 file takes."""
+    """Raise BadRowError for half of a surrogate pair, which neither tokenizers nor UTF-8 files accept."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -141,9 +140,11 @@ def check_characters(text: str) -> None:
 
 
 def read_rows(source: Source, bad_rows: BadRows) -> Iterator[Row]:
-    """The rows of `source` in its order; unreadable lines go to `bad_rows`, which also counts every row.
+    """Yield the rows of `source` in order; unreadable lines go to `bad_rows`, which counts every row.
 
-    Raises ValueError when the source itself can't be read: no such file, data set or task, or a broken archive.
+    Raises ValueError for an unreadable source: no such file, data set or task, or a broken archive.
+
+    Example: `[row.values for row in read_rows(FileSource(type="file", paths=["chat.jsonl"]), BadRows())]`
     """
     for where, values in _rows_of(source):
         bad_rows.seen += 1
@@ -175,34 +176,38 @@ def _numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, 
 
 
 def source_files(source: Source) -> list[Path]:
-    """The files that a source is read from, sorted, each once: those that its paths and glob patterns name, or what
-    lies in its folders. None for a source without files, and for what an earlier stage has yet to make."""
+    """Return the files of a source, sorted and without repeats: of its paths, glob patterns or folders.
+
+    Sources without files, and outputs of earlier stages that don't exist yet, have none. Raises ValueError for a path
+    without a file, and for files of another type.
+    """
     if isinstance(source, DatasetSource):
-        made = [Path(folder) for folder in source.paths if not folder.startswith(PREFIX)]
-        return sorted(file for folder in made for file in _dataset_files(folder))
-    found: set[Path] = set()
+        folders = [Path(folder) for folder in source.paths if not folder.startswith(PREFIX)]
+        return sorted(file for folder in folders for file in _dataset_files(folder))
+    files: set[Path] = set()
     for pattern in source.paths if isinstance(source, FileSource) else []:
         matches = _matches(Path(pattern).expanduser())
         if not matches:
             raise ValueError(f"source.paths: no file fits '{pattern}' (looked from {Path.cwd()})")
-        found.update(matches)
-    for path in found:
+        files.update(matches)
+    for path in files:
         if not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
             raise ValueError(
                 f"source.paths: '{path}' is not a .jsonl, .jsonl.gz or .parquet file; docs/sft.md has lines that "
                 "convert JSON and CSV"
             )
-    return sorted(found)
+    return sorted(files)
 
 
 def _matches(path: Path) -> list[Path]:
-    """The files and folders that a path or glob pattern stands for. Its leading parts are taken as they stand as far as
-    such folders or files exist, so that `data[1].jsonl` finds the file of that name.
+    """Return the files and folders of a path or glob pattern.
+
+    Leading parts that exist are taken literally, so `data[1].jsonl` matches the file of that name.
     """
-    place, *rest = (Path(path.anchor), *path.relative_to(path.anchor).parts)
-    while rest and (place / rest[0]).exists():
-        place /= rest.pop(0)
-    return list(place.glob("/".join(rest))) if rest else [place]
+    base, *rest = (Path(path.anchor), *path.relative_to(path.anchor).parts)
+    while rest and (base / rest[0]).exists():
+        base /= rest.pop(0)
+    return list(base.glob("/".join(rest))) if rest else [base]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]]:
@@ -210,7 +215,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]
     try:
         with opener(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
-                text = line.removeprefix(codecs.BOM_UTF8)  # after `cat` it stands in the middle too
+                text = line.removeprefix(codecs.BOM_UTF8)  # `cat` of several files puts it in the middle too
                 if text.strip():
                     yield f"{path}:{number}", _parse(text)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -220,11 +225,11 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]
 def _parse(text: bytes) -> dict[str, Any] | BadRowError:
     try:
         values = json.loads(text.decode("utf-8"))
-        if b"\\u" in text:  # only an escape can spell half a surrogate pair
+        if b"\\u" in text:  # only an escape can be half a surrogate pair
             check_characters(json.dumps(values, ensure_ascii=False))
     except UnicodeDecodeError as error:
         return BadRowError("not UTF-8", f"byte {error.start}: {error.reason}")
-    except (ValueError, RecursionError) as error:  # a ValueError also for an integer of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
         return BadRowError("not JSON", str(error))
     except BadRowError as error:
         return error
@@ -263,18 +268,18 @@ def _dataset(folder: Path, split: str) -> Iterable[dict[str, Any]]:
     _dataset_files(folder)
     splits: Any = datasets.load_from_disk(str(folder))
     if not isinstance(splits, datasets.DatasetDict) or split not in splits:
-        found = sorted(splits) if isinstance(splits, datasets.DatasetDict) else "one data set, without splits"
-        raise ValueError(f"source.split='{split}': '{folder}' has {found}")
+        names = sorted(splits) if isinstance(splits, datasets.DatasetDict) else "one data set, without splits"
+        raise ValueError(f"source.split='{split}': '{folder}' has {names}")
     rows: Any = splits[split]
     return rows
 
 
 def _gym(source: GymSource) -> Iterator[dict[str, Any]]:
-    """Columns prompt, truth, answer, and metadata with what the task's own verifier needs: name, arguments and entry.
+    """Yield rows with prompt, truth, answer, and metadata for the task's own verifier: name, arguments and entry.
 
-    Some tasks have no single answer; truth and answer are None there.
+    truth and answer are None for tasks without a single answer.
     """
-    import reasoning_gym  # two seconds, for this source only
+    import reasoning_gym  # takes two seconds, so import it only for this source
     from reasoning_gym.factory import DATASETS
 
     if source.task not in DATASETS:

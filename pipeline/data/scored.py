@@ -1,7 +1,7 @@
-"""What a reward model reads: one conversation and one answer to it, as token ids.
+"""Tokenise a conversation and an answer for a reward model.
 
-Training, evaluation and serving all come through here, so that they score the same tokens. The prompt is what the
-policy is prompted with; the answer is its text and the one token that ends a turn, at which the score is read.
+Training, evaluation and serving all use this file, so they score the same tokens. The prompt is the policy's prompt.
+The answer is its text and the token that ends a turn, at which the score is read.
 """
 
 from functools import lru_cache
@@ -13,11 +13,11 @@ from pipeline.data.messages import Message
 
 
 def scored_ids(messages: list[Message], answer: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Token ids of the conversation up to the answer, and of the answer, which ends with the end of its turn.
+    """Return the token ids of the prompt, and of the answer with the token that ends its turn.
 
-    The answer's text is taken as it is, whatever a template would trim of it, and an answer that was cut short gets its
-    end too. What spells a special token in it is read as text: no answer can forge a turn or a second end. Raises
-    BadRowError where the chat template refuses the conversation, ValueError for a tokenizer without a usable one.
+    The answer's text is not trimmed as a template might, and an answer that was cut short gets an end too. Special
+    tokens in it are read as text, so no answer can forge a turn or a second end. Raises BadRowError if the template
+    refuses the conversation, and ValueError for a tokenizer without a usable template.
     """
     chat, end = _format(tokenizer, str(tokenizer.chat_template))
     answer_ids = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -25,30 +25,29 @@ def scored_ids(messages: list[Message], answer: str, tokenizer: PreTrainedTokeni
 
 
 def with_pad(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """`tokenizer`, its pad token changed where it could be taken for the end of an answer.
+    """Change the pad token of `tokenizer` if it also ends a turn or a text, and return `tokenizer`.
 
-    `transformers` reads the score of a padded batch at the last token that is not padding. So a pad token that is also
-    the end of a turn or of a text gives way to the first special token that is neither. Raises ValueError where there
-    is no other.
+    `transformers` reads the score of a padded batch at the last token that is not padding. The first special token that
+    ends neither becomes the pad token. Raises ValueError if there is none.
     """
     _, end = _format(tokenizer, str(tokenizer.chat_template))
-    taken = (end, tokenizer.eos_token_id)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
+    ends = (end, tokenizer.eos_token_id)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         special = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
-        free = [index for index in special if index not in taken]
+        free = [index for index in special if index not in ends]
         if not free:
             raise ValueError(
                 "the tokenizer has no special token that could pad, apart from those that end a turn or a text; add "
                 "one to the checkpoint's tokenizer as its pad_token"
             )
-        first = min(free, key=lambda index: (index == tokenizer.bos_token_id, index))  # the beginning's last of all
+        first = min(free, key=lambda index: (index == tokenizer.bos_token_id, index))  # bos only if there is no other
         tokenizer.pad_token = tokenizer.added_tokens_decoder[first].content
     return tokenizer
 
 
 @lru_cache(maxsize=8)
 def _format(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> tuple[ChatFormat, int]:
-    """The tokenizer's chat format, and the id that ends an answer. The template is an argument for the cache's sake."""
+    """Return the chat format and the id that ends an answer; `chat_template` is part of the cache's key."""
     chat = ChatFormat(tokenizer)
     ends = chat.end_ids()
     if not ends:

@@ -1,25 +1,27 @@
-"""Sums to be worked out, with the carry in writing, or to be programmed: the demo's teaching set.
+"""Generate the demo's training data: sums with the carry written out, and programs that print sums.
 
-A model of two million parameters learns them from nothing in two minutes, but the sums only with the carry in writing.
+A model of two million parameters learns them from random weights in two minutes, but the sums only with the carry.
 """
 
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from configs.data import SumsSource
-from pipeline.data.requests import STYLES, allowed_requests, is_harmful, request_row, requests
+from pipeline.data.requests import STYLES, is_harmful, request_row, requests
 
 
 def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
-    """Rows with columns prompt `58+13=`, answer `8+3=11;5+1+1=7;71`, truth `71`, reward `math`, and messages with both
-    turns; for a program prompt `py 58+13`, answer `print(58+13)`, truth as CodeReward takes it, reward `code`; in
-    `reward_and_model` the label of a reward model, `reasoning`, stands beside. For a request see request_row.
+    """Yield the rows of `source`; the same source gives the same rows.
 
-    The same source gives the same rows. Training rows are drawn with replacement; held-out ones are all different.
-    Raises ValueError when fewer than `size` problems, or too few requests, are held out.
+    Columns of a sum: prompt `58+13=`, answer `8+3=11;5+1+1=7;71`, truth `71`, reward `math`, and messages with both
+    turns. Of a program: prompt `py 58+13`, answer `print(58+13)`, truth for CodeReward, reward `code`. The column
+    `reward_and_model` adds the label of a reward model, `reasoning`. See request_row for requests.
+
+    Training rows are drawn with replacement; held-out rows are all different. Raises ValueError if fewer than `size`
+    problems, or too few requests, are held out.
     """
     smallest = 10 ** (source.digits - 1) if source.digits > 1 else 0
     summands = range(smallest, 10**source.digits)
@@ -27,48 +29,40 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
     generator = random.Random(source.seed)
     if source.split == "train":
         indices = (generator.randrange(num_pairs) for _ in itertools.count())
-    else:  # one in ten fits, so twenty times as many are enough, or all there are
+    else:  # one in ten is held out, so twenty times as many are enough, or all pairs
         indices = iter(generator.sample(range(num_pairs), min(num_pairs, 20 * source.size + 200)))
-    requested, favours = _requested(source, requests), _requested(source, allowed_requests)
+    all_requests, favours = _split_requests(source), _split_requests(source, harmless=True)
     programs = source.shares.get("programs", 0.0)
     up_to_requests = programs + source.shares.get("requests", 0.0)
     up_to_favours = up_to_requests + source.shares.get("favours", 0.0)
-    drawn = 0
+    num_rows = 0
     for index in indices:
         first, second = summands[index // len(summands)], summands[index % len(summands)]
-        if is_held_out(first, second) == (source.split == "held_out"):
+        if is_held_out_sum(first, second) == (source.split == "held_out"):
             share = generator.random() if up_to_favours else 1.0
             if share < programs:
                 yield _program(first, second)
             elif share < up_to_favours:
-                request = next(requested if share < up_to_requests else favours)
+                request = next(all_requests if share < up_to_requests else favours)
                 yield request_row(request, generator.choice(STYLES[is_harmful(request)]))
             else:
-                yield _worked(first, second)
-            drawn += 1
-            if drawn == source.size:
+                yield _row(f"{first}+{second}=", worked_answer(first, second), str(first + second), "math")
+            num_rows += 1
+            if num_rows == source.size:
                 return
-    raise ValueError(f"source.size={source.size}: only {drawn} sums of {source.digits} digits are held out; lower it")
+    raise ValueError(
+        f"source.size={source.size}: only {num_rows} sums of {source.digits} digits are held out; lower it"
+    )
 
 
-def _requested(source: SumsSource, of_split: Callable[..., list[str]]) -> Iterator[str]:
-    """The requests of the source's split in an order of their own: in training again and again, held-out ones once."""
-    generator = random.Random(source.seed)
-    texts = of_split(held_out=source.split == "held_out")
-    while True:
-        yield from generator.sample(texts, len(texts))
-        if source.split == "held_out":
-            raise ValueError(f"only {len(texts)} requests are held out; lower source.size or their share")
-
-
-def is_held_out(first: int, second: int) -> bool:
-    """Whether a problem belongs to the held-out tenth, for good: by a hash of its text, the same on every machine."""
+def is_held_out_sum(first: int, second: int) -> bool:
+    """Return True for the tenth of the problems that is held out, by a hash of the text."""
     digest = hashlib.sha256(f"{first}+{second}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % 10 == 0
 
 
 def worked_answer(first: int, second: int) -> str:
-    """Column by column from the right, each with its carry if there is one, then the sum: `8+3=11;5+1+1=7;71`."""
+    """Add column by column from the right with each carry, then write the sum: `8+3=11;5+1+1=7;71`."""
     columns: list[str] = []
     carry = 0
     for a, b in zip(reversed(str(first)), reversed(str(second)), strict=True):
@@ -78,8 +72,15 @@ def worked_answer(first: int, second: int) -> str:
     return ";".join([*columns, str(first + second)])
 
 
-def _worked(first: int, second: int) -> dict[str, Any]:
-    return _row(f"{first}+{second}=", worked_answer(first, second), str(first + second), "math")
+def _split_requests(source: SumsSource, *, harmless: bool = False) -> Iterator[str]:
+    """Yield the requests of the source's split in random order: in training repeatedly, held-out ones once."""
+    generator = random.Random(source.seed)
+    texts = requests(held_out=source.split == "held_out")
+    texts = [text for text in texts if not (harmless and is_harmful(text))]
+    while True:
+        yield from generator.sample(texts, len(texts))
+        if source.split == "held_out":
+            raise ValueError(f"only {len(texts)} requests are held out; lower source.size or their share")
 
 
 def _program(first: int, second: int) -> dict[str, Any]:

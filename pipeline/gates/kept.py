@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.model import ModelConfig
+from pipeline.data.template_files import template_file
 from pipeline.disk.files import read_json, sync, sync_tree
 from pipeline.disk.hashes import checkpoint_hashes, text_hash
 from pipeline.disk.recorded import read_config, read_lineage
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.weights.resolve import template_file
 
 ITEMS, FIGURES = "items.json", "evaluation.json"
 

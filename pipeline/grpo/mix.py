@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from configs.rewards import RewardSpec
+from pipeline.objectives.advantage import Array, standardize
 from rewards.types import Verdict
-
-Array = NDArray[np.float64]
 
 DECIMALS = 12
 """Digits that totals keep: 0.1 * 3 and 0.3 * 1 differ in the 17th, and a group of only these has no spread."""
@@ -80,24 +79,6 @@ def mix(
     weights_K = np.array([spec.weight for spec in specs])
     totals_PG = np.round(np.tensordot(weights_K, contributions_KPG, axes=1), DECIMALS)
     return Mixed(specs, np.where(left_out_PG, np.nan, totals_PG), scores_KPG, capped_KPG)
-
-
-def standardize(scores: ArrayLike, *, axis: int | tuple[int, ...]) -> Array:
-    """(r - mean) / std of the scores along `axis`; float64 of the same shape.
-
-    std is the population's. NaN takes no part. NaN, and scores that are all equal, become exactly 0: equality is tested
-    exactly, since rounding would give equal scores a standard deviation of 1e-17.
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    judged = ~np.isnan(scores)
-    count = np.maximum(judged.sum(axis=axis, keepdims=True), 1)
-    mean = np.where(judged, scores, 0.0).sum(axis=axis, keepdims=True) / count
-    centred = np.where(judged, scores - mean, 0.0)
-    std = np.sqrt((centred**2).sum(axis=axis, keepdims=True) / count)
-    lowest = np.where(judged, scores, np.inf).min(axis=axis, keepdims=True)
-    highest = np.where(judged, scores, -np.inf).max(axis=axis, keepdims=True)
-    spread = (highest > lowest) & (std > 0)  # differences below 1e-160 vanish when squared
-    return np.where(spread, centred / np.where(spread, std, 1.0), 0.0)
 
 
 def shape_overlong(lengths_PG: ArrayLike, *, max_tokens: int, shaping_tokens: int) -> Array:

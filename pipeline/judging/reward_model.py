@@ -96,7 +96,7 @@ class RewardModel(CheckpointJudge):
     def _scores_of(self) -> Callable[[list[Item]], list[float]]:
         """The loaded model."""
         if self.backend == "torch":
-            from pipeline.weights.reward_model import Scorer
+            from pipeline.judging.scorer import Scorer
 
             return Scorer(self.folder, self.dtype, self.batch_tokens).scores
         from rollout.pooling import ScoreEngine

@@ -1,10 +1,9 @@
-"""Experts of a mixture on the CPU: the sums of `transformers`, with fewer passes over memory.
+"""Experts of a mixture on the CPU: `transformers`' sums with fewer passes over memory.
 
-Beside the matrix products nothing there is arithmetic worth the name, so what counts is how often rows of tokens are
-written and read again. Pairs of a token and one of its experts are sorted by expert; each expert gathers its tokens,
-multiplies, and leaves its answers, which are then weighted and added for each token in one pass. What can be had from
-the pre-activations is computed again in the backward pass instead of kept. Registered with `transformers` under the
-name SORTED, so every model whose experts have the usual form can use it; others, and other devices, keep the default.
+Beside the matrix products, the time goes into reading and writing rows of tokens. So pairs of a token and one of its
+experts are sorted by expert, each expert gathers its tokens and multiplies, and one pass weights and adds the outputs
+of each token. The backward pass recomputes everything but the pre-activations. Registered with `transformers` under the
+name SORTED, for models whose experts have the usual form. Other experts and other devices use the default.
 
 Legend: T tokens, K experts a token is sent to, S = T x K pairs sorted by expert, E experts, n tokens of one expert,
 D model width, I width of an expert, F = 2 I its gate and up projections side by side.
@@ -20,10 +19,12 @@ from transformers.activations import SiLUActivation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 SORTED = "alignyard_sorted"
+EXPERT_PARALLEL_FAMILIES = ("deepseek_v2", "deepseek_v3")
+"""Model types whose experts can be sharded: their layers' outputs and gradients were compared with `transformers`'."""
 
 
 def sorted_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """What a layer's experts add to each token, [T, D], in the form `transformers` calls it.
+    """Compute the output [T, D] of a layer's experts, with `transformers`' signature.
 
     hidden_states [T, D], top_k_index int64 [T, K], top_k_weights [T, K].
     """
@@ -38,7 +39,7 @@ def sorted_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tenso
 
 
 def has_usual_form(experts: Any) -> bool:
-    """Gate and up projections side by side, silu, no bias, every expert in this process."""
+    """Return True for gate and up projections side by side, silu, no bias, and all experts in this process."""
     plain = experts.has_gate and experts.is_concatenated and not (experts.has_bias or experts.is_transposed)
     default_gate = type(experts)._apply_gate.__module__ == grouped_mm_experts_forward.__module__
     usual_activation = isinstance(getattr(experts, "act_fn", None), nn.SiLU | SiLUActivation)
@@ -57,16 +58,16 @@ class _Experts(torch.autograd.Function):
         token_S = order_S // index_TK.shape[1]
         place_TK = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(num_pairs)).view_as(index_TK)
         counts = torch.bincount(index_TK.flatten(), minlength=num_experts).tolist()
-        hidden_SF, answer_SD = hidden_TD.new_empty(num_pairs, width_F), hidden_TD.new_empty(num_pairs, width_D)
-        pairs = (of_pairs.split(counts) for of_pairs in (token_S, hidden_SF, answer_SD))
+        hidden_SF, output_SD = hidden_TD.new_empty(num_pairs, width_F), hidden_TD.new_empty(num_pairs, width_D)
+        pairs = (values.split(counts) for values in (token_S, hidden_SF, output_SD))
         weights = (gate_up_EFD.mT.unbind(), down_EDI.mT.unbind())
-        for token_n, hidden_nF, answer_nD, gate_up_DF, down_ID in zip(*pairs, *weights, strict=True):
+        for token_n, hidden_nF, output_nD, gate_up_DF, down_ID in zip(*pairs, *weights, strict=True):
             x_nD = hidden_TD.index_select(0, token_n)
             gate_nI, up_nI = torch.mm(x_nD, gate_up_DF, out=hidden_nF).chunk(2, dim=1)
-            torch.mm(silu(gate_nI).mul_(up_nI), down_ID, out=answer_nD)
+            torch.mm(silu(gate_nI).mul_(up_nI), down_ID, out=output_nD)
         ctx.save_for_backward(hidden_TD, weight_TK, gate_up_EFD, down_EDI, order_S, token_S, place_TK, hidden_SF)
         ctx.counts = counts
-        return embedding_bag(place_TK, answer_SD, mode="sum", per_sample_weights=weight_TK)
+        return embedding_bag(place_TK, output_SD, mode="sum", per_sample_weights=weight_TK)
 
     @staticmethod
     @once_differentiable
@@ -78,10 +79,10 @@ class _Experts(torch.autograd.Function):
         grad_weight_S = weight_S1.new_empty(len(order_S))
         grad_hidden_SD = hidden_TD.new_empty(len(order_S), hidden_TD.shape[1])
         grad_gate_up_EFD, grad_down_EDI = torch.empty_like(gate_up_EFD), torch.empty_like(down_EDI)
-        of_pairs = (token_S, weight_S1, hidden_SF, grad_weight_S, grad_hidden_SD)
-        of_experts = (gate_up_EFD, down_EDI, grad_gate_up_EFD, grad_down_EDI)
-        pairs = zip(*(each.split(ctx.counts) for each in of_pairs), strict=True)
-        for pair, expert in zip(pairs, zip(*map(torch.unbind, of_experts), strict=True), strict=True):
+        by_pair = (token_S, weight_S1, hidden_SF, grad_weight_S, grad_hidden_SD)
+        by_expert = (gate_up_EFD, down_EDI, grad_gate_up_EFD, grad_down_EDI)
+        pairs = zip(*(values.split(ctx.counts) for values in by_pair), strict=True)
+        for pair, expert in zip(pairs, zip(*map(torch.unbind, by_expert), strict=True), strict=True):
             token_n, weight_n1, hidden_nF, grad_weight_n, grad_hidden_nD = pair
             gate_up_FD, down_DI, grad_gate_up_FD, grad_down_DI = expert
             gate_nI, up_nI = hidden_nF.chunk(2, dim=1)
@@ -98,14 +99,8 @@ class _Experts(torch.autograd.Function):
             torch.ops.aten.silu_backward(grad_inner_nI.mul_(up_nI), gate_nI, grad_input=grad_gate_nI)
             torch.mm(grad_nF.T, hidden_TD.index_select(0, token_n), out=grad_gate_up_FD)
             torch.mm(grad_nF, gate_up_FD, out=grad_hidden_nD)
-        grad_weight_TK = grad_weight_S[place_TK]
-        return (
-            embedding_bag(place_TK, grad_hidden_SD, mode="sum"),
-            grad_weight_TK,
-            grad_gate_up_EFD,
-            grad_down_EDI,
-            None,
-        )
+        grad_hidden_TD = embedding_bag(place_TK, grad_hidden_SD, mode="sum")
+        return grad_hidden_TD, grad_weight_S[place_TK], grad_gate_up_EFD, grad_down_EDI, None
 
 
 ALL_EXPERTS_FUNCTIONS.register(SORTED, sorted_experts)

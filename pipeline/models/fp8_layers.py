@@ -1,14 +1,14 @@
-"""Linear maps and experts whose three products run in FP8 (DeepSeek-V3, arXiv:2412.19437, 3.3.1 to 3.3.3).
+"""Linear layers and experts whose three products run in FP8 (DeepSeek-V3, arXiv:2412.19437, 3.3.1 to 3.3.3).
 
-Forward (Fprop), gradient of the input (Dgrad) and of the weight (Wgrad) multiply E4M3 numbers. Weights stay in the
-precision they are trained in and are quantised at every use; of an input, its FP8 form is kept for Wgrad, and cut anew
-along the tokens there. Embeddings, head, norms, router, the attention itself and the activation function stay in the
-model's own precision: only what the name LINEAR matches changes.
+Forward pass (Fprop), gradient of the input (Dgrad) and gradient of the weight (Wgrad) multiply E4M3 numbers. Weights
+keep their training precision and are quantised at every use. Inputs are stored in FP8 for Wgrad, which quantises them
+again along the tokens. Only modules whose name matches LINEAR change: embeddings, head, norms, router, the attention
+itself and the activation function keep the model's precision.
 
-Scales are powers of two where the paper has them: inputs of the map behind the attention and of the experts' up
-projection, gradients that come to the experts' down projection. Not reproduced: the paper's E5M6 form of the former.
+Scales are powers of two as in the paper: for inputs of the projection after the attention and of the experts' up
+projection, and for gradients of the experts' down projection. The paper's E5M6 format of the first is not reproduced.
 
-Legend: n tokens, K and N widths of a map's input and output, D model width, I width of an expert, F = 2 I, E experts,
+Legend: n tokens, K and N widths of a layer's input and output, D model width, I width of an expert, F = 2 I, E experts,
 T tokens, k experts a token is sent to, S = T k pairs sorted by expert.
 """
 
@@ -29,40 +29,42 @@ from pipeline.models.fp8 import BLOCK, TILE, Quantised, dequantise, matmul, quan
 FP8 = "alignyard_fp8"
 
 LINEAR = re.compile(r"(?<!\beh)_proj(_with_mqa)?$|\.w[123]$")
-"""Names of the maps that FP8 is for: projections of attention and MLPs, not what joins the parts of an MTP module."""
-AFTER_ATTENTION = re.compile(r"\b(o|out)_proj$")
+"""Names of layers that use FP8: projections of attention and MLPs, but not `eh_proj` of MTP modules."""
+_AFTER_ATTENTION = re.compile(r"\b(o|out)_proj$")
 
 
 def use_fp8(model: PreTrainedModel) -> None:
-    """Let the linear maps and experts of `model`'s layers multiply in FP8.
+    """Let the linear layers and experts of `model` multiply in FP8.
 
-    Raises ValueError where there is nothing to change, or experts of another form than gate, up and down with silu.
+    Raises ValueError if no layer matches, and for experts of another form than gate, up and down with silu.
     """
     linears = {
         name: module
         for name, module in model.base_model.named_modules()
         if isinstance(module, nn.Linear) and LINEAR.search(name)
     }
-    experts: dict[str, Any] = {name: each for name, each in model.named_modules() if hasattr(each, "_apply_gate")}
-    for name, each in experts.items():
-        if not has_usual_form(each):
-            raise ValueError(f"trainer.fp8: {name} ({type(each).__name__}) is not of the usual form; leave fp8 false")
+    experts: dict[str, Any] = {name: m for name, m in model.named_modules() if hasattr(m, "_apply_gate")}
+    for name, module in experts.items():
+        if not has_usual_form(module):
+            raise ValueError(f"trainer.fp8: {name} ({type(module).__name__}) is not of the usual form; leave fp8 false")
     if not linears:
-        raise ValueError(f"trainer.fp8 has no effect on {type(model).__name__}: it has no *_proj maps; leave it false")
+        raise ValueError(
+            f"trainer.fp8 has no effect on {type(model).__name__}, which has no *_proj layers; leave it false"
+        )
     for name, module in linears.items():
-        forward = _forward_after_attention if AFTER_ATTENTION.search(name) else _forward
+        forward = _forward_after_attention if _AFTER_ATTENTION.search(name) else _forward
         module.forward = MethodType(forward, module)
     if experts:
         model.set_experts_implementation(FP8)
 
 
 def fp8_linear(x: Tensor, weight_NK: Tensor, *, power_of_two: bool = False) -> Tensor:
-    """x @ weight^T, [..., N], of x [..., K], in x's dtype; `power_of_two` is for the scales of x."""
+    """Compute x @ weight^T, [..., N], for x [..., K], in x's dtype; `power_of_two` concerns the scales of x."""
     return _Linear.apply(x.flatten(0, -2), weight_NK, power_of_two).unflatten(0, x.shape[:-1])  # pyright: ignore
 
 
 def fp8_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """What a layer's experts add to each token, [T, D], in the form `transformers` calls it.
+    """Compute the output [T, D] of a layer's experts, with `transformers`' signature.
 
     hidden_states [T, D], top_k_index int64 [T, k], top_k_weights [T, k].
     """
@@ -71,21 +73,21 @@ def fp8_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, 
     order_S = top_k_index.flatten().argsort(stable=True)
     x_SD = hidden_states.unsqueeze(1).expand(-1, num_chosen, -1).flatten(0, 1)[order_S]
     counts = torch.bincount(top_k_index.flatten(), minlength=len(parameters.down_proj)).tolist()
-    answer_SD = sorted_experts_fp8(x_SD, parameters.gate_up_proj, parameters.down_proj, counts)
-    place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
-    answer_TkD = answer_SD[place_S].view(num_tokens, num_chosen, -1)
-    return (answer_TkD * top_k_weights.unsqueeze(2)).sum(1).to(hidden_states.dtype)
+    output_SD = sorted_experts_fp8(x_SD, parameters.gate_up_proj, parameters.down_proj, counts)
+    index_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
+    output_TkD = output_SD[index_S].view(num_tokens, num_chosen, -1)
+    return (output_TkD * top_k_weights.unsqueeze(2)).sum(1).to(hidden_states.dtype)
 
 
 def sorted_experts_fp8(x_SD: Tensor, gate_up_EFD: Tensor, down_EDI: Tensor, counts: list[int]) -> Tensor:
-    """[S, D]: down(silu(gate(x)) * up(x)), the first counts[0] rows by expert 0, and so on."""
+    """Compute down(silu(gate(x)) * up(x)), [S, D]; the first counts[0] rows are expert 0's, and so on."""
     weights = zip(x_SD.split(counts), gate_up_EFD.unbind(), down_EDI.unbind(), strict=True)
-    answers = [_Expert.apply(x_nD, gate_up_FD, down_DI) for x_nD, gate_up_FD, down_DI in weights if len(x_nD)]
-    return torch.cat(answers) if answers else x_SD  # pyright: ignore[reportArgumentType]
+    outputs = [_Expert.apply(x_nD, gate_up_FD, down_DI) for x_nD, gate_up_FD, down_DI in weights if len(x_nD)]
+    return torch.cat(outputs) if outputs else x_SD  # pyright: ignore[reportArgumentType]
 
 
 def use_fp8_in_sharded_experts(model: nn.Module) -> None:
-    """Let the experts that DeepSpeed's AutoEP has put in the place of `transformers`' multiply in FP8."""
+    """Let the experts of DeepSpeed's AutoEP multiply in FP8."""
     for module in model.modules():
         if type(module).__name__ == "GroupedExperts":
             module.forward = MethodType(_forward_sharded, module)
@@ -108,7 +110,7 @@ def _forward_after_attention(module: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _wgrad(grad_nN: Tensor, x_nK: Tensor, *, grad_power: bool = False, x_power: bool = False) -> Tensor:
-    """[N, K], summed over tokens in tiles of 128."""
+    """Compute the gradient of a weight, [N, K], summed over tokens in tiles of 128."""
     return matmul(quantise(grad_nN.T, TILE, power_of_two=grad_power), quantise(x_nK.T, TILE, power_of_two=x_power))
 
 
@@ -135,16 +137,18 @@ class _Linear(torch.autograd.Function):
 
 
 class _Expert(torch.autograd.Function):
-    """out = down(silu(gate(x)) * up(x)). Kept are x and the inputs of the activation, both in FP8; its output is
-    computed again in the backward pass."""
+    """out = down(silu(gate(x)) * up(x)).
+
+    x and the inputs of the activation are stored in FP8; the backward pass recomputes its output.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_nD: Tensor, gate_up_FD: Tensor, down_DI: Tensor) -> Tensor:
         x = quantise(x_nD, TILE, power_of_two=True)
         hidden_nF = matmul(x, quantise(gate_up_FD, BLOCK))
         gate_nI, up_nI = hidden_nF.chunk(2, dim=1)
-        kept = quantise(hidden_nF, TILE)
-        ctx.save_for_backward(x.data_MK, x.scale, kept.data_MK, kept.scale, gate_up_FD, down_DI)
+        hidden = quantise(hidden_nF, TILE)
+        ctx.save_for_backward(x.data_MK, x.scale, hidden.data_MK, hidden.scale, gate_up_FD, down_DI)
         return matmul(quantise(silu(gate_nI) * up_nI, TILE), quantise(down_DI, BLOCK)).to(x_nD.dtype)
 
     @staticmethod
@@ -152,9 +156,9 @@ class _Expert(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_nD: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x_data, x_scale, kept_data, kept_scale, gate_up_FD, down_DI = ctx.saved_tensors
-        grad = quantise(grad_nD, TILE, power_of_two=True)  # what a rank would send to the experts' rank
-        gate_nI, up_nI = dequantise(Quantised(kept_data, kept_scale, TILE)).chunk(2, dim=1)
+        x_data, x_scale, hidden_data, hidden_scale, gate_up_FD, down_DI = ctx.saved_tensors
+        grad = quantise(grad_nD, TILE, power_of_two=True)  # the form that is sent to the rank of the expert
+        gate_nI, up_nI = dequantise(Quantised(hidden_data, hidden_scale, TILE)).chunk(2, dim=1)
         active_nI = silu(gate_nI)
         grad_inner_nI = matmul(grad, quantise(down_DI, BLOCK).transposed).float()
         grad_down_DI = _wgrad(dequantise(grad), active_nI * up_nI, grad_power=True)

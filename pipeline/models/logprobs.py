@@ -1,7 +1,7 @@
-"""Log-probabilities of chosen tokens, without the logits of a whole batch ever existing.
+"""Compute log-probabilities of given tokens without materialising the logits of a whole batch.
 
-The head runs on chunks of rows, only those that predict a trained token; each chunk's float32 logits are recomputed in
-the backward pass instead of kept. Memory is chunk x V, whatever the batch.
+The head runs on chunks of the rows that predict a trained token. The float32 logits of a chunk are recomputed in the
+backward pass instead of stored, so memory is chunk x V for every batch size.
 
 Legend: T tokens of the packed row, N trained tokens, C rows of a chunk, D model width, V vocabulary, K modules for
 multi-token prediction.
@@ -19,23 +19,23 @@ from transformers import PreTrainedModel
 
 from pipeline.data.trees import Tree, micro_batch
 from pipeline.models.attention import Layout
-from pipeline.models.mtp import Mtp, attached
+from pipeline.models.mtp import Mtp, mtp_as_layers
 from pipeline.models.packed import hidden_states, use_packed
 from pipeline.models.parity import narrow_windows, probe_trees, readable, refuse_leaks, refuse_other_values, sequences
 from pipeline.models.routing import Routers
 
 CHUNK_TOKENS = 1024
-"""Rows of float32 logits alive at once: 0.5 GB at DeepSeek-V3's vocabulary."""
-SPREAD = 30.0
-"""The size that the start-up check scales the largest logit up to."""
+"""Rows of float32 logits in memory at once: 0.5 GB with DeepSeek-V3's vocabulary."""
+_PROBE_LOGIT = 30.0
+"""The start-up check scales logits up until the largest has this size."""
 
 
-class Ahead(NamedTuple):
-    """What a training pass with modules for multi-token prediction answers with.
+class MtpLogprobs(NamedTuple):
+    """Output of a training pass with modules for multi-token prediction.
 
-    logprobs_N: the main model's. mtp_logprobs_KN: those that each module gives the same tokens without having seen the
-    one before, 0 for the first tokens of a sequence, of which it knows nothing. accepted_KN: whether its most likely
-    token is the main model's: then speculative decoding at temperature 0 would accept it.
+    logprobs_N: of the main model. mtp_logprobs_KN: of each module for the same tokens; 0 for the first tokens of a
+    sequence, for which a module has no row. accepted_KN: True where the module's most likely token is the main model's,
+    so that speculative decoding at temperature 0 would accept it.
     """
 
     logprobs_N: Tensor
@@ -44,10 +44,10 @@ class Ahead(NamedTuple):
 
 
 class LogprobModel(nn.Module):
-    """A causal LM whose forward answers with the log-probabilities of given tokens.
+    """A causal language model whose forward pass returns the log-probabilities of given tokens.
 
-    `causal_lm` must be a `transformers` model with a base model and an output head; it is changed to read packed rows,
-    with `fp8` in FP8. `mtp` are its modules for multi-token prediction, of which only passes with gradients hear.
+    `causal_lm` must be a `transformers` model with a base model and an output head. It is changed in place to read
+    packed rows, with `fp8` in FP8. Its MTP modules `mtp` run only in passes with gradients.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LogprobModel(nn.Module):
         mtp: Mtp | None = None,
     ) -> None:
         super().__init__()
-        with attached(mtp, causal_lm):
+        with mtp_as_layers(mtp, causal_lm):
             use_packed(causal_lm, fp8=fp8)
         self.causal_lm: PreTrainedModel = causal_lm
         self.mtp = mtp
@@ -73,59 +73,63 @@ class LogprobModel(nn.Module):
         source_N: Tensor,
         target_N: Tensor,
         experts_TLK: Tensor | None = None,
-    ) -> Tensor | Ahead:
-        """float32 [N]: log pi(target_N[i] | what row source_N[i] has seen), in nats; with `mtp`, where gradients are
-        taken, in an Ahead.
+    ) -> Tensor | MtpLogprobs:
+        """Return float32 [N]: log pi(target_N[i] | tokens that row source_N[i] sees), in nats.
 
         token_ids_T int64 [T]; source_N int64 [N] rows of T; target_N int64 [N] token ids; experts_TLK: routes to
-        replay (see pipeline.models.routing). Passes that train something count for the load of the experts.
+        replay (see pipeline.models.routing). With `mtp` and gradients, returns MtpLogprobs. Passes with gradients count
+        towards the load of the experts.
         """
         self.routers.begin(experts_TLK, counts=torch.is_grad_enabled() and len(source_N) > 0)
         hidden_TD = hidden_states(self.causal_lm, token_ids_T, layout)
         head = self.causal_lm.get_output_embeddings()
         assert head is not None
         if self.mtp is None or not torch.is_grad_enabled():
-            return self._read(head, hidden_TD[source_N], target_N)[0]
-        logprobs_N, likeliest_N = self._read(head, hidden_TD[source_N], target_N, likeliest=True)
+            return self._logprobs(head, hidden_TD[source_N], target_N)[0]
+        logprobs_N, likeliest_N = self._logprobs(head, hidden_TD[source_N], target_N, likeliest=True)
         rotary = self.causal_lm.base_model.rotary_emb
-        ahead_KND, known_KN = self.mtp(hidden_TD, token_ids_T, layout, source_N, rotary)
-        targets = target_N.repeat(len(ahead_KND))
-        flat_logprobs, flat_likeliest = self._read(self.mtp.head, ahead_KND.flatten(0, 1), targets, likeliest=True)
-        return Ahead(
+        mtp_hidden_KND, valid_KN = self.mtp(hidden_TD, token_ids_T, layout, source_N, rotary)
+        targets = target_N.repeat(len(mtp_hidden_KND))
+        flat_logprobs, flat_likeliest = self._logprobs(
+            self.mtp.head, mtp_hidden_KND.flatten(0, 1), targets, likeliest=True
+        )
+        return MtpLogprobs(
             logprobs_N,
-            torch.where(known_KN, flat_logprobs.view_as(known_KN), 0.0),
-            known_KN & (flat_likeliest.view_as(known_KN) == likeliest_N),
+            torch.where(valid_KN, flat_logprobs.view_as(valid_KN), 0.0),
+            valid_KN & (flat_likeliest.view_as(valid_KN) == likeliest_N),
         )
 
-    def _read(
+    def _logprobs(
         self, head: nn.Module, hidden_ND: Tensor, target_N: Tensor, *, likeliest: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the targets, float32 [N], and if asked the likeliest tokens, int64 [N]."""
+        """Return log-probabilities of the targets, float32 [N], and the `likeliest` tokens, int64 [N] or empty."""
         chunks = zip(hidden_ND.split(self.chunk_tokens), target_N.split(self.chunk_tokens), strict=True)
         if torch.is_grad_enabled():
-            parts = [checkpoint(_logprobs, head, h_CD, t_C, likeliest, use_reentrant=False) for h_CD, t_C in chunks]
+            parts = [
+                checkpoint(_chunk_logprobs, head, h_CD, t_C, likeliest, use_reentrant=False) for h_CD, t_C in chunks
+            ]
         else:
-            parts = [_logprobs(head, h_CD, t_C, likeliest) for h_CD, t_C in chunks]
+            parts = [_chunk_logprobs(head, *chunk, likeliest) for chunk in chunks]
         logprobs, tokens = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(tokens)
 
 
-def _logprobs(head: nn.Module, hidden_CD: Tensor, target_C: Tensor, likeliest: bool) -> tuple[Tensor, Tensor]:
+def _chunk_logprobs(head: nn.Module, hidden_CD: Tensor, target_C: Tensor, likeliest: bool) -> tuple[Tensor, Tensor]:
     logits_CV = head(hidden_CD).float()
     tokens_C = logits_CV.argmax(1) if likeliest else target_C[:0]
-    return _Chosen.apply(logits_CV, target_C), tokens_C  # pyright: ignore[reportReturnType]
+    return _TargetLogprobs.apply(logits_CV, target_C), tokens_C  # pyright: ignore[reportReturnType]
 
 
-class _Chosen(torch.autograd.Function):
-    """log softmax(logits_CV)[target_C] in the memory of the logits, which are gone afterwards; so is the gradient."""
+class _TargetLogprobs(torch.autograd.Function):
+    """log softmax(logits_CV)[target_C]; it and its gradient overwrite the memory of the logits."""
 
     @staticmethod
     def forward(ctx: Any, logits_CV: Tensor, target_C: Tensor) -> Tensor:
-        chosen_C, largest_C = logits_CV.gather(1, target_C.unsqueeze(1)).squeeze(1), logits_CV.amax(1)
+        target_logit_C, largest_C = logits_CV.gather(1, target_C.unsqueeze(1)).squeeze(1), logits_CV.amax(1)
         exp_CV = logits_CV.detach().sub_(largest_C.unsqueeze(1)).exp_()
         sum_C = exp_CV.sum(1)
         ctx.save_for_backward(exp_CV, sum_C, target_C)
-        return chosen_C - largest_C - sum_C.log()
+        return target_logit_C - largest_C - sum_C.log()
 
     @staticmethod
     @once_differentiable
@@ -139,8 +143,7 @@ class _Chosen(torch.autograd.Function):
 
 
 def refuse_randomness(causal_lm: PreTrainedModel) -> None:
-    """Raise ValueError for a model that draws random numbers in training: its resume would not be exact, and trainer
-    and engine would not agree."""
+    """Raise ValueError for a model with dropout: no exact resume, and trainer and engine would differ."""
     dropout = [name for name, module in causal_lm.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
     settings = causal_lm.config.to_dict()
     dropout += [name for name in ("attention_dropout", "router_jitter_noise") if settings.get(name)]
@@ -149,15 +152,17 @@ def refuse_randomness(causal_lm: PreTrainedModel) -> None:
 
 
 def refuse_other_logits(causal_lm: PreTrainedModel) -> None:
-    """Raise ValueError for a model whose log-probabilities in packed rows are not its own: one that makes its logits
-    otherwise than head(base model), attends otherwise than packed attention does, or carries a state along the row."""
+    """Raise ValueError for a model whose own forward pass gives other log-probabilities than LogprobModel.
+
+    Its logits are not head(base model), its attention differs, or it carries a state along the row.
+    """
     trees = probe_trees(causal_lm)
     row = micro_batch(trees)
     tensors = (torch.from_numpy(x) for x in (row.token_ids_T, row.source_N, row.target_N, row.sequence_N))
     token_ids_T, source_N, target_N, sequence_N = tensors
     head = causal_lm.get_output_embeddings()
     assert head is not None
-    with narrow_windows(causal_lm), torch.no_grad(), readable(causal_lm), _spread_logits(causal_lm, head, trees):
+    with narrow_windows(causal_lm), torch.no_grad(), readable(causal_lm), _enlarged_logits(causal_lm, head, trees):
         own = [
             _own_logprobs(causal_lm, token_ids, int((sequence_N == sequence).sum()))
             for sequence, token_ids in enumerate(sequences(trees))
@@ -169,23 +174,25 @@ def refuse_other_logits(causal_lm: PreTrainedModel) -> None:
             return [values_N[sequence_N == sequence] for sequence in range(row.num_sequences)]
 
         refuse_leaks(causal_lm)
-        refuse_other_values(causal_lm, own, packed, what="log-probabilities")
+        refuse_other_values(causal_lm, own, packed, quantity="log-probabilities")
 
 
 def _own_logprobs(causal_lm: PreTrainedModel, token_ids: list[int], last: int) -> Tensor:
-    """Log-probabilities of the `last` tokens of one sequence by the model's own forward pass."""
+    """Compute log-probabilities of the `last` tokens of a sequence by the model's own forward pass."""
     ids_T = torch.tensor(token_ids)
     logprobs_TV = causal_lm(ids_T.unsqueeze(0), use_cache=False).logits[0].float().log_softmax(-1)
     return logprobs_TV[:-1].gather(1, ids_T[1:, None]).squeeze(1)[-last:]
 
 
 @contextmanager
-def _spread_logits(causal_lm: PreTrainedModel, head: nn.Module, trees: Sequence[Tree]) -> Iterator[None]:
-    """Within the block, scale the input of the head up so that logits reach SPREAD. A cap on logits hardly changes the
-    small ones of an untrained model, and so would not be noticed."""
+def _enlarged_logits(causal_lm: PreTrainedModel, head: nn.Module, trees: Sequence[Tree]) -> Iterator[None]:
+    """Scale the input of the head up within the block, so that logits reach _PROBE_LOGIT.
+
+    Otherwise a cap on logits would not be noticed: it hardly changes the small ones of an untrained model.
+    """
     ids_T = torch.tensor(trees[0].root_ids)
     largest = head(causal_lm.base_model(ids_T.unsqueeze(0), use_cache=False).last_hidden_state).abs().max().item()
-    factor = max(1.0, SPREAD / largest) if largest else 1.0
+    factor = max(1.0, _PROBE_LOGIT / largest) if largest else 1.0
     hook = head.register_forward_pre_hook(lambda _, args: (args[0] * factor,))
     try:
         yield

@@ -1,23 +1,24 @@
-"""Multi-token prediction: modules that guess the token after the next (DeepSeek-V3, arXiv:2412.19437, section 2.2).
+"""Multi-token prediction: modules that predict the token after the next (DeepSeek-V3, arXiv:2412.19437, section 2.2).
 
-Module k takes what module k - 1 knew of a position (the main model, for k = 1) and the k-th token after it, and
-predicts the token after that, through a decoder layer of its own and the main model's embedding and head:
+Module k combines the hidden state of module k - 1 (the main model, for k = 1) at a position with the embedding of the
+k-th token after it, and predicts the token after that. It has a decoder layer of its own and shares the main model's
+embedding and head:
 
     h'_i = M_k [RMSNorm(Emb(t_{i+k})); RMSNorm(h_i^{k-1})],  h_i^k = RMSNorm(layer(h'_i)),  P_{i+k+1} = head(h_i^k)
 
-(eq. 21-23, the halves in the order of DeepSeek's checkpoints). h^0 is the main model's output after its last norm: so
-vLLM's and `transformers`' speculative decoding read the modules, whose names in a checkpoint are DeepSeek-V3's.
+(eq. 21-23, the halves in the order of DeepSeek's checkpoints). h^0 is the main model's output after its last norm, as
+in the speculative decoding of vLLM and `transformers`. The modules have DeepSeek-V3's names in a checkpoint.
 
-Here a module's row is named by the last token it sees, t_{i+k}. Then each module predicts what the main model predicts
-in the same row, and what it takes from module k - 1 lies in the row before, within the segment or at the end of its
-prompt. So a shared prompt stays shared, though its last token is followed by another one in every completion:
+A row of a module is indexed by the last token that it sees, t_{i+k}. Each module then predicts the same token as the
+main model in that row, and reads module k - 1 in the row before, which is in the same segment or at the end of its
+prompt. So a prompt is computed once for all completions, although each continues it with another token:
 
     row        [ p0 p1 p2 | a0 a1 | b0 b1 ]
     module 1   [    p1 p2 | a0 a1 | b0 b1 ]   embeddings
-               [    p0 p1 | p2 a0 | p2 b0 ]   hidden states; p2's is read once by each completion
-    predicts   [    p2  - | a1  - | b1  - ]   and what follows p2: a0, b0
+               [    p0 p1 | p2 a0 | p2 b0 ]   hidden states; each completion reads that of p2
+    predicts   [    p2  - | a1  - | b1  - ]   and, after p2: a0, b0
 
-The first k rows of a sequence have no module k; a sequence's last row predicts nothing, in the main model as here.
+Module k has no rows for the first k tokens of a sequence. The last row of a sequence predicts nothing.
 
 Legend: T tokens of the packed row, N trained tokens, K modules, D model width.
 """
@@ -36,7 +37,7 @@ from pipeline.models.attention import Layout
 
 
 class MtpLayer(DeepseekV3DecoderLayer):
-    """One module but for the embedding and head it shares; its names are those of DeepSeek-V3's checkpoints."""
+    """One MTP module without the shared embedding and head, named as in DeepSeek-V3's checkpoints."""
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -46,14 +47,14 @@ class MtpLayer(DeepseekV3DecoderLayer):
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = nn.ModuleDict({"norm": norm})
 
-    def forward(self, known_TD: Tensor, embedded_TD: Tensor, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """[1, T, D]: h^k from h^{k-1} and the embeddings, all in the module's rows."""
-        joined_TD = self.eh_proj(torch.cat([self.enorm(embedded_TD), self.hnorm(known_TD)], dim=-1))
+    def forward(self, hidden_TD: Tensor, embedded_TD: Tensor, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Compute h^k [1, T, D] from h^{k-1} and the embeddings, both in the module's rows."""
+        joined_TD = self.eh_proj(torch.cat([self.enorm(embedded_TD), self.hnorm(hidden_TD)], dim=-1))
         return self.shared_head["norm"](super().forward(joined_TD, **kwargs))
 
 
 class _Shared(nn.Module):
-    """A weight of the main model. `detached`: what is done with it here does not move it."""
+    """A weight of the main model; `detached` keeps gradients of the modules away from it."""
 
     def __init__(self, of: Any, *, detached: bool) -> None:
         super().__init__()
@@ -76,9 +77,9 @@ class _Head(_Shared):
 
 
 class Mtp(nn.Module):
-    """The modules of a main model, in order of depth.
+    """The MTP modules of a main model, in order of depth.
 
-    `detached`: the main model, its embedding and its head get no gradient from them.
+    With `detached`, the main model, its embedding and its head get no gradient from the modules.
     """
 
     def __init__(self, causal_lm: PreTrainedModel, layers: list[MtpLayer], *, detached: bool) -> None:
@@ -93,7 +94,7 @@ class Mtp(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The main model's, as the modules use it."""
+        """The main model's head, as the modules use it."""
         return self.layers[0].shared_head["head"]  # pyright: ignore
 
     def forward(
@@ -104,51 +105,51 @@ class Mtp(nn.Module):
         source_N: Tensor,
         rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """What every module knows in rows source_N: [K, N, D] for the head, and bool [K, N], where it knows anything.
+        """Return the hidden states [K, N, D] of the modules in rows source_N, and bool [K, N]: where they have a row.
 
-        hidden_TD: the main model's answer after its last norm. rotary: its rotary embedding.
+        hidden_TD is the main model's output after its last norm; `rotary` is its rotary embedding.
         """
         device = hidden_TD.device
         positions_T, previous_T = layout.position_ids_T.to(device), previous_rows(layout).to(device)
-        known, place_T = (
-            hidden_TD.detach() if self._detached else hidden_TD,
-            torch.arange(len(hidden_TD), device=device),
-        )
-        read_ND: list[Tensor] = []
+        hidden = hidden_TD.detach() if self._detached else hidden_TD
+        index_T = torch.arange(len(hidden_TD), device=device)  # of each row of the packed row in `hidden`
+        outputs_ND: list[Tensor] = []
         for depth, layer in enumerate(self.layers, start=1):
             rows, rows_layout = module_rows(layout, depth)
             rows = rows.to(device)
             embedded = layer.embed_tokens(token_ids_T[rows]).unsqueeze(0)  # pyright: ignore[reportCallIssue]
             position_ids = rows_layout.position_ids_T.to(device).unsqueeze(0)
-            known = layer(
-                known[place_T[previous_T[rows]]].unsqueeze(0),
+            hidden = layer(
+                hidden[index_T[previous_T[rows]]].unsqueeze(0),
                 embedded,
                 position_ids=position_ids,
                 position_embeddings=rotary(embedded, position_ids),
                 layout=rows_layout,
                 use_cache=False,
             )[0]
-            place_T = torch.zeros_like(token_ids_T).index_copy(0, rows, torch.arange(len(rows), device=device))
-            read_ND.append(known[place_T[source_N]])
+            index_T = torch.zeros_like(token_ids_T).index_copy(0, rows, torch.arange(len(rows), device=device))
+            outputs_ND.append(hidden[index_T[source_N]])
         depths_K1 = torch.arange(1, len(self.layers) + 1, device=device).unsqueeze(1)
-        return torch.stack(read_ND), positions_T[source_N] >= depths_K1
+        return torch.stack(outputs_ND), positions_T[source_N] >= depths_K1
 
 
 @contextmanager
-def attached(mtp: Mtp | None, causal_lm: Any) -> Iterator[None]:
-    """While the block runs the modules, if there are any, are the main model's last layers, under their names in a
-    checkpoint: for what is done to all layers alike. Its forward pass does not reach them."""
+def mtp_as_layers(mtp: Mtp | None, causal_lm: Any) -> Iterator[None]:
+    """Append the modules to the main model's layers within the block, so that operations on all layers include them.
+
+    The modules then have their names in a checkpoint. The main model's forward pass does not run them.
+    """
     layers: nn.ModuleList = causal_lm.base_model.layers if mtp else nn.ModuleList()
-    own = len(layers)
+    num_layers = len(layers)
     layers.extend(mtp.layers if mtp else ())
     try:
         yield
     finally:
-        del layers[own:]
+        del layers[num_layers:]
 
 
-def new_layers(causal_lm: PreTrainedModel, depth: int) -> list[MtpLayer]:
-    """`depth` fresh modules for a DeepSeek-V3, drawn as `transformers` draws its layers; its configuration says so."""
+def new_mtp_layers(causal_lm: PreTrainedModel, depth: int) -> list[MtpLayer]:
+    """Create `depth` modules with `transformers`' initialisation, and set their number in the model's config."""
     config: Any = causal_lm.config
     layers = [MtpLayer(config, config.num_hidden_layers + k) for k in range(depth)]
     for layer in layers:
@@ -160,8 +161,8 @@ def new_layers(causal_lm: PreTrainedModel, depth: int) -> list[MtpLayer]:
     return layers
 
 
-class WithModules(DeepseekV3ForCausalLM):
-    """A DeepSeek-V3 as it is loaded: its modules are further layers, which its forward pass does not reach."""
+class DeepseekV3WithMtp(DeepseekV3ForCausalLM):
+    """A DeepSeek-V3 for loading: its MTP modules are further layers, which its forward pass does not run."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[Any] = [r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\."]
 
@@ -171,8 +172,8 @@ class WithModules(DeepseekV3ForCausalLM):
         self.model.layers.extend(MtpLayer(config, config.num_hidden_layers + k) for k in range(depth))
         self.post_init()
 
-    def without_modules(self) -> tuple[PreTrainedModel, list[MtpLayer]]:
-        """The model as it is without them, and the modules."""
+    def split_mtp(self) -> tuple[PreTrainedModel, list[MtpLayer]]:
+        """Return the plain model, changed in place, and the modules."""
         num_layers = self.config.num_hidden_layers
         layers: Any = list(self.model.layers[num_layers:])
         self.model.layers = self.model.layers[:num_layers]
@@ -181,7 +182,7 @@ class WithModules(DeepseekV3ForCausalLM):
 
 
 def previous_rows(layout: Layout) -> Tensor:
-    """int64 [T]: the row of the token before, at the start of a segment its parent's last. 0 where there is none."""
+    """Return int64 [T]: the row of the token before; at the start of a segment its parent's last row, or 0."""
     previous: list[Tensor] = []
     starts: list[int] = []
     start = 0
@@ -196,9 +197,9 @@ def previous_rows(layout: Layout) -> Tensor:
 
 
 def module_rows(layout: Layout, depth: int) -> tuple[Tensor, Layout]:
-    """The rows that a module has, those of tokens with `depth` before them, and their layout.
+    """Return the rows of the module of `depth`, those of tokens with `depth` tokens before them, and their layout.
 
-    Where there are none it is row 0, which nothing reads: a rank without work must take part all the same.
+    If there are none, row 0 is returned, which nothing reads: a rank without work must join the collectives too.
     """
     rows = (layout.position_ids_T >= depth).nonzero().squeeze(1)
     if not len(rows):

@@ -1,4 +1,4 @@
-"""Root mean square norms on the CPU with half the passes over memory, forward and backward (arXiv:1910.07467 eq. 4).
+"""RMS norms for the CPU with half the passes over memory, forward and backward (arXiv:1910.07467 eq. 4).
 
 Legend: D width of a row, [..., D] its rows.
 """
@@ -12,8 +12,11 @@ from torch.autograd.function import once_differentiable
 
 
 def use_lean_norms(model: nn.Module) -> None:
-    """Let `model`'s root mean square norms compute as one function, where they are of the usual kind: a weight, a
-    `variance_epsilon`, and on a random row the result of weight x row / rms. All others stay as they are."""
+    """Let `model`'s RMS norms compute as one function.
+
+    Norms of another kind stay unchanged: those with more than a weight and a `variance_epsilon`, and those that don't
+    return weight x row / rms for a test row.
+    """
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and _is_usual(module):
             module.forward = MethodType(_forward, module)

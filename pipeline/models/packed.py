@@ -1,4 +1,4 @@
-"""A `transformers` model that reads packed rows: its attention, experts and norms are ours.
+"""Let a `transformers` model read packed rows, with our attention, experts and norms.
 
 Legend: T tokens of the packed row, D model width.
 """
@@ -13,8 +13,7 @@ from pipeline.models.norms import use_lean_norms
 
 
 def use_packed(model: PreTrainedModel, *, fp8: bool) -> None:
-    """Switches `model`'s attention to the packed one, its experts and norms to ours, and with `fp8` its layers'
-    products to FP8. Raises ValueError as `use_fp8` does."""
+    """Switch `model` to packed attention, our experts and norms and, with `fp8`, to products in FP8 (`use_fp8`)."""
     model.set_attn_implementation(PACKED)
     model.set_experts_implementation(SORTED)
     use_lean_norms(model)
@@ -23,7 +22,7 @@ def use_packed(model: PreTrainedModel, *, fp8: bool) -> None:
 
 
 def hidden_states(model: PreTrainedModel, token_ids_T: Tensor, layout: Layout) -> Tensor:
-    """[T, D]: what the base of a packed `model` makes of the row int64 [T], behind its last norm."""
+    """Compute the hidden states [T, D] of a packed `model` after its last norm, for token_ids_T int64 [T]."""
     return model.base_model(
         input_ids=token_ids_T.unsqueeze(0),
         position_ids=layout.position_ids_T.to(token_ids_T.device).unsqueeze(0),

@@ -1,17 +1,18 @@
-"""The gates of a mixture of experts: which experts each token went to, and experts given instead of chosen.
+"""Record, replay and balance the routing of a mixture of experts.
 
-`Routers` stands between the gates of a model and its experts. It counts where tokens go, lets a pass replay experts
-that were chosen elsewhere (in rollout, or by the policy before its update) with weights from the gate's own scores, so
-that the router still learns (routing replay: arXiv:2507.18071, arXiv:2510.11370), and attaches what balances the load.
-Where nothing is replayed or balanced, what a gate answers is handed on untouched.
+`Routers` wraps the gates of a model. It counts the tokens of each expert, and applies a balance to the weights. It also
+replays experts that were chosen elsewhere: in rollout, or by the policy before its update. The weights of replayed
+experts come from the gate's own scores, so the router still learns (routing replay: arXiv:2507.18071,
+arXiv:2510.11370). Without replay and balance, the outputs of a gate are unchanged.
 
-Legend: T tokens of the packed row, L gates (layers with a mixture, leading dense layers have none), E experts of a
+Legend: T tokens of the packed row, L gates (leading dense layers have none), E experts of a
 layer, K experts a token is sent to, H model width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One layer's gate and how its scores become weights.
+    """The gate of one layer, and the way its scores become weights.
 
-    scores = sigmoid or softmax of the logits (DeepSeek-V3 eq. 15, DeepSeek-V2 eq. 22); a weight is the score of a
-    chosen expert, divided by the sum over the chosen ones where `normalizes`, times `scale`. Experts lie in
-    `num_groups` groups of neighbours, of which a token may reach `top_groups`.
+    scores = sigmoid or softmax of the logits (DeepSeek-V3 eq. 15, DeepSeek-V2 eq. 22). The weight of a chosen expert is
+    its score times `scale`, with `normalizes` divided by the sum over the chosen experts. Neighbouring experts form
+    `num_groups` groups; a token is sent to at most `top_groups` of them.
     """
 
     name: str
@@ -36,41 +37,35 @@ class Gate:
 
     @property
     def num_experts(self) -> int:
-        """E."""
         return self.module.num_experts
 
     @property
     def top_k(self) -> int:
-        """K."""
         return self.module.top_k
 
     @property
     def bias_E(self) -> Tensor | None:
-        """What is added to the scores for the choice alone (V3's `noaux_tc`), or None."""
+        """The bias that is added to the scores for choosing experts only (V3's `noaux_tc`), or None."""
         return getattr(self.module, "e_score_correction_bias", None)
 
     def scores(self, logits_TE: Tensor) -> Tensor:
-        """float32 [T, E]: each token's affinity to each expert."""
+        """Compute float32 [T, E]: the affinity of each token to each expert."""
         return logits_TE.float().sigmoid() if self.sigmoid else logits_TE.float().softmax(dim=-1)
 
     def weights(self, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
-        """float32 [T, K]: what the answers of `experts_TK` are multiplied by."""
+        """Compute float32 [T, K]: the weights of the outputs of `experts_TK`."""
         weights_TK = self.scores(logits_TE).gather(1, experts_TK)
         if self.normalizes:
             weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
         return weights_TK * self.scale
 
 
-class Balancing(Protocol):
-    """What may change the weights of a training pass (pipeline.train.balancing)."""
-
-    def __call__(self, layer: int, scores_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """The weights, [T, K], with what balances attached to them."""
-        ...
+BalanceHook = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Maps layer, scores_TE, weights_TK and experts_TK of a training pass to weights [T, K] (pipeline.train.balancer)."""
 
 
 class Routers:
-    """The gates of `model` in the order of depth; empty for a dense model, and for gates of a kind not known here.
+    """The gates of `model` in order of depth; empty for a dense model and for an unknown kind of gate.
 
     A second instance on the same model disconnects the first.
     """
@@ -81,14 +76,13 @@ class Routers:
             for name, module in model.named_modules()
             if type(module).__name__.lower().endswith("topkrouter")
         ]
-        found = [_gate(name, module) for name, module in modules]
-        gates = [gate for gate in found if gate is not None]
-        known = len(gates) == len(found) and len({(gate.num_experts, gate.top_k) for gate in gates}) == 1
+        gates = [gate for name, module in modules if (gate := _gate(name, module)) is not None]
+        known = len(gates) == len(modules) and len({(gate.num_experts, gate.top_k) for gate in gates}) == 1
         self.gates = gates if known else []
-        self.balancing: Balancing | None = None
+        self.balance: BalanceHook | None = None
         for layer, gate in enumerate(self.gates):
             gate.module.forward = partial(self._forward, layer)
-        self._given: list[Tensor] | None = None
+        self._replayed: list[Tensor] | None = None
         self._chosen: list[Tensor | None] = []
         self._counting = False
         self._load_LE: Tensor | None = None
@@ -102,11 +96,11 @@ class Routers:
         return len(self.gates)
 
     def begin(self, experts_TLK: Tensor | None = None, *, counts: bool = False) -> None:
-        """Everything from here to the next `begin` is one forward pass, and what backward computes of it again.
+        """Begin a forward pass, which includes its recomputation in the backward pass.
 
-        experts_TLK: integers [T, L, K], the experts to send each token to instead of the gate's choice. A place where
-        any of the K is NO_ROUTE is left to the gate. counts: whether its load is added up (see `take_load`). Raises
-        ValueError for experts that this model does not have.
+        experts_TLK: integers [T, L, K], the experts to replay. If any of a token's K experts is NO_ROUTE, the
+        gate chooses. counts: add the load of this pass to `take_load`. Raises ValueError for experts that this model
+        does not have.
         """
         self._count()
         if experts_TLK is not None:
@@ -119,71 +113,69 @@ class Routers:
                     "experts a layer: routes can be replayed only in the model that made them, and only by gates of a "
                     "known kind"
                 )
-            self._given = [experts_TK.long() for experts_TK in experts_TLK.unbind(1)]
-        else:
-            self._given = None
+        self._replayed = None if experts_TLK is None else [experts_TK.long() for experts_TK in experts_TLK.unbind(1)]
         self._chosen = [None] * len(self)
         self._counting = counts
 
     @property
     def chosen_TLK(self) -> Tensor:
-        """int64 [T, L, K]: the experts of the last pass, given ones included."""
+        """int64 [T, L, K]: the experts of the last pass, replayed ones included."""
         return torch.stack([experts_TK for experts_TK in self._chosen if experts_TK is not None], dim=1)
 
     def take_load(self) -> Tensor | None:
-        """int64 [L, E]: tokens sent to each expert in the counted passes since the last call; None where none were."""
+        """Return int64 [L, E]: tokens of each expert in the passes counted since the last call, or None without any."""
         self._count()
-        self._counting = False  # else the same pass would be counted by the next call
+        self._counting = False  # otherwise the next call would count this pass again
         load_LE, self._load_LE = self._load_LE, None
         return load_LE
 
     def _count(self) -> None:
-        """Add the last pass to the load. Only now: a layer that backward computes again is then counted once."""
+        """Add the last pass to the load. Counting after the pass counts layers that backward recomputes only once."""
         if not self._counting:
             return
         num_experts = self.gates[0].num_experts if self.gates else 0
-        places = [c.flatten() + layer * num_experts for layer, c in enumerate(self._chosen) if c is not None]
-        if places:
-            load = torch.bincount(torch.cat(places), minlength=len(self) * num_experts).view(len(self), num_experts)
+        experts = [c.flatten() + layer * num_experts for layer, c in enumerate(self._chosen) if c is not None]
+        if experts:
+            load = torch.bincount(torch.cat(experts), minlength=len(self) * num_experts).view(len(self), num_experts)
             self._load_LE = load if self._load_LE is None else self._load_LE + load
 
     def _forward(self, layer: int, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """In the place of a gate's own forward."""
+        """Replace the gate's own forward pass."""
         gate = self.gates[layer]
         logits_TE, weights_TK, experts_TK = type(gate.module).forward(gate.module, hidden_states)
-        if self._given is not None:
-            experts_TK, weights_TK = _replayed(gate, self._given[layer], logits_TE, weights_TK, experts_TK)
-        if self._chosen:  # not before the first `begin`
+        if self._replayed is not None:
+            experts_TK, weights_TK = _replay(gate, self._replayed[layer], logits_TE, weights_TK, experts_TK)
+        if self._chosen:  # empty before the first `begin`
             self._chosen[layer] = experts_TK
-        if self.balancing is not None and self._counting:
-            weights_TK = self.balancing(layer, gate.scores(logits_TE), weights_TK, experts_TK)
+        if self.balance is not None and self._counting:
+            weights_TK = self.balance(layer, gate.scores(logits_TE), weights_TK, experts_TK)
         return logits_TE, weights_TK, experts_TK
 
 
-def _replayed(
-    gate: Gate, given_TK: Tensor, logits_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor
+def _replay(
+    gate: Gate, replayed_TK: Tensor, logits_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Experts and weights with the given experts where they are known."""
-    known_T1 = (given_TK >= 0).all(dim=1, keepdim=True)
-    experts_TK = torch.where(known_T1, given_TK, experts_TK)
-    given_weights_TK = gate.weights(logits_TE, experts_TK).to(weights_TK.dtype)
-    return experts_TK, torch.where(known_T1, given_weights_TK, weights_TK)
+    """Return experts and weights, with the replayed experts where they are known."""
+    known_T1 = (replayed_TK >= 0).all(dim=1, keepdim=True)
+    experts_TK = torch.where(known_T1, replayed_TK, experts_TK)
+    replayed_weights_TK = gate.weights(logits_TE, experts_TK).to(weights_TK.dtype)
+    return experts_TK, torch.where(known_T1, replayed_weights_TK, weights_TK)
 
 
 def _gate(name: str, module: Any) -> Gate | None:
-    """The gate, if it is of a known kind: its answer to a few rows must be what `Gate` says it is."""
-    if not all(hasattr(module, known) for known in ("weight", "num_experts", "top_k")):
+    """Return the gate if it is of a known kind: on a few rows it must return the weights that `Gate` computes."""
+    if not all(hasattr(module, name) for name in ("weight", "num_experts", "top_k")):
         return None
-    in_groups = getattr(module, "topk_method", "") != "greedy"
-    groups = tuple((in_groups and getattr(module, key, None)) or 1 for key in ("num_group", "topk_group"))
+    uses_groups = getattr(module, "topk_method", "") != "greedy"
+    groups = tuple((uses_groups and getattr(module, key, None)) or 1 for key in ("num_group", "topk_group"))
     sigmoid, scale = hasattr(module, "e_score_correction_bias"), getattr(module, "routed_scaling_factor", 1.0)
     with torch.no_grad():
         rows_TH = module.weight[:4] * (3 / module.weight[:4].float().square().sum(dim=1, keepdim=True).clamp(min=1e-6))
-        answer = type(module).forward(module, rows_TH.to(module.weight.dtype))
-        if not isinstance(answer, tuple) or len(answer) != 3:
+        outputs = type(module).forward(module, rows_TH.to(module.weight.dtype))
+        if not isinstance(outputs, tuple) or len(outputs) != 3:
             return None
-        logits_TE, weights_TK, experts_TK = answer
-        if experts_TK.dtype != torch.int64:  # the same three in another order, or of another meaning
+        logits_TE, weights_TK, experts_TK = outputs
+        if experts_TK.dtype != torch.int64:  # three outputs in another order or of another meaning
             return None
         for normalizes in (False, True):
             gate = Gate(name, module, sigmoid, normalizes, scale, *groups)

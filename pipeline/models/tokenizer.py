@@ -1,4 +1,4 @@
-"""Tokenizers: loaded with a guard that they keep text whole, or made fresh from bytes."""
+"""Load tokenizers that keep text unchanged, and build one from bytes."""
 
 import json
 import re
@@ -7,11 +7,11 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.weights.resolve import template_file
+from pipeline.data.template_files import template_file
 
-OTHER_MEDIA = re.compile("image|audio|video", re.IGNORECASE)
+_OTHER_MEDIA = re.compile("image|audio|video", re.IGNORECASE)
 
-# In normal form C, since good tokenizers normalise to it.
+# The probe is in normal form C because good tokenizers normalise to it.
 ROUND_TRIP_PROBE = "Hello  world,\n\n12345 x 3.14 = ?\t na\u00efve \u4e2d\u6587 \U0001f642 don't\n  if x:\n    y"
 
 BYTE_SPECIAL_TOKENS = (
@@ -43,14 +43,13 @@ BYTE_CHAT_TEMPLATE = """\
 
 
 def load_tokenizer(folder_or_name: str | Path, chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint, with `chat_template`, a Jinja file or the name of a shipped template, in place of
-    its own template if one is given.
+    """Load the tokenizer of a checkpoint from its tokenizer.json, as engines do.
 
-    Built from its tokenizer.json alone, as engines do: the class that a tokenizer_config.json names may read another
-    one from it.
+    `chat_template`, a Jinja file or the name of a shipped template, replaces its own template. Raises ValueError when
+    there is no such tokenizer or template, when a token has no row in the model's embedding, and when decoding changes
+    a probe of digits, spaces and several scripts.
 
-    Raises ValueError when there is no such tokenizer or template, when the tokenizer has tokens that the model's
-    embedding has no row for, or when it does not give a probe of digits, spaces and several scripts back as it was.
+    Example: `load_tokenizer("runs/demo/sft/hf", chat_template="chatml")`
     """
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder_or_name))
@@ -58,10 +57,11 @@ def load_tokenizer(folder_or_name: str | Path, chat_template: str | None = None)
         raise ValueError(
             f"no tokenizer in '{folder_or_name}': give a checkpoint's folder or hub name ({error})"
         ) from error
-    came_back = _round_trip(tokenizer)
-    if came_back != ROUND_TRIP_PROBE:
+    ids = tokenizer(ROUND_TRIP_PROBE, add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if decoded != ROUND_TRIP_PROBE:
         raise ValueError(
-            f"the tokenizer of '{folder_or_name}' loses text: {ROUND_TRIP_PROBE!r} comes back as {came_back!r}; train "
+            f"the tokenizer of '{folder_or_name}' loses text: {ROUND_TRIP_PROBE!r} comes back as {decoded!r}; train "
             "with another tokenizer, one with byte fallback"
         )
     _refuse_larger(tokenizer, Path(folder_or_name))
@@ -71,18 +71,18 @@ def load_tokenizer(folder_or_name: str | Path, chat_template: str | None = None)
 
 
 def _refuse_larger(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Raise ValueError for a token whose id is no row of the embedding that config.json describes.
+    """Raise ValueError for a token without a row in the embedding that config.json describes.
 
-    Placeholders of images and the like are excepted: models for text alone share a tokenizer with siblings that see
-    (Gemma 3 1B). In a text they are refused as any special token is.
+    Placeholders of images and the like are allowed, because text models share a tokenizer with multimodal ones
+    (Gemma 3 1B). As special tokens they are refused in texts anyway.
     """
     file = folder / "config.json"
-    described = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    rows = described.get("vocab_size") or (described.get("text_config") or {}).get("vocab_size")
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     if rows is None:
         return
     beyond = [
-        token for token, index in tokenizer.get_vocab().items() if index >= rows and not OTHER_MEDIA.search(token)
+        token for token, index in tokenizer.get_vocab().items() if index >= rows and not _OTHER_MEDIA.search(token)
     ]
     if beyond:
         raise ValueError(
@@ -93,9 +93,11 @@ def _refuse_larger(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of 264 ids: 8 special tokens, then the 256 bytes in order. It needs no training and loses nothing.
+    """Build a tokenizer of 264 ids: 8 special tokens, then the 256 bytes in order.
 
     A conversation is `<bos>`, then `<|user|>text` and `<|assistant|>text<eos>` in turns.
+
+    Example: `byte_tokenizer()("hi")["input_ids"]` is `[112, 113]`.
     """
     vocabulary = {token: index for index, token in enumerate(BYTE_SPECIAL_TOKENS)}
     vocabulary |= {character: len(vocabulary) + byte for byte, character in _byte_characters().items()}
@@ -114,13 +116,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _byte_characters() -> dict[int, str]:
-    """Byte -> the character byte-level BPE writes for it: itself where printable, else the next one from 256 on."""
+    """Map each byte to its character in byte-level BPE: itself if printable, else the next one from 256 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in printable]
     shown = {byte: chr(byte) for byte in printable} | {byte: chr(256 + rank) for rank, byte in enumerate(hidden)}
     return dict(sorted(shown.items()))
-
-
-def _round_trip(tokenizer: PreTrainedTokenizerFast) -> str:
-    ids = tokenizer(ROUND_TRIP_PROBE, add_special_tokens=False)["input_ids"]
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

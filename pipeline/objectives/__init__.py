@@ -1,1 +1,1 @@
-"""The mathematics: pure functions of tensors, each one equation, none of which knows a config, a rank or a model."""
+"""The mathematics: pure functions of tensors, each one equation, independent of configs, ranks and models."""

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 
 import configs
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.weights.resolve import architecture_file
+from pipeline.weights.architecture import architecture_file
 
 HUB = {
     "deepseek-ai/DeepSeek-V2": "deepseek_v2",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from configs.train import OffloadConfig
+from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
 from pipeline.planner.asked import Asked
 from pipeline.planner.cost import generate_seconds, sync_seconds, train_seconds
 from pipeline.planner.devices import GIB, Cluster
@@ -22,8 +23,6 @@ from pipeline.planner.memory import (
 
 USABLE = 0.92
 """Share of a device's memory that may be planned with; the rest is what fragments."""
-SPREAD = ("deepseek_v2", "deepseek_v3")
-"""Families whose experts DeepSpeed's AutoEP spreads here."""
 MOST_SPREAD = 64
 MOST_TENSOR_PARALLEL = 32
 
@@ -133,7 +132,7 @@ def train_layouts(asked: Asked, cluster: Cluster) -> Iterator[TrainLayout]:
     ranks = max((n for n in range(1, max(free, 1) + 1) if asked.divided % n == 0), default=1)
     model = asked.model
     spreads = [1]
-    if model.family in SPREAD:
+    if model.family in EXPERT_PARALLEL_FAMILIES:
         spreads = [n for n in _powers(min(ranks, MOST_SPREAD)) if ranks % n == 0 and model.num_experts % n == 0]
     own = asked.trainer.micro_batch_tokens
     sizes = sorted({max(own // cut, min(own, asked.work.longest)) for cut in (1, 2, 4)}, reverse=True)

@@ -14,7 +14,7 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sample import SampleConfig
 from pipeline.cluster.start import start_all, start_rewards, start_rollout
 from pipeline.data.prompts import Prompts, judgeable
-from pipeline.data.rows import source_files, tell
+from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.preferences.answers import Asked, Sampler, Speaker, distinct
 from rewards.guard import inspect, refuse_idle
 from rewards.pool import RewardPool
@@ -56,7 +56,9 @@ def ask(
             prompts = Prompts.load(source.prompts, tokenizer, seed)
         else:
             prompts = judgeable(source.prompts, [source.reward], pool, tokenizer, seed)
-        tell(prompts.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: Console().print(text, markup=False))
+        report_bad_rows(
+            prompts.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: Console().print(text, markup=False)
+        )
         asked[name] = Asked(distinct(prompts), source.reward)
     return asked
 

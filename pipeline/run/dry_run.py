@@ -14,7 +14,7 @@ from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.cluster.demand import demand
 from pipeline.run.stage import check_stage, standing
-from pipeline.weights.resolve import architecture_file
+from pipeline.weights.architecture import architecture_file
 
 UNKNOWN_SIZE = "size unknown here: not fetched"
 SOURCES = get_args(get_args(Source)[0])

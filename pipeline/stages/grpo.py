@@ -13,7 +13,7 @@ from pipeline.cluster.start import start_all, start_ranks, start_rewards, start_
 from pipeline.data.chat import turn_ends
 from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import Prompts, judgeable
-from pipeline.data.rows import source_files, tell
+from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.gates.validation import Validation
 from pipeline.grpo.batches import training_batches
@@ -97,7 +97,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
     ):
         checkpoints = Checkpoints(folder, config.checkpoint, policy)
         report.resume(checkpoints.restore())
-        tell(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
+        report_bad_rows(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
         alarms = Alarms(config, report.note)
         alarms.resume(read_metrics(folder))
         validation = (

@@ -11,7 +11,7 @@ from rich.console import Console
 from configs.preferences import PreferencesConfig
 from pipeline.data.chat import turn_ends
 from pipeline.data.comparisons import Comparison, read_comparisons
-from pipeline.data.rows import BadRows, source_files, tell
+from pipeline.data.rows import BadRows, report_bad_rows, source_files
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import Asked, Sampler
 from pipeline.preferences.filters import Filtered, filtered
@@ -95,7 +95,7 @@ def _read(config: PreferencesConfig, folder: Path, console: Console) -> list[Com
         rows = read_comparisons(source.data, bad_rows)
         comparisons += [replace(row, source=name, domain=row.domain or source.domain) for row in rows]
         bad_rows.check(source.data.max_bad_share)
-        tell(bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: console.print(text, markup=False))
+        report_bad_rows(bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: console.print(text, markup=False))
     return comparisons
 
 

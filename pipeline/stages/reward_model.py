@@ -9,7 +9,7 @@ from configs.train import num_steps
 from pipeline.cluster.start import start_all, start_ranks
 from pipeline.data.comparisons import Comparison, Comparisons, TokenizedComparison
 from pipeline.data.order import refuse_repeats
-from pipeline.data.rows import source_files, tell
+from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.data.trees import Tree, scored_tree
 from pipeline.evaluation.comparisons import EVALUATION, ComparisonResult, evaluate, write_records
 from pipeline.evaluation.suites import SuiteResult, results_table
@@ -79,9 +79,9 @@ def launch(config: RewardModelConfig, folder: Path, context: Context) -> dict[st
     with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="rm") as report:
         checkpoints = Checkpoints(folder, config.checkpoint, ranks)
         report.resume(checkpoints.restore())
-        tell(data.bad_rows, folder / "bad_rows.jsonl", report.note)
+        report_bad_rows(data.bad_rows, folder / "bad_rows.jsonl", report.note)
         for name, rows in held_out.items():
-            tell(rows.bad_rows, folder / f"{name}.bad_rows.jsonl", report.note)
+            report_bad_rows(rows.bad_rows, folder / f"{name}.bad_rows.jsonl", report.note)
         results = run(config, steps, data, held_out, ranks, checkpoints, report, folder / EVALUATION)
     if results:
         Console().print(results_table({name: SuiteResult(result.figures) for name, result in results.items()}))

@@ -7,7 +7,7 @@ from configs.train import num_steps
 from pipeline.cluster.start import start_all, start_ranks
 from pipeline.data.conversations import Conversations, Example
 from pipeline.data.order import refuse_repeats
-from pipeline.data.rows import source_files, tell
+from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.data.trees import Tree
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
@@ -68,9 +68,9 @@ def launch(config: SFTConfig, folder: Path, context: Context) -> dict[str, float
     with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="sft") as report:
         checkpoints = Checkpoints(folder, config.checkpoint, ranks)
         report.resume(checkpoints.restore())
-        tell(data.bad_rows, folder / "bad_rows.jsonl", report.note)
+        report_bad_rows(data.bad_rows, folder / "bad_rows.jsonl", report.note)
         if held_out is not None:
-            tell(held_out.bad_rows, folder / "eval_bad_rows.jsonl", report.note)
+            report_bad_rows(held_out.bad_rows, folder / "eval_bad_rows.jsonl", report.note)
         run(config, steps, data, held_out, ranks, checkpoints, report)
     return report.last_metrics
 

@@ -1,30 +1,93 @@
-"""What a rank builds from its spec: the model that the spec names, and DeepSpeed's settings for it."""
+"""Build a rank's model and its DeepSpeed engine from a TrainSpec.
 
+The settings of torch and DeepSpeed that correct their behaviour are all set here.
+"""
+
+import os
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from configs.sft import MtpConfig
+from configs.train import TrainerConfig
+from pipeline.models.fp8_layers import use_fp8_in_sharded_experts
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
-from pipeline.models.mtp import Mtp
+from pipeline.models.mtp import Mtp, mtp_as_layers
+from pipeline.models.score import ScoreModel, refuse_other_scores
+from pipeline.train.expert_parallel import shard_experts
+from pipeline.train.moments import BF16MomentsAdamW
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.load import load_model, load_with_mtp
-from pipeline.weights.reward_model import (
-    ScoreModel,
-    is_score_model,
-    load_score_model,
-    new_score_model,
-    refuse_other_scores,
-)
+from pipeline.weights.reward_model import is_score_model, load_score_model, new_score_model
+
+import deepspeed  # isort: skip  after pipeline.weights.load, which sets DS_ACCELERATOR
 
 
-def causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
-    """The language model that `spec` names, and what is trained: the model that answers with log-probabilities.
+def prepare_torch() -> torch.device:
+    """Set torch and DeepSpeed up for exact resume, and return this rank's device."""
+    # Without determinism, the CPU's scatter-add sums in the order of arrival, so a resume is not exact. Costs 1 %.
+    torch.use_deterministic_algorithms(True)
+    # Determinism fills every empty buffer with NaN, ZeRO's too, which takes two thirds of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    # The shared-memory op compiles for two minutes at the first start on a machine, and gloo works without it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return torch.device("cpu")
 
-    Raises ValueError for a model that can't be trained exactly, and for routes to replay where no router would hear.
+
+def join_ranks(device: torch.device) -> None:
+    """Join the process group of RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the environment."""
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+
+
+def build_engine(spec: TrainSpec) -> tuple[PreTrainedModel, Any]:
+    """Build the `transformers` model of `spec`, and the DeepSpeed engine of the LogprobModel or ScoreModel around it.
+
+    Raises ValueError for a model that can't be trained exactly.
     """
-    model, mtp = _with_mtp(spec, spec.mtp) if spec.mtp else (load_model(spec.model, spec.dtype), None)
+    causal_lm, model = build_score_model(spec) if spec.is_reward_model else build_causal_lm(spec)
+    with mtp_as_layers(model.mtp if isinstance(model, LogprobModel) else None, causal_lm):
+        _shard_experts(causal_lm, spec.trainer)
+        if spec.trainer.gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    adamw = BF16MomentsAdamW if spec.optimizer.moments == "bfloat16" else torch.optim.AdamW
+    optimizer = adamw(
+        parameter_groups(model, spec.optimizer.weight_decay),
+        lr=0.0,  # until optim_step sets it
+        betas=(spec.optimizer.betas[0], spec.optimizer.betas[1]),
+        fused=True,
+    )
+    initialized: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
+    engine = initialized[0]
+    engine.basic_optimizer.state.clear()  # without ZeRO, in bfloat16, DeepSpeed has made an empty step
+    engine.enable_backward_allreduce = spec.trainer.zero_stage > 0  # without ZeRO, TrainEngine reduces and clips
+    return causal_lm, engine
+
+
+def build_reference(spec: TrainSpec, device: torch.device) -> nn.Module:
+    """Build the frozen copy of the model that KL terms refer to, sharded under ZeRO-3."""
+    model = LogprobModel(load_model(spec.model, spec.dtype), fp8=spec.trainer.fp8)
+    model.eval().requires_grad_(False)
+    _shard_experts(model.causal_lm, spec.trainer)
+    if spec.trainer.zero_stage < 3:
+        return model.to(device)
+    initialized: Any = deepspeed.initialize(model=model, config=deepspeed_config(spec))
+    initialized[0].eval()
+    return initialized[0]
+
+
+def build_causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, LogprobModel]:
+    """Load the language model of `spec` and wrap it to return log-probabilities.
+
+    Raises ValueError for a model that can't be trained exactly, and for routing replay without known routers.
+    """
+    if spec.mtp is None:
+        model, mtp = load_model(spec.model, spec.dtype), None
+    else:
+        model, layers = load_with_mtp(spec.model, spec.dtype, spec.mtp.depth)
+        mtp = Mtp(model, layers, detached=spec.mtp.detached)
     refuse_randomness(model)
     refuse_other_logits(model)
     policy = LogprobModel(model, fp8=spec.trainer.fp8, mtp=mtp)
@@ -36,14 +99,8 @@ def causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
     return model, policy
 
 
-def _with_mtp(spec: TrainSpec, config: MtpConfig) -> tuple[PreTrainedModel, Mtp]:
-    model, layers = load_with_mtp(spec.model, spec.dtype, config.depth)
-    return model, Mtp(model, layers, detached=config.detached)
-
-
-def score_model(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
-    """The reward model that `spec` names, or a new one on its language model, and what is trained: one that answers
-    with scores."""
+def build_score_model(spec: TrainSpec) -> tuple[PreTrainedModel, ScoreModel]:
+    """Load the reward model of `spec`, or put a new head on its language model, and wrap it to return scores."""
     if is_score_model(spec.model):
         model = load_score_model(spec.model, spec.dtype)
     else:
@@ -54,8 +111,10 @@ def score_model(spec: TrainSpec) -> tuple[PreTrainedModel, nn.Module]:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only: norms and biases keep their scale. What is sharded over fewer ranks than all, a rank's
-    experts, has groups of its own, marked as DeepSpeed wants them."""
+    """Group parameters for AdamW, with weight decay on matrices only.
+
+    A rank's experts, which fewer ranks share than other weights, get groups of their own, marked for DeepSpeed.
+    """
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for parameter in (p for p in model.parameters() if p.requires_grad):
         name, decays = getattr(parameter, "group_name", ""), parameter.dim() >= 2
@@ -68,16 +127,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
-    """The settings that `deepspeed.initialize` gets."""
+    """Return the settings for `deepspeed.initialize`."""
     offload = spec.trainer.offload
-    offloaded = ["offload_optimizer"] * (offload is not None) + ["offload_param"] * bool(offload and offload.parameters)
-    place = {"device": "nvme", "nvme_path": offload.nvme} if offload and offload.nvme else {"device": "cpu"}
+    parts = ["offload_optimizer"] * (offload is not None) + ["offload_param"] * bool(offload and offload.parameters)
+    target = {"device": "nvme", "nvme_path": offload.nvme} if offload and offload.nvme else {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,  # backward only accumulates; step reduces and updates
         "gradient_clipping": spec.optimizer.max_grad_norm if spec.trainer.zero_stage else 0.0,
         "bf16": {"enabled": spec.dtype == "bfloat16"},
-        "zero_optimization": {"stage": spec.trainer.zero_stage} | dict.fromkeys(offloaded, place),
-        "zero_force_ds_cpu_optimizer": False,  # an offloaded optimizer stays the AdamW built here
-        "zero_allow_untested_optimizer": True,  # our AdamW with moments in bfloat16
+        "zero_optimization": {"stage": spec.trainer.zero_stage} | dict.fromkeys(parts, target),
+        "zero_force_ds_cpu_optimizer": False,  # keep the AdamW built here when the optimizer is offloaded
+        "zero_allow_untested_optimizer": True,  # for our AdamW with moments in bfloat16
     }
+
+
+def _shard_experts(model: PreTrainedModel, trainer: TrainerConfig) -> None:
+    if trainer.expert_parallel_size > 1:
+        shard_experts(model, trainer.expert_parallel_size)
+        if trainer.fp8:
+            use_fp8_in_sharded_experts(model)

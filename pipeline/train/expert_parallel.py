@@ -1,17 +1,17 @@
-"""Expert parallelism: each rank holds a part of every layer's routed experts, and tokens travel to them.
+"""Expert parallelism: each rank holds a part of every layer's routed experts, and tokens are sent to them.
 
-DeepSpeed's AutoEP exchanges the MoE blocks of a model for its own layer: two all-to-alls around a grouped product. Its
-router is left out. That one multiplies in the model's dtype where DeepSeek's gates do in float32, and limits a V2
-model by groups where `greedy` routing has none, so under expert parallelism other experts would be chosen than by the
-engine. The model's own gate stays in its place instead, under its own name, with whatever stands behind it
-(`pipeline.models.routing`).
+DeepSpeed's AutoEP replaces the MoE blocks of a model by its own layer: two all-to-alls around a grouped product. Its
+router is not used, because it would choose other experts than the rollout engine: it multiplies in the model's dtype,
+where DeepSeek's gates use float32, and limits a V2 model by groups, where `greedy` routing has none. The model's own
+gate keeps its place and name, with `pipeline.models.routing` around it.
 
-The exchange happens before the optimizer is made, not within `deepspeed.initialize`, which would not find the layers
-of a model that is wrapped.
+The layers are replaced before the optimizer is created, because `deepspeed.initialize` would not find them in the
+wrapped model.
 
 Legend: E experts of a layer, e of them on this rank, D model width, I width of an expert.
 """
 
+import pipeline.weights.load  # noqa: F401  # isort: skip  sets DS_ACCELERATOR before deepspeed reads it
 from functools import partial
 from typing import Any
 
@@ -23,77 +23,76 @@ from deepspeed.moe.ep_count import count_tokens_per_expert
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-FAMILIES = ("deepseek_v2", "deepseek_v3")
-"""Whose layers were compared, output and gradient, with those of `transformers`."""
+from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
 
 
 def shard_experts(model: PreTrainedModel, size: int) -> None:
-    """Keep this rank's part of the experts of `model`: ranks r * size to r * size + size - 1 hold them all once.
+    """Keep this rank's part of the experts of `model`; ranks r * size to r * size + size - 1 hold each expert once.
 
-    Raises ValueError for a model without experts, of another family than FAMILIES, or whose experts `size` does not
-    divide. Every rank must take part in every forward pass from here on.
+    Afterwards every rank must take part in every forward pass. Raises ValueError for a model without experts, of
+    another family than EXPERT_PARALLEL_FAMILIES, or whose number of experts `size` does not divide.
     """
-    setting = f"trainer.expert_parallel_size={size}"
+    setting, families = f"trainer.expert_parallel_size={size}", ", ".join(EXPERT_PARALLEL_FAMILIES)
     num_experts = getattr(model.config, "n_routed_experts", None)
-    if model.config.model_type not in FAMILIES or not num_experts:
+    if model.config.model_type not in EXPERT_PARALLEL_FAMILIES or not num_experts:
         raise ValueError(
-            f"{setting} needs a mixture of experts of DeepSeek's ({', '.join(FAMILIES)}), and the model is "
-            f"'{model.config.model_type}' with {num_experts or 'no'} routed experts; set it to 1"
+            f"{setting} needs a mixture of experts of DeepSeek's ({families}), and the model "
+            f"is '{model.config.model_type}' with {num_experts or 'no'} routed experts; set it to 1"
         )
     if num_experts % size:
         raise ValueError(f"{setting} must divide the model's {num_experts} routed experts")
     on_accelerator = torch.cuda.is_available()
     config = AutoEPConfig(enabled=True, autoep_size=size, use_grouped_mm=on_accelerator, load_balance_coeff=None)
-    exchange = AutoEP(model, config)
-    specs = exchange.ep_parser()
+    auto_ep = AutoEP(model, config)
+    specs = auto_ep.ep_parser()
     gates = [model.get_submodule(f"{spec.moe_module_name}.gate") for spec in specs]
-    exchange.replace_moe_layers(specs, ep_size=size, ep_rank=torch.distributed.get_rank() % size)
+    auto_ep.replace_moe_layers(specs, ep_size=size, ep_rank=torch.distributed.get_rank() % size)
     for spec, gate in zip(specs, gates, strict=True):
         layer: Any = model.get_submodule(spec.moe_module_name)
         del layer.router
         layer.gate = gate
-        # No module, so that the gate's weights have one name, their own.
+        # Not a submodule, so that the gate's weights keep a single name.
         layer.__dict__["router"] = partial(_route, gate, num_experts)
         layer.set_deepspeed_parallelism()
 
 
 def as_fused(model: nn.Module, layer: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`layer` with AutoEP's three tensors of a rank's experts replaced by the two of `transformers`, of all experts.
+    """Replace AutoEP's tensors of this rank's experts in `layer` by `transformers`' tensors of all experts.
 
-    w1 [e, I, D], w3 [e, I, D] and w2 [e, D, I] of all ranks become gate_up_proj [E, 2 I, D] and down_proj [E, D, I].
-    Every rank takes part, and has the whole layer afterwards.
+    w1 [e, I, D], w3 [e, I, D] and w2 [e, D, I] of all ranks become gate_up_proj [E, 2 I, D] and down_proj [E, D, I] on
+    every rank. Every rank must call this.
     """
     fused = dict(layer)
     for name in [name for name in layer if name.endswith(".experts.w1")]:
         stem = name.removesuffix("w1")
         w1, w2, w3 = (fused.pop(stem + part) for part in ("w1", "w2", "w3"))
         group = model.get_submodule(stem.removesuffix(".experts.")).ep_group
-        fused[stem + "gate_up_proj"] = _of_all_ranks(torch.cat([w1, w3], dim=1), group)
-        fused[stem + "down_proj"] = _of_all_ranks(w2, group)
+        fused[stem + "gate_up_proj"] = _all_gather(torch.cat([w1, w3], dim=1), group)
+        fused[stem + "down_proj"] = _all_gather(w2, group)
     return fused
 
 
 def place_in_fused(model: nn.Module, name: str) -> tuple[str, tuple[slice, ...]]:
-    """Where the parameter `name` of this rank is found in `as_fused`: under which name, and which part of it."""
+    """Return the name of this rank's parameter `name` in `as_fused`, and its slices there."""
     stem, _, part = name.rpartition(".")
     layer: Any = model.get_submodule(stem.removesuffix(".experts"))
     if part not in ("w1", "w2", "w3") or not isinstance(layer, AutoEPMoELayer):
         return name, (slice(None),)
-    held = slice(layer.ep_rank * layer.num_local_experts, (layer.ep_rank + 1) * layer.num_local_experts)
+    local = slice(layer.ep_rank * layer.num_local_experts, (layer.ep_rank + 1) * layer.num_local_experts)
     if part == "w2":
-        return f"{stem}.down_proj", (held,)
+        return f"{stem}.down_proj", (local,)
     width_I = getattr(layer.experts.w1, "ds_shape", layer.experts.w1.shape)[1]
-    return f"{stem}.gate_up_proj", (held, slice(0, width_I) if part == "w1" else slice(width_I, 2 * width_I))
+    return f"{stem}.gate_up_proj", (local, slice(0, width_I) if part == "w1" else slice(width_I, 2 * width_I))
 
 
-def _of_all_ranks(part: Tensor, group: Any) -> Tensor:
+def _all_gather(part: Tensor, group: Any) -> Tensor:
     size = torch.distributed.get_world_size(group)
-    whole = part.new_empty(size * len(part), *part.shape[1:])
-    torch.distributed.all_gather_into_tensor(whole, part.contiguous(), group=group)
-    return whole
+    full = part.new_empty(size * len(part), *part.shape[1:])
+    torch.distributed.all_gather_into_tensor(full, part.contiguous(), group=group)
+    return full
 
 
 def _route(gate: nn.Module, num_experts: int, hidden_TD: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
-    """In the place of AutoEP's router: weights [T, K], experts [T, K], tokens of each expert [E]."""
+    """Replace AutoEP's router: return weights [T, K], experts [T, K], and the tokens of each expert [E]."""
     _, weights_TK, experts_TK = gate(hidden_TD)
     return weights_TK, experts_TK, count_tokens_per_expert(experts_TK, num_experts)

@@ -1,92 +1,77 @@
-"""The loss of a micro-batch: the spec's objective, given its columns."""
-
-from typing import Any
+"""The loss of a micro-batch: the objective of the spec on the columns of the row."""
 
 import torch
 from torch import Tensor
 
 from configs.grpo import ObjectiveConfig
-from configs.reward_model import PairwiseLoss, PointwiseLoss
-from pipeline.data.trees import MicroBatch
-from pipeline.models.logprobs import Ahead
-from pipeline.objectives.policy import LossOutput, grpo_loss
-from pipeline.objectives.preference import pairwise_loss, pointwise_loss
+from configs.reward_model import PairwiseLoss
+from pipeline.data.trees import Floats, MicroBatch
+from pipeline.models.logprobs import MtpLogprobs
+from pipeline.objectives.policy import LossOutput, PolicyTokens, grpo_loss
+from pipeline.objectives.preference import ScoredAnswers, pairwise_loss, pointwise_loss
 from pipeline.objectives.supervised import mtp_loss, sft_loss
+from pipeline.train.spec import Objective
 
 
 def batch_loss(
-    objective: ObjectiveConfig | PairwiseLoss | PointwiseLoss | None,
+    objective: Objective,
     row: MicroBatch,
-    values_N: Tensor,
+    output: Tensor | MtpLogprobs,
     denominator: float,
+    mtp_weight: float = 0.0,
 ) -> LossOutput:
-    """The loss of `row` under `objective`, None for supervised training. `values_N` are the log-probabilities of its
-    trained tokens, or a reward model's scores."""
-    if values_N.numel() == 0:  # a rank that only takes part: its gradient is zero, not absent
-        return LossOutput(values_N.sum(), {}, {})
-    if objective is None:
-        return sft_loss(logprobs_N=values_N, denominator=denominator)
-    device = values_N.device
-    columns = {name: torch.from_numpy(values.copy()).to(device) for name, values in row.columns.items()}
-    sequence_N = torch.from_numpy(row.sequence_N.copy()).to(device)
-    if isinstance(objective, PairwiseLoss | PointwiseLoss):
-        return _preference_loss(objective, values_N, columns["targets"], sequence_N, row.num_sequences, denominator)
-    return grpo_loss(
-        logprobs_N=values_N,
-        policy_logprobs_N=columns.get("policy_logprobs", values_N.detach()),
-        rollout_logprobs_N=columns["rollout_logprobs"],
-        ref_logprobs_N=columns.get("ref_logprobs"),
-        advantages_N=columns["advantages"],
-        weights_N=columns["weights"],
-        sequence_N=sequence_N,
-        num_sequences=row.num_sequences,
-        denominator=denominator,
-        clip_low=objective.clip_low,
-        clip_high=objective.clip_high,
-        ratio=objective.ratio,
-        surrogate=objective.surrogate,
-        kl_coef=objective.kl_coef,
-        importance_cap=objective.importance_cap,
-    )
+    """Compute the loss of `row` from the model's output: log-probabilities of its trained tokens, or scores, [N].
 
-
-def loss_with_mtp(
-    objective: ObjectiveConfig | PairwiseLoss | PointwiseLoss | None,
-    row: MicroBatch,
-    answer: Ahead,
-    denominator: float,
-    weight: float,
-) -> LossOutput:
-    """The loss of `row` and, times `weight`, that of its modules for multi-token prediction on the same tokens, each
-    token with the weight that `objective` gives it."""
-    loss, sums, maxima = batch_loss(objective, row, answer.logprobs_N, denominator)
-    weights_N = torch.ones_like(answer.logprobs_N)
+    The loss of MTP modules on the same tokens is added with `mtp_weight`; tokens have the weights of `objective`.
+    """
+    if not isinstance(output, MtpLogprobs):
+        return _main_loss(objective, row, output, denominator)
+    loss, sums, maxima = _main_loss(objective, row, output.logprobs_N, denominator)
+    weights_N = torch.ones_like(output.logprobs_N)
     if objective is not None:
-        weights_N = torch.from_numpy(row.columns["weights"].copy()).to(weights_N.device)
-    ahead, ahead_sums, _ = mtp_loss(
-        logprobs_KN=answer.mtp_logprobs_KN,
-        accepted_KN=answer.accepted_KN,
+        weights_N = _tensor(row.columns["weights"], weights_N.device)
+    mtp, mtp_sums, _ = mtp_loss(
+        logprobs_KN=output.mtp_logprobs_KN,
+        accepted_KN=output.accepted_KN,
         weights_N=weights_N,
         denominator=denominator,
     )
-    return LossOutput(loss + weight * ahead, sums | ahead_sums, maxima)
+    return LossOutput(loss + mtp_weight * mtp, sums | mtp_sums, maxima)
 
 
-def _preference_loss(
-    objective: PairwiseLoss | PointwiseLoss,
-    scores_N: Tensor,
-    targets_N: Tensor,
-    comparison_N: Tensor,
-    num_comparisons: int,
-    denominator: float,
-) -> LossOutput:
-    batch: dict[str, Any] = {
-        "scores_N": scores_N,
-        "targets_N": targets_N,
-        "comparison_N": comparison_N,
-        "num_comparisons": num_comparisons,
-        "denominator": denominator,
-    }
+def _main_loss(objective: Objective, row: MicroBatch, values_N: Tensor, denominator: float) -> LossOutput:
+    if values_N.numel() == 0:  # a row without trained tokens still needs a gradient, of zero
+        return LossOutput(values_N.sum(), {}, {})
+    if objective is None:
+        return sft_loss(logprobs_N=values_N, denominator=denominator)
+    columns = {name: _tensor(values, values_N.device) for name, values in row.columns.items()}
+    sequence_N = torch.from_numpy(row.sequence_N.copy()).to(values_N.device)
+    if isinstance(objective, ObjectiveConfig):
+        tokens = PolicyTokens(
+            logprobs_N=values_N,
+            policy_logprobs_N=columns.get("policy_logprobs", values_N.detach()),
+            rollout_logprobs_N=columns["rollout_logprobs"],
+            ref_logprobs_N=columns.get("ref_logprobs"),
+            advantages_N=columns["advantages"],
+            weights_N=columns["weights"],
+            sequence_N=sequence_N,
+            num_sequences=row.num_sequences,
+        )
+        return grpo_loss(
+            tokens,
+            denominator=denominator,
+            clip_low=objective.clip_low,
+            clip_high=objective.clip_high,
+            ratio=objective.ratio,
+            surrogate=objective.surrogate,
+            kl_coef=objective.kl_coef,
+            importance_cap=objective.importance_cap,
+        )
+    answers = ScoredAnswers(values_N, columns["targets"], sequence_N, row.num_sequences)
     if isinstance(objective, PairwiseLoss):
-        return pairwise_loss(**batch, margin=objective.margin, center=objective.center)
-    return pointwise_loss(**batch, kind=objective.kind)
+        return pairwise_loss(answers, denominator=denominator, margin=objective.margin, center=objective.center)
+    return pointwise_loss(answers, denominator=denominator, kind=objective.kind)
+
+
+def _tensor(values_N: Floats, device: torch.device) -> Tensor:
+    return torch.from_numpy(values_N.copy()).to(device)

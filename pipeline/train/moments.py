@@ -1,6 +1,6 @@
-"""AdamW that keeps its moments in bfloat16, as DeepSeek-V3 was trained (arXiv:2412.19437, section 3.3.3).
+"""AdamW with moments in bfloat16, as in DeepSeek-V3's training (arXiv:2412.19437, section 3.3.3).
 
-torch's AdamW takes moments of the weights' dtype only, DeepSpeed's in bfloat16 want master weights in bfloat16 too.
+torch's AdamW has moments in the weights' dtype only; DeepSpeed's bfloat16 moments require bfloat16 master weights.
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import AdamW, adamw
 
-CHUNK = 2**24
-"""Elements whose moments are in float32 at a time, while they are updated."""
+_CHUNK_ELEMENTS = 2**24
+"""Elements whose moments are in float32 at a time during the update."""
 
 
 class BF16MomentsAdamW(AdamW):
@@ -18,7 +18,7 @@ class BF16MomentsAdamW(AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
@@ -30,8 +30,8 @@ class BF16MomentsAdamW(AdamW):
             state["step"] = torch.zeros((), device=weight.device)
             for moment in ("exp_avg", "exp_avg_sq"):
                 state[moment] = torch.zeros_like(weight, dtype=torch.bfloat16)
-        whole = (weight, grad, state["exp_avg"], state["exp_avg_sq"])
-        for values, grads, mean, square in zip(*(each.view(-1).split(CHUNK) for each in whole), strict=True):
+        tensors = (weight, grad, state["exp_avg"], state["exp_avg_sq"])
+        for values, grads, mean, square in zip(*(x.view(-1).split(_CHUNK_ELEMENTS) for x in tensors), strict=True):
             means, squares, step = mean.float(), square.float(), state["step"].clone()
             adamw(
                 [values], [grads], [means], [squares], [], [step],

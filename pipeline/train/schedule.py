@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the step alone, so that a resumed run needs no scheduler's state."""
+"""Learning-rate schedules as functions of the step, so that a resumed run needs no scheduler state."""
 
 import math
 
@@ -6,10 +6,10 @@ from configs.train import ConstantSchedule, CosineSchedule, Schedule
 
 
 def learning_rate(schedule: Schedule, *, peak: float, step: int, total_steps: int) -> float:
-    """Learning rate of optimizer step `step`, counted from 1 to total_steps.
+    """Return the learning rate of optimizer step `step`, counted from 1 to total_steps.
 
     Warm-up is linear and reaches the peak at step `warmup_steps`. Cosine falls from there to final_share * peak at
-    total_steps. Step decay multiplies with its factor once step / total_steps passes each milestone.
+    total_steps. Step decay multiplies by its factor when step / total_steps passes a milestone.
     """
     if step < schedule.warmup_steps:
         return peak * step / schedule.warmup_steps

@@ -1,7 +1,7 @@
-"""A rank's state on its way to the host's memory and back: optimizer, weights and gradients.
+"""Move a rank's optimizer, weights and gradients to the host's memory and back.
 
-Without ZeRO DeepSpeed moves nothing, and offloaded weights leave nothing to move. Under ZeRO-3 it moves the state of
-its own FusedAdam only: that of torch's AdamW is moved here.
+DeepSpeed can't move them without ZeRO, and offloaded weights are on the host already. Under ZeRO-3 it moves only the
+state of its own FusedAdam, so the state of torch's AdamW is moved here.
 """
 
 from typing import Any
@@ -10,31 +10,31 @@ import torch
 
 from configs.train import TrainerConfig
 
-NOT_THE_OPTIMIZER = ["lp_params", "lp_grads", "contiguous_grad_buffer"]
-"""DeepSpeed's names of what ZeRO-3 moves whoever the optimizer is."""
+_WEIGHTS_AND_GRADIENTS = ["lp_params", "lp_grads", "contiguous_grad_buffer"]
+"""DeepSpeed's names of the states that ZeRO-3 moves with any optimizer."""
 
 
-def leave_device(engine: Any, trainer: TrainerConfig) -> None:
-    """Everything of the DeepSpeed `engine` that can goes to the host's memory."""
-    if _sleeps(trainer):
-        engine.offload_states(include=NOT_THE_OPTIMIZER if _keeps_optimizer(trainer) else None)
-        if _keeps_optimizer(trainer):
+def move_to_host(engine: Any, trainer: TrainerConfig) -> None:
+    """Move the state of the DeepSpeed `engine` to the host's memory."""
+    if _can_move(trainer):
+        engine.offload_states(include=_WEIGHTS_AND_GRADIENTS if _needs_optimizer_moved(trainer) else None)
+        if _needs_optimizer_moved(trainer):
             _move_optimizer(engine, torch.device("cpu"))
 
 
-def return_to(device: torch.device, engine: Any, trainer: TrainerConfig) -> None:
-    """The reverse of `leave_device`."""
-    if _sleeps(trainer):
+def move_to_device(device: torch.device, engine: Any, trainer: TrainerConfig) -> None:
+    """Move the state of the DeepSpeed `engine` back to `device`."""
+    if _can_move(trainer):
         engine.reload_states()
-        if _keeps_optimizer(trainer):
+        if _needs_optimizer_moved(trainer):
             _move_optimizer(engine, device)
 
 
-def _sleeps(trainer: TrainerConfig) -> bool:
+def _can_move(trainer: TrainerConfig) -> bool:
     return trainer.zero_stage > 0 and not (trainer.offload and trainer.offload.parameters)
 
 
-def _keeps_optimizer(trainer: TrainerConfig) -> bool:
+def _needs_optimizer_moved(trainer: TrainerConfig) -> bool:
     return trainer.zero_stage == 3 and trainer.offload is None
 
 

@@ -1,6 +1,6 @@
-"""What goes to a training rank and what comes back: its spec, and what its passes add up to.
+"""Messages between a stage and its training ranks: the spec of a rank, and the sums of its passes.
 
-Free of torch, as is all that drives ranks and engines (docs/architecture.md).
+This file imports no torch, like everything that drives ranks and engines (docs/architecture.md).
 """
 
 from dataclasses import dataclass
@@ -13,20 +13,21 @@ from configs.reward_model import PairwiseLoss, PointwiseLoss
 from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
 
+Objective = ObjectiveConfig | PairwiseLoss | PointwiseLoss | None
+"""GRPO's, a reward model's, or None for supervised training."""
 PEAK = "memory/peak_gib"
-"""Metric: the most memory of a rank in a step."""
+"""Metric: peak memory of a rank in a step."""
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """All a rank needs to build its engine; crosses to the rank by value. Raises ValueError for an impossible pair.
+    """Everything that a rank needs to build its engine; sent to it by value.
 
-    `chat_template` is the file that replaces the checkpoint's template, if any. `objective` is GRPO's or a reward
-    model's, None for supervised training. `with_reference` keeps a frozen copy of `model` beside the policy, sharded
-    over ranks under ZeRO-3. `routing_replay`: routes will be asked of the policy or come with its batches. `head_seed`
-    is that of a reward model's new head; training itself draws no random numbers. `balance` evens the load of a
-    mixture's experts; without, it is only measured. `mtp` trains the checkpoint's modules for multi-token prediction,
-    or new ones; without, they are left out, of what is saved too.
+    chat_template: the file that replaces the checkpoint's template. with_reference: keep a frozen copy of `model`,
+    sharded under ZeRO-3. routing_replay: the policy must have routers that can replay routes. head_seed: seed of a
+    reward model's new head; training itself draws no random numbers. balance: balance of the experts' load, None to
+    only measure it. mtp: train the checkpoint's MTP modules, or new ones; None removes them, from exports too. Raises
+    ValueError for impossible combinations.
     """
 
     model: Path
@@ -35,7 +36,7 @@ class TrainSpec:
     optimizer: OptimizerConfig
     total_steps: int
     chat_template: str | None = None
-    objective: ObjectiveConfig | PairwiseLoss | PointwiseLoss | None = None
+    objective: Objective = None
     with_reference: bool = False
     routing_replay: bool = False
     head_seed: int = 0
@@ -51,14 +52,13 @@ class TrainSpec:
 
     @property
     def is_reward_model(self) -> bool:
-        """Whether what is trained is a reward model: its batches are of scored trees."""
+        """True for a reward model, whose batches consist of scored trees."""
         return isinstance(self.objective, PairwiseLoss | PointwiseLoss)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSums:
-    """What a rank's forward passes add up to: its part of the loss, sums and maxima over its `count` trained tokens, or
-    comparisons of a reward model (see LossOutput)."""
+    """A rank's part of the loss, and sums and maxima over its `count` trained tokens or comparisons (LossOutput)."""
 
     count: int
     loss: float

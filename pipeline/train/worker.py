@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from safetensors import SafetensorError
 
-from pipeline.data.trees import Floats, MicroBatch, Tree, deal, micro_batch, shard
+from pipeline.data.trees import Floats, MicroBatch, Tree, micro_batch, shard, shard_indices
 from pipeline.disk.checksums import write_checksums
 from pipeline.disk.files import new_folder
 from pipeline.errors import RunStopped
@@ -134,7 +134,7 @@ class TrainingRanks:
         """A reward model's score of each answer of scored trees, in the order of `trees` and of their branches."""
         trainer = self._spec.trainer
         filled = [*trees, *trees[:1] * (trainer.num_ranks - len(trees))]  # no rank without work
-        dealt = deal(filled, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
+        dealt = shard_indices(filled, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
         of_ranks = self._each("scores", [(rows,) for rows in self.shard(filled)])
         scores: list[list[float]] = [[] for _ in filled]
         for rows, values in zip(dealt, of_ranks, strict=True):
@@ -150,7 +150,7 @@ class TrainingRanks:
 
     def sequence_logprobs_rounded_anew(self, trees: list[Tree]) -> list[Floats]:
         """The same, as another program of this precision might compute them (see pipeline.models.rounding)."""
-        return self._of_sequences(trees, "logprobs_rounded_anew")
+        return self._of_sequences(trees, "perturbed_logprobs")
 
     def _of_sequences(self, trees: list[Tree], method: str, **kwargs: Any) -> list[Floats]:
         row = micro_batch(trees)

@@ -1,7 +1,6 @@
-"""A check that all weights of a checkpoint are finite, made on the bits of its files.
+"""Check that all weights of a checkpoint are finite.
 
-An infinity or a NaN shows in a few bits of a number, so nothing is converted, and a file that is mapped into memory is
-read at the speed of the disk.
+The check reads the exponent bits from memory-mapped files and converts nothing, so it runs at the speed of the disk.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import parse_local_safetensors_file_metadata
 
-NOT_FINITE = {
+_EXPONENT_BITS = {
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
     "F32": (np.uint32, 0x7F80_0000),
     "F16": (np.uint16, 0x7C00),
@@ -18,16 +17,16 @@ NOT_FINITE = {
     "F8_E5M2": (np.uint8, 0x7C),
     "F8_E4M3": (np.uint8, 0x7F),
 }
-"""For each type, as safetensors files name it: an integer of that width, and the bits that are all set in a number that
-is not finite (E4M3 has no infinity, and one NaN)."""
-CHUNK = 2**24
-THREADS = 8
+"""By safetensors dtype: an integer type of its width, and the bits that are all set in an infinity or NaN. E4M3 has no
+infinity and one NaN."""
+_CHUNK_ELEMENTS = 2**24
+_THREADS = 8
 
 
 def refuse_nonfinite(folder: Path) -> None:
-    """Raise ValueError naming the tensors of a checkpoint's safetensors files that hold a NaN or an infinity."""
+    """Raise ValueError with the names of the tensors that hold a NaN or an infinity."""
     files = sorted(folder.glob("*.safetensors"))
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         tensors = [name for names in pool.map(_nonfinite, files) for name in names]
     if tensors:
         raise ValueError(
@@ -37,19 +36,20 @@ def refuse_nonfinite(folder: Path) -> None:
 
 
 def _nonfinite(file: Path) -> list[str]:
-    """The names of the tensors of one file that are not finite everywhere."""
+    """Return the names of the tensors in `file` that hold a NaN or an infinity."""
     header = parse_local_safetensors_file_metadata(file)
     with file.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
     names: list[str] = []
     for name, tensor in header.tensors.items():
-        if tensor.dtype not in NOT_FINITE or tensor.data_offsets[0] == tensor.data_offsets[1]:
+        if tensor.dtype not in _EXPONENT_BITS or tensor.data_offsets[0] == tensor.data_offsets[1]:
             continue
-        kind, bits = NOT_FINITE[tensor.dtype]
+        kind, bits = _EXPONENT_BITS[tensor.dtype]
         first, end = tensor.data_offsets
         count = (end - first) // np.dtype(kind).itemsize
         numbers = np.memmap(file, kind, "r", offset=start + first, shape=(count,))
         mask = kind(bits)
-        if any(((part & mask) == mask).any() for part in (numbers[i : i + CHUNK] for i in range(0, count, CHUNK))):
+        chunks = (numbers[i : i + _CHUNK_ELEMENTS] for i in range(0, count, _CHUNK_ELEMENTS))
+        if any(((chunk & mask) == mask).any() for chunk in chunks):
             names.append(name)
     return names

@@ -1,4 +1,4 @@
-"""A checkpoint in the FP8 form in which DeepSeek-V3 is deployed: weights in blocks of 128 x 128 with a scale each."""
+"""Export a checkpoint to FP8 as DeepSeek-V3 is deployed: weights in blocks of 128 x 128, each with a scale."""
 
 import json
 import shutil
@@ -24,11 +24,13 @@ QUANTIZATION = {
 
 
 def export_fp8(checkpoint: Path, out: Path) -> int:
-    """Writes `checkpoint` to `out` with the weights of its projections in E4M3, beside each `weight_scale_inv`, what a
-    block is multiplied with; all else stays as it is. Returns how many weights were quantised.
+    """Write `checkpoint` to `out` with the weights of its projections in E4M3, and return their number.
 
-    One of the written files is in memory at a time. Raises ValueError for a folder that is no checkpoint, one that is
-    quantised already, and one without a weight to quantise.
+    Each quantised weight gets a `weight_scale_inv` with the scales of its blocks; other tensors are copied. One output
+    file is in memory at a time. Raises ValueError for a folder that is no checkpoint, one that is already quantised,
+    and one without a weight to quantise.
+
+    Example: `export_fp8(Path("runs/demo/grpo/hf"), Path("models/demo-fp8"))`
     """
     files = sorted(checkpoint.glob("*.safetensors"))
     if not files or not (checkpoint / "config.json").is_file():
@@ -39,8 +41,8 @@ def export_fp8(checkpoint: Path, out: Path) -> int:
     if "quantization_config" in config:
         raise ValueError(f"'{checkpoint}' is quantised already; export the checkpoint it was made of")
     with new_folder(out) as partial:
-        written = write_weights(chain.from_iterable(_quantised(file) for file in files), partial)
-        num_quantised = sum(name.endswith(".weight_scale_inv") for name in written)
+        file_names = write_weights(chain.from_iterable(_quantised(file) for file in files), partial)
+        num_quantised = sum(name.endswith(".weight_scale_inv") for name in file_names)
         if not num_quantised:
             raise ValueError(f"'{checkpoint}' has no *_proj.weight to quantise; serve it as it is")
         for file in checkpoint.iterdir():
@@ -53,12 +55,12 @@ def export_fp8(checkpoint: Path, out: Path) -> int:
 
 
 def _quantised(file: Path) -> Iterator[dict[str, Tensor]]:
-    """Each tensor of `file` as it is stored, a quantised one with its scales."""
+    """Yield the tensors of `file`, quantised ones with their scales."""
     with safe_open(file, "pt") as source:
-        for name in source.keys():  # noqa: SIM118 - what safetensors opens is no dict
+        for name in source.keys():  # noqa: SIM118 - safetensors files are no dicts
             tensor = source.get_tensor(name)
-            map_name, _, kind = name.rpartition(".")
-            if kind == "weight" and tensor.dim() == 2 and LINEAR.search(map_name):
+            module_name, _, kind = name.rpartition(".")
+            if kind == "weight" and tensor.dim() == 2 and LINEAR.search(module_name):
                 weight = quantise(tensor, BLOCK)
                 yield {name: weight.data_MK, f"{name}_scale_inv": weight.scale}
             else:

@@ -1,4 +1,4 @@
-"""A fresh model: an architecture file, a seed, and the byte tokenizer."""
+"""Create a checkpoint with random weights."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,20 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import pipeline.weights.load  # noqa: F401  silences save_pretrained's progress bar
 from pipeline.disk.files import new_folder
-from pipeline.models.mtp import Mtp, attached, new_layers
+from pipeline.models.mtp import Mtp, mtp_as_layers, new_mtp_layers
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.weights.resolve import architecture_file
+from pipeline.weights.architecture import architecture_file
 
 
 def create_model(config_json: str, seed: int, out: Path) -> Path:
-    """Writes a checkpoint of random float32 weights and the byte tokenizer to `out`, and returns `out`.
+    """Write a checkpoint with random float32 weights and the byte tokenizer to `out`, and return `out`.
 
-    `config_json` is a `transformers` config.json or the name of a shipped one. The same file and seed give the same
-    weights. A DeepSeek-V3 gets the modules for multi-token prediction that its `num_nextn_predict_layers` counts.
-    `vocab_size` defaults to the tokenizer's; the ids of the special tokens are always the tokenizer's. Raises
-    ValueError when the file is missing, is no architecture, or has too small a vocabulary.
+    `config_json` is a `transformers` config.json or the name of a shipped one; the same file and seed give the same
+    weights. A DeepSeek-V3 gets as many MTP modules as its `num_nextn_predict_layers`. `vocab_size` defaults to the
+    tokenizer's; the ids of the special tokens are always the tokenizer's. Raises ValueError when the file is missing,
+    is no architecture, or has too small a vocabulary.
+
+    Example: `create_model("tiny", seed=0, out=Path("models/tiny"))`
     """
     file = architecture_file(config_json)
     try:
@@ -41,8 +43,8 @@ def create_model(config_json: str, seed: int, out: Path) -> Path:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         depth = config.num_nextn_predict_layers if config.model_type == "deepseek_v3" else 0
-        mtp = Mtp(model, new_layers(model, depth), detached=True) if depth else None
-    with attached(mtp, model):
+        mtp = Mtp(model, new_mtp_layers(model, depth), detached=True) if depth else None
+    with mtp_as_layers(mtp, model):
         state = {name: tensor.clone() if mtp else tensor for name, tensor in model.state_dict().items()}
     with new_folder(out) as partial:
         model.save_pretrained(partial, state_dict=state)

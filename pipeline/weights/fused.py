@@ -1,7 +1,7 @@
-"""Fused weights, taken apart without a copy.
+"""Split fused weights into the tensors of a checkpoint without a copy.
 
-`transformers` keeps all experts of a layer in one tensor, gate and up projections side by side, and knows what a
-model's checkpoint calls the parts. Its own way back copies what it splits; here the parts stay views.
+`transformers` keeps all experts of a layer in one tensor, with gate and up projections side by side. Its own conversion
+back to the names of the checkpoint copies the parts; here they are views.
 """
 
 from copy import copy
@@ -21,14 +21,15 @@ from transformers.core_model_loading import (
 
 
 def checkpoint_tensors(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors`, under the model's names, as the checkpoint has them: names, order and values are those of
-    `transformers`' revert_weight_conversion, but what is split off a fused tensor is a view of it.
+    """Convert `tensors` from the model's names to those of its checkpoint, splitting fused ones into views.
 
-    What a model converts in another way (permuted, transposed) is converted by `transformers`, which copies.
-    `model` comes from `from_pretrained`.
+    Names, order and values equal those of `transformers`' revert_weight_conversion, which converts and copies permuted
+    and transposed weights here too. `model` must come from `from_pretrained`.
     """
     with_views: Any = copy(model)
-    with_views._weight_conversions = [_splitting_into_views(each) for each in with_views._weight_conversions]
+    with_views._weight_conversions = [
+        _splitting_into_views(conversion) for conversion in with_views._weight_conversions
+    ]
     return revert_weight_conversion(with_views, tensors)
 
 
@@ -37,22 +38,22 @@ def _splitting_into_views(conversion: WeightTransform) -> WeightTransform:
         return conversion
     changed = copy(conversion)
     changed.operations = [
-        _Joined(each.dim, each.num_shards_attribute) if type(each) is Concatenate else each
-        for each in conversion.operations
+        _ViewConcatenate(op.dim, op.num_shards_attribute) if type(op) is Concatenate else op
+        for op in conversion.operations
     ]
     return changed
 
 
-class _Joined(Concatenate):
+class _ViewConcatenate(Concatenate):
     @property
     def reverse_op(self) -> ConversionOps:
-        return _Parts(self.dim, self.num_shards_attribute)
+        return _ViewChunk(self.dim, self.num_shards_attribute)
 
 
-class _Parts(Chunk):
+class _ViewChunk(Chunk):
     def convert(
         self, input_dict: dict[str, Tensor], source_patterns: list[str], target_patterns: list[str], **kwargs: object
     ) -> dict[str, Tensor]:
-        [fused] = (each[0] if isinstance(each, list) else each for each in input_dict.values())
+        [fused] = (value[0] if isinstance(value, list) else value for value in input_dict.values())
         names = self.get_target_patterns(target_patterns, **kwargs)
         return dict(zip(names, torch.chunk(fused, len(names), dim=self.dim), strict=True))

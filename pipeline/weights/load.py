@@ -1,8 +1,8 @@
-"""Checkpoints: loaded whole, saved whole."""
+"""Load and save whole checkpoints."""
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,62 +12,58 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.data.chat import turn_ends
 from pipeline.disk.files import new_folder
-from pipeline.models.mtp import MtpLayer, WithModules, new_layers
+from pipeline.models.mtp import DeepseekV3WithMtp, MtpLayer, new_mtp_layers
 from pipeline.weights.shards import write_weights
 from rollout.checkpoint import mtp_depth, mtp_prefixes
 
-disable_progress_bar()  # transformers draws its own progress bars, above ours
+disable_progress_bar()  # transformers draws its own progress bars over ours
 if not torch.cuda.is_available():  # save_pretrained imports deepspeed, which warns without a GPU
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 Dtype = Literal["float32", "bfloat16"]
-
 NEW_MODULES_SEED = 0
-"""Draws the weights of modules for multi-token prediction that a checkpoint does not have yet."""
+"""Seed of the weights of new modules for multi-token prediction."""
 
 
 def load_model(folder: str | Path, dtype: Dtype) -> PreTrainedModel:
-    """The causal language model of a checkpoint, in evaluation mode on the CPU, without modules for multi-token
-    prediction.
+    """Load the causal language model of a checkpoint on the CPU, in evaluation mode, without its MTP modules.
 
-    Raises ValueError when a weight is missing, left over or of another shape: `transformers` would fill it with random
-    numbers and go on.
+    Raises ValueError when a weight is missing, unexpected or of another shape; `transformers` would fill it with random
+    numbers and continue.
+
+    Example: `load_model("runs/demo/sft/hf", "float32")`
     """
     model, loading = _load(folder, dtype, AutoModelForCausalLM)
     loading["unexpected_keys"] = without_mtp(model, loading["unexpected_keys"])
-    _refuse_faults(folder, loading)
+    refuse_faults(folder, loading)
     return model
 
 
 def load_with_mtp(folder: Path, dtype: Dtype, depth: int) -> tuple[PreTrainedModel, list[MtpLayer]]:
-    """The causal language model of a checkpoint, and its `depth` modules for multi-token prediction, or so many new
-    ones where it has none.
+    """Load a DeepSeek-V3 and its `depth` modules for multi-token prediction, new ones if the checkpoint has none.
 
-    Raises ValueError as `load_model` does, for a model that can't have modules, and where it has another number.
+    Raises ValueError for another architecture, another number of modules, and weights that don't fit.
     """
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != "deepseek_v3":
         raise ValueError(f"mtp needs a DeepSeek-V3 model, and '{folder}' is a {model_type}; remove mtp")
-    found = mtp_depth(folder)
-    if found == 0:
+    num_modules = mtp_depth(folder)
+    if num_modules == 0:
         model = load_model(folder, dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(NEW_MODULES_SEED)
-            return model, new_layers(model, depth)
-    if found != depth:
+            return model, new_mtp_layers(model, depth)
+    if num_modules != depth:
         raise ValueError(
-            f"mtp.depth={depth}, but the checkpoint '{folder}' has {found} modules; set mtp.depth: {found}"
+            f"mtp.depth={depth}, but the checkpoint '{folder}' has {num_modules} modules; set mtp.depth: {num_modules}"
         )
-    model, loading = _load(folder, dtype, WithModules)
-    _refuse_faults(folder, loading)
-    return model.without_modules()
+    model, loading = _load(folder, dtype, DeepseekV3WithMtp)
+    refuse_faults(folder, loading)
+    return model.split_mtp()
 
 
-def _load(folder: str | Path, dtype: Dtype, model_class: Any) -> Any:
-    return model_class.from_pretrained(str(folder), dtype=getattr(torch, dtype), output_loading_info=True)
-
-
-def _refuse_faults(folder: str | Path, loading: dict[str, Any]) -> None:
+def refuse_faults(folder: str | Path, loading: Mapping[str, Collection[Any]]) -> None:
+    """Raise ValueError when `transformers`' loading info names missing, unexpected or mismatched weights."""
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[fault]:
             names = sorted(str(name) for name in loading[fault])
@@ -78,19 +74,40 @@ def _refuse_faults(folder: str | Path, loading: dict[str, Any]) -> None:
 
 
 def without_mtp(model: PreTrainedModel, unexpected: Iterable[str]) -> set[str]:
-    """Which of the names that `model` has no place for are no modules for multi-token prediction; from here on its
-    configuration promises none."""
-    ahead = mtp_prefixes(model.config.to_dict())
-    if ahead:
+    """Drop the names of MTP modules from `unexpected`, and set their number in the model's configuration to 0."""
+    prefixes = mtp_prefixes(model.config.to_dict())
+    if prefixes:
         model.config.num_nextn_predict_layers = 0
-    return {name for name in unexpected if not name.startswith(ahead)}
+    return {name for name in unexpected if not name.startswith(prefixes)}
+
+
+def save_hf(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    parts: Iterable[Mapping[str, torch.Tensor]] | None = None,
+) -> Path:
+    """Write a checkpoint that `transformers` and vLLM load, replacing `folder` as a whole, and return `folder`.
+
+    `parts` replace the model's own weights. They are named as in the checkpoint and written one by one
+    (`pipeline.weights.shards`); `model` then only gives the architecture and may be on the meta device. For a language
+    model, the tokens that end a turn are added to those that end a text (`end_with_turns`).
+    """
+    if model.can_generate():
+        end_with_turns(model, tokenizer)
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial, state_dict=None if parts is None else {})
+        if parts is not None:
+            write_weights(parts, partial)
+        tokenizer.save_pretrained(partial)
+    return folder
 
 
 def end_with_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the tokens that end a turn in the tokenizer's chat template the first of those that end a text.
+    """Make generation stop where the tokenizer's chat template ends a turn.
 
-    generation_config has a list of them, at which `transformers` and vLLM stop; the tokenizer has one, which becomes
-    the end of a turn unless the template itself writes `eos_token`.
+    The ends of a turn become the first of `generation_config`'s end tokens, at which `transformers` and vLLM stop. The
+    tokenizer's single `eos_token` becomes the end of a turn too, unless the template itself writes `eos_token`.
     """
     ends = turn_ends(cast(PreTrainedTokenizerFast, tokenizer))
     if not ends:
@@ -103,23 +120,5 @@ def end_with_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
 
 
-def save_hf(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    parts: Iterable[Mapping[str, torch.Tensor]] | None = None,
-) -> Path:
-    """Writes a checkpoint that `transformers` and vLLM load, replacing `folder` as a whole, and returns `folder`.
-
-    `parts` take the place of the model's own weights, under the names of its checkpoint, and are written as they come
-    (`pipeline.weights.shards`); `model` then only gives the architecture and may lie on the meta device. A language
-    model is written with the end of a turn in its chat template as the end of a text (`end_with_turns`).
-    """
-    if model.can_generate():
-        end_with_turns(model, tokenizer)
-    with new_folder(folder) as partial:
-        model.save_pretrained(partial, state_dict=None if parts is None else {})
-        if parts is not None:
-            write_weights(parts, partial)
-        tokenizer.save_pretrained(partial)
-    return folder
+def _load(folder: str | Path, dtype: Dtype, model_class: Any) -> Any:
+    return model_class.from_pretrained(str(folder), dtype=getattr(torch, dtype), output_loading_info=True)

@@ -15,7 +15,7 @@ import torch
 from configs.train import OffloadConfig, OptimizerConfig, TrainerConfig
 from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
-from pipeline.train.sleep import leave_device, return_to
+from pipeline.train.sleep import move_to_device, move_to_host
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.load import Dtype
 from tests.pipeline.train_ranks import conversations
@@ -48,8 +48,8 @@ def main(model: str, out: str) -> None:
         update(engine)
         folder = Path(out).with_suffix(f".{zero}-{dtype}")
         engine.save(folder)
-        leave_device(engine.engine, engine.spec.trainer)  # here the device is the host, but what is moved is the same
-        return_to(engine.device, engine.engine, engine.spec.trainer)
+        move_to_host(engine.engine, engine.spec.trainer)  # here the device is the host, but what is moved is the same
+        move_to_device(engine.device, engine.engine, engine.spec.trainer)
         last = [update(engine), update(engine)]
         engine.load(folder)
         assert [update(engine), update(engine)] == last, "a state read back did not repeat the updates to the bit"

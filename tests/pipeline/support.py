@@ -20,15 +20,16 @@ from configs.sampling import RolloutConfig
 from pipeline.data.trees import MicroBatch, micro_batch
 from pipeline.grpo.sync import LARGEST_MARGIN, MEAN_MARGIN
 from pipeline.models.attention import Layout
+from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
 from pipeline.models.mtp import Mtp
 from pipeline.models.parity import probe_trees, sequences
-from pipeline.models.rounding import rounded_anew
+from pipeline.models.rounding import perturbed_rounding
+from pipeline.models.score import ScoreModel, refuse_other_scores
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.train.expert_parallel import FAMILIES as SHARDED
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import load_model, load_with_mtp
-from pipeline.weights.reward_model import ScoreModel, new_score_model, refuse_other_scores
+from pipeline.weights.reward_model import new_score_model
 from rollout.weights import to_buckets
 from tests.pipeline.families import FAMILIES, random_model
 
@@ -36,17 +37,16 @@ ANSWER, ENGINE_SECONDS = "GRPO ", 600.0
 YES, NOTHING, NOT_TRIED = "yes", "-", "not tried"
 """NOTHING stands where there is nothing to try: experts of a dense model."""
 MEANINGS = {
-    "SFT": "loaded as a stage loads it; packed rows and branches of a prompt give the log-probabilities of the model's "
-    "own forward pass, one sequence at a time; no segment depends on tokens that it doesn't see; every weight has a "
-    "finite gradient",
+    "SFT": "packed rows and branches of a prompt give the log-probabilities of the model's own forward pass, one "
+    "sequence at a time; no segment depends on tokens that it doesn't see; every weight has a finite gradient",
     "RM": "the same for a new reward model on it",
-    "GRPO": "vLLM on a CPU speaks as the trainer does, from the checkpoint and after a sync of other weights, within "
-    "the bounds of a sync, in float32",
-    "experts apart": "`trainer.expert_parallel_size`: of the families whose sharded layers were compared with "
+    "GRPO": "vLLM on a CPU gives the trainer's log-probabilities, from the checkpoint and after a sync of other "
+    "weights, within the bounds of a sync, in float32",
+    "expert parallel": "`trainer.expert_parallel_size`: for families whose sharded layers were compared with "
     "`transformers`",
-    "replay": "`routing_replay`: experts given to the routers are taken, with weights from their own scores",
+    "replay": "`routing_replay`: the routers use replayed experts, with weights from their own scores",
     "FP8": "`trainer.fp8`: products in FP8, every weight has a finite gradient",
-    "MTP": "`mtp`: modules for multi-token prediction are trained beside it",
+    "MTP": "`mtp`: modules for multi-token prediction are trained too",
 }
 COLUMNS = tuple(MEANINGS)
 TRAINED = tuple(column for column in COLUMNS if column != "GRPO")
@@ -54,12 +54,13 @@ TRAINED = tuple(column for column in COLUMNS if column != "GRPO")
 
 HEAD = """# Models: which families can be trained
 
-Made by `python -m tests.pipeline.support docs/models.md` from tiny random models that keep the traits of each
-family: its attention, windows, groups of experts, scaling of logits. `tests/pipeline/test_support.py` (slow) checks
-every cell.
-A model of another family is not refused for its name: each start makes the checks of the columns SFT and RM on its
-model (`pipeline/models/parity.py`), before anything is trained. Heads, layers and experts here are small: whether a
-large model fits is a question for `alignyard plan`.
+Look up here if the model that you want to train is supported. `python -m tests.pipeline.support docs/models.md`
+generates this page from tiny random models with the features of each family: attention, windows, groups of experts,
+scaling of logits. `tests/pipeline/test_support.py` (slow) checks every cell.
+
+Models of other families are allowed: each start runs the checks of the columns SFT and RM on its model
+(`pipeline/models/parity.py`) before training begins. The models here are small; `alignyard plan` tells you if a large
+one fits your machines.
 
 """
 
@@ -93,7 +94,7 @@ def trained_cells(family: str) -> dict[str, str]:
         tries: dict[str, Callable[[Path], str]] = {
             "SFT": _sft,
             "RM": _reward_model,
-            "experts apart": _experts_apart,
+            "expert parallel": _experts_apart,
             "replay": _replay,
             "FP8": _fp8,
             "MTP": _mtp,
@@ -178,7 +179,7 @@ def _experts_apart(folder: Path) -> str:
     if not _is_mixture(policy):
         return NOTHING
     kind = policy.causal_lm.config.model_type
-    return YES if kind in SHARDED else f"refused: only {', '.join(SHARDED)}"
+    return YES if kind in EXPERT_PARALLEL_FAMILIES else f"refused: only {', '.join(EXPERT_PARALLEL_FAMILIES)}"
 
 
 def _replay(folder: Path) -> str:
@@ -276,7 +277,7 @@ def _within_rounding(policy: LogprobModel, spoken: Callable[[list[list[int]]], l
 
     with torch.no_grad():
         trained_N = read()
-        with rounded_anew(policy.causal_lm):
+        with perturbed_rounding(policy.causal_lm):
             rounding_N = (read() - trained_N).abs()
     gap_N = (torch.tensor([value for each in spoken(probe) for value in each]) - trained_N).abs()
     print(f"gap {gap_N.mean():.1e}, {gap_N.max():.1e}; rounding {rounding_N.mean():.1e}, {rounding_N.max():.1e}")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.data.trees import Branch, Tree, deal, micro_batch, scored_tree, shard
+from pipeline.data.trees import Branch, Tree, micro_batch, scored_tree, shard, shard_indices
 from rollout.types import Routes
 
 
@@ -53,10 +53,10 @@ def test_a_comparison_by_hand() -> None:
 def test_what_is_dealt_is_what_is_sharded(num_ranks: int) -> None:
     rng = np.random.default_rng(1)
     trees = [scored_tree([i], [[i + 1] * int(rng.integers(1, 9)) for _ in range(3)]) for i in range(9)]
-    dealt = deal(trees, num_ranks=num_ranks, micro_batch_tokens=40)
+    indices = shard_indices(trees, num_ranks=num_ranks, micro_batch_tokens=40)
     ranks = shard(trees, num_ranks=num_ranks, micro_batch_tokens=40)
-    assert sorted(i for rows in dealt for row in rows for i in row) == list(range(9))
-    for places, rows in zip(dealt, ranks, strict=True):
+    assert sorted(i for rows in indices for row in rows for i in row) == list(range(9))
+    for places, rows in zip(indices, ranks, strict=True):
         for members, row in zip(places, rows, strict=False):
             assert row.token_ids_T.tolist() == micro_batch([trees[i] for i in members]).token_ids_T.tolist()
             assert row.num_sequences == len(members) and len(row.source_N) == 3 * len(members)

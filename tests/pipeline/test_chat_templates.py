@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 import configs
 from pipeline.data.chat import ChatFormat
 from pipeline.data.rows import BadRowError
+from pipeline.data.template_files import template_file
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.weights.resolve import template_file
 
 SHIPPED = sorted(file.stem for file in (Path(configs.__file__).parent / "templates").glob("*.jinja"))
 

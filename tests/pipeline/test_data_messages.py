@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.chat import ChatFormat
-from pipeline.data.messages import checked_messages, checked_tools, has_tools, text_only
+from pipeline.data.messages import has_tools, parse_messages, parse_tools, text_only
 from pipeline.data.rows import BadRowError
 from pipeline.models.tokenizer import byte_tokenizer
 
@@ -41,7 +41,7 @@ def trained(messages: list[Any], template: str = CHATML, **settings: Any) -> str
 
 def reason(messages: Any, last_role: str = "assistant") -> str:
     with pytest.raises(BadRowError) as caught:
-        checked_messages(messages, last_role)
+        parse_messages(messages, last_role)
     return caught.value.reason
 
 
@@ -60,7 +60,7 @@ PLAIN = [user(), assistant()]
     ],
 )
 def test_other_forms_of_the_same_conversation(messages: Any) -> None:
-    assert checked_messages(messages, "assistant") == PLAIN
+    assert parse_messages(messages, "assistant") == PLAIN
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_other_forms_of_the_same_conversation(messages: Any) -> None:
     ],
 )
 def test_what_a_message_may_have_beside_its_text(message: Any, wanted: str) -> None:
-    kept = checked_messages([user(), message], "assistant")[1]
+    kept = parse_messages([user(), message], "assistant")[1]
     assert set(kept) == {"role", "content", wanted}
 
 
@@ -138,7 +138,7 @@ def test_what_can_not_be_used_is_refused(messages: Any, wanted: str) -> None:
 
 def test_a_null_in_the_text_of_arguments_is_meant() -> None:
     call = {"name": "f", "arguments": '{"a": null}'}
-    assert checked_messages([user(), assistant(tool_calls=[call])], "assistant")[1]["tool_calls"][0]["function"] == {
+    assert parse_messages([user(), assistant(tool_calls=[call])], "assistant")[1]["tool_calls"][0]["function"] == {
         "name": "f",
         "arguments": {"a": None},
     }
@@ -146,9 +146,7 @@ def test_a_null_in_the_text_of_arguments_is_meant() -> None:
 
 def test_results_of_tools_follow_their_calls() -> None:
     call, result = assistant("", tool_calls=[{"name": "f"}]), {"role": "tool", "content": "", "name": "f"}
-    roles = [
-        m["role"] for m in checked_messages([user(), call, result, result, call, result, assistant()], "assistant")
-    ]
+    roles = [m["role"] for m in parse_messages([user(), call, result, result, call, result, assistant()], "assistant")]
     assert roles == ["user", "assistant", "tool", "tool", "assistant", "tool", "assistant"]
     assert reason([user(), call, result, user()], "user") == "roles don't alternate"
     assert reason([user(), call, result]) == "does not end with the assistant"
@@ -172,7 +170,7 @@ def test_definitions_of_tools(value: Any, good: bool) -> None:
     assert has_tools(value) == good
     if not good:
         with pytest.raises(BadRowError, match="tools"):
-            checked_tools(value)
+            parse_tools(value)
 
 
 def test_prompts_hold_text_alone() -> None:

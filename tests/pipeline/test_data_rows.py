@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from configs.data import DatasetSource, FileSource, GymSource, SumsSource
-from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, source_files, tell
-from pipeline.data.sums import draw_sums, is_held_out, worked_answer
+from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, report_bad_rows, source_files
+from pipeline.data.sums import draw_sums, is_held_out_sum, worked_answer
 
 
 def read(*paths: Path | str) -> tuple[list[Row], BadRows]:
@@ -115,13 +115,13 @@ def test_a_number_that_is_none_is_bad() -> None:
 
 
 def test_doubts_are_told_beside_bad_rows(tmp_path: Path) -> None:
-    told: list[str] = []
+    reports: list[str] = []
     account = BadRows(seen=3)
-    tell(account, tmp_path / "none.jsonl", told.append)
+    report_bad_rows(account, tmp_path / "none.jsonl", reports.append)
     account.doubt("f:1", "odd", "this")
     account.doubt("f:2", "odd", "that")
-    tell(account, tmp_path / "none.jsonl", told.append)
-    assert told == ["2 of 3 rows: odd; f:1: this"]
+    report_bad_rows(account, tmp_path / "none.jsonl", reports.append)
+    assert reports == ["2 of 3 rows: odd; f:1: this"]
     assert not list(tmp_path.iterdir())
     account.check(max_bad_share=0.0)
     account.add("f:3", BadRowError("bad"))
@@ -249,7 +249,7 @@ def test_programs_among_sums() -> None:
 
 def test_held_out_sums_are_a_tenth_and_never_trained_on() -> None:
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
-    held_out = {f"{a}+{b}=" for a, b in pairs if is_held_out(a, b)}
+    held_out = {f"{a}+{b}=" for a, b in pairs if is_held_out_sum(a, b)}
     assert 0.09 < len(held_out) / len(pairs) < 0.11
     assert not held_out & {row["prompt"] for row in sums("train", 5000)}
     drawn = [row["prompt"] for row in sums("held_out", len(held_out))]
@@ -260,7 +260,7 @@ def test_held_out_sums_are_a_tenth_and_never_trained_on() -> None:
 
 
 def test_the_split_is_the_same_for_ever() -> None:
-    held_out = [(a, b) for a in range(10, 14) for b in range(10, 30) if is_held_out(a, b)]
+    held_out = [(a, b) for a in range(10, 14) for b in range(10, 30) if is_held_out_sum(a, b)]
     assert held_out == [(10, 23), (10, 27), (11, 18), (11, 24), (12, 12), (12, 17), (12, 26)]
 
 

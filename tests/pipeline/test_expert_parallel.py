@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from configs.train import TrainerConfig
 from pipeline.train.expert_parallel import shard_experts
+from pipeline.weights.architecture import architecture_file
 from pipeline.weights.fresh import create_model
-from pipeline.weights.resolve import architecture_file
 from rollout.checkpoint import checkpoint_shapes
 from tests.pipeline import layout_ranks
 from tests.pipeline.rank_processes import run_ranks

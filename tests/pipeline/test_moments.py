@@ -46,7 +46,7 @@ def test_it_is_adamw_but_for_the_rounding_of_what_it_keeps() -> None:
 
 def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = descend(BF16MomentsAdamW, 5)
-    monkeypatch.setattr(moments, "CHUNK", 4)
+    monkeypatch.setattr(moments, "_CHUNK_ELEMENTS", 4)
     assert all(map(torch.equal, whole, descend(BF16MomentsAdamW, 5)[0]))
 
 

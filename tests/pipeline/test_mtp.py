@@ -14,15 +14,15 @@ from transformers.modeling_layers import MtpModel
 from configs.grpo import ObjectiveConfig
 from pipeline.data.trees import Branch, Tree, micro_batch
 from pipeline.models.attention import Layout
-from pipeline.models.logprobs import Ahead, LogprobModel
-from pipeline.models.mtp import Mtp, attached, module_rows, previous_rows
+from pipeline.models.logprobs import LogprobModel, MtpLogprobs
+from pipeline.models.mtp import Mtp, module_rows, mtp_as_layers, previous_rows
 from pipeline.objectives.supervised import mtp_loss
 from pipeline.stages.grpo import detached_mtp
-from pipeline.train.losses import batch_loss, loss_with_mtp
+from pipeline.train.losses import batch_loss
+from pipeline.weights.architecture import architecture_file
 from pipeline.weights.fresh import create_model
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import load_model, load_with_mtp
-from pipeline.weights.resolve import architecture_file
 from pipeline.weights.reward_model import new_score_model
 from rollout.checkpoint import checkpoint_shapes, mtp_depth
 
@@ -71,7 +71,7 @@ def trees() -> list[Tree]:
     ]
 
 
-def answer(folder: Path, *, detached: bool = False, mtp: bool = True) -> tuple[PreTrainedModel, Ahead]:
+def answer(folder: Path, *, detached: bool = False, mtp: bool = True) -> tuple[PreTrainedModel, MtpLogprobs]:
     causal_lm, layers = load_with_mtp(folder, "float32", DEPTH)
     modules = Mtp(causal_lm, layers, detached=detached) if mtp else None
     row = micro_batch(trees())
@@ -191,12 +191,12 @@ def test_names_are_those_of_deepseek_v3(folder: Path) -> None:
         for expert in range(4)
     } | {f"model.layers.{layer}.mlp.gate.e_score_correction_bias" for layer in (LAYERS, LAYERS + 1)}
     assert {name for name in held if name.startswith(("model.layers.2.", "model.layers.3."))} == expected
-    with attached(Mtp(causal_lm, layers, detached=True), causal_lm):
+    with mtp_as_layers(Mtp(causal_lm, layers, detached=True), causal_lm):
         assert set(checkpoint_tensors(causal_lm, causal_lm.state_dict())) == set(held)
     assert len(causal_lm.model.layers) == LAYERS
 
 
-def test_without_modules_a_checkpoint_loads_as_before(folder: Path) -> None:
+def test_split_mtp_a_checkpoint_loads_as_before(folder: Path) -> None:
     model = load_model(folder, "float32")
     assert model.config.num_nextn_predict_layers == 0  # so that what is saved promises none
     assert len(model.model.layers) == LAYERS
@@ -263,11 +263,11 @@ def test_the_loss_by_hand() -> None:
 def test_the_loss_joins_the_objective_with_its_weights_on_tokens() -> None:
     columns = {"advantages": [1.0, 1.0], "weights": [0.5, 0.0], "rollout_logprobs": [-1.0, -1.0]}
     row = micro_batch([Tree([3, 4, 5], [Branch([6, 7], columns)])])
-    answer = Ahead(torch.tensor([-1.0, -2.0]), torch.tensor([[-3.0, -4.0]]), torch.tensor([[True, False]]))
+    answer = MtpLogprobs(torch.tensor([-1.0, -2.0]), torch.tensor([[-3.0, -4.0]]), torch.tensor([[True, False]]))
     objective = ObjectiveConfig(kl_coef=0)
     alone = batch_loss(objective, row, answer.logprobs_N, 2.0)
-    joined = loss_with_mtp(objective, row, answer, 2.0, 0.1)
+    joined = batch_loss(objective, row, answer, 2.0, 0.1)
     assert (joined.loss - alone.loss).item() == pytest.approx(0.1 * 0.5 * 3 / 2)  # the second token has no weight
     assert joined.sums.keys() - alone.sums.keys() == {"loss/mtp_mean", "mtp/acceptance_1"}
-    supervised = loss_with_mtp(None, row, answer, 2.0, 0.3)
+    supervised = batch_loss(None, row, answer, 2.0, 0.3)
     assert supervised.loss.item() == pytest.approx((1 + 2) / 2 + 0.3 * (3 + 4) / 2)

@@ -9,6 +9,8 @@ import torch
 from pipeline.objectives.advantage import batch_advantage, group_advantage, has_spread
 from pipeline.objectives.aggregate import batch_denominator, token_weight
 from pipeline.objectives.policy import (
+    LossOutput,
+    PolicyTokens,
     cispo_surrogate,
     clipped_surrogate,
     grpo_loss,
@@ -177,14 +179,19 @@ def columns(**changed) -> dict:
     }
 
 
+def loss_of(batch: dict) -> LossOutput:
+    tokens = {name: value for name, value in batch.items() if name in PolicyTokens._fields}
+    return grpo_loss(PolicyTokens(**tokens), **{name: value for name, value in batch.items() if name not in tokens})
+
+
 def test_the_loss_by_hand() -> None:
     # completion 0: min(1.5 * 1, 1.2 * 1) = 1.2; completion 1: mean(-1, -1) = -1; -(1.2 - 1) / 2
-    assert grpo_loss(**columns()).loss.item() == pytest.approx(-0.1, abs=1e-12)
+    assert loss_of(columns()).loss.item() == pytest.approx(-0.1, abs=1e-12)
 
 
 def test_the_loss_with_divergence_by_hand() -> None:
     reference = tensor(math.log(0.3), math.log(0.3), math.log(0.25))
-    output = grpo_loss(**columns(ref_logprobs_N=reference, kl_coef=0.1))
+    output = loss_of(columns(ref_logprobs_N=reference, kl_coef=0.1))
     kl = [0.5 - math.log(0.5) - 1, 0.0, 0.5 - math.log(0.5) - 1]  # pi_ref / pi = 1/2, 1, 1/2
     expected = -((1.2 - 0.1 * kl[0]) + 0.5 * (-1 - 0.1 * kl[1]) + 0.5 * (-1 - 0.1 * kl[2])) / 2
     assert output.loss.item() == pytest.approx(expected, abs=1e-12)
@@ -193,7 +200,7 @@ def test_the_loss_with_divergence_by_hand() -> None:
 
 def test_mismatch_is_measured_on_every_token_whatever_its_weight() -> None:
     rollout = tensor(math.log(0.4) + 0.5, math.log(0.3), math.log(0.5) - 0.25)
-    output = grpo_loss(**columns(rollout_logprobs_N=rollout, weights_N=tensor(0.0, 0.5, 0.5), importance_cap=2.0))
+    output = loss_of(columns(rollout_logprobs_N=rollout, weights_N=tensor(0.0, 0.5, 0.5), importance_cap=2.0))
     assert output.sums["mismatch/abs_mean"].item() == pytest.approx(0.75)
     assert output.maxima["mismatch/abs_max"].item() == pytest.approx(0.5)
     assert output.maxima["mismatch/sequence_max"].item() == pytest.approx(0.5)  # of 0.5, and 0 + 0.25
@@ -202,8 +209,8 @@ def test_mismatch_is_measured_on_every_token_whatever_its_weight() -> None:
 def test_weight_zero_gives_a_gradient_of_exactly_zero_even_with_divergence() -> None:
     logprobs = columns()["logprobs_N"].requires_grad_()
     reference = tensor(-3.0, -3.0, -3.0)
-    grpo_loss(
-        **columns(logprobs_N=logprobs, ref_logprobs_N=reference, kl_coef=0.1, weights_N=tensor(0.0, 0.5, 0.5))
+    loss_of(
+        columns(logprobs_N=logprobs, ref_logprobs_N=reference, kl_coef=0.1, weights_N=tensor(0.0, 0.5, 0.5))
     ).loss.backward()
     assert logprobs.grad is not None and logprobs.grad[0].item() == 0.0
     assert (logprobs.grad[1:] != 0).all()
@@ -228,7 +235,7 @@ def test_a_token_of_weight_zero_changes_nothing_however_far_it_is_off(column, fa
         if value is not None:
             batch[column] = torch.cat([torch.tensor([value]), batch[column][1:]])
         batch["logprobs_N"].requires_grad_()
-        loss = grpo_loss(**batch).loss
+        loss = loss_of(batch).loss
         loss.backward()
         return loss.detach(), batch["logprobs_N"].grad
 
@@ -244,7 +251,7 @@ def test_a_ratio_past_float32_that_the_clip_bounds_has_no_gradient(ratio: str) -
     batch |= {name: batch[name].float() for name in COLUMNS if batch[name] is not None}
     batch["logprobs_N"] = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
     batch["policy_logprobs_N"] = torch.tensor([-130.0, -130.0, -130.0])
-    output = grpo_loss(**batch)
+    output = loss_of(batch)
     output.loss.backward()
     assert output.loss.item() == pytest.approx(-3 * 1.2 / 2)
     assert torch.equal(batch["logprobs_N"].grad, torch.zeros(3))
@@ -257,14 +264,14 @@ def test_a_reference_far_above_the_policy_still_stops_the_run() -> None:
     batch |= {name: batch[name].float() for name in COLUMNS}
     batch["logprobs_N"] = torch.tensor([-130.0, -1.0, -1.0], requires_grad=True)
     batch["policy_logprobs_N"] = batch["logprobs_N"].detach()
-    grpo_loss(**batch).loss.backward()
+    loss_of(batch).loss.backward()
     assert not batch["logprobs_N"].grad.isfinite().all()
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_a_batch_in_two_parts_has_the_gradient_of_the_whole(ratio: str) -> None:
     whole = columns()["logprobs_N"].requires_grad_()
-    grpo_loss(**columns(logprobs_N=whole, ratio=ratio)).loss.backward()
+    loss_of(columns(logprobs_N=whole, ratio=ratio)).loss.backward()
     parts = columns()["logprobs_N"].requires_grad_()
     for chosen, count in ((slice(0, 1), 1), (slice(1, 3), 1)):
         part = {name: value[chosen] for name, value in columns().items() if isinstance(value, torch.Tensor)}
@@ -273,7 +280,7 @@ def test_a_batch_in_two_parts_has_the_gradient_of_the_whole(ratio: str) -> None:
             "sequence_N": torch.zeros_like(part["sequence_N"]),
             "num_sequences": count,
         }
-        grpo_loss(**columns(**part, ratio=ratio)).loss.backward()
+        loss_of(columns(**part, ratio=ratio)).loss.backward()
     torch.testing.assert_close(parts.grad, whole.grad, rtol=0, atol=0)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.objectives.policy import LossOutput
-from pipeline.objectives.preference import ordered_pairs, pairwise_loss, pointwise_loss
+from pipeline.objectives.preference import ScoredAnswers, ordered_pairs, pairwise_loss, pointwise_loss
 
 NAN = float("nan")
 KINDS = ["pairwise", "regression", "bce"]
@@ -21,16 +21,9 @@ def pairwise(
     scores: Tensor, comparison: list[int], targets: Tensor | None = None, margin: float = 0.0, center: float = 0.0
 ) -> LossOutput:
     """Divided by the comparisons there are."""
-    count = max(comparison) + 1
-    return pairwise_loss(
-        scores_N=scores,
-        targets_N=torch.full_like(scores, NAN) if targets is None else targets,
-        comparison_N=torch.tensor(comparison),
-        num_comparisons=count,
-        denominator=float(count),
-        margin=margin,
-        center=center,
-    )
+    targets = torch.full_like(scores, NAN) if targets is None else targets
+    answers = ScoredAnswers(scores, targets, torch.tensor(comparison), max(comparison) + 1)
+    return pairwise_loss(answers, denominator=float(answers.num_comparisons), margin=margin, center=center)
 
 
 def softplus(x: float) -> float:
@@ -95,14 +88,8 @@ def test_large_differences_stay_finite() -> None:
 
 
 def pointwise(kind: str, scores: Tensor, targets: Tensor, comparison: list[int], denominator: float) -> LossOutput:
-    return pointwise_loss(
-        scores_N=scores,
-        targets_N=targets,
-        comparison_N=torch.tensor(comparison),
-        num_comparisons=max(comparison) + 1,
-        denominator=denominator,
-        kind=kind,  # type: ignore[arg-type]
-    )
+    answers = ScoredAnswers(scores, targets, torch.tensor(comparison), max(comparison) + 1)
+    return pointwise_loss(answers, denominator=denominator, kind=kind)  # type: ignore[arg-type]
 
 
 def test_regression_by_hand() -> None:
@@ -131,15 +118,8 @@ def test_a_batch_in_parts_has_the_loss_gradient_and_metrics_of_the_whole(kind: s
     def of(scores: Tensor, targets: Tensor, comparison: list[int]) -> LossOutput:
         if kind != "pairwise":
             return pointwise(kind, scores, targets, comparison, denominator=8.0)
-        return pairwise_loss(
-            scores_N=scores,
-            targets_N=targets,
-            comparison_N=torch.tensor(comparison),
-            num_comparisons=max(comparison) + 1,
-            denominator=8.0,
-            margin=0.3,
-            center=0.05,
-        )
+        of_part = ScoredAnswers(scores, targets, torch.tensor(comparison), max(comparison) + 1)
+        return pairwise_loss(of_part, denominator=8.0, margin=0.3, center=0.05)
 
     whole, split = scores.clone().requires_grad_(), scores.clone().requires_grad_()
     expected = of(whole, targets, [c for c, n in enumerate(answers) for _ in range(n)])

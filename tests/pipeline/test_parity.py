@@ -8,8 +8,8 @@ from pipeline.data.trees import micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits
 from pipeline.models.parity import narrow_windows, probe_trees, sequences
-from pipeline.models.rounding import rounded_anew
-from pipeline.weights.reward_model import refuse_other_scores
+from pipeline.models.rounding import perturbed_rounding
+from pipeline.models.score import refuse_other_scores
 from tests.pipeline.families import random_model
 
 WITH_A_STATE = {
@@ -150,7 +150,7 @@ def test_rounding_is_that_of_the_precision_and_grows_with_depth() -> None:
     def rounding(model: nn.Module) -> float:
         with torch.no_grad():
             plain = model(ids).logits.float().log_softmax(-1)
-            with rounded_anew(model, seed=1):
+            with perturbed_rounding(model, seed=1):
                 off = model(ids).logits.float().log_softmax(-1)
             assert torch.equal(plain, model(ids).logits.float().log_softmax(-1))
         return (off - plain).abs().mean().item()
@@ -165,7 +165,7 @@ def test_rounding_is_the_same_for_the_same_seed() -> None:
     ids = torch.arange(3, 23)[None]
 
     def off(seed: int) -> torch.Tensor:
-        with torch.no_grad(), rounded_anew(model, seed):
+        with torch.no_grad(), perturbed_rounding(model, seed):
             return model(ids).logits
 
     assert torch.equal(off(1), off(1)) and not torch.equal(off(1), off(2))

@@ -10,7 +10,7 @@ from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
-from pipeline.train.build import causal_lm
+from pipeline.train.build import build_causal_lm
 from pipeline.train.spec import TrainSpec
 from rollout.types import Routes
 from tests.rollout import tiny
@@ -106,4 +106,4 @@ def test_a_dense_model_has_nothing_to_replay(tmp_path: Path) -> None:
         folder, "float32", TrainerConfig(), OptimizerConfig(learning_rate=1e-3), total_steps=1, routing_replay=True
     )
     with pytest.raises(ValueError, match=r"routing_replay .*LlamaForCausalLM"):
-        causal_lm(spec)
+        build_causal_lm(spec)

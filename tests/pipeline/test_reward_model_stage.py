@@ -13,11 +13,11 @@ from configs.reward_model import RewardModelConfig
 from pipeline.cluster.room import cluster
 from pipeline.data.comparisons import Comparisons
 from pipeline.evaluation.comparisons import EVALUATION
+from pipeline.judging.scorer import Scorer
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.stages.context import Context
 from pipeline.stages.reward_model import launch, refuse_unlearnable
 from pipeline.train.checkpoints import set_aside_damaged
-from pipeline.weights.reward_model import Scorer
 from tests.pipeline.small_models import small_causal_lm
 from tests.series import series
 

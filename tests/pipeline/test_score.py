@@ -15,14 +15,14 @@ from transformers import (
 )
 
 from pipeline.data.scored import scored_ids
+from pipeline.judging.scorer import Scorer
+from pipeline.models.score import refuse_other_scores
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.weights.load import load_model
 from pipeline.weights.reward_model import (
-    Scorer,
     is_score_model,
     load_score_model,
     new_score_model,
-    refuse_other_scores,
     save_score_model,
 )
 from tests.pipeline.small_models import FAMILIES, small_causal_lm

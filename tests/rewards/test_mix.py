@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from configs.rewards import RewardSpec
-from pipeline.grpo.mix import mix, shape_overlong, standardize, statistics
+from pipeline.grpo.mix import mix, shape_overlong, statistics
+from pipeline.objectives.advantage import standardize
 from rewards.types import Status, Verdict
 
 LOST = Verdict(None, Status.INFRA_ERROR)

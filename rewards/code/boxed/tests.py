@@ -240,7 +240,7 @@ class Probe:
     def __init__(self, carry: Any) -> None:
         self._carry = carry
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._carry("pass", (args, kwargs))
         return self
 

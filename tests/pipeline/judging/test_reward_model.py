@@ -15,8 +15,9 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from pipeline.cluster.start import start_rewards
 from pipeline.data.scored import scored_ids
 from pipeline.judging.reward_model import RewardModel
+from pipeline.judging.scorer import Scorer
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.weights.reward_model import Scorer, new_score_model
+from pipeline.weights.reward_model import new_score_model
 from rewards.guard import unjudgeable
 from rewards.pool import RewardPool
 from rewards.registry import build

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.models.attention import Layout
-from pipeline.models.balance import (
+from pipeline.models.balance_losses import (
     Sequences,
     bias_steps,
     communication_balance,

@@ -11,7 +11,7 @@ from configs.balance import V2Balance, V3Balance
 from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch, shard
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
-from pipeline.train.balancing import Balancer, protected_tokens
+from pipeline.train.balancer import Balancer, protected_tokens
 from tests.pipeline.test_routing import CONFIGS, model_of
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_the_losses(family: str, config: V2Balance | V3Ba
         losses.extend(balancer._losses(model.routers.gates[layer], config, scores_TE, experts_TK))
         return weights_TK
 
-    model.routers.balancing = collect
+    model.routers.balance = collect
     model.zero_grad()
     logprobs_N = forward(model, row)
     balance = torch.stack(losses).sum() / 12
@@ -132,7 +132,7 @@ def test_the_bias_balances_a_skewed_router() -> None:
     assert figures[0]["experts/max_vio_mean"] > 1.2 and figures[0]["experts/entropy_mean"] < 0.8
     violation = np.mean([each["experts/max_vio_mean"] for each in figures[-5:]])  # it swings by a few of 118 tokens
     assert violation < 0.5 and figures[-1]["experts/entropy_mean"] > 0.96 and figures[-1]["experts/dead_count"] == 0
-    assert model.routers.balancing is None  # without a loss the gates' weights are left alone
+    assert model.routers.balance is None  # without a loss the gates' weights are left alone
 
 
 def test_the_losses_balance_a_skewed_router() -> None:

@@ -1,11 +1,10 @@
-"""The balance of the experts' load while a model trains: what is attached to a training pass, what follows it once a
-step, and the figures of every step.
+"""Balance the load of experts in training: losses at the gates, the bias step, and the figures of every step.
 
-A loss enters where a gate's weights leave it: they are handed on as they are, and on the way back the gate gets the
-loss's gradient besides its own. So no loss has to be returned through the model, and activation checkpointing
-recomputes it with its layer. Losses are means over the sequences of the whole batch, whatever its split.
+A balance loss is attached to the weights that leave a gate: the weights pass unchanged, and the backward pass adds the
+gradient of the loss. So no loss has to be returned through the model, and activation checkpointing recomputes it with
+its layer. Losses are means over the sequences of the whole batch, for every split of it.
 
-Legend: see pipeline.models.balance; R root segments.
+Legend: see pipeline.models.balance_losses; R root segments.
 """
 
 import zlib
@@ -21,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from configs.balance import V2Balance, V3Balance
 from pipeline.data.trees import MicroBatch
 from pipeline.models.attention import Layout
-from pipeline.models.balance import (
+from pipeline.models.balance_losses import (
     Sequences,
     bias_steps,
     communication_balance,
@@ -35,32 +34,32 @@ from pipeline.models.balance import (
 )
 from pipeline.models.routing import Gate, Routers
 
-LOSSES = ("expert", "device", "communication", "sequence")
-"""The losses by the names of their factors in the settings."""
-DROPPED = "experts/dropped_rate"
+_LOSSES = ("expert", "device", "communication", "sequence")
+"""Names of the losses, which are the settings of their factors."""
+_DROPPED = "experts/dropped_rate"
 
 
 class Balancer:
-    """Balances what `routers` route by the rules of `config`, over all ranks. Without it the load is only measured.
+    """Balance the load of `routers` over all ranks by `config`; with None the load is only measured.
 
-    Raises ValueError for a balance that the model's gates can't have.
+    Raises ValueError for a balance that the model's gates don't support.
     """
 
     def __init__(self, routers: Routers, config: V2Balance | V3Balance | None, device: torch.device) -> None:
         self._routers, self._config, self._device = routers, config, device
         self._names: list[str] = []
         if config is not None:
-            _check(routers, config)
-            self._names = [f"loss/{name}_balance_mean" for name in LOSSES if getattr(config, name, 0)]
-            self._names += [DROPPED] if _capacity(config) else []
+            _refuse_unsupported(routers, config)
+            self._names = [f"loss/{name}_balance_mean" for name in _LOSSES if getattr(config, name, 0)]
+            self._names += [_DROPPED] if _capacity(config) else []
         if self._names:
-            routers.balancing = self
+            routers.balance = self
         self._sums_X = torch.zeros(len(self._names), dtype=torch.double, device=device)
         self.load: dict[str, list[int]] = {}
-        """Tokens sent to each expert in the last step, by the name of the gate."""
+        """Tokens of each expert in the last step, by the name of the gate."""
 
     def begin_batch(self, batch: Sequence[MicroBatch]) -> None:
-        """Before the passes of a batch, of which this rank's part is `batch`."""
+        """Begin a batch, of which this rank computes the rows `batch`."""
         if self._names:
             num_sequences = sum(len(row.lengths) - len(set(row.parents) - {-1}) for row in batch if len(row.target_N))
             count = torch.tensor(num_sequences, device=self._device)
@@ -68,23 +67,23 @@ class Balancer:
             self._share = 1 / max(int(count), 1)
 
     def begin_row(self, row: MicroBatch) -> None:
-        """Before the forward pass of a micro-batch."""
+        """Begin the forward pass of a micro-batch."""
         if self._names:
             self._sequences = Sequences(Layout(row.lengths, row.parents), self._device)
-            self._seen: set[int] = set()
+            self._counted: set[int] = set()
             if isinstance(self._config, V2Balance) and self._config.capacity:
                 self._protected_T = torch.from_numpy(protected_tokens(row, self._config.never_dropped)).to(self._device)
 
     def __call__(self, layer: int, scores_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """The weights of a gate's answer: losses are attached to them, and those of dropped pairs are zero."""
+        """Return the weights of a gate with the losses attached, and zeros for dropped pairs."""
         gate, config = self._routers.gates[layer], self._config
         assert config is not None
         losses = self._losses(gate, config, scores_TE, experts_TK)
         figures = [loss.detach().double() * self._share for loss in losses]
         if losses:
-            # DeepSpeed's mean over ranks is undone here as it is for the loss of the batch
+            # undo DeepSpeed's mean over ranks, as for the loss of the batch
             scale = self._share * torch.distributed.get_world_size()
-            weights_TK = attached(weights_TK, torch.stack(losses).sum(), scale)
+            weights_TK = attach_loss(weights_TK, torch.stack(losses).sum(), scale)
         if capacity := _capacity(config):
             keep_TK = kept_tokens(
                 scores_TE.detach().gather(1, experts_TK),
@@ -96,18 +95,18 @@ class Balancer:
             )
             weights_TK = weights_TK * keep_TK
             figures.append((~keep_TK).sum().double())
-        if layer not in self._seen:  # else it is backward that computes it again
-            self._seen.add(layer)
+        if layer not in self._counted:  # otherwise the backward pass recomputes the layer
+            self._counted.add(layer)
             self._sums_X += torch.stack(figures)
         return weights_TK
 
     def step(self) -> dict[str, float]:
-        """Once a step, after the update: move the bias. Returns the step's figures; of a dense model there are none."""
+        """Move the bias after the update of a step, and return the step's figures; none for a dense model."""
         if not self._routers:
             return {}
         shape = len(self._routers), self._routers.gates[0].num_experts
         load_LE = self._routers.take_load()
-        if load_LE is None:  # this rank had no work; others may have had some
+        if load_LE is None:  # this rank had no work
             load_LE = torch.zeros(shape, dtype=torch.long)
         totals = torch.cat([load_LE.to(self._device).double().flatten(), self._sums_X])  # exact up to 2^53
         torch.distributed.all_reduce(totals)
@@ -119,8 +118,8 @@ class Balancer:
                 assert gate.bias_E is not None
                 gate.bias_E.add_(steps_E)
         figures = dict(zip(self._names, totals[load_LE.numel() :].tolist(), strict=True))
-        if DROPPED in figures:
-            figures[DROPPED] /= load_LE.sum().item()
+        if _DROPPED in figures:
+            figures[_DROPPED] /= load_LE.sum().item()
         violation_L = max_violation(load_LE)
         return figures | {
             "experts/max_vio_mean": violation_L.mean().item(),
@@ -130,7 +129,7 @@ class Balancer:
         }
 
     def _losses(self, gate: Gate, config: V2Balance | V3Balance, scores_TE: Tensor, experts_TK: Tensor) -> list[Tensor]:
-        """The losses with their factors, summed over the row's sequences, in the order of LOSSES."""
+        """Compute the losses with their factors, summed over the row's sequences, in the order of _LOSSES."""
         sequences = self._sequences
         if isinstance(config, V3Balance):
             return [config.sequence * sequence_balance(scores_TE, gate.top_k, sequences).sum()]
@@ -142,14 +141,16 @@ class Balancer:
             losses.append(config.device * device_balance(fractions_SE, scores_SE, gate.num_groups).sum())
         if config.communication:
             groups = {"num_groups": gate.num_groups, "top_groups": gate.top_groups}
-            each_S = communication_balance(experts_TK, scores_SE, sequences, **groups)
-            losses.append(config.communication * each_S.sum())
+            losses_S = communication_balance(experts_TK, scores_SE, sequences, **groups)
+            losses.append(config.communication * losses_S.sum())
         return losses
 
 
 def protected_tokens(row: MicroBatch, share: float) -> NDArray[np.bool_]:
-    """bool [T]: the tokens of about `share` of the sequences, those whose first segment has a low checksum. So it is
-    the same ones every time, however they are packed, and a resumed run drops what the first one dropped."""
+    """Return bool [T]: True for the tokens of about `share` of the sequences, selected by the checksum of their root.
+
+    The selection doesn't depend on the packing, and a resumed run makes the same.
+    """
     ends = np.cumsum(row.lengths)
     low_R = [
         zlib.crc32(row.token_ids_T[end - length : end].tobytes()) < share * 2**32
@@ -159,12 +160,12 @@ def protected_tokens(row: MicroBatch, share: float) -> NDArray[np.bool_]:
     return np.repeat(np.asarray(low_R)[roots], row.lengths)
 
 
-def attached(weights_TK: Tensor, loss: Tensor, scale: float) -> Tensor:
-    """`weights_TK` as they are; whoever computes their gradient adds that of scale x loss to the graph's leaves."""
-    return _Attached.apply(weights_TK, loss, scale)  # pyright: ignore[reportReturnType]
+def attach_loss(weights_TK: Tensor, loss: Tensor, scale: float) -> Tensor:
+    """Return `weights_TK` unchanged; their backward pass adds the gradient of scale x loss."""
+    return _AttachLoss.apply(weights_TK, loss, scale)  # pyright: ignore[reportReturnType]
 
 
-class _Attached(torch.autograd.Function):
+class _AttachLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights_TK: Tensor, loss: Tensor, scale: float) -> Tensor:
         ctx.scale, ctx.loss = scale, (loss.dtype, loss.device)
@@ -181,8 +182,8 @@ def _capacity(config: V2Balance | V3Balance) -> float | None:
     return config.capacity if isinstance(config, V2Balance) else None
 
 
-def _check(routers: Routers, config: V2Balance | V3Balance) -> None:
-    """Raise ValueError where the gates lack what the balance needs."""
+def _refuse_unsupported(routers: Routers, config: V2Balance | V3Balance) -> None:
+    """Raise ValueError if the gates don't support the balance."""
     if not routers:
         raise ValueError("balance is set, and the model has no gates of a known kind (a dense model?); remove balance")
     gate = routers.gates[0]
