@@ -51,6 +51,11 @@ def run(
         with watch("sync"):
             synced = fleet.sync_weights(step)
         metrics |= synced | validate(step)
-        report.step(step, metrics | watch.lap(), experience.samples(), expert_load=fleet.policy.expert_load)
+        report.step(
+            step,
+            metrics | watch.lap(),
+            experience.samples(),
+            expert_load=fleet.policy.expert_load() if report.page_due(step) else None,
+        )
         fleet.checkpoints.done(step, last=step == config.steps)
         alarms.check(step, metrics)
