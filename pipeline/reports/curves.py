@@ -59,6 +59,7 @@ TRAINING = (
     Chart("Learning rate", "", {"train/learning_rate": "rate"}),
 )
 MACHINE = (
+    Chart("Seconds of a step", "", {"time/step_seconds": "in all", "time/*_seconds": ""}),
     Chart("Tokens a second", "", {"rollout/tokens_per_second": "sampled", "train/tokens_per_second": "trained"}),
     Chart("Memory of the fullest rank", "GiB", {"memory/peak_gib": "peak"}),
     Chart("Reward pools at work", "share of workers' time", {"reward_pool/*/utilisation": ""}),
