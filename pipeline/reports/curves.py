@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -95,17 +94,18 @@ _HEADLINE_FIGURES = 8
 
 def line_charts(rows: Sequence[Row]) -> dict[str, list[LineChart]]:
     """The charts of each section, without those that have no points."""
-    looks = {name: number for number, name in enumerate(_series(REWARDS, rows))}
+    points = _points(rows)
+    looks = {name: number for number, name in enumerate(_series(REWARDS, points))}
     charts = {section: list(section_charts) for section, section_charts in CHARTS.items()}
-    labels = {key.split("/")[1]: None for row in rows for key in row if "/outcome/" in key}
     charts["What it learns"] += [
-        Chart(f"Outcomes of {label}", "share of verdicts", {f"reward/{label}/outcome/*_rate": ""}) for label in labels
+        Chart(f"Outcomes of {label}", "share of verdicts", {f"reward/{label}/outcome/*_rate": ""})
+        for label in dict.fromkeys(key.split("/")[1] for key in points if "/outcome/" in key)
     ]
     return {
         section: [
             LineChart(chart.title, chart.unit, series, looks)
             for chart in section_charts
-            if (series := _series(chart.curves, rows))
+            if (series := _series(chart.curves, points))
         ]
         for section, section_charts in charts.items()
     }
@@ -113,11 +113,8 @@ def line_charts(rows: Sequence[Row]) -> dict[str, list[LineChart]]:
 
 def seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
     """Seconds that each phase took in all steps; `other` is the time that no phase has counted."""
-    phases: defaultdict[str, float] = defaultdict(float)
-    for row in rows:
-        for key, seconds in row.items():
-            if (match := re.fullmatch(r"time/(\w+)_seconds", key)) and math.isfinite(seconds):
-                phases[match[1]] += seconds
+    keys = {match[1]: key for key in _points(rows) if (match := re.fullmatch(r"time/(\w+)_seconds", key))}
+    phases = {phase: math.fsum(row.get(key, 0.0) for row in rows) for phase, key in keys.items()}
     total = phases.pop("step", 0.0)
     phases["other"] = total - math.fsum(phases.values())
     return {phase: seconds for phase, seconds in phases.items() if seconds > 0}
@@ -125,36 +122,45 @@ def seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
 
 def headline(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
     """Name, start and end of the figures to see first: means over the first and the last twentieth of the steps."""
-    return [(name, *_ends(points)) for name, points in _series(HEADLINE, rows).items()][:_HEADLINE_FIGURES]
+    return [(name, *_ends(points)) for name, points in _series(HEADLINE, _points(rows)).items()][:_HEADLINE_FIGURES]
 
 
 def trend(rows: Sequence[Row]) -> str:
     """The curve that stands for the stage in words: `reward 0.3 → 0.7`; empty for a stage without one."""
-    for name, points in _series(TREND, rows).items():
+    for name, points in _series(TREND, _points(rows)).items():
         if len(points) > 1:
             first, last = _ends(points)
             return f"{name} {first:.3g} → {last:.3g}"
     return ""
 
 
-def _series(curves: dict[str, str], rows: Sequence[Row]) -> dict[str, Points]:
-    """The finite points of every key that fits a pattern, by name; the first pattern that fits names a key.
+def _points(rows: Sequence[Row]) -> dict[str, Points]:
+    """The finite (step, value) points of every key, at least one. A share of outcomes that a step lacks is 0, since no
+    verdict had that outcome."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if math.isfinite(value):
+                points.setdefault(key, []).append((row["step"], value))
+    for key in points:
+        judged = points.get(f"{key.partition('/outcome/')[0]}/mean")
+        if "/outcome/" in key and judged:
+            shares = dict(points[key])
+            points[key] = [(step, shares.get(step, 0.0)) for step, _ in judged]
+    return dict(points)
 
-    A share of outcomes that a step lacks is 0: no verdict had that outcome.
-    """
+
+def _series(curves: dict[str, str], points: dict[str, Points]) -> dict[str, Points]:
+    """The points of the keys that fit a pattern, by name; the first pattern that fits names a key."""
     names: dict[str, str] = {}
     for pattern, name in curves.items():
         regex = re.compile(re.escape(pattern).replace(r"\*", "([^/]+)"))
-        for key in dict.fromkeys(key for row in rows for key in row):
+        for key in points:
             if key not in names and (match := regex.fullmatch(key)):
                 names[key] = (name or " ".join("{}" for _ in match.groups())).format(*match.groups()).replace("_", " ")
     series: dict[str, Points] = {}
     for key, name in names.items():
-        judged = f"{key.partition('/outcome/')[0]}/mean" if "/outcome/" in key else None
-        values = [(row["step"], row.get(key, 0.0 if judged in row else math.nan)) for row in rows]
-        points = [(step, value) for step, value in values if math.isfinite(value)]
-        if points:
-            series[name if name not in series else key] = points
+        series[key if name in series else name] = points[key]
     return series
 
 

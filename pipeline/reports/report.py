@@ -10,11 +10,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -53,39 +53,29 @@ class Sample:
     verdicts: Mapping[str, Verdict]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A figure on the console's line: its key (a pattern), heading ("" takes the second part of the key), format and
-    width."""
-
-    key: str
-    heading: str
-    form: str
-    width: int
-
-
 COLUMNS = (
-    Column("loss/nll_mean", "loss", ".4f", 7),
-    Column("eval/nll_mean", "held-out", ".4f", 8),
-    Column("reward/total/mean", "reward", ".3f", 6),
-    Column("reward/*/pass_rate", "", ".0%", 4),
-    Column("rollout/length/mean", "length", ".0f", 6),
-    Column("reward_model/accuracy", "accuracy", ".0%", 8),
-    Column("reward_model/margin_mean", "margin", ".2f", 6),
-    Column("eval/*/accuracy", "", ".1%", 6),
-    Column("rollout/entropy_mean", "entropy", ".3f", 7),
-    Column("loss/kl_mean", "kl", ".1e", 7),
-    Column("mismatch/abs_max", "mismatch", ".1e", 8),
-    Column("train/grad_norm", "grad", ".2f", 5),
-    Column("train/learning_rate", "lr", ".1e", 7),
-    Column("time/generate_seconds", "gen", ".1f", 5),
-    Column("time/reference_seconds", "ref", ".1f", 5),
-    Column("time/train_seconds", "train", ".1f", 5),
-    Column("time/sync_seconds", "sync", ".1f", 5),
-    Column("time/eval_seconds", "eval", ".1f", 5),
-    Column("time/step_seconds", "s/step", ".1f", 6),
-    Column("*/tokens_per_second", "tok/s", ".0f", 5),
+    ("loss/nll_mean", "loss", ".4f", 7),
+    ("eval/nll_mean", "held-out", ".4f", 8),
+    ("reward/total/mean", "reward", ".3f", 6),
+    ("reward/*/pass_rate", "", ".0%", 4),
+    ("rollout/length/mean", "length", ".0f", 6),
+    ("reward_model/accuracy", "accuracy", ".0%", 8),
+    ("reward_model/margin_mean", "margin", ".2f", 6),
+    ("eval/*/accuracy", "", ".1%", 6),
+    ("rollout/entropy_mean", "entropy", ".3f", 7),
+    ("loss/kl_mean", "kl", ".1e", 7),
+    ("mismatch/abs_max", "mismatch", ".1e", 8),
+    ("train/grad_norm", "grad", ".2f", 5),
+    ("train/learning_rate", "lr", ".1e", 7),
+    ("time/generate_seconds", "gen", ".1f", 5),
+    ("time/reference_seconds", "ref", ".1f", 5),
+    ("time/train_seconds", "train", ".1f", 5),
+    ("time/sync_seconds", "sync", ".1f", 5),
+    ("time/eval_seconds", "eval", ".1f", 5),
+    ("time/step_seconds", "s/step", ".1f", 6),
+    ("*/tokens_per_second", "tok/s", ".0f", 5),
 )
+"""Figures on a line of the console: key (a pattern), heading ("" takes the second part of the key), format, width."""
 
 
 class Report:
@@ -114,7 +104,6 @@ class Report:
             transient=True,
         )
         self._task = self._bar.add_task(label, total=total_steps)
-        self._metrics_file: TextIO | None = None
         self._events: EventFileWriter | None = None
         self._page_due_at = 0.0
 
@@ -125,19 +114,20 @@ class Report:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        self._close_files()
+        if self._events is not None:
+            self._events.close()
 
     def resume(self, step: int) -> None:
         """Continue after `step`, 0 for the beginning, and drop what an earlier, killed run reported of later steps."""
         rows = [row for row in read_metrics(self._folder) if row["step"] <= step]
-        self._close_files()
+        if self._events is not None:
+            self._events.close()
         write_json_lines(self._folder / METRICS, map(_finite, rows))
         (self._folder / EXPERT_LOAD).unlink(missing_ok=True)
         (self._folder / ROLLOUTS).mkdir(exist_ok=True)
         for file in (self._folder / ROLLOUTS).glob("step-*.jsonl"):
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
-        self._metrics_file = (self._folder / METRICS).open("a", encoding="utf-8")
         self._events = EventFileWriter(str(self._folder / "tensorboard"))
         # A start at the next step makes TensorBoard drop the later events of the earlier run.
         self._events.add_event(_event(step + 1, session_log=SessionLog(status=SessionLog.START)))
@@ -162,18 +152,19 @@ class Report:
         needed where `page_due(step)`. Without a `resume` before the first step, rows of the folder from that step on
         are dropped.
         """
-        if self._metrics_file is None or self._events is None:
+        if self._events is None:
             self.resume(step - 1)
-        assert self._metrics_file is not None and self._events is not None
+        assert self._events is not None
         self.last_metrics = {key: float(value) for key, value in metrics.items()}
         if samples:
             write_json_lines(self._folder / ROLLOUTS / f"step-{step:06d}.jsonl", _sample_records(samples))
         scalars = [Summary.Value(tag=key, simple_value=value) for key, value in self.last_metrics.items()]
         self._events.add_event(_event(step, summary=Summary(value=scalars)))
         self._events.flush()
-        self._metrics_file.write(json.dumps(_finite({"step": step} | self.last_metrics)) + "\n")
-        self._metrics_file.flush()
-        os.fsync(self._metrics_file.fileno())  # so that a power cut loses no row before a training state
+        with (self._folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite({"step": step} | self.last_metrics)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # so that a power cut loses no row before a training state
         self._print(step, samples)
         if expert_load:
             write_atomic(self._folder / EXPERT_LOAD, json.dumps({"step": step, "gates": expert_load}))
@@ -195,13 +186,6 @@ class Report:
         for line in lines:
             self._console.print(line, soft_wrap=True)
         self._bar.update(self._task, completed=step)
-
-    def _close_files(self) -> None:
-        if self._metrics_file is not None:
-            self._metrics_file.close()
-        if self._events is not None:
-            self._events.close()
-        self._metrics_file = self._events = None
 
 
 class StepLines:
@@ -225,13 +209,13 @@ class StepLines:
         self._keys |= dict.fromkeys(metrics)
         count_width = max(2 * len(str(self._total_steps)) + 1, len("step"))
         headings, cells = [f"{'step':>{count_width}}"], [f"{f'{step}/{self._total_steps}':>{count_width}}"]
-        for column in COLUMNS:
+        for pattern, name, form, least_width in COLUMNS:
             for key in self._keys:
-                if fnmatchcase(key, column.key):
-                    heading = column.heading or key.split("/")[1][:9]
-                    width = max(column.width, len(heading))
+                if fnmatchcase(key, pattern):
+                    heading = name or key.split("/")[1][:9]
+                    width = max(least_width, len(heading))
                     headings.append(f"{heading:>{width}}")
-                    cells.append(f"{metrics[key]:>{width}{column.form}}" if key in metrics else " " * width)
+                    cells.append(f"{metrics[key]:>{width}{form}}" if key in metrics else " " * width)
         heading = " ".join([*headings, f"{'left':>6}"])
         line = Text(" ".join([*cells, f"{duration(pace * (self._total_steps - step)):>6}"]))
         if heading == self._heading and self._under_heading < _LINES_PER_HEADING:
@@ -264,17 +248,11 @@ def _sample_records(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
     """Records of the first groups, a group being neighbours with one prompt."""
     for _, group in islice(groupby(samples, key=lambda sample: sample.prompt), _GROUPS_KEPT):
         for sample in group:
-            fields = ("score", "status", "outcome", "detail")
-            yield {
-                "prompt": sample.prompt,
-                "completion": sample.completion,
-                "finish_reason": sample.finish_reason,
-                "reward": None if math.isnan(sample.reward) else sample.reward,
-                "verdicts": {
-                    name: {field: getattr(verdict, field) for field in fields}
-                    for name, verdict in sample.verdicts.items()
-                },
-            }
+            record = asdict(sample)
+            record["reward"] = None if math.isnan(sample.reward) else sample.reward
+            for verdict in record["verdicts"].values():
+                del verdict["seconds"]
+            yield record
 
 
 def _event(step: int, **content: Any) -> Event:

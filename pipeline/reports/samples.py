@@ -92,25 +92,17 @@ def before_and_after(steps: Mapping[int, Sequence[Record]]) -> tuple[str, list[C
     for step, records in sorted(steps.items()):
         for prompt in dict.fromkeys(record["prompt"] for record in records):
             occurrences[prompt].append(step)
-    repeated = [prompt for prompt, at in occurrences.items() if len(at) > 1]
+    repeated = {prompt: at for prompt, at in occurrences.items() if len(at) > 1}
     if repeated:
-        furthest_apart = sorted(repeated, key=lambda prompt: occurrences[prompt][0] - occurrences[prompt][-1])[:_CARDS]
-        return (
-            "Prompts that came up more than once, furthest apart: an answer of the first time and one of the last.",
-            [
-                Card(prompt, [_median_answer(steps, step, prompt) for step in (at[0], at[-1])])
-                for prompt in furthest_apart
-                for at in [occurrences[prompt]]
-            ],
-        )
-    return (
-        "No prompt was kept twice: these are answers to others, of the first step and of the last.",
-        [
-            Card(prompt, [_median_answer(steps, step, prompt)])
-            for step in (min(steps), max(steps))
-            for prompt in list(dict.fromkeys(record["prompt"] for record in steps[step]))[:_CARDS]
-        ],
-    )
+        about = "Prompts that came up more than once, furthest apart: an answer of the first time and one of the last."
+        furthest_apart = sorted(repeated, key=lambda prompt: repeated[prompt][0] - repeated[prompt][-1])[:_CARDS]
+        answers_at = {prompt: [repeated[prompt][0], repeated[prompt][-1]] for prompt in furthest_apart}
+    else:
+        about = "No prompt was kept twice: these are answers to others, of the first step and of the last."
+        answers_at = {prompt: at for prompt, at in occurrences.items() if at[0] in (min(steps), max(steps))}
+    return about, [
+        Card(prompt, [_median_answer(steps, step, prompt) for step in at]) for prompt, at in answers_at.items()
+    ]
 
 
 def _median_answer(steps: Mapping[int, Sequence[Record]], step: int, prompt: str) -> Answer:
@@ -126,18 +118,15 @@ def _median_answer(steps: Mapping[int, Sequence[Record]], step: int, prompt: str
 def extremes(records: Sequence[Record]) -> dict[str, list[Card]]:
     """Best, worst and left-out completions of a step, one of a prompt."""
     rising = _rising(records)
-    groups = {
-        "Best": rising[::-1],
-        "Worst": rising,
-        "Left out": [record for record in records if record["reward"] is None],
-    }
+    left_out = [record for record in records if record["reward"] is None]
     cards: dict[str, list[Card]] = {}
-    for title, group in groups.items():
-        first_of_prompt = {record["prompt"]: record for record in reversed(group)}
-        chosen = [record for record in group if first_of_prompt[record["prompt"]] is record][:_CARDS]
+    for title, group in {"Best": rising[::-1], "Worst": rising, "Left out": left_out}.items():
+        first_of_prompt: dict[str, Record] = {}
+        for record in group:
+            first_of_prompt.setdefault(record["prompt"], record)
         cards[title] = [
-            Card(record["prompt"], [_rollout_answer(f"ended by {record['finish_reason']}", record)])
-            for record in chosen
+            Card(prompt, [_rollout_answer(f"ended by {record['finish_reason']}", record)])
+            for prompt, record in list(first_of_prompt.items())[:_CARDS]
         ]
     return cards
 
