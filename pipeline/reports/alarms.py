@@ -1,13 +1,13 @@
 """Alarms of a GRPO run: figures that call for a person, or that stop the run.
 
-Alarms of a step test one of its figures. Drift alarms compare the newest `SPAN` steps with the first `SPAN`, and the
-alarm of reward hacking looks for trends in the newest `WINDOW` steps. They depend on the rows of `metrics.jsonl` alone,
-so a resumed run raises the same alarms as one that was never killed.
+Alarms of a step test one of its figures. Drift alarms compare the newest `DRIFT_STEPS` steps with as many at the start,
+and the alarm of reward hacking looks for trends in the newest `TREND_STEPS`. They depend on the rows of `metrics.jsonl`
+alone, so a resumed run raises the same alarms as one that was never killed.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from configs.grpo import AlarmName, GRPOConfig
 from pipeline.errors import RunStopped
+from pipeline.reports.files import MetricsRow
 
 TRUNCATED_RATE = 0.9
 """Share of truncated completions above which hardly any completion ends by itself."""
@@ -22,15 +23,13 @@ CUT_SHORT = (
     "nearly all completions were cut off at sampling.max_tokens; raise it or, if the samples show that the policy goes "
     "on after its answer, train it to end a turn as its chat template does (docs/sft.md)"
 )
-SPAN = 10
+DRIFT_STEPS = 10
 """Steps over which drift alarms average, at the start and now."""
-WINDOW = 30
+TREND_STEPS = 30
 """Steps in which trends are looked for."""
 RISING_T, FALLING_T = 3.0, 4.5
 """Standard errors of a slope from which on a series counts as rising or falling. Noise falls by 4.5 once in 20,000
 windows; it rises by 3 more often, but so does every window of a healthy run."""
-
-MetricsRow = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class Alarms:
         self._warn = warn
         self._raised: set[str] = set()
         self._first: list[MetricsRow] = []
-        self._newest: deque[MetricsRow] = deque(maxlen=WINDOW)
+        self._newest: deque[MetricsRow] = deque(maxlen=TREND_STEPS)
 
     def resume(self, rows: Sequence[MetricsRow]) -> None:
         """Check the steps of an earlier, killed run without repeating its warnings.
@@ -137,7 +136,7 @@ class Alarms:
         """Test the figures of one more step and warn. Raises RunStopped for an alarm in `stop_on`."""
         row = {**metrics, "step": step}
         self._newest.append(row)
-        if len(self._first) < SPAN:
+        if len(self._first) < DRIFT_STEPS:
             self._first.append(row)
         texts = alarms(metrics, ignore_eos=self._config.sampling.ignore_eos) | self._trends()
         for name, text in texts.items():
@@ -153,10 +152,10 @@ class Alarms:
 
     def _trends(self) -> dict[str, str]:
         texts: dict[str, str] = {}
-        window, newest = list(self._newest), list(self._newest)[-SPAN:]
-        if len(window) == WINDOW and (text := reward_hacking(window, self._held_out)):
+        window, newest = list(self._newest), list(self._newest)[-DRIFT_STEPS:]
+        if len(window) == TREND_STEPS and (text := reward_hacking(window, self._held_out)):
             texts["reward hacking"] = text
-        if newest[0]["step"] > SPAN:  # else a step would be compared with itself
+        if newest[0]["step"] > DRIFT_STEPS:  # else a step would be compared with itself
             for alarm in DRIFT_ALARMS:
                 start, now = (fmean(row.get(alarm.figure, math.nan) for row in rows) for rows in (self._first, newest))
                 if not math.isnan(now - start) and alarm.test(start, now):
@@ -198,7 +197,7 @@ def reward_hacking(window: Sequence[MetricsRow], held_out: Sequence[str]) -> str
     """
     steps, totals = [row["step"] for row in window], [_reward(row) for row in window]
     rewards = _points(steps, totals)
-    if len(rewards) < WINDOW // 2 or not slope_t(rewards) >= RISING_T:
+    if len(rewards) < TREND_STEPS // 2 or not slope_t(rewards) >= RISING_T:
         return None
     series = {
         f"reward/{label}/mean": [row.get(f"reward/{label}/mean", math.nan) for row in window] for label in held_out
@@ -211,7 +210,7 @@ def reward_hacking(window: Sequence[MetricsRow], held_out: Sequence[str]) -> str
         ]
     for name, values in series.items():
         points = _points(steps, values)
-        if len(points) >= WINDOW // 2 and slope_t(points) <= -FALLING_T:
+        if len(points) >= TREND_STEPS // 2 and slope_t(points) <= -FALLING_T:
             return (
                 f"over {len(window)} steps the reward rose from {_ends(rewards)}, while {name} fell from "
                 f"{_ends(points)}: the policy may exploit a fault of the reward; look at the samples, raise kl_coef, "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from pipeline.reports.charts import LineChart, Points
-from pipeline.reports.files import Row
+from pipeline.reports.files import MetricsRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ STEP_SECONDS = "time/step_seconds"
 _HEADLINE_FIGURES = 8
 
 
-def line_charts(rows: Sequence[Row]) -> dict[str, list[LineChart]]:
+def line_charts(rows: Sequence[MetricsRow]) -> dict[str, list[LineChart]]:
     """The charts of each section, without those that have no points."""
     points = _points(rows)
     looks = {name: number for number, name in enumerate(_series(REWARDS, points))}
@@ -111,7 +111,7 @@ def line_charts(rows: Sequence[Row]) -> dict[str, list[LineChart]]:
     }
 
 
-def seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
+def seconds_by_phase(rows: Sequence[MetricsRow]) -> dict[str, float]:
     """Seconds that each phase took in all steps; `other` is the time that no phase has counted."""
     keys = {match[1]: key for key in _points(rows) if (match := re.fullmatch(r"time/(\w+)_seconds", key))}
     phases = {phase: math.fsum(row.get(key, 0.0) for row in rows) for phase, key in keys.items()}
@@ -120,12 +120,12 @@ def seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
     return {phase: seconds for phase, seconds in phases.items() if seconds > 0}
 
 
-def headline(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
+def headline(rows: Sequence[MetricsRow]) -> list[tuple[str, float, float]]:
     """Name, start and end of the figures to see first: means over the first and the last twentieth of the steps."""
     return [(name, *_ends(points)) for name, points in _series(HEADLINE, _points(rows)).items()][:_HEADLINE_FIGURES]
 
 
-def trend(rows: Sequence[Row]) -> str:
+def trend(rows: Sequence[MetricsRow]) -> str:
     """The curve that stands for the stage in words: `reward 0.3 → 0.7`; empty for a stage without one."""
     for name, points in _series(TREND, _points(rows)).items():
         if len(points) > 1:
@@ -134,7 +134,7 @@ def trend(rows: Sequence[Row]) -> str:
     return ""
 
 
-def _points(rows: Sequence[Row]) -> dict[str, Points]:
+def _points(rows: Sequence[MetricsRow]) -> dict[str, Points]:
     """The finite (step, value) points of every key, at least one. A share of outcomes that a step lacks is 0, since no
     verdict had that outcome."""
     points: dict[str, list[tuple[float, float]]] = {}

@@ -12,10 +12,10 @@ ROLLOUTS = "rollouts"
 EXPERT_LOAD = "expert_load.json"
 """Tokens sent to each expert in the newest step that the page shows, by the name of its layer's router."""
 
-Row = dict[str, float]
+MetricsRow = Mapping[str, float]
 
 
-def read_metrics(folder: Path) -> list[Row]:
+def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows of a stage's `metrics.jsonl`, each with its `step`; empty without that file. A null is NaN.
 
     Raises ValueError for a damaged line, other than a torn last one.

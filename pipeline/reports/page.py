@@ -76,12 +76,24 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"color": lambda state: _COLORS.get(state, "idle"), "digits": _digits, "short": _short}
-    environment.filters |= {"duration": duration, "elide": _elide, "weights_hash": weights_hash}
-    functions = (asked, came_of, figure_intervals, interval_axis, ruling_interval, svg_points)
-    environment.globals |= {function.__name__: function for function in functions}
+    environment.filters |= {
+        "color": lambda state: _COLORS.get(state, "idle"),
+        "digits": _digits,
+        "duration": duration,
+        "elide": _elide,
+        "short": _short,
+        "weights_hash": weights_hash,
+    }
     script = environment.get_template("report.js").render().encode()
-    environment.globals["script_hash"] = b64encode(hashlib.sha256(script).digest()).decode()
+    environment.globals |= {
+        "figure_intervals": figure_intervals,
+        "interval_axis": interval_axis,
+        "outcome_text": came_of,
+        "rule_text": asked,
+        "ruling_interval": ruling_interval,
+        "script_hash": b64encode(hashlib.sha256(script).digest()).decode(),
+        "svg_points": svg_points,
+    }
     return environment
 
 

@@ -19,7 +19,7 @@ from pipeline.reports.stage_page import write_html
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class EvaluatedModel:
     """An evaluation of a checkpoint: the folder of its records, and its figures as `SUITE/FIGURE`."""
 
     name: str
@@ -79,17 +79,17 @@ def _result(folder: Path, stage: StageRecord) -> str:
     return trend(read_metrics(folder))
 
 
-def _evaluations(folder: Path, stage: StageRecord) -> Iterator[Evaluation]:
+def _evaluations(folder: Path, stage: StageRecord) -> Iterator[EvaluatedModel]:
     """Evaluations that a stage made; of a gate the parent's before the candidate's."""
     if stage.type == "eval" and (figures := read_json_or_none(folder / FIGURES)):
-        yield Evaluation(folder.name, folder, figures)
+        yield EvaluatedModel(folder.name, folder, figures)
     for role in ("parent", "candidate"):
         if suites := read_json_or_none(folder / role / SUITES):
             figures = {f"{suite}/{key}": value for suite, of_suite in suites.items() for key, value in of_suite.items()}
-            yield Evaluation(f"{folder.name}, {role}", folder / role, figures)
+            yield EvaluatedModel(f"{folder.name}, {role}", folder / role, figures)
 
 
-def _improved(evaluations: Sequence[Evaluation]) -> Iterator[tuple[str, float, float, str]]:
+def _improved(evaluations: Sequence[EvaluatedModel]) -> Iterator[tuple[str, float, float, str]]:
     """The first and the last value, and the interval of the last, of every figure that several checkpoints have."""
     series: defaultdict[str, list[Mapping[str, float]]] = defaultdict(list)
     for evaluation in evaluations:

@@ -25,7 +25,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pipeline.disk.files import write_atomic, write_json_lines
 from pipeline.disk.recorded import METRICS
-from pipeline.reports.files import EXPERT_LOAD, ROLLOUTS, Row, duration, read_metrics
+from pipeline.reports.files import EXPERT_LOAD, ROLLOUTS, duration, read_metrics
 from pipeline.reports.stage_page import write_html
 from rewards.types import Verdict
 
@@ -89,7 +89,7 @@ class Report:
 
     def __init__(self, folder: Path, *, total_steps: int, label: str) -> None:
         """`label` names the stage beside the progress bar, which appears only where standard output is a terminal."""
-        self.last_metrics: Row = {}
+        self.last_metrics: dict[str, float] = {}
         self._folder = folder
         self._total_steps = total_steps
         self._console = rich.get_console()

@@ -11,7 +11,7 @@ from pipeline.evaluation.statistics import wilson_interval
 from pipeline.gates.rules import Ruling, lower_is_better
 from pipeline.reports.charts import Interval
 from pipeline.reports.files import read_json_lines
-from pipeline.reports.samples import Answer, Card
+from pipeline.reports.samples import Card, CardAnswer
 
 _OUTCOMES = {"holds": "good", "fails": "bad", "undecided": "idle"}
 _ROWS_SHOWN = 4
@@ -108,12 +108,12 @@ def _card(row: Mapping[str, Any]) -> Card:
     messages, origin = row["messages"], f"{row['source']} · {row['domain']}"
     if "answers" not in row:
         *prompt, answer = messages
-        return Card(_conversation(prompt), [Answer(origin, answer["content"], row["score"])])
+        return Card(_conversation(prompt), [CardAnswer(origin, answer["content"], row["score"])])
     answers, scores = row["answers"], row["scores"] or [None] * len(row["answers"])
     places = {"best": 0, "worst": -1} if len(answers) > 1 else {"best": 0}
     return Card(
         _conversation(messages),
-        [Answer(f"{rank} of {len(answers)} · {origin}", answers[i], scores[i]) for rank, i in places.items()],
+        [CardAnswer(f"{rank} of {len(answers)} · {origin}", answers[i], scores[i]) for rank, i in places.items()],
     )
 
 

@@ -15,11 +15,11 @@ _CARDS = 3
 """Prompts shown in each group of cards."""
 _FAILURES = 12
 
-Record = dict[str, Any]
+SampleRecord = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CardAnswer:
     """One answer to a prompt. heading: the step or model that gave it. score: None where it was not judged."""
 
     heading: str
@@ -33,10 +33,10 @@ class Card:
     """A prompt with one or more answers."""
 
     prompt: str
-    answers: Sequence[Answer]
+    answers: Sequence[CardAnswer]
 
 
-def read_rollouts(folder: Path) -> dict[int, list[Record]]:
+def read_rollouts(folder: Path) -> dict[int, list[SampleRecord]]:
     """Samples in a stage's `rollouts/` by step, of at most 100 steps evenly spread from the first to the last."""
     files = sorted((folder / ROLLOUTS).glob("step-*.jsonl"))
     stride = max((len(files) - 1) / (_FILES_READ - 1), 1)
@@ -70,7 +70,7 @@ def compare(before: Path, after: Path, names: tuple[str, str]) -> list[tuple[str
     return comparisons
 
 
-def _greedy(file: Path) -> dict[str, Record]:
+def _greedy(file: Path) -> dict[str, SampleRecord]:
     """The judged greedy answers in a file of an evaluation's records, by row and prompt."""
     return {
         f"{record['row']} {record['prompt']}": record
@@ -79,13 +79,13 @@ def _greedy(file: Path) -> dict[str, Record]:
     }
 
 
-def _greedy_answer(heading: str, record: Record) -> Answer:
+def _greedy_answer(heading: str, record: SampleRecord) -> CardAnswer:
     truth = "" if record["truth"] is None else f"truth {json.dumps(record['truth'], ensure_ascii=False)[:200]}"
     parts = (record["outcome"] or record["status"], record["detail"], truth)
-    return Answer(heading, record["completion"], record["score"], "; ".join(part for part in parts if part))
+    return CardAnswer(heading, record["completion"], record["score"], "; ".join(part for part in parts if part))
 
 
-def before_and_after(steps: Mapping[int, Sequence[Record]]) -> tuple[str, list[Card]]:
+def before_and_after(steps: Mapping[int, Sequence[SampleRecord]]) -> tuple[str, list[Card]]:
     """Prompts of several steps with an answer of the first and one of the last time; without such prompts, those of the
     first and of the last step."""
     occurrences: defaultdict[str, list[int]] = defaultdict(list)
@@ -105,7 +105,7 @@ def before_and_after(steps: Mapping[int, Sequence[Record]]) -> tuple[str, list[C
     ]
 
 
-def _median_answer(steps: Mapping[int, Sequence[Record]], step: int, prompt: str) -> Answer:
+def _median_answer(steps: Mapping[int, Sequence[SampleRecord]], step: int, prompt: str) -> CardAnswer:
     """The answer in the middle of a prompt's group, with the mean of the group."""
     group = [record for record in steps[step] if record["prompt"] == prompt]
     judged = _rising(group)
@@ -115,13 +115,13 @@ def _median_answer(steps: Mapping[int, Sequence[Record]], step: int, prompt: str
     return _rollout_answer(f"step {step}", judged[len(judged) // 2], f"; mean of {len(judged)}: {mean:.3g}")
 
 
-def extremes(records: Sequence[Record]) -> dict[str, list[Card]]:
+def extremes(records: Sequence[SampleRecord]) -> dict[str, list[Card]]:
     """Best, worst and left-out completions of a step, one of a prompt."""
     rising = _rising(records)
     left_out = [record for record in records if record["reward"] is None]
     cards: dict[str, list[Card]] = {}
     for title, group in {"Best": rising[::-1], "Worst": rising, "Left out": left_out}.items():
-        first_of_prompt: dict[str, Record] = {}
+        first_of_prompt: dict[str, SampleRecord] = {}
         for record in group:
             first_of_prompt.setdefault(record["prompt"], record)
         cards[title] = [
@@ -131,21 +131,21 @@ def extremes(records: Sequence[Record]) -> dict[str, list[Card]]:
     return cards
 
 
-def _rising(records: Iterable[Record]) -> list[Record]:
+def _rising(records: Iterable[SampleRecord]) -> list[SampleRecord]:
     return sorted((record for record in records if record["reward"] is not None), key=lambda record: record["reward"])
 
 
-def _rollout_answer(heading: str, record: Record, note: str = "") -> Answer:
+def _rollout_answer(heading: str, record: SampleRecord, note: str = "") -> CardAnswer:
     lines: list[str] = []
     for label, verdict in record["verdicts"].items():
         outcome = verdict["outcome"] or verdict["status"].replace("_", " ")
         score = "" if verdict["score"] is None else f"{verdict['score']:.3g}"
         detail = f"({verdict['detail']})" if verdict["detail"] else ""
         lines.append(" ".join(part for part in (label, outcome, score, detail) if part))
-    return Answer(heading, record["completion"], record["reward"], "; ".join(lines) + note)
+    return CardAnswer(heading, record["completion"], record["reward"], "; ".join(lines) + note)
 
 
-def outcomes(records: Sequence[Record]) -> dict[str, Counter[str]]:
+def outcomes(records: Sequence[SampleRecord]) -> dict[str, Counter[str]]:
     """How often each reward's verdicts had which outcome, or without a score which status."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
@@ -155,7 +155,7 @@ def outcomes(records: Sequence[Record]) -> dict[str, Counter[str]]:
     return counts
 
 
-def failures(records: Sequence[Record]) -> list[tuple[str, str, str, int]]:
+def failures(records: Sequence[SampleRecord]) -> list[tuple[str, str, str, int]]:
     """Reward, status, detail and count of the most frequent verdicts without a score."""
     counts = Counter(
         (label, verdict["status"].replace("_", " "), verdict["detail"] or "(no detail)")

@@ -12,7 +12,7 @@ from pipeline.gates.decision import read_decision
 from pipeline.reports.alarms import Alarms
 from pipeline.reports.charts import Interval
 from pipeline.reports.curves import STEP_SECONDS, headline, line_charts, seconds_by_phase
-from pipeline.reports.files import EXPERT_LOAD, Row, data_hashes, read_metrics
+from pipeline.reports.files import EXPERT_LOAD, MetricsRow, data_hashes, read_metrics
 from pipeline.reports.page import write_page
 from pipeline.reports.results import by_suite, calibration, data_cards, kept_and_dropped
 from pipeline.reports.samples import before_and_after, compare, extremes, failures, outcomes, read_rollouts
@@ -62,7 +62,7 @@ def write_html(folder: Path) -> None:
     )
 
 
-def _alarms(folder: Path, rows: Sequence[Row]) -> list[str]:
+def _alarms(folder: Path, rows: Sequence[MetricsRow]) -> list[str]:
     """The warnings that the run's alarms gave, each with its step."""
     config = GRPOConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
     warnings: list[str] = []

@@ -150,8 +150,8 @@ def test_heading_comes_again_with_a_new_column_and_every_20_lines() -> None:
 
 
 def test_a_sample_in_two_lines() -> None:
-    asked, judged = sample_lines(Sample("58+13=", "8+3=11;\n71", "stop", 0.5, RIGHT | {"late": LATE["math"]}))
-    assert asked.plain == "  58+13=  ->  8+3=11;\\n71"
+    texts, judged = sample_lines(Sample("58+13=", "8+3=11;\n71", "stop", 0.5, RIGHT | {"late": LATE["math"]}))
+    assert texts.plain == "  58+13=  ->  8+3=11;\\n71"
     assert judged.plain == "  reward 0.5 (math ok 1, late timeout), finish_reason stop"
     _, judged = sample_lines(Sample("58+13=", "", "length", math.nan, LATE))
     assert judged.plain == "  left out (math timeout), finish_reason length"
