@@ -327,7 +327,7 @@ def _publish(record: RunRecord) -> None:
     from pipeline.reports.recipe_page import write_recipe_html
 
     record.write()
-    write_recipe_html(Path(record.folder))
+    write_recipe_html(record)
 
 
 def _show(record: RunRecord, order: Order, nodes: list[Node]) -> None:

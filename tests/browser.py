@@ -91,8 +91,8 @@ class Page:
 @contextmanager
 def browser_page() -> Iterator[Page]:
     """A page of a browser that lives as long as the block. Skips the test where there is no browser."""
-    program, environment = _program()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        program, environment = _program(Path(home))
         command = [
             program,
             "--headless",
@@ -115,7 +115,7 @@ def browser_page() -> Iterator[Page]:
             process.communicate(timeout=SECONDS)
 
 
-def _program() -> tuple[str, dict[str, str]]:
+def _program(home: Path) -> tuple[str, dict[str, str]]:
     for name in ON_PATH:
         if found := shutil.which(name):
             return found, dict(os.environ)
@@ -130,11 +130,13 @@ def _program() -> tuple[str, dict[str, str]]:
         subprocess.run([node, "-e", UNPACK, str(PACKED), str(partial)], check=True, timeout=SECONDS)
         for archive in ("al2023.tar", "fonts.tar"):
             shutil.unpack_archive(partial / archive, partial, filter="data")
-        (partial / "fonts.conf").write_text(f"<fontconfig><dir>{unpacked / 'fonts'}</dir></fontconfig>")
         (partial / "chromium").chmod(0o755)
         partial.rename(unpacked)
-    own = {"LD_LIBRARY_PATH": str(unpacked / "lib"), "FONTCONFIG_FILE": str(unpacked / "fonts.conf")}
-    return str(unpacked / "chromium"), os.environ | own
+    # Named at each start, since the folder may have moved since it was unpacked; without fonts all text has no width.
+    fonts = home / "fonts.conf"
+    fonts.write_text(f"<fontconfig><dir>{unpacked.resolve() / 'fonts'}</dir></fontconfig>")
+    libraries = {"LD_LIBRARY_PATH": str(unpacked / "lib"), "FONTCONFIG_FILE": str(fonts)}
+    return str(unpacked / "chromium"), os.environ | libraries
 
 
 def _page_address(process: "subprocess.Popen[str]") -> str:

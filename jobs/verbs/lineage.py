@@ -92,13 +92,13 @@ def _title(folder: Path, lineage: dict[str, Any]) -> Text:
     """`reason (grpo) done, reward 0.3 → 0.7`."""
     from pipeline.disk.recorded import read_figures
     from pipeline.gates.decision import read_decision
-    from pipeline.reports.curves import small_curve
+    from pipeline.reports.curves import trend
     from pipeline.reports.files import read_metrics
 
     rows, decision = read_metrics(folder), read_decision(folder)
     facts = [
         "done" if read_figures(folder) is not None else f"{len(rows)} steps so far" if rows else "",
-        small_curve(rows)[1],
+        trend(rows),
         decision.verdict.replace("_", " ") if decision else "",
     ]
     title = Text(folder.name, style="bold")
@@ -109,7 +109,7 @@ def _title(folder: Path, lineage: dict[str, Any]) -> Text:
 def _lines(folder: Path, lineage: dict[str, Any], other_parents: list[str]) -> Iterator[Text]:
     """What a stage took, a line each, and what of it has changed since."""
     from pipeline.disk.recorded import changes
-    from pipeline.reports.stage_page import data_hashes, weights_hash
+    from pipeline.reports.files import data_hashes, weights_hash
 
     made_by = {parent["key"]: Path(parent["folder"]).name for parent in lineage["parents"]}
     for key, model in lineage["models"].items():

@@ -1,245 +1,246 @@
-"""Alarms: figures of a GRPO run that a person should know about without looking for them, or that stop the run.
+"""Alarms of a GRPO run: figures that call for a person, or that stop the run.
 
-Three alarms look at one step; the others at the newest `WINDOW` steps, or at the newest `SPAN` against the first
-`SPAN`.
-All they remember are figures of `metrics.jsonl`, so that a resumed run alarms as one never killed would have.
+Alarms of a step test one of its figures. Drift alarms compare the newest `DRIFT_STEPS` steps with as many at the start,
+and the alarm of reward hacking looks for trends in the newest `TREND_STEPS`. They depend on the rows of `metrics.jsonl`
+alone, so a resumed run raises the same alarms as one that was never killed.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
-from configs.grpo import GRPOConfig
+from configs.grpo import AlarmName, GRPOConfig
 from pipeline.errors import RunStopped
-
-COLLAPSED_RATE = 0.2
-"""Share of unlike pairs with the same total from which on the mix of rewards hides what it is made of."""
-
-LEFT_OUT_RATE = 0.2
-"""Share of completions without a reward from which on a step learns from too little of what it sampled."""
+from pipeline.reports.files import MetricsRow
 
 TRUNCATED_RATE = 0.9
-"""Share of a step's completions that are cut short above which hardly any ends by itself."""
-
+"""Share of truncated completions above which hardly any completion ends by itself."""
 CUT_SHORT = (
     "nearly all completions were cut off at sampling.max_tokens; raise it or, if the samples show that the policy goes "
     "on after its answer, train it to end a turn as its chat template does (docs/sft.md)"
 )
-
-WINDOW = 30
-"""Steps that a trend is looked for in."""
-
+DRIFT_STEPS = 10
+"""Steps over which drift alarms average, at the start and now."""
+TREND_STEPS = 30
+"""Steps in which trends are looked for."""
 RISING_T, FALLING_T = 3.0, 4.5
-"""A series rises where its slope over the window is at least 3 standard errors above 0, and falls where it is 4.5 below
-it: noise does the latter once in 20,000 windows, and while a run goes well every window rises."""
+"""Standard errors of a slope from which on a series counts as rising or falling. Noise falls by 4.5 once in 20,000
+windows; it rises by 3 more often, but so does every window of a healthy run."""
 
-SPAN = 10
-"""Steps at the start, and up to now, that are averaged before they are compared."""
 
-LENGTH_FACTOR = 2.0
-"""Completions this many times as long as at the start, or as short."""
+@dataclass(frozen=True, slots=True)
+class StepAlarm:
+    """Raised by a step whose `figure` is above `limit`. `text` may hold {value}, and {worst}: the rate of abstentions
+    or failures that is highest."""
 
-ENTROPY_SHARE = 0.1
-"""What is left of the start's entropy when sampling hardly finds another answer."""
+    name: AlarmName
+    figure: str
+    limit: float
+    text: str
 
-REPETITION_RISE = 0.2
-"""Rise since the start of the share of 4-grams that a completion has said before."""
 
-LOOKED_AT = (
-    "step",
-    "reward/total/mean",
-    "reward/total/length_slope",
-    "reward/*/mean",
-    "rollout/length/mean",
-    "rollout/entropy_mean",
-    "rollout/repetition_rate",
+@dataclass(frozen=True, slots=True)
+class DriftAlarm:
+    """Raised where `test` holds for the means of `figure` at the start and now. `text` may hold {start} and {now}."""
+
+    name: AlarmName
+    figure: str
+    test: Callable[[float, float], bool]
+    text: str
+
+
+STEP_ALARMS = (
+    StepAlarm(
+        "completions cut short",
+        "rollout/truncated_rate",
+        TRUNCATED_RATE,
+        "{value:.0%} (rollout/truncated_rate): " + CUT_SHORT,
+    ),
+    StepAlarm(
+        "collapsed rewards",
+        "reward/total/collapsed_rate",
+        0.2,
+        "{value:.0%} of the pairs of completions in a group that differ in a reward got the same total and so the same "
+        "advantage (reward/total/collapsed_rate); choose other weights, or mixing=group",
+    ),
+    StepAlarm(
+        "completions left out",
+        "reward/total/left_out_rate",
+        0.2,
+        "{value:.0%} of the completions got no reward and teach nothing (most of all {worst}); if some rows can't be "
+        "judged by every reward, name the rewards of each row in a column and set prompts.reward: column:NAME",
+    ),
 )
-"""The figures that are remembered of a step, as patterns."""
-
-Row = Mapping[str, float]
+DRIFT_ALARMS = (
+    DriftAlarm(
+        "length drift",
+        "rollout/length/mean",
+        lambda start, now: not start / 2 < now < start * 2,
+        "completions went from {start:.0f} to {now:.0f} tokens (rollout/length/mean); see if a reward pays for length "
+        "(reward/*/corr_length), or give the reward `length` a weight",
+    ),
+    DriftAlarm(
+        "entropy collapse",
+        "rollout/entropy_mean",
+        lambda start, now: now <= start * 0.1,
+        "entropy fell from {start:.3g} to {now:.3g} nats a token (rollout/entropy_mean): the answers of a group become "
+        "the same and teach nothing; raise objective.clip_high or kl_coef, or lower the learning rate",
+    ),
+    DriftAlarm(
+        "repetition",
+        "rollout/repetition_rate",
+        lambda start, now: now > start + 0.2,
+        "{now:.0%} of the 4-grams of a completion occurred in it before, {start:.0%} at the start "
+        "(rollout/repetition_rate); look at the samples for the reward that pays for it",
+    ),
+)
 
 
 class Alarms:
-    """The alarms of one run. Each is said once; one that `config.stop_on` names stops the run."""
+    """The alarms of one run. Each warns once; one that `config.stop_on` names stops the run.
 
-    def __init__(self, config: GRPOConfig, tell: Callable[[str], None]) -> None:
-        """`tell` says an alarm to a person."""
-        self._stop_on = config.stop_on
-        self._ignore_eos = config.sampling.ignore_eos
+    Example:
+        alarms = Alarms(config, print)
+        alarms.resume(read_metrics(folder))
+        alarms.check(step, metrics)
+    """
+
+    def __init__(self, config: GRPOConfig, warn: Callable[[str], None]) -> None:
+        self._config = config
         self._held_out = [spec.label for spec in config.rewards if spec.weight == 0 and spec.gate is None]
-        self._tell = tell
-        self._said: set[str] = set()
-        self._first: list[Row] = []
-        self._newest: deque[Row] = deque(maxlen=WINDOW)
+        self._warn = warn
+        self._raised: set[str] = set()
+        self._first: list[MetricsRow] = []
+        self._newest: deque[MetricsRow] = deque(maxlen=TREND_STEPS)
 
-    def resume(self, rows: Sequence[Row]) -> None:
-        """Remember the steps of an earlier, killed run; what it said is not said again.
+    def resume(self, rows: Sequence[MetricsRow]) -> None:
+        """Check the steps of an earlier, killed run without repeating its warnings.
 
         Raises RunStopped as `check` does: a run that an alarm stopped goes on only without it in `stop_on`.
         """
-        tell, self._tell = self._tell, lambda _: None
+        warn, self._warn = self._warn, lambda _: None
         for row in rows:
             self.check(int(row["step"]), row)
-        self._tell = tell
+        self._warn = warn
 
-    def length_controlled(self, metrics: Row) -> dict[str, float]:
-        """`reward/total/length_controlled`: the step's mean reward at the length that completions had at the start.
+    def length_controlled(self, metrics: MetricsRow) -> dict[str, float]:
+        """See the function `length_controlled`; lengths are compared with the first step's."""
+        first = self._first[0] if self._first else metrics
+        return length_controlled(metrics, first["rollout/length/mean"])
 
-        mean r - b (mean l - l_1): b is the slope of the reward in the length within the step's groups
-        (`reward/total/length_slope`), l_1 the mean length of the first step. Absent where b is not defined.
-        """
-        slope, length = metrics.get("reward/total/length_slope"), metrics["rollout/length/mean"]
-        if slope is None:
-            return {}
-        at_start = self._first[0]["rollout/length/mean"] if self._first else length
-        return {"reward/total/length_controlled": _reward(metrics) - slope * (length - at_start)}
+    def check(self, step: int, metrics: MetricsRow) -> None:
+        """Test the figures of one more step and warn. Raises RunStopped for an alarm in `stop_on`."""
+        row = {**metrics, "step": step}
+        self._newest.append(row)
+        if len(self._first) < DRIFT_STEPS:
+            self._first.append(row)
+        texts = alarms(metrics, ignore_eos=self._config.sampling.ignore_eos) | self._trends()
+        for name, text in texts.items():
+            if name not in self._raised:
+                self._raised.add(name)
+                self._warn(f"  alarm: {name}: {text}; this warning is not repeated")
+        for name in self._config.stop_on:
+            if name in texts:
+                raise RunStopped(
+                    f"step {step}: {name}: {texts[name]}. Take '{name}' out of stop_on to go on, or start anew with "
+                    "other settings"
+                )
 
-    def check(self, step: int, metrics: Row) -> None:
-        """Look at one more step, say what it raises, and raise RunStopped for what is to stop the run."""
-        seen = {key: value for key, value in metrics.items() if any(fnmatchcase(key, name) for name in LOOKED_AT)}
-        self._newest.append(seen | {"step": step})
-        if len(self._first) < SPAN:
-            self._first.append(seen)
-        raised = alarms(metrics, ignore_eos=self._ignore_eos) | dict(self._of_run())
-        for name, text in raised.items():
-            if name not in self._said:
-                self._said.add(name)
-                self._tell(f"  alarm: {name}: {text}; said once")
-        stopping = [name for name in self._stop_on if name in raised]
-        if stopping:
-            raise RunStopped(
-                f"step {step}: {stopping[0]}: {raised[stopping[0]]}. Take '{stopping[0]}' out of stop_on to go on, or "
-                "start anew with other settings"
-            )
-
-    def _of_run(self) -> Iterator[tuple[str, str]]:
-        if len(self._newest) == WINDOW and (text := reward_hacking(list(self._newest), self._held_out)):
-            yield "reward hacking", text
-        newest = list(self._newest)[-SPAN:]
-        if newest[0]["step"] > SPAN:  # none of them is one of the first
-            for name, look in (
-                ("length drift", length_drift),
-                ("entropy collapse", entropy_collapse),
-                ("repetition", repetition),
-            ):
-                if text := look(self._first, newest):
-                    yield name, text
+    def _trends(self) -> dict[str, str]:
+        texts: dict[str, str] = {}
+        window, newest = list(self._newest), list(self._newest)[-DRIFT_STEPS:]
+        if len(window) == TREND_STEPS and (text := reward_hacking(window, self._held_out)):
+            texts["reward hacking"] = text
+        if newest[0]["step"] > DRIFT_STEPS:  # else a step would be compared with itself
+            for alarm in DRIFT_ALARMS:
+                start, now = (fmean(row.get(alarm.figure, math.nan) for row in rows) for rows in (self._first, newest))
+                if not math.isnan(now - start) and alarm.test(start, now):
+                    texts[alarm.name] = alarm.text.format(start=start, now=now)
+        return texts
 
 
-def alarms(metrics: Row, *, ignore_eos: bool = False) -> dict[str, str]:
-    """The alarms that one step raises, as text by name. With `ignore_eos` every completion is cut short on purpose, so
-    that none is raised for it."""
-    raised: dict[str, str] = {}
-    truncated = metrics.get("rollout/truncated_rate", 0.0)
-    if truncated > TRUNCATED_RATE and not ignore_eos:
-        raised["completions cut short"] = f"{truncated:.0%} (rollout/truncated_rate): {CUT_SHORT}"
-    collapsed = metrics.get("reward/total/collapsed_rate", 0.0)
-    if collapsed > COLLAPSED_RATE:
-        raised["collapsed rewards"] = (
-            f"of the pairs of completions in a group that the rewards tell apart, {collapsed:.0%} got the same total "
-            "and so the same advantage (reward/total/collapsed_rate); choose other weights, or mixing=group"
-        )
-    left_out = metrics.get("reward/total/left_out_rate", 0.0)
-    if left_out > LEFT_OUT_RATE:
-        rates = {name: rate for name, rate in metrics.items() if name.endswith(("/abstain_rate", "/failure_rate"))}
-        worst = max(rates, key=lambda name: rates[name], default="reward/total/left_out_rate")
-        raised["completions left out"] = (
-            f"{left_out:.0%} of the completions got no reward and teach nothing (most of all {worst}); a row that not "
-            "every reward can judge names its own by prompts.reward: column:NAME"
-        )
-    return raised
+def length_controlled(metrics: MetricsRow, first_mean_length: float) -> dict[str, float]:
+    """Return `reward/total/length_controlled`: the step's mean reward at the mean length l_1 of the first step.
+
+    mean r - b (mean l - l_1), where b is `reward/total/length_slope`: the slope of the reward in the length within the
+    step's groups. Empty where b is not defined.
+    """
+    if "reward/total/length_slope" not in metrics:
+        return {}
+    longer = metrics["rollout/length/mean"] - first_mean_length
+    return {"reward/total/length_controlled": _reward(metrics) - metrics["reward/total/length_slope"] * longer}
 
 
-def reward_hacking(window: Sequence[Row], held_out: Sequence[str]) -> str | None:
-    """The total reward rises while a judge that it does not count, or the reward at constant length, falls.
+def alarms(metrics: MetricsRow, *, ignore_eos: bool = False) -> dict[str, str]:
+    """The step alarms that a step raises, as text by name. With `ignore_eos` every completion is truncated on purpose,
+    so no alarm is raised for it."""
+    rates = {key: value for key, value in metrics.items() if key.endswith(("/abstain_rate", "/failure_rate"))}
+    worst = max(rates, key=lambda key: rates[key], default="reward/total/left_out_rate")
+    return {
+        alarm.name: alarm.text.format(value=value, worst=worst)
+        for alarm in STEP_ALARMS
+        if (value := metrics.get(alarm.figure, 0.0)) > alarm.limit
+        and not (ignore_eos and alarm.name == "completions cut short")
+    }
 
-    held_out: labels of the rewards that are only watched. Rises and falls are slopes by `slope_t`; a series that fewer
-    than half the steps have says nothing. A single step's slope in the length is mostly noise, so the reward at
-    constant length is taken with the mean slope of the window.
+
+def reward_hacking(window: Sequence[MetricsRow], held_out: Sequence[str]) -> str | None:
+    """Describe a total reward that rises while a held-out reward, or the reward at constant length, falls.
+
+    held_out: labels of the rewards without weight and gate. Slopes are judged by `slope_t`; a series that fewer than
+    half of the steps have is passed over. The slope in the length of a single step is mostly noise, so the reward at
+    constant length takes the mean slope of the window.
     """
     steps, totals = [row["step"] for row in window], [_reward(row) for row in window]
-    judged = [(step, total) for step, total in zip(steps, totals, strict=True) if not math.isnan(total)]
-    if len(judged) < WINDOW // 2 or not slope_t(judged) >= RISING_T:
+    rewards = _points(steps, totals)
+    if len(rewards) < TREND_STEPS // 2 or not slope_t(rewards) >= RISING_T:
         return None
-    watched = {
+    series = {
         f"reward/{label}/mean": [row.get(f"reward/{label}/mean", math.nan) for row in window] for label in held_out
     }
     slopes = [row["reward/total/length_slope"] for row in window if "reward/total/length_slope" in row]
     if slopes:
         lengths = [row["rollout/length/mean"] for row in window]
-        watched["the reward at constant length (reward/total/length_controlled)"] = [
+        series["the reward at constant length (reward/total/length_controlled)"] = [
             total - fmean(slopes) * (length - lengths[0]) for total, length in zip(totals, lengths, strict=True)
         ]
-    risen = _ends([total for _, total in judged])
-    for name, values in watched.items():
-        points = [(step, value) for step, value in zip(steps, values, strict=True) if not math.isnan(value)]
-        if len(points) >= WINDOW // 2 and slope_t(points) <= -FALLING_T:
+    for name, values in series.items():
+        points = _points(steps, values)
+        if len(points) >= TREND_STEPS // 2 and slope_t(points) <= -FALLING_T:
             return (
-                f"over {len(window)} steps the reward rose from {risen}, while {name} fell from "
-                f"{_ends([value for _, value in points])}: the policy learns what the reward says, not what it means; "
-                "look at the samples, raise kl_coef, or mend the reward"
+                f"over {len(window)} steps the reward rose from {_ends(rewards)}, while {name} fell from "
+                f"{_ends(points)}: the policy may exploit a fault of the reward; look at the samples, raise kl_coef, "
+                "or mend the reward"
             )
     return None
 
 
-def length_drift(first: Sequence[Row], newest: Sequence[Row]) -> str | None:
-    """Completions became LENGTH_FACTOR times as long as at the start, or as short."""
-    start, now = _means("rollout/length/mean", first, newest)
-    if start / LENGTH_FACTOR < now < start * LENGTH_FACTOR or math.isnan(now - start):
-        return None
-    return (
-        f"completions went from {start:.0f} to {now:.0f} tokens (rollout/length/mean); look at whether a reward pays "
-        "for length (reward/*/corr_length), or give the reward `length` a weight"
-    )
-
-
-def entropy_collapse(first: Sequence[Row], newest: Sequence[Row]) -> str | None:
-    """Entropy fell to ENTROPY_SHARE of the start's or less."""
-    start, now = _means("rollout/entropy_mean", first, newest)
-    if not now <= start * ENTROPY_SHARE:
-        return None
-    return (
-        f"entropy fell from {start:.3g} to {now:.3g} nats a token (rollout/entropy_mean): groups come to hold one "
-        "answer and teach nothing; raise objective.clip_high or kl_coef, or lower the learning rate"
-    )
-
-
-def repetition(first: Sequence[Row], newest: Sequence[Row]) -> str | None:
-    """The share of repeated 4-grams is REPETITION_RISE above the start's."""
-    start, now = _means("rollout/repetition_rate", first, newest)
-    if not now > start + REPETITION_RISE:
-        return None
-    return (
-        f"of a completion's 4-grams {now:.0%} were said in it before, {start:.0%} at the start "
-        "(rollout/repetition_rate); look at the samples, and at which reward pays for it"
-    )
-
-
 def slope_t(points: Sequence[tuple[float, float]]) -> float:
     """Slope of (x, y) points by least squares, in its standard errors: the t statistic with len(points) - 2 degrees of
-    freedom. Infinite on a straight line, 0 on a flat one, NaN where a value is."""
+    freedom. Infinite on a straight line, 0 on a flat one."""
     x, y = np.array(points, dtype=np.float64).T
     x, y = x - x.mean(), y - y.mean()
     slope = (x * y).sum() / (x * x).sum()
-    rest = ((y - slope * x) ** 2).sum()
-    if rest <= 1e-20 * (y * y).sum():  # rounding alone
+    residual = ((y - slope * x) ** 2).sum()
+    if residual <= 1e-20 * (y * y).sum():  # rounding alone
         return math.copysign(math.inf, slope) if slope else 0.0
-    return float(slope / math.sqrt(rest / (len(x) - 2) / (x * x).sum()))
+    return float(slope / math.sqrt(residual / (len(x) - 2) / (x * x).sum()))
 
 
-def _reward(row: Row) -> float:
+def _reward(row: MetricsRow) -> float:
     return row.get("reward/total/mean", math.nan)
 
 
-def _means(name: str, *rows: Sequence[Row]) -> tuple[float, ...]:
-    return tuple(fmean(row.get(name, math.nan) for row in of_span) for of_span in rows)
+def _points(steps: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
+    return [(step, value) for step, value in zip(steps, values, strict=True) if not math.isnan(value)]
 
 
-def _ends(values: Sequence[float]) -> str:
-    """Means of the first and the last third: single steps are noise."""
-    third = max(len(values) // 3, 1)
-    return f"{fmean(values[:third]):.3g} to {fmean(values[-third:]):.3g}"
+def _ends(points: Sequence[tuple[float, float]]) -> str:
+    """Means of the first and the last third, since single steps are noise."""
+    third = max(len(points) // 3, 1)
+    first, last = (fmean(value for _, value in part) for part in (points[:third], points[-third:]))
+    return f"{first:.3g} to {last:.3g}"

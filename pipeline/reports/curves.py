@@ -1,19 +1,19 @@
-"""A stage's `metrics.jsonl` as charts, and as the few figures to see first."""
+"""Charts over the steps of a stage and the figures to see first, from the rows of its `metrics.jsonl`."""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from pipeline.reports.charts import Points, area_chart, line_chart, sparkline
-from pipeline.reports.files import Row
-from pipeline.reports.page import Markup, folded, section, table, tag, tiles
+from pipeline.reports.charts import LineChart, Points
+from pipeline.reports.files import MetricsRow
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart: its title and unit, and the keys it draws with the name of each curve. A `*` in a key stands for one
-    part of it, which stands where the name has `{}`, and is the name where that is empty."""
+    """The title and unit of a line chart, and the keys of its curves with their names. A `*` in a key stands for one
+    part of it, which replaces `{}` in the name; an empty name is that part alone."""
 
     title: str
     unit: str
@@ -32,7 +32,7 @@ LEARNING = (
     Chart(
         "Cut short, not judged", "share", {"rollout/truncated_rate": "cut short", "reward/*/left_out_rate": "left out"}
     ),
-    Chart("Repetition", "share of 4-grams said before", {"rollout/repetition_rate": "repeated"}),
+    Chart("Repetition", "share of 4-grams that occurred before", {"rollout/repetition_rate": "repeated"}),
     Chart("Groups that can teach", "share with a spread of rewards", {"rollout/mixed_groups_rate": "mixed groups"}),
     Chart("Validation", "share that passes", {"validation/*/pass@1_greedy": "", "validation/*/accuracy": ""}),
 )
@@ -58,18 +58,18 @@ TRAINING = (
     Chart("Learning rate", "", {"train/learning_rate": "rate"}),
 )
 MACHINE = (
-    Chart("Tokens a second", "", {"rollout/tokens_per_second": "spoken", "train/tokens_per_second": "trained"}),
-    Chart("Memory of the fullest rank", "GiB", {"memory/peak_gib": "measured", "memory/predicted_gib": "predicted"}),
+    Chart("Seconds of a step", "", {"time/step_seconds": "in all", "time/*_seconds": ""}),
+    Chart("Tokens a second", "", {"rollout/tokens_per_second": "sampled", "train/tokens_per_second": "trained"}),
+    Chart("Memory of the fullest rank", "GiB", {"memory/peak_gib": "peak"}),
     Chart("Reward pools at work", "share of workers' time", {"reward_pool/*/utilisation": ""}),
     Chart("Waiting for a verdict", "seconds, median of groups", {"reward_pool/*/latency_p50": ""}),
     Chart("Groups waiting for a worker", "most at a time", {"reward_pool/*/queue_depth_max": ""}),
     Chart("No verdict", "share", {"reward/*/failure_rate": "{} failed", "reward/*/abstain_rate": "{} abstained"}),
 )
-FIRST, LAST = "What it learns", "The machine"
-PARTS = {FIRST: LEARNING, "How it trains": TRAINING, LAST: MACHINE}
+CHARTS = {"What it learns": LEARNING, "How it trains": TRAINING, "The machine": MACHINE}
 REWARDS = {"reward/total/mean": "total", "reward/*/mean": ""}
-"""The rewards, which look the same on every chart."""
-HEADLINES = {
+"""Keys of the rewards, each of which looks the same on every chart."""
+HEADLINE = {
     "reward/total/mean": "reward",
     "reward/*/pass_rate": "{} pass rate",
     "eval/nll_mean": "held-out loss",
@@ -80,121 +80,91 @@ HEADLINES = {
     "loss/kl_mean": "divergence",
     "time/step_seconds": "seconds a step",
 }
-"""Keys of the figures to see first, in this order, and what they are called."""
-MAIN = {
+"""Keys and names of the figures to see first, in this order; at most `_HEADLINE_FIGURES` of them."""
+TREND = {
     "reward/total/mean": "reward",
     "eval/*/accuracy": "{} accuracy",
     "reward_model/accuracy": "accuracy in training",
     "loss/nll_mean": "loss",
 }
-"""Keys of the one curve that stands for a stage: the first that it has."""
-
-TILES = 8
+"""Keys of the curve that stands for a stage: the first that it has."""
 STEP_SECONDS = "time/step_seconds"
+_HEADLINE_FIGURES = 8
 
 
-def curves(rows: Sequence[Row]) -> list[Markup]:
-    """The sections of charts, each left out where it would be empty."""
-    places = {name: place for place, name in enumerate(_series(REWARDS, rows))}
-    drawn = {part: [line_chart(*one, places) for one in _drawn(charts, rows)] for part, charts in PARTS.items()}
-    drawn[FIRST] = [*drawn[FIRST], *outcomes(rows)]
-    drawn[LAST] = [*phases(rows), *drawn[LAST]]
-    return [section(part, tag("div", charts, class_="charts") if charts else "") for part, charts in drawn.items()]
-
-
-def outcomes(rows: Sequence[Row]) -> list[Markup]:
-    """What became of the completions that each reward could judge, as shares upon each other."""
-    found: dict[str, dict[str, str]] = {}
-    for key in dict.fromkeys(key for row in rows for key in row):
-        if match := re.fullmatch(r"reward/([^/]+)/outcome/([^/]+)_rate", key):
-            found.setdefault(match[1], {})[match[2].replace("_", " ")] = key
-    return [
-        area_chart(
-            f"Outcomes of {label}",
-            {
-                outcome: [(row["step"], row.get(key, 0.0)) for row in rows if f"reward/{label}/mean" in row]
-                for outcome, key in keys.items()
-            },
-            "share of verdicts",
-        )
-        for label, keys in found.items()
+def line_charts(rows: Sequence[MetricsRow]) -> dict[str, list[LineChart]]:
+    """The charts of each section, without those that have no points."""
+    points = _points(rows)
+    looks = {name: number for number, name in enumerate(_series(REWARDS, points))}
+    charts = {section: list(section_charts) for section, section_charts in CHARTS.items()}
+    charts["What it learns"] += [
+        Chart(f"Outcomes of {label}", "share of verdicts", {f"reward/{label}/outcome/*_rate": ""})
+        for label in dict.fromkeys(key.split("/")[1] for key in points if "/outcome/" in key)
     ]
-
-
-def phases(rows: Sequence[Row]) -> list[Markup]:
-    """Where a step's seconds go, phase upon phase; what no phase has counted is `other`."""
-    timed = [row for row in rows if math.isfinite(row.get(STEP_SECONDS, math.nan))]
-    if not timed:
-        return []
-    keys = {key: None for row in timed for key in row if re.fullmatch(r"time/\w+_seconds", key) and key != STEP_SECONDS}
-    series = {
-        key.removeprefix("time/").removesuffix("_seconds"): [
-            (row["step"], max(row.get(key, 0.0), 0.0)) for row in timed
+    return {
+        section: [
+            LineChart(chart.title, chart.unit, series, looks)
+            for chart in section_charts
+            if (series := _series(chart.curves, points))
         ]
-        for key in keys
+        for section, section_charts in charts.items()
     }
-    counted = [math.fsum(row.get(key, 0.0) for key in keys) for row in timed]
-    series["other"] = [
-        (row["step"], max(row[STEP_SECONDS] - known, 0.0)) for row, known in zip(timed, counted, strict=True)
-    ]
-    return [area_chart("Time by phase", series, "seconds a step")]
 
 
-def headline(rows: Sequence[Row]) -> Markup:
-    """The figures to see first, at the end and at the beginning: means over a twentieth of the steps."""
-    shown = [(name, *_ends(points)) for name, points in _series(HEADLINES, rows).items() if points]
-    return tiles((name, f"{last:.4g}", f"{first:.4g} at the start") for name, first, last in shown[:TILES])
+def seconds_by_phase(rows: Sequence[MetricsRow]) -> dict[str, float]:
+    """Seconds that each phase took in all steps; `other` is the time that no phase has counted."""
+    keys = {match[1]: key for key in _points(rows) if (match := re.fullmatch(r"time/(\w+)_seconds", key))}
+    phases = {phase: math.fsum(row.get(key, 0.0) for row in rows) for phase, key in keys.items()}
+    total = phases.pop("step", 0.0)
+    phases["other"] = total - math.fsum(phases.values())
+    return {phase: seconds for phase, seconds in phases.items() if seconds > 0}
 
 
-def main_curve(rows: Sequence[Row]) -> tuple[str, Points] | None:
-    """Name and points of the curve that stands for the stage."""
-    return next(((name, points) for name, points in _series(MAIN, rows).items() if len(points) > 1), None)
+def headline(rows: Sequence[MetricsRow]) -> list[tuple[str, float, float]]:
+    """Name, start and end of the figures to see first: means over the first and the last twentieth of the steps."""
+    return [(name, *_ends(points)) for name, points in _series(HEADLINE, _points(rows)).items()][:_HEADLINE_FIGURES]
 
 
-def small_curve(rows: Sequence[Row]) -> tuple[Markup, str]:
-    """The main curve in small, and in words; nothing where there is none."""
-    found = main_curve(rows)
-    if found is None:
-        return Markup(), ""
-    name, points = found
-    first, last = _ends(points)
-    said = f"{name} {first:.3g} → {last:.3g}"
-    return sparkline(points, said), said
+def trend(rows: Sequence[MetricsRow]) -> str:
+    """The curve that stands for the stage in words: `reward 0.3 → 0.7`; empty for a stage without one."""
+    for name, points in _series(TREND, _points(rows)).items():
+        if len(points) > 1:
+            first, last = _ends(points)
+            return f"{name} {first:.3g} → {last:.3g}"
+    return ""
 
 
-def last_figures(rows: Sequence[Row]) -> Markup:
-    """All figures of the last step."""
-    if not rows:
-        return Markup()
-    figures = [(key, f"{value:.6g}") for key, value in rows[-1].items() if key != "step"]
-    return folded(f"All figures of step {rows[-1]['step']:g}", table(("figure", "value"), figures, numbers=[1]))
+def _points(rows: Sequence[MetricsRow]) -> dict[str, Points]:
+    """The finite (step, value) points of every key, at least one. A share of outcomes that a step lacks is 0, since no
+    verdict had that outcome."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if math.isfinite(value):
+                points.setdefault(key, []).append((row["step"], value))
+    for key in points:
+        judged = points.get(f"{key.partition('/outcome/')[0]}/mean")
+        if "/outcome/" in key and judged:
+            shares = dict(points[key])
+            points[key] = [(step, shares.get(step, 0.0)) for step, _ in judged]
+    return dict(points)
 
 
-def _drawn(charts: Sequence[Chart], rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Points], str]]:
-    for chart in charts:
-        series: dict[str, Points] = {name: points for name, points in _series(chart.curves, rows).items() if points}
-        if series:
-            yield chart.title, series, chart.unit
-
-
-def _series(curves: dict[str, str], rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
-    """By name the finite points of every key that one of the patterns fits; a key is taken by the first that does."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+def _series(curves: dict[str, str], points: dict[str, Points]) -> dict[str, Points]:
+    """The points of the keys that fit a pattern, by name; the first pattern that fits names a key."""
     names: dict[str, str] = {}
     for pattern, name in curves.items():
-        fits = re.compile(re.escape(pattern).replace(r"\*", "([^/]+)"))
-        for key in keys:
-            if key not in names and (found := fits.fullmatch(key)):
-                names[key] = (name or " ".join("{}" for _ in found.groups())).format(*found.groups()).replace("_", " ")
-    taken: dict[str, list[tuple[float, float]]] = {}
+        regex = re.compile(re.escape(pattern).replace(r"\*", "([^/]+)"))
+        for key in points:
+            if key not in names and (match := regex.fullmatch(key)):
+                names[key] = (name or " ".join("{}" for _ in match.groups())).format(*match.groups()).replace("_", " ")
+    series: dict[str, Points] = {}
     for key, name in names.items():
-        points = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
-        taken[name if name not in taken else key] = points
-    return taken
+        series[key if name in series else name] = points[key]
+    return series
 
 
 def _ends(points: Points) -> tuple[float, float]:
     """Means of the first and of the last twentieth."""
     size = max(len(points) // 20, 1)
-    first, last = ([value for _, value in part] for part in (points[:size], points[-size:]))
-    return math.fsum(first) / size, math.fsum(last) / size
+    return fmean(value for _, value in points[:size]), fmean(value for _, value in points[-size:])

@@ -1,31 +1,32 @@
-"""What a stage's folder holds for people to look at, and how it is read while the stage still writes."""
+"""Readers of the files in a stage's folder that are made for people, also while the stage still writes them."""
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk.files import read_json_or_none
 from pipeline.disk.recorded import METRICS
 
 ROLLOUTS = "rollouts"
 EXPERT_LOAD = "expert_load.json"
-"""Of the newest step that the page shows: tokens sent to each expert, by the name of its layer's gate."""
+"""Tokens sent to each expert in the newest step that the page shows, by the name of its layer's router."""
 
-Row = dict[str, float]
+MetricsRow = Mapping[str, float]
 
 
-def read_metrics(folder: Path) -> list[Row]:
-    """The rows of a stage's `metrics.jsonl`, each with its `step`; none where there is no file.
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a stage's `metrics.jsonl`, each with its `step`; empty without that file. A null is NaN.
 
-    A torn last line, which a killed run leaves, is left out. Raises ValueError for any other line that is not JSON.
+    Raises ValueError for a damaged line, other than a torn last one.
     """
     rows = read_json_lines(folder / METRICS)
     return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, but a torn last one; none where there is no file.
+    """The objects of a file of JSON lines; empty without that file. A torn last line, as a killed run leaves it, is
+    left out.
 
     Raises ValueError for any other line that is not JSON.
     """
@@ -43,10 +44,18 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file that is written as a whole; empty where it is missing or damaged, so that a page shows
-    the rest."""
-    return read_json_or_none(file) or {}
+def data_hashes(lineage: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Key, file and SHA-256 of each file that a stage read; for a source without files, the hash of its settings."""
+    for key, hashes in lineage["data"].items():
+        if isinstance(hashes, str):
+            yield key, "(its settings)", hashes
+        else:
+            yield from ((key, name, sha256) for name, sha256 in hashes.items())
+
+
+def weights_hash(model: Mapping[str, Any]) -> str:
+    """SHA-256 of the first weights file of a model in `lineage.json`; empty for a model without one."""
+    return next((sha256 for name, sha256 in model["files"].items() if name != "config.json"), "")
 
 
 def duration(seconds: float) -> str:

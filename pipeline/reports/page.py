@@ -1,124 +1,100 @@
-"""A page of HTML, put together so that no text can become markup.
+"""HTML pages from the Jinja2 templates beside this file.
 
-Everything on a page is made by `tag`, which escapes whatever was not made by `tag` itself. The page's own policy then
-forbids every script but ours and everything that would have to be loaded, so that it opens without a network, years
-later.
+Jinja2 escapes every value, so no text of a model becomes markup. The page's content policy forbids scripts other than
+its own and everything that would have to be loaded: a page opens without a network, years later.
 """
 
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Iterable
-from html import escape
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from pipeline.disk.files import write_atomic
-from pipeline.reports.style import SCRIPT, STYLE
+from pipeline.disk.run_record import DONE, FAILED, INTERRUPTED, KILLED, RUNNING, STOPPED, UNDECIDED
+from pipeline.gates.decision import asked, came_of
+from pipeline.reports.charts import interval_axis, svg_points
+from pipeline.reports.files import duration, weights_hash
+from pipeline.reports.results import figure_intervals, ruling_interval
 
-
-class Markup(str):
-    """HTML made by `tag`; any other text is escaped where it is put into one."""
-
-    __slots__ = ()
-
-
-Inside: TypeAlias = "str | int | Iterable[Inside]"
-
-VOID = ("meta", "br")
-UNSEEN = re.compile(
+REPORT = "report.html"
+_COLORS = (
+    dict.fromkeys((DONE, "promote"), "good")
+    | dict.fromkeys((RUNNING, UNDECIDED, "ask"), "busy")
+    | dict.fromkeys((FAILED, STOPPED, INTERRUPTED, KILLED, "stop", "roll_back"), "bad")
+)
+"""Colours of the states of stages and the verdicts of gates; the other states are grey."""
+_MAX_CHARACTERS = 4000
+"""Longest text of a sample that a page holds."""
+_INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""What would not be seen, or would turn the direction of the text after it: controls, and halves of characters."""
-
-RELOAD_SECONDS = 20
-
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; "
-    f"script-src 'sha256-{b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
-)
+"""Control characters, marks that turn the direction of the text after them, and halves of surrogate pairs."""
 
 
-def tag(name: str, /, *inside: Inside, **attributes: str | float | None) -> Markup:
-    """One element. Text inside it and its attributes are escaped; an attribute that is None is left out.
+def write_page(folder: Path, template: str, **values: Any) -> None:
+    """Write `report.html` of `folder`. Every template needs `title`, and `reload`: whether the browser is to load the
+    page again every 20 seconds."""
+    write_atomic(folder / REPORT, _ENVIRONMENT.get_template(template).render(values) + "\n")
 
-    A `_` in an attribute's name is a `-`, one at its end is dropped: `class_`, `stroke_width`.
-    """
-    given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{text(f"{value:.6g}" if isinstance(value, float) else str(value))}"'
-        for key, value in attributes.items()
-        if value is not None
+
+def _visible(value: Any) -> Any:
+    """Replace invisible characters of text by their escapes, such as `\\u202e`."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), value)
+
+
+def _digits(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def _short(value: float) -> str:
+    """Three digits, in no more characters than fit beside an axis: `0.667`, `12,345`, `1.2e6`."""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}" if size < 1e5 else f"{value:.2g}".replace("e+0", "e")
+    return f"{value:.3g}" if size >= 1e-3 or value == 0 else f"{value:.1e}".replace("e-0", "e-")
+
+
+def _elide(text: str) -> str:
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    half = _MAX_CHARACTERS // 2
+    return f"{text[:half]}\n … {len(text) - _MAX_CHARACTERS} characters left out …\n{text[-half:]}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return Markup(f"<{name}{given}>" if name in VOID else f"<{name}{given}>{joined(inside)}</{name}>")
+    environment.filters |= {
+        "color": lambda state: _COLORS.get(state, "idle"),
+        "digits": _digits,
+        "duration": duration,
+        "elide": _elide,
+        "short": _short,
+        "weights_hash": weights_hash,
+    }
+    script = environment.get_template("report.js").render().encode()
+    environment.globals |= {
+        "figure_intervals": figure_intervals,
+        "interval_axis": interval_axis,
+        "outcome_text": came_of,
+        "rule_text": asked,
+        "ruling_interval": ruling_interval,
+        "script_hash": b64encode(hashlib.sha256(script).digest()).decode(),
+        "svg_points": svg_points,
+    }
+    return environment
 
 
-def joined(inside: Inside) -> Markup:
-    """What stands in an element, one after the other."""
-    if isinstance(inside, Markup):
-        return inside
-    if isinstance(inside, str | int):
-        return text(str(inside))
-    return Markup("".join(map(joined, inside)))
-
-
-def text(raw: str) -> Markup:
-    """`raw` as the page shows it: itself, its invisible characters written out."""
-    return Markup(escape(UNSEEN.sub(_written_out, raw), quote=True))
-
-
-def _written_out(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode("ascii")
-
-
-def section(title: str, *inside: Inside, about: str = "") -> Markup:
-    """A part of the page under a heading that can be linked to; nothing where nothing stands in it."""
-    content = joined(inside)
-    if not content:
-        return Markup()
-    name = re.sub(r"\W+", "-", title.lower()).strip("-")
-    return tag("section", tag("h2", title), tag("p", about, class_="about") if about else "", content, id=name)
-
-
-def folded(title: str, *inside: Inside, opened: bool = False) -> Markup:
-    """What is shown when its title is pressed."""
-    return tag("details", tag("summary", title), *inside, open="" if opened else None)
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[Inside]], numbers: Iterable[int] = ()) -> Markup:
-    """A table that scrolls by itself where it is too wide; `numbers` are the columns whose cells stand to the right."""
-    right = set(numbers)
-
-    def cells(name: str, row: Iterable[Inside]) -> list[Markup]:
-        return [tag(name, cell, class_="number" if place in right else None) for place, cell in enumerate(row)]
-
-    body = [tag("tr", cells("td", row)) for row in rows]
-    return tag("div", tag("table", tag("thead", tag("tr", cells("th", head))), tag("tbody", body)), class_="wide")
-
-
-def pill(state: str, kind: str) -> Markup:
-    """A state in one word; `kind` says what to think of it: `good`, `bad`, `busy` or `idle`."""
-    return tag("span", state, class_=f"pill {kind}")
-
-
-def tiles(figures: Iterable[tuple[str, str, str]]) -> Markup:
-    """The figures to see first: of each its name, value and a word on it."""
-    shown = [
-        tag("div", tag("span", name), tag("strong", value), tag("span", note), class_="tile")
-        for name, value, note in figures
-    ]
-    return tag("div", shown, class_="tiles") if shown else Markup()
-
-
-def write_page(file: Path, title: str, *inside: Inside, reload: bool) -> None:
-    """Writes the page whole; with `reload` a browser that shows it looks again every 20 seconds."""
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", http_equiv="refresh", content=str(RELOAD_SECONDS)) if reload else "",
-        tag("title", title),
-        tag("style", Markup(STYLE)),
-    ]
-    body = tag("body", tag("main", *inside), tag("script", Markup(SCRIPT)))
-    write_atomic(file, "<!doctype html>\n" + tag("html", tag("head", head), "\n", body, lang="en") + "\n")
+_ENVIRONMENT = _environment()

@@ -1,8 +1,7 @@
-"""What a person watches of a stage, and what stays of it: `metrics.jsonl`, TensorBoard events, samples, console lines.
+"""The record of a stage: `metrics.jsonl`, TensorBoard events, samples, console lines and the page.
 
-`metrics.jsonl` holds one object a step with every digit, so that a resumed run can be compared with one never killed to
-the bit: all keys but those that end in `_seconds` or `_per_second`, or contain `/seconds_`, which hold wall-clock time,
-and `memory/...`.
+`metrics.jsonl` holds one object a step with every digit. A resumed run and one that was never killed agree to the bit
+in all keys but `memory/*` and the wall-clock times `*_seconds`, `*_per_second` and `*/seconds_*`.
 """
 
 import json
@@ -10,12 +9,12 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,26 +25,26 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pipeline.disk.files import write_atomic, write_json_lines
 from pipeline.disk.recorded import METRICS
-from pipeline.reports.files import EXPERT_LOAD, ROLLOUTS, Row, duration, read_metrics
+from pipeline.reports.files import EXPERT_LOAD, ROLLOUTS, duration, read_metrics
 from pipeline.reports.stage_page import write_html
 from rewards.types import Verdict
 
-GROUPS_KEPT = 4
+_GROUPS_KEPT = 4
 """Groups of a step whose samples are kept."""
-SAMPLES_SHOWN = 10
-"""Samples shown on the console over a whole stage."""
-HEADING_EVERY = 20
-ETA_STEPS = 20
-WIDTH = 100
-
-PAGE_SECONDS = 15.0
-"""The page is written anew no more often than this, and no sooner than a hundred times what it took the last time: it
-never costs a run more than a hundredth."""
+_SAMPLES_PRINTED = 10
+"""Samples printed over a whole stage."""
+_LINES_PER_HEADING = 20
+_PACE_STEPS = 20
+"""Steps that the time left is estimated by."""
+_LINE_WIDTH = 100
+_PAGE_SECONDS = 15.0
+"""Least time between two writings of the page. It is also at least a hundred times what writing took, so that the page
+costs a run no more than a hundredth."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion for people to read; a reward of NaN means it was left out, not judged."""
+    """One completion for people to read. A reward of NaN means that it was left out, since it could not be judged."""
 
     prompt: str
     completion: str
@@ -54,49 +53,43 @@ class Sample:
     verdicts: Mapping[str, Verdict]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A figure on the console's line: its key (a pattern), heading ("" takes the key's noun), format and width."""
-
-    key: str
-    heading: str
-    form: str
-    width: int
-
-
 COLUMNS = (
-    Column("loss/nll_mean", "loss", ".4f", 7),
-    Column("eval/nll_mean", "held-out", ".4f", 8),
-    Column("reward/total/mean", "reward", ".3f", 6),
-    Column("reward/*/pass_rate", "", ".0%", 4),
-    Column("rollout/length/mean", "length", ".0f", 6),
-    Column("reward_model/accuracy", "accuracy", ".0%", 8),
-    Column("reward_model/margin_mean", "margin", ".2f", 6),
-    Column("eval/*/accuracy", "", ".1%", 6),
-    Column("rollout/entropy_mean", "entropy", ".3f", 7),
-    Column("loss/kl_mean", "kl", ".1e", 7),
-    Column("mismatch/abs_max", "mismatch", ".1e", 8),
-    Column("train/grad_norm", "grad", ".2f", 5),
-    Column("train/learning_rate", "lr", ".1e", 7),
-    Column("time/generate_seconds", "gen", ".1f", 5),
-    Column("time/reference_seconds", "ref", ".1f", 5),
-    Column("time/train_seconds", "train", ".1f", 5),
-    Column("time/sync_seconds", "sync", ".1f", 5),
-    Column("time/eval_seconds", "eval", ".1f", 5),
-    Column("time/step_seconds", "s/step", ".1f", 6),
-    Column("*/tokens_per_second", "tok/s", ".0f", 5),
+    ("loss/nll_mean", "loss", ".4f", 7),
+    ("eval/nll_mean", "held-out", ".4f", 8),
+    ("reward/total/mean", "reward", ".3f", 6),
+    ("reward/*/pass_rate", "", ".0%", 4),
+    ("rollout/length/mean", "length", ".0f", 6),
+    ("reward_model/accuracy", "accuracy", ".0%", 8),
+    ("reward_model/margin_mean", "margin", ".2f", 6),
+    ("eval/*/accuracy", "", ".1%", 6),
+    ("rollout/entropy_mean", "entropy", ".3f", 7),
+    ("loss/kl_mean", "kl", ".1e", 7),
+    ("mismatch/abs_max", "mismatch", ".1e", 8),
+    ("train/grad_norm", "grad", ".2f", 5),
+    ("train/learning_rate", "lr", ".1e", 7),
+    ("time/generate_seconds", "gen", ".1f", 5),
+    ("time/reference_seconds", "ref", ".1f", 5),
+    ("time/train_seconds", "train", ".1f", 5),
+    ("time/sync_seconds", "sync", ".1f", 5),
+    ("time/eval_seconds", "eval", ".1f", 5),
+    ("time/step_seconds", "s/step", ".1f", 6),
+    ("*/tokens_per_second", "tok/s", ".0f", 5),
 )
+"""Figures on a line of the console: key (a pattern), heading ("" takes the second part of the key), format, width."""
 
 
 class Report:
-    """The record of one stage in its folder. A context manager: what was reported is on disk however the block ends.
+    """The record of one stage in its folder. A step is on disk as soon as `step` returns.
 
-    Every step is readable as soon as `step` returns.
+    Example:
+        with Report(folder, total_steps=100, label="sft") as report:
+            report.resume(checkpoints.restore())
+            report.step(1, {"loss/nll_mean": 2.3})
     """
 
     def __init__(self, folder: Path, *, total_steps: int, label: str) -> None:
-        """`label` names the stage beside the progress bar, which is drawn only where standard output is a terminal."""
-        self.last_metrics: Row = {}
+        """`label` names the stage beside the progress bar, which appears only where standard output is a terminal."""
+        self.last_metrics: dict[str, float] = {}
         self._folder = folder
         self._total_steps = total_steps
         self._console = rich.get_console()
@@ -111,9 +104,8 @@ class Report:
             transient=True,
         )
         self._task = self._bar.add_task(label, total=total_steps)
-        self._metrics_file: TextIO | None = None
         self._events: EventFileWriter | None = None
-        self._page_due = 0.0
+        self._page_due_at = 0.0
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -122,120 +114,111 @@ class Report:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        self._close_files()
+        if self._events is not None:
+            self._events.close()
 
     def resume(self, step: int) -> None:
-        """Go on after `step`, 0 for the beginning: what an earlier, killed run reported of later steps is dropped."""
-        kept = [row for row in read_metrics(self._folder) if row["step"] <= step]
-        self._close_files()
-        write_json_lines(self._folder / METRICS, map(_finite, kept))
+        """Continue after `step`, 0 for the beginning, and drop what an earlier, killed run reported of later steps."""
+        rows = [row for row in read_metrics(self._folder) if row["step"] <= step]
+        if self._events is not None:
+            self._events.close()
+        write_json_lines(self._folder / METRICS, map(_finite, rows))
         (self._folder / EXPERT_LOAD).unlink(missing_ok=True)
         (self._folder / ROLLOUTS).mkdir(exist_ok=True)
         for file in (self._folder / ROLLOUTS).glob("step-*.jsonl"):
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
-        self._metrics_file = (self._folder / METRICS).open("a", encoding="utf-8")
         self._events = EventFileWriter(str(self._folder / "tensorboard"))
-        self._add_event(step + 1, session_log=SessionLog(status=SessionLog.START))  # drops what was told of it before
-        self.last_metrics = {key: value for key, value in kept[-1].items() if key != "step"} if kept else {}
+        # A start at the next step makes TensorBoard drop the later events of the earlier run.
+        self._events.add_event(_event(step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self.last_metrics = {key: value for key, value in rows[-1].items() if key != "step"} if rows else {}
         self._bar.update(self._task, completed=step)
-        self._lines.start()
+        self._lines.start_clock()
+
+    def page_due(self, step: int) -> bool:
+        """Return whether reporting `step` now would write the page anew."""
+        return time.monotonic() >= self._page_due_at or step == self._total_steps
 
     def step(
         self,
         step: int,
         metrics: Mapping[str, float],
-        samples: Sequence[Sample] | None = None,
-        expert_load: Callable[[], Mapping[str, Sequence[int]]] = dict,
+        samples: Sequence[Sample] = (),
+        expert_load: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        """Record a step, which counts from 1. `samples` come group by group; those of the first groups are kept.
-        `expert_load` is asked when the page is written, for the tokens sent to each expert in this step.
+        """Record a step, which counts from 1.
 
-        Without a `resume` before the first step, whatever the folder holds of it and later ones is dropped.
+        samples: group by group; those of the first groups are kept. expert_load: tokens sent to each expert by router,
+        needed where `page_due(step)`. Without a `resume` before the first step, rows of the folder from that step on
+        are dropped.
         """
-        if self._metrics_file is None or self._events is None:
+        if self._events is None:
             self.resume(step - 1)
-        assert self._metrics_file is not None and self._events is not None
+        assert self._events is not None
         self.last_metrics = {key: float(value) for key, value in metrics.items()}
         if samples:
-            write_json_lines(self._folder / ROLLOUTS / f"step-{step:06d}.jsonl", map(_sample_record, _first(samples)))
+            write_json_lines(self._folder / ROLLOUTS / f"step-{step:06d}.jsonl", _sample_records(samples))
         scalars = [Summary.Value(tag=key, simple_value=value) for key, value in self.last_metrics.items()]
-        self._add_event(step, summary=Summary(value=scalars))
+        self._events.add_event(_event(step, summary=Summary(value=scalars)))
         self._events.flush()
-        self._metrics_file.write(json.dumps(_finite({"step": step} | self.last_metrics)) + "\n")
-        self._metrics_file.flush()
-        os.fsync(self._metrics_file.fileno())  # so that a power cut loses no row before a training state
-        for line in self._lines.of(step, self.last_metrics):
-            self._console.print(line, soft_wrap=True)
-        shown_every = max(self._total_steps // SAMPLES_SHOWN, 1)
-        if samples and (step % shown_every == 0 or step == 1):
-            for line in sample_lines(samples[0]):
-                self._console.print(line, soft_wrap=True)
-        self._bar.update(self._task, completed=step)
-        self._write_page(step, expert_load)
+        with (self._folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite({"step": step} | self.last_metrics)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # so that a power cut loses no row before a training state
+        self._print(step, samples)
+        if expert_load:
+            write_atomic(self._folder / EXPERT_LOAD, json.dumps({"step": step, "gates": expert_load}))
+        if self.page_due(step):
+            started = time.monotonic()
+            write_html(self._folder)
+            ended = time.monotonic()
+            self._page_due_at = ended + max(_PAGE_SECONDS, 100 * (ended - started))
 
     def note(self, text: str) -> None:
         """Print `text` as it is, above the bar."""
         text = "\n".join(map(_printable, text.splitlines()))
         self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def _write_page(self, step: int, expert_load: Callable[[], Mapping[str, Sequence[int]]]) -> None:
-        """Brings `report.html` up to date, where that is due."""
-        started = time.monotonic()
-        if started >= self._page_due or step == self._total_steps:
-            if load := expert_load():
-                write_atomic(self._folder / EXPERT_LOAD, json.dumps({"step": step, "gates": load}))
-            write_html(self._folder)
-            ended = time.monotonic()
-            self._page_due = ended + max(PAGE_SECONDS, 100 * (ended - started))
-
-    def _add_event(self, step: int, **content: Any) -> None:
-        assert self._events is not None
-        self._events.add_event(Event(step=step, wall_time=time.time(), **content))
-
-    def _close_files(self) -> None:
-        if self._metrics_file is not None:
-            self._metrics_file.close()
-        if self._events is not None:
-            self._events.close()
-        self._metrics_file = self._events = None
+    def _print(self, step: int, samples: Sequence[Sample]) -> None:
+        lines = self._lines.lines(step, self.last_metrics)
+        if samples and (step == 1 or step % max(self._total_steps // _SAMPLES_PRINTED, 1) == 0):
+            lines += sample_lines(samples[0])
+        for line in lines:
+            self._console.print(line, soft_wrap=True)
+        self._bar.update(self._task, completed=step)
 
 
 class StepLines:
-    """A stage's steps as the lines of a table whose columns are the figures that have come up so far."""
+    """The steps of a stage as lines of a table, whose columns are the figures that have occurred so far."""
 
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
         self._keys: dict[str, None] = {}
         self._heading = ""
         self._under_heading = 0
-        self.start()
+        self.start_clock()
 
-    def start(self) -> None:
-        """The clock that the time left is estimated by begins now."""
-        self._ends = deque([time.monotonic()], maxlen=ETA_STEPS + 1)
+    def start_clock(self) -> None:
+        """Estimate the time left from now on."""
+        self._ends = deque([time.monotonic()], maxlen=_PACE_STEPS + 1)
 
-    def of(self, step: int, metrics: Mapping[str, float]) -> list[Text]:
-        """The step's line, after a heading where one is due: every 20 lines and when there is a new column."""
+    def lines(self, step: int, metrics: Mapping[str, float]) -> list[Text]:
+        """The step's line, after a heading every 20 lines and with a new column."""
         self._ends.append(time.monotonic())
         pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
         self._keys |= dict.fromkeys(metrics)
-        columns = [
-            (column, key, column.heading or key.split("/")[1][:9])
-            for column in COLUMNS
-            for key in self._keys
-            if fnmatchcase(key, column.key)
-        ]
         count_width = max(2 * len(str(self._total_steps)) + 1, len("step"))
         headings, cells = [f"{'step':>{count_width}}"], [f"{f'{step}/{self._total_steps}':>{count_width}}"]
-        for column, key, heading in columns:
-            width = max(column.width, len(heading))
-            headings.append(f"{heading:>{width}}")
-            cells.append(f"{metrics[key]:>{width}{column.form}}" if key in metrics else " " * width)
-        headings.append(f"{'left':>6}")
-        cells.append(f"{duration(pace * (self._total_steps - step)):>6}")
-        heading, line = " ".join(headings), Text(" ".join(cells))
-        if heading == self._heading and self._under_heading < HEADING_EVERY:
+        for pattern, name, form, least_width in COLUMNS:
+            for key in self._keys:
+                if fnmatchcase(key, pattern):
+                    heading = name or key.split("/")[1][:9]
+                    width = max(least_width, len(heading))
+                    headings.append(f"{heading:>{width}}")
+                    cells.append(f"{metrics[key]:>{width}{form}}" if key in metrics else " " * width)
+        heading = " ".join([*headings, f"{'left':>6}"])
+        line = Text(" ".join([*cells, f"{duration(pace * (self._total_steps - step)):>6}"]))
+        if heading == self._heading and self._under_heading < _LINES_PER_HEADING:
             self._under_heading += 1
             return [line]
         self._heading, self._under_heading = heading, 1
@@ -243,61 +226,53 @@ class StepLines:
 
 
 def sample_lines(sample: Sample) -> list[Text]:
-    """A sample in two lines of the console's width: what was asked and said, and what came of it."""
-    asked = f"  {_elide(sample.prompt, 36)}  ->  "
-    said = asked + _elide(sample.completion, WIDTH - len(asked))
-    judged = ", ".join(
+    """A sample in two lines of the console's width: prompt and completion, then reward and verdicts."""
+    prompt = f"  {_elide(sample.prompt, 36)}  ->  "
+    verdicts = ", ".join(
         " ".join(
             [f"{name} {verdict.status}", *([] if verdict.score is None else [f"{verdict.score:g}"]), verdict.outcome]
         ).rstrip()
         for name, verdict in sample.verdicts.items()
     )
     reward = "left out" if math.isnan(sample.reward) else f"reward {sample.reward:g}"
-    outcome = f"  {reward} ({judged}), finish_reason {sample.finish_reason}"
-    lines = [Text(said, style="dim"), Text(outcome, style="dim")]
+    lines = [
+        Text(prompt + _elide(sample.completion, _LINE_WIDTH - len(prompt)), style="dim"),
+        Text(f"  {reward} ({verdicts}), finish_reason {sample.finish_reason}", style="dim"),
+    ]
     for line in lines:
-        line.truncate(WIDTH, overflow="ellipsis")
+        line.truncate(_LINE_WIDTH, overflow="ellipsis")
     return lines
 
 
-def _first(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """The samples of the first groups, a group being neighbours with one prompt."""
-    for _, group in islice(groupby(samples, key=lambda sample: sample.prompt), GROUPS_KEPT):
-        yield from group
+def _sample_records(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
+    """Records of the first groups, a group being neighbours with one prompt."""
+    for _, group in islice(groupby(samples, key=lambda sample: sample.prompt), _GROUPS_KEPT):
+        for sample in group:
+            record = asdict(sample)
+            record["reward"] = None if math.isnan(sample.reward) else sample.reward
+            for verdict in record["verdicts"].values():
+                del verdict["seconds"]
+            yield record
 
 
-def _sample_record(sample: Sample) -> dict[str, Any]:
-    return {
-        "prompt": sample.prompt,
-        "completion": sample.completion,
-        "finish_reason": sample.finish_reason,
-        "reward": None if math.isnan(sample.reward) else sample.reward,
-        "verdicts": {
-            name: {
-                "score": verdict.score,
-                "status": verdict.status,
-                "outcome": verdict.outcome,
-                "detail": verdict.detail,
-            }
-            for name, verdict in sample.verdicts.items()
-        },
-    }
+def _event(step: int, **content: Any) -> Event:
+    return Event(step=step, wall_time=time.time(), **content)
 
 
 def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no number for what is not finite: null."""
+    """The row with null for NaN and infinity, which JSON has no number for."""
     return {key: value if math.isfinite(value) else None for key, value in sorted(row.items())}
 
 
 def _elide(text: str, width: int) -> str:
-    """`text` on one line, its middle left out where it is too long."""
-    shown = _printable(text)
-    if len(shown) <= width:
-        return shown
+    """`text` on one line, without its middle where it is too long."""
+    line = _printable(text)
+    if len(line) <= width:
+        return line
     head = (width - 5) // 2
-    return f"{shown[:head]} ... {shown[head + 5 - width :]}"
+    return f"{line[:head]} ... {line[head + 5 - width :]}"
 
 
 def _printable(text: str) -> str:
-    """`text` with what would steer a terminal, or turn the direction of writing, escaped."""
+    """`text` with escapes for characters that would control a terminal or turn the direction of writing."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

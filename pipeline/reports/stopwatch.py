@@ -1,4 +1,4 @@
-"""Seconds by phase."""
+"""Wall-clock seconds by phase."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,14 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up wall-clock seconds under names, `with watch("train"): ...`."""
+    """Adds up seconds by phase.
+
+    Example:
+        watch = Stopwatch()
+        with watch("train"):
+            train()
+        watch.lap()  # {"time/train_seconds": 1.5, "time/step_seconds": 1.6}
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -14,7 +21,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count the block's seconds to `phase`."""
+        """Add the block's seconds to `phase`."""
         started = time.monotonic()
         try:
             yield
@@ -22,7 +29,7 @@ class Stopwatch:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - started
 
     def lap(self) -> dict[str, float]:
-        """`time/<phase>_seconds` and `time/step_seconds` since the last lap, then start again."""
+        """`time/<phase>_seconds` and `time/step_seconds` since the last lap; starts the next lap."""
         now = time.monotonic()
         metrics = {f"time/{phase}_seconds": seconds for phase, seconds in self._seconds.items()}
         metrics["time/step_seconds"] = now - self._started

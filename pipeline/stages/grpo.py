@@ -50,7 +50,8 @@ def run(
             updates = [fleet.update(batch) for batch in batches]
         metrics = experience.metrics | over_updates(updates) | alarms.length_controlled(experience.metrics)
         metrics |= fleet.sync_weights(step) | validate(step)
-        report.step(step, metrics | fleet.watch.lap(), samples(experience), expert_load=fleet.policy.expert_load)
+        expert_load = fleet.policy.expert_load() if report.page_due(step) else None
+        report.step(step, metrics | fleet.watch.lap(), samples(experience), expert_load=expert_load)
         fleet.checkpoints.done(step, last=step == config.steps)
         alarms.check(step, metrics)
 

@@ -52,7 +52,7 @@ def run(
             for name, result in results.items():
                 write_records(folder, name, result)
                 metrics |= {f"eval/{name}/{figure}": value for figure, value in result.figures.items()}
-        report.step(step, metrics | watch.lap(), expert_load=ranks.expert_load)
+        report.step(step, metrics | watch.lap(), expert_load=ranks.expert_load() if report.page_due(step) else None)
         checkpoints.done(step, last=step == steps)
     return results
 

@@ -39,7 +39,7 @@ def run(
             with watch("eval"):
                 trees = [_tree(held_out[i]) for i in range(len(held_out))]
                 metrics |= ranks.evaluate(ranks.shard(trees))
-        report.step(step, metrics | watch.lap(), expert_load=ranks.expert_load)
+        report.step(step, metrics | watch.lap(), expert_load=ranks.expert_load() if report.page_due(step) else None)
         checkpoints.done(step, last=step == steps)
 
 

@@ -11,8 +11,12 @@ from datasets import Dataset, DatasetDict
 
 from configs.gate import HoldRule, ImproveRule, ThresholdRule
 from pipeline.disk.files import write_json_lines
+from pipeline.disk.lock import locked
+from pipeline.disk.run_record import DONE, RUNNING, WAITING, RunRecord, StageRecord
 from pipeline.gates.decision import Decision, write_decision
 from pipeline.gates.rules import Ruling
+from pipeline.reports.recipe_page import write_recipe_html
+from pipeline.reports.stage_page import write_html
 
 HOSTILE = (
     "</pre></td></svg><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'\"&\u202e"
@@ -27,7 +31,7 @@ STAGES = {
     "prefer": ("grpo", ["gate_reason", "rm_helpful"]),
     "eval": ("eval", ["prefer"]),
 }
-STATES = {"prefer": "running", "eval": "waiting"}
+STATES = {"prefer": RUNNING, "eval": WAITING}
 
 
 def make_run(run: Path, steps: int = 30) -> Path:
@@ -47,25 +51,31 @@ def make_run(run: Path, steps: int = 30) -> Path:
         _rollouts(run / name / "rollouts", steps)
     (run / "prefer" / "figures.json").unlink()
     _gate(run / "gate_reason")
-    record = {
-        "name": run.name,
-        "state": "running",
-        "reason": HOSTILE,
-        "started": time.time() - 700,
-        "stages": {
-            name: {
-                "type": kind,
-                "waits_for": parents,
-                "state": STATES.get(name, "done"),
-                "reason": "waits for prefer" if name == "eval" else "",
-                "started": None if name == "eval" else time.time() - 700 + 100 * place,
-                "ended": None if name in STATES else time.time() - 605 + 100 * place,
-            }
-            for place, (name, (kind, parents)) in enumerate(STAGES.items())
-        },
+    stages = {
+        name: StageRecord(
+            kind,
+            parents,
+            state=STATES.get(name, DONE),
+            reason="waits for prefer" if name == "eval" else "",
+            started=None if name == "eval" else time.time() - 700 + 100 * place,
+            ended=None if name in STATES else time.time() - 605 + 100 * place,
+        )
+        for place, (name, (kind, parents)) in enumerate(STAGES.items())
     }
-    (run / "run.json").write_text(json.dumps(record))
+    RunRecord(run.name, str(run), stages, RUNNING, reason=HOSTILE, started=time.time() - 700).write()
     return run
+
+
+def write_run_page(run: Path) -> str:
+    """Write the run's page as its conductor does, which holds the folder, and return it."""
+    with locked(run):
+        write_recipe_html(RunRecord.read(run))
+    return (run / "report.html").read_text()
+
+
+def write_stage_page(folder: Path) -> str:
+    write_html(folder)
+    return (folder / "report.html").read_text()
 
 
 GRPO = {

@@ -1,4 +1,4 @@
-"""What a run says unasked, that it says it once, and what it stops for: on constructed series."""
+"""Alarms of a GRPO run on constructed series: each warns once, and some stop the run."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from configs.grpo import GRPOConfig
 from pipeline.errors import RunStopped
 from pipeline.grpo.collect import mixed_rewards
 from pipeline.grpo.figures import length_slope, repetition_rate
-from pipeline.reports.alarms import SPAN, WINDOW, Alarms, alarms, slope_t
+from pipeline.reports.alarms import DRIFT_STEPS, TREND_STEPS, Alarms, alarms, slope_t
 from pipeline.reports.report import Report, read_metrics
 from rewards.types import Verdict
 
@@ -44,26 +44,26 @@ def test_completions_cut_short() -> None:
     assert list(alarms(CALM | {"rollout/truncated_rate": 0.95})) == ["completions cut short"]
     assert "max_tokens" in alarms({"rollout/truncated_rate": 1.0})["completions cut short"]
     assert alarms({"rollout/truncated_rate": 1.0}, ignore_eos=True) == {}
-    said: list[str] = []
+    warnings: list[str] = []
     row = {"rollout/truncated_rate": 1.0, "rollout/length/mean": 24.0}
     for ignore_eos in (True, False):
         sampling = config().sampling.model_copy(update={"ignore_eos": ignore_eos})
-        Alarms(config().model_copy(update={"sampling": sampling}), said.append).check(1, row)
-    assert len(said) == 1
+        Alarms(config().model_copy(update={"sampling": sampling}), warnings.append).check(1, row)
+    assert len(warnings) == 1
     with pytest.raises(RunStopped, match="completions cut short"):
-        Alarms(config("completions cut short"), said.append).check(1, row)
+        Alarms(config("completions cut short"), warnings.append).check(1, row)
 
 
 def raised(rows: Iterator[Mapping[str, float]]) -> list[str]:
-    said: list[str] = []
-    watching = Alarms(config(), said.append)
+    warnings: list[str] = []
+    watching = Alarms(config(), warnings.append)
     for step, row in enumerate(rows, start=1):
         watching.check(step, row | watching.length_controlled(row))
-    return said
+    return warnings
 
 
-def series(seed: int = 0, **given: Series) -> Iterator[dict[str, float]]:
-    """A healthy run, other than in what is given: reward and judge rise and level off, all with noise."""
+def series(seed: int = 0, **shapes_by_name: Series) -> Iterator[dict[str, float]]:
+    """A healthy run but for the shapes in the arguments: reward and judge rise and level off, all with noise."""
     rng = np.random.default_rng(seed)
     shapes: dict[str, Series] = {
         "reward/total/mean": lambda x: 0.2 + 0.7 * (1 - np.exp(-4 * x)),
@@ -75,7 +75,7 @@ def series(seed: int = 0, **given: Series) -> Iterator[dict[str, float]]:
     }
     noise = {"reward/total/length_slope": 0.003, "rollout/length/mean": 4.0}
     for step in range(STEPS):
-        shaped = shapes | {name.replace("__", "/"): shape for name, shape in given.items()}
+        shaped = shapes | {name.replace("__", "/"): shape for name, shape in shapes_by_name.items()}
         yield {name: float(f(step / STEPS) + noise.get(name, 0.03) * rng.normal()) for name, f in shaped.items()}
 
 
@@ -83,23 +83,23 @@ def test_a_calm_step_raises_none() -> None:
     assert alarms(CALM) == {} == alarms({})
 
 
-def test_a_collapse_is_told_with_its_share() -> None:
+def test_a_collapse_warns_with_its_share() -> None:
     [(name, text)] = alarms(COLLAPSED).items()
     assert name == "collapsed rewards" and "50%" in text and "mixing=group" in text
 
 
-def test_what_is_left_out_is_told_with_the_worst_reward() -> None:
+def test_completions_left_out_warn_with_the_worst_reward() -> None:
     rates = {"reward/math/abstain_rate": 0.1, "reward/code/abstain_rate": 0.6, "reward/code/failure_rate": 0.0}
     [(name, text)] = alarms(CALM | rates | {"reward/total/left_out_rate": 0.6}).items()
     assert name == "completions left out" and "60%" in text and "reward/code/abstain_rate" in text
 
 
-def test_each_is_said_once() -> None:
-    said: list[str] = []
-    watching = Alarms(config(), said.append)
+def test_each_alarm_warns_once() -> None:
+    warnings: list[str] = []
+    watching = Alarms(config(), warnings.append)
     for step, metrics in enumerate((CALM, COLLAPSED, COLLAPSED), start=1):
         watching.check(step, metrics)
-    assert len(said) == 1 and "collapsed rewards" in said[0]
+    assert len(warnings) == 1 and "collapsed rewards" in warnings[0]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -112,8 +112,8 @@ def test_a_healthy_run_and_noise_raise_none(seed: int) -> None:
 
 
 def test_a_reward_that_rises_while_the_judge_falls() -> None:
-    [said] = raised(series(reward__judge__mean=lambda x: 0.5 - 0.8 * x))
-    assert "reward hacking" in said and "reward/judge/mean fell" in said
+    [warning] = raised(series(reward__judge__mean=lambda x: 0.5 - 0.8 * x))
+    assert "reward hacking" in warning and "reward/judge/mean fell" in warning
 
 
 def test_a_reward_that_rises_by_length_alone() -> None:
@@ -123,16 +123,16 @@ def test_a_reward_that_rises_by_length_alone() -> None:
         "reward__total__length_slope": lambda _: 0.01,
         "rollout__length__mean": lambda x: 200 + 199 * x,  # not yet twice as long
     }
-    [said] = raised(series(**long))
-    assert "reward hacking" in said and "(reward/total/length_controlled) fell" in said
+    [warning] = raised(series(**long))
+    assert "reward hacking" in warning and "(reward/total/length_controlled) fell" in warning
 
 
 def test_totals_keep_their_level_where_rewards_are_normalised() -> None:
     """Two groups of two, judged by two rewards with the coefficients 1 and 0.5: totals 1.0, 0.5 and 2.0, 0.0."""
     scores = [[(1.0, 0.0), (0.0, 1.0)], [(2.0, 0.0), (0.0, 0.0)]]
     verdicts = [[{"a": Verdict(a), "b": Verdict(b)} for a, b in group] for group in scores]
-    given = {"rewards": [{"name": "m:a"}, {"name": "m:b", "weight": 0.5}], "mixing": "batch"}
-    normalised = GRPOConfig.model_validate(config().model_dump() | given)
+    settings = {"rewards": [{"name": "m:a"}, {"name": "m:b", "weight": 0.5}], "mixing": "batch"}
+    normalised = GRPOConfig.model_validate(config().model_dump() | settings)
     rewards_PG, totals_PG, _ = mixed_rewards(normalised, verdicts, np.full((2, 2), 5))
     assert rewards_PG.mean() == pytest.approx(0)
     assert totals_PG.tolist() == [[1.0, 0.5], [2.0, 0.0]]
@@ -140,19 +140,19 @@ def test_totals_keep_their_level_where_rewards_are_normalised() -> None:
 
 @pytest.mark.parametrize("end", [3.0, 0.3])
 def test_length_that_drifts(end: float) -> None:
-    [said] = raised(series(rollout__length__mean=lambda x: 100 * end**x, reward__total__length_slope=lambda _: 0.0))
-    assert "length drift" in said and "completions went from" in said
+    [warning] = raised(series(rollout__length__mean=lambda x: 100 * end**x, reward__total__length_slope=lambda _: 0.0))
+    assert "length drift" in warning and "completions went from" in warning
 
 
 def test_entropy_that_collapses() -> None:
     rows = series(rollout__entropy_mean=lambda x: 0.6 if x < 0.5 else -1.0)
-    [said] = raised(row | {"rollout/entropy_mean": max(row["rollout/entropy_mean"], 0.01)} for row in rows)
-    assert "entropy collapse" in said and "0.01 nats" in said
+    [warning] = raised(row | {"rollout/entropy_mean": max(row["rollout/entropy_mean"], 0.01)} for row in rows)
+    assert "entropy collapse" in warning and "0.01 nats" in warning
 
 
 def test_completions_that_repeat_themselves() -> None:
-    [said] = raised(series(rollout__repetition_rate=lambda x: 0.05 + 0.4 * x))
-    assert "repetition" in said and "% at the start" in said
+    [warning] = raised(series(rollout__repetition_rate=lambda x: 0.05 + 0.4 * x))
+    assert "repetition" in warning and "% at the start" in warning
 
 
 def test_an_alarm_in_stop_on_stops_the_run_there_and_not_earlier() -> None:
@@ -170,8 +170,8 @@ def test_a_resumed_run_goes_on_as_if_never_killed(tmp_path: Path) -> None:
     """At whatever step it is killed: the same alarms at the same steps, none twice, and the same figures."""
     rows = list(series(reward__judge__mean=lambda x: 0.5 - 0.8 * x, rollout__repetition_rate=lambda x: 0.05 + 0.6 * x))
 
-    def run(first: int, watching: Alarms, said: list[str]) -> list[tuple[int, str]]:
-        told: list[tuple[int, str]] = []
+    def run(first: int, watching: Alarms, warnings: list[str]) -> list[tuple[int, str]]:
+        by_step: list[tuple[int, str]] = []
         with Report(tmp_path, total_steps=STEPS, label="grpo") as report:
             report.resume(first - 1)
             watching.resume(read_metrics(tmp_path))
@@ -179,20 +179,22 @@ def test_a_resumed_run_goes_on_as_if_never_killed(tmp_path: Path) -> None:
                 metrics = row | watching.length_controlled(row)
                 report.step(step, metrics)
                 watching.check(step, metrics)
-                told += [(step, text) for text in said]
-                said.clear()
-        return told
+                by_step += [(step, text) for text in warnings]
+                warnings.clear()
+        return by_step
 
-    said: list[str] = []
-    whole = run(1, Alarms(config(), said.append), said)
+    warnings: list[str] = []
+    whole = run(1, Alarms(config(), warnings.append), warnings)
     figures = read_metrics(tmp_path)
     assert len(whole) == 2
-    for killed in (1, SPAN, WINDOW + 5, whole[0][0], 150):
-        assert run(killed + 1, Alarms(config(), said.append), said) == [told for told in whole if told[0] > killed]
+    for killed in (1, DRIFT_STEPS, TREND_STEPS + 5, whole[0][0], 150):
+        assert run(killed + 1, Alarms(config(), warnings.append), warnings) == [
+            warning for warning in whole if warning[0] > killed
+        ]
         assert read_metrics(tmp_path) == figures
     with pytest.raises(RunStopped, match="reward hacking"):  # what stopped it stops it again
-        Alarms(config("reward hacking"), said.append).resume(figures)
-    assert not said
+        Alarms(config("reward hacking"), warnings.append).resume(figures)
+    assert not warnings
 
 
 def test_slopes_in_their_standard_errors() -> None:
@@ -200,11 +202,11 @@ def test_slopes_in_their_standard_errors() -> None:
     assert slope_t([(1, 0), (2, 1), (3, 5)]) == pytest.approx(2.5 / np.sqrt(0.75))
     assert slope_t([(1, 3), (2, 2), (3, 1)]) == -np.inf and slope_t([(1, 0.1), (2, 0.1), (3, 0.1)]) == 0
     rng = np.random.default_rng(0)
-    noise = [slope_t(list(enumerate(rng.normal(size=WINDOW)))) for _ in range(4000)]
+    noise = [slope_t(list(enumerate(rng.normal(size=TREND_STEPS)))) for _ in range(4000)]
     assert np.mean(np.abs(noise) > 2.048) == pytest.approx(0.05, abs=0.012)  # Student's t with 28 degrees of freedom
 
 
-def test_what_a_token_is_worth_within_a_group() -> None:
+def test_the_slope_in_the_length_is_within_a_group() -> None:
     # The second prompt is hard: longer answers and lower rewards, yet in both groups a token is worth 0.1.
     assert length_slope([[0.0, 1.0], [-5.0, -4.0]], [[10, 20], [90, 100]]) == pytest.approx(0.1)
     assert length_slope([[0.0, 1.0, np.nan], [-5.0, -4.0, np.nan]], [[10, 20, 7], [90, 100, 3]]) == pytest.approx(0.1)
@@ -212,7 +214,7 @@ def test_what_a_token_is_worth_within_a_group() -> None:
     assert length_slope([[np.nan, np.nan]], [[10, 20]]) is None
 
 
-def test_phrases_said_again() -> None:
+def test_the_share_of_repeated_4_grams() -> None:
     assert repetition_rate([1, 2, 3]) == 0.0 == repetition_rate([1, 2, 3, 4, 5]) == repetition_rate([])
     assert repetition_rate([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)  # 1234 2341 3412 4123 1234
     assert repetition_rate([7] * 103) == pytest.approx(0.99)
@@ -221,4 +223,4 @@ def test_phrases_said_again() -> None:
 def test_a_step_without_verdicts_hides_nothing() -> None:
     rows = list(series(reward__judge__mean=lambda x: 0.5 - 0.8 * x))
     rows[len(rows) // 2] |= {"reward/total/mean": float("nan")}
-    assert any("reward hacking" in said for said in raised(iter(rows)))
+    assert any("reward hacking" in warning for warning in raised(iter(rows)))

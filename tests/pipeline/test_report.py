@@ -12,14 +12,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.reports import report as report_module
-from pipeline.reports.charts import area_chart, axis_ticks, line_chart, sparkline, thin
-from pipeline.reports.page import tag
-from pipeline.reports.recipe_page import write_recipe_html
-from pipeline.reports.report import Report, Sample, StepLines, duration, read_metrics, sample_lines
-from pipeline.reports.shapes import Interval, forest, heat_map
-from pipeline.reports.stage_page import write_html
+from pipeline.reports.files import duration, read_metrics
+from pipeline.reports.report import Report, Sample, StepLines, sample_lines
 from rewards.types import Status, Verdict
-from tests.pipeline.report_run import make_run
+from tests.pipeline.report_run import STAGES, make_run, write_run_page, write_stage_page
 
 RIGHT = {"math": Verdict(1.0)}
 LATE = {"math": Verdict(None, Status.TIMEOUT, "5 s are over")}
@@ -105,10 +101,10 @@ def test_samples_of_the_first_groups(tmp_path: Path) -> None:
     left_out = Sample("p0", "\ud800 half a pair", "length", math.nan, LATE)
     groups = [[left_out, sample("p0")], *([sample(f"p{i}"), sample(f"p{i}")] for i in range(1, 6))]
     with Report(tmp_path, total_steps=2, label="grpo") as report:
-        report.step(1, {}, [one for group in groups for one in group])
-    kept = [json.loads(line) for line in (tmp_path / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
-    assert [one["prompt"] for one in kept] == ["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]
-    assert kept[0] == {
+        report.step(1, {}, [sample for group in groups for sample in group])
+    records = [json.loads(line) for line in (tmp_path / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    assert [record["prompt"] for record in records] == ["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]
+    assert records[0] == {
         "prompt": "p0",
         "completion": "\ud800 half a pair",
         "finish_reason": "length",
@@ -145,17 +141,17 @@ def test_console_lines_fit_and_stay_plain(tmp_path: Path, capsys: pytest.Capture
 
 def test_heading_comes_again_with_a_new_column_and_every_20_lines() -> None:
     lines = StepLines(100)
-    counts = [len(lines.of(step, {"loss/nll_mean": 1.0})) for step in range(1, 22)]
+    counts = [len(lines.lines(step, {"loss/nll_mean": 1.0})) for step in range(1, 22)]
     assert counts == [2] + [1] * 19 + [2]
-    heading, _ = lines.of(22, {"loss/nll_mean": 1.0, "eval/nll_mean": 2.0})
+    heading, _ = lines.lines(22, {"loss/nll_mean": 1.0, "eval/nll_mean": 2.0})
     assert "held-out" in heading.plain
-    [line] = lines.of(23, {"loss/nll_mean": 1.0})
+    [line] = lines.lines(23, {"loss/nll_mean": 1.0})
     assert len(line) == len(heading)
 
 
 def test_a_sample_in_two_lines() -> None:
-    asked, judged = sample_lines(Sample("58+13=", "8+3=11;\n71", "stop", 0.5, RIGHT | {"late": LATE["math"]}))
-    assert asked.plain == "  58+13=  ->  8+3=11;\\n71"
+    texts, judged = sample_lines(Sample("58+13=", "8+3=11;\n71", "stop", 0.5, RIGHT | {"late": LATE["math"]}))
+    assert texts.plain == "  58+13=  ->  8+3=11;\\n71"
     assert judged.plain == "  reward 0.5 (math ok 1, late timeout), finish_reason stop"
     _, judged = sample_lines(Sample("58+13=", "", "length", math.nan, LATE))
     assert judged.plain == "  left out (math timeout), finish_reason length"
@@ -168,14 +164,19 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+def page_of_steps(folder: Path, rows: list[dict[str, float]]) -> str:
+    lines = [json.dumps({"step": step, **row}) + "\n" for step, row in enumerate(rows, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return write_stage_page(folder)
+
+
 def test_html_is_self_contained_and_escaped(tmp_path: Path) -> None:
     attack = "</td><script>alert(1)</script>\ud800"
     with Report(tmp_path, total_steps=2, label="grpo") as report:
         for step in (1, 2):
             report.step(step, metrics_of(step), [Sample(attack, attack, "length", math.nan, LATE)])
     (tmp_path / "config.json").write_text('{"a": "<b>"}')
-    write_html(tmp_path)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_stage_page(tmp_path)
     assert page.count("<script") == 1 and "&lt;script&gt;alert(1)" in page and "&lt;b&gt;" in page
     assert not re.search(r"https?://|src=|@import|url\(", page)
     assert "not judged" in page and "math timeout (5 s are over)" in page
@@ -184,64 +185,77 @@ def test_html_is_self_contained_and_escaped(tmp_path: Path) -> None:
 
 
 def test_html_of_an_empty_stage(tmp_path: Path) -> None:
-    write_html(tmp_path)
-    assert "<h1>" in (tmp_path / "report.html").read_text()
+    assert "<h1>" in write_stage_page(tmp_path)
 
 
-def test_chart_places_points_by_hand() -> None:
+def test_the_same_files_give_the_same_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "made_up", steps=3)
+    assert write_stage_page(run / "reason") == write_stage_page(run / "reason")
+
+
+def test_chart_places_points_by_hand(tmp_path: Path) -> None:
     # 360 x 170 with margins 44, 8 (right), 8 (top), 20: x from 44 to 352, y from 8 (value 10) to 150 (value 0).
-    drawn = line_chart("t", {"a": [(1.0, 0.0), (2.0, 5.0), (3.0, 10.0)]})
-    assert 'points="44.0,150.0 198.0,79.0 352.0,8.0"' in drawn
+    page = page_of_steps(tmp_path, [{"loss/nll_mean": value} for value in (0.0, 5.0, 10.0)])
+    assert 'points="44.0,150.0 198.0,79.0 352.0,8.0"' in page
 
 
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [
-        (0.0, 10.0, [0, 5, 10]),
-        (0.31, 0.9, [0.2, 0.4, 0.6, 0.8, 1.0]),
-        (3.0, 3.0, [1, 2, 3, 4, 5]),
-        (0, 0, [0, 0.5, 1]),
-        (-2.0, -2.0, [-3, -2.5, -2, -1.5, -1]),
+        (0.0, 10.0, "0 5 10"),
+        (0.31, 0.9, "0.2 0.4 0.6 0.8 1"),
+        (3.0, 3.0, "1 2 3 4 5"),
+        (0.0, 0.0, "0 0.5 1"),
+        (-2.0, -2.0, "-3 -2.5 -2 -1.5 -1"),
     ],
 )
-def test_axis_ticks(low: float, high: float, ticks: list[float]) -> None:
-    assert axis_ticks(low, high) == pytest.approx(ticks)
+def test_axes_have_round_numbers(tmp_path: Path, low: float, high: float, ticks: str) -> None:
+    page = page_of_steps(tmp_path, [{"loss/nll_mean": low}, {"loss/nll_mean": high}])
+    assert re.findall(r'dy="4" text-anchor="end">([^<]+)<', page) == ticks.split()
 
 
-def test_long_curves_are_thinned_to_means() -> None:
-    thinned = thin([(float(step), float(step)) for step in range(1, 401)])
-    assert len(thinned) == 200
-    assert thinned[0] == (1.5, 1.5) and thinned[-1] == (399.5, 399.5)
+def test_long_curves_are_thinned_to_means(tmp_path: Path) -> None:
+    page = page_of_steps(tmp_path, [{"loss/nll_mean": float(step)} for step in range(1, 401)])
+    points = re.findall(r'points="([^"]+)"', page)[0].split()
+    # The first of 200 means lies at step 1.5 of 1 to 400, and at 1.5 on an axis from 0 to 400.
+    assert len(points) == 200 and points[0] == f"{44 + 308 * 0.5 / 399:.1f},{150 - 142 * 1.5 / 400:.1f}"
 
 
-def test_areas_stand_upon_each_other() -> None:
-    drawn = area_chart("t", {"a": [(1.0, 2.0), (3.0, 4.0)], "b": [(1.0, 8.0), (3.0, 6.0)]})
-    # y from 150 (0) to 8 (10): the upper edge from left to right, then the lower one back.
-    assert 'points="44.0,121.6 352.0,93.2 352.0,150.0 44.0,150.0"' in drawn
-    assert 'points="44.0,8.0 352.0,8.0 352.0,93.2 44.0,121.6"' in drawn
-    assert "a <b>30%</b>" in drawn and "b <b>70%</b>" in drawn
+def test_a_curve_of_one_value_is_a_dot(tmp_path: Path) -> None:
+    assert '<circle class="dot s0" cx="44.0"' in page_of_steps(tmp_path, [{"loss/nll_mean": 1.0}])
 
 
-def test_a_small_curve_of_one_value_is_drawn() -> None:
-    assert 'points="3.0,32.0"' in sparkline([(5.0, 1.0)], "t")
+def test_time_is_shared_out_by_phase(tmp_path: Path) -> None:
+    rows = [{"time/generate_seconds": 2.0, "time/train_seconds": 7.0, "time/step_seconds": 10.0}] * 2
+    page = page_of_steps(tmp_path, rows)
+    for share in ("generate <b>4 (20.0%)", "train <b>14 (70.0%)", "other <b>2 (10.0%)"):
+        assert share in page
+    assert 'style="width:70.00%"' in page
 
 
-def test_nothing_but_tag_makes_markup() -> None:
-    made = tag("p", "<b>", tag("b", '"&'), ["x", 3, ("<", tag("i"))], title="\"'<>&", class_="a", data_x=None)
-    assert made == ('<p title="&quot;&#x27;&lt;&gt;&amp;" class="a">&lt;b&gt;<b>&quot;&amp;</b>x3&lt;<i></i></p>')
+def test_an_outcome_that_a_step_lacks_is_a_share_of_zero(tmp_path: Path) -> None:
+    rows = [{"reward/math/mean": 1.0, "reward/math/outcome/right_rate": 1.0}]
+    rows += [{"reward/math/mean": 0.0, "reward/math/outcome/wrong_rate": 1.0}]
+    page = page_of_steps(tmp_path, rows)
+    assert "Outcomes of math" in page
+    for outcome, points in {"right": "44.0,8.0 352.0,150.0", "wrong": "44.0,150.0 352.0,8.0"}.items():
+        assert f'data-name="{outcome}" points="{points}"' in page
 
 
 @pytest.mark.parametrize(
-    ("raw", "shown"),
+    ("raw", "visible"),
     [
         ("a\u202eb", "a\\u202eb"),
         ("\ud800", "\\ud800"),
         ("\x1b[2J", "\\x1b[2J"),
         ("a\n\tb \u3000\u4e2d", "a\n\tb \u3000\u4e2d"),
+        ("\"'<>&", "&#34;&#39;&lt;&gt;&amp;"),
     ],
 )
-def test_what_would_not_be_seen_is_written_out(raw: str, shown: str) -> None:
-    assert tag("p", raw) == f"<p>{shown}</p>"
+def test_invisible_characters_are_written_out(tmp_path: Path, raw: str, visible: str) -> None:
+    with Report(tmp_path, total_steps=1, label="grpo") as report:
+        report.step(1, {}, [sample(raw)])
+    assert f'long">{visible}</div>' in write_stage_page(tmp_path)
 
 
 def test_the_page_costs_a_hundredth_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,10 +278,9 @@ def test_the_page_costs_a_hundredth_at_most(tmp_path: Path, monkeypatch: pytest.
 
 def test_answers_before_and_after_are_told_apart(tmp_path: Path) -> None:
     with Report(tmp_path, total_steps=3, label="grpo") as report:
-        for step, (said, reward) in enumerate([("41", 0.0), ("dunno", 0.0), ("42", 1.0)], start=1):
-            report.step(step, {}, [Sample("40+2=", said, "stop", reward, RIGHT), sample(f"{step}+1=")])
-    write_html(tmp_path)
-    page = (tmp_path / "report.html").read_text()
+        for step, (answer, reward) in enumerate([("41", 0.0), ("dunno", 0.0), ("42", 1.0)], start=1):
+            report.step(step, {}, [Sample("40+2=", answer, "stop", reward, RIGHT), sample(f"{step}+1=")])
+    page = write_stage_page(tmp_path)
     first, second = page.index(">step 1 · <b>0</b>"), page.index(">step 3 · <b>1</b>")
     assert page.index("Before and after") < first < second < page.index("Best and worst of step 3")
     assert "dunno" not in page[first:second]
@@ -279,65 +292,54 @@ def test_the_conductor_can_write_the_page_of_a_run_without_torch(tmp_path: Path)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_a_run_without_a_record_is_shown_in_the_order_it_was_begun_in(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "made_up", steps=3)
-    (run / "run.json").unlink()
-    write_recipe_html(run)
-    page = (run / "report.html").read_text()
-    names = ("sft", "pairs", "rm_helpful", "reason", "gate_reason", "prefer")
-    places = [page.index(f"<title>{name}: ") for name in names]
-    assert places == sorted(places) and "<title>eval: " not in page
+def test_the_page_of_a_run_shows_its_stages_in_the_recipes_order(tmp_path: Path) -> None:
+    page = write_run_page(make_run(tmp_path / "made_up", steps=3))
+    stages = page[page.index('class="stages"') : page.index("</ol>")]
+    assert re.findall(r"<li>\s*(?:<a [^>]+>)?(\w+)", stages) == list(STAGES)
+    assert "grpo · from gate_reason, rm_helpful · " in stages
+    assert "promote: sums/pass@1_greedy holds" in stages and "eval · from prefer · waits for prefer" in stages
+    assert page.count('<span class="pill good">done</span>') == 5
 
 
 def test_what_improved_is_the_first_and_the_last_evaluation(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "made_up", steps=3)
-    write_recipe_html(run)
-    page = (run / "report.html").read_text()
+    page = write_run_page(make_run(tmp_path / "made_up", steps=3))
     row = "<td>sums/pass@1_greedy</td>" + "".join(f'<td class="number">{cell}</td>' for cell in ("0.5", "0.8", "+0.3"))
     assert row + "<td>0.74 to 0.85</td>" in page
     assert "Of 10 greedy answers to the same prompts, 3 scored higher and 0 lower" in page
 
 
 def test_the_interval_of_a_gate_is_drawn_by_hand(tmp_path: Path) -> None:
-    drawn = forest("t", [Interval("a", 0.3, 0.2, 0.4, 0.1, "good")], zero=True)
-    # Ticks from 0 to 0.4 over x from 14 to 346: 0.2 at 180, 0.3 at 263, the bound 0.1 at 97.
-    assert 'class="stem kgood" x1="180" x2="346"' in drawn
-    assert 'cx="263"' in drawn and 'stroke-dasharray="3 3" x1="97" x2="97"' in drawn
+    page = write_stage_page(make_run(tmp_path / "made_up", steps=3) / "gate_reason")
+    # The interval 0.21 to 0.38 around 0.3 with the bound 0.02, on an axis from 0 (at 4 %) to 0.4 (at 96 %).
+    assert '<line class="stem good" x1="52.30%" x2="91.40%"' in page
+    assert '<circle class="dot good" cx="73.00%"' in page and 'stroke-dasharray="3 3" x1="8.60%" x2="8.60%"' in page
+
+
+def test_the_calibration_of_a_reward_model_is_on_its_page(tmp_path: Path) -> None:
+    page = write_stage_page(make_run(tmp_path / "made_up", steps=3) / "rm_helpful")
+    assert "Calibration" in page and "50% to 55% sure" in page and "51% right of 120 pairs" in page
 
 
 def test_what_was_dropped_is_counted_by_reason(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "made_up", steps=3)
-    write_html(run / "pairs")
-    page = (run / "pairs" / "report.html").read_text()
-    for said in ("kept <b>8 (15.7%)", "share of its domain <b>40 (78.4%)", "near-duplicate <b>3 (5.9%)"):
-        assert said in page
+    page = write_stage_page(make_run(tmp_path / "made_up", steps=3) / "pairs")
+    for share in ("kept <b>8 (15.7%)", "share of its domain <b>40 (78.4%)", "near-duplicate <b>3 (5.9%)"):
+        assert share in page
     assert "Prompts of sums" in page and "in pairs <b>51 (85.0%)" in page and "all right <b>9 (15.0%)" in page
     assert "best of 2 · sums · math" in page and "worst of 2 · sums · math" in page
 
 
-def test_a_heat_map_by_hand() -> None:
-    """Four experts, a cell each: none, half of the mean, one and a half, three times it."""
-    drawn = heat_map("t", {"layer 1": [0, 0.5, 1.0, 1.5], "layer 2": [3.0, 0.5, 0.5, 0]})
-    paths = dict(re.findall(r'<path d="([^"]+)" class="bar [^"]+"(?: fill-opacity="([^"]+)")?>', drawn))
-    cells = {shade: path.count("M") for path, shade in paths.items() if path != "M0 0h24v10h-24z"}
-    assert cells == {"": 2, "0.3125": 3, "0.5625": 1, "0.8125": 1, "0.9375": 1}
-    assert "M56.00 0h76.00" in drawn and "M208.00 14h76.00" in drawn  # the first and the third of four columns
-    assert drawn.index("layer 1") < drawn.index("layer 2")
-
-
 def test_the_load_of_experts_is_on_the_page_of_the_newest_step(tmp_path: Path) -> None:
-    asked: list[int] = []
-
-    def expert_load() -> dict[str, list[int]]:
-        asked.append(1)
-        return {"model.layers.3.mlp.gate": [7, 0, 5, 4]}
-
+    due: list[int] = []
     with Report(tmp_path, total_steps=20, label="sft") as report:
         for step in range(1, 21):
-            report.step(step, metrics_of(step), expert_load=expert_load)
+            load = {"model.layers.3.mlp.gate": [7, 0, 5, 4]} if report.page_due(step) else None
+            report.step(step, metrics_of(step), expert_load=load)
+            due += [step] * (load is not None)
     page = (tmp_path / "report.html").read_text()
-    assert "layer 3" in page and "in step 20," in page
-    assert len(asked) < 20  # not at every step, but at the last
+    # Four experts, a mean of 4: the line from 0 to 7/4 with its dot at the median 4.5/4, on an axis from 0 to 2.
+    assert "layer 3" in page and "in step 20," in page and "1.75 at most, 1 of 4 without a token" in page
+    assert '<line class="stem bad" x1="4.00%" x2="84.50%"' in page and 'cx="55.75%"' in page
+    assert due == [1, 20]  # no call to a rank in the steps between
     with Report(tmp_path, total_steps=20, label="sft") as report:
         report.resume(10)
     assert not (tmp_path / "expert_load.json").exists()
