@@ -1,43 +1,46 @@
-"""Preference data on the command line: `alignyard preferences build`."""
+"""`alignyard preferences build`: preference data for reward models."""
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
-from jobs.command import Verbs, add_overrides, add_verb
+from typer import Argument
 
-PREFERENCES = """\
-Makes the comparisons that reward models learn from. docs/preferences.md says how.
+from jobs.command import Output, Overrides, verb_app
 
-example:
-  alignyard preferences build my_preferences.yaml
-"""
-BUILD = """\
-Samples answers, judges them and pairs the best with the worst, reads comparisons that others have made, filters all of
-them, and writes the data set <output>/data. A run that was stopped or killed goes on where it was when the same command
-is given again. docs/configs.md lists every key.
-
-examples:
-  alignyard preferences build my_preferences.yaml
-  alignyard preferences build my_preferences.yaml filters.min_margin=0.5 --output runs/wide
-"""
+app = verb_app()
 
 
-def add_preferences(verbs: Verbs) -> None:
-    """Adds `preferences` and its own verb to the command's."""
-    preferences = add_verb(verbs, "preferences", _build, "preference data for reward models", PREFERENCES)
-    below = preferences.add_subparsers(metavar="VERB", required=True)
-    build = add_verb(below, "build", _build, "sample, judge, read and filter comparisons", BUILD, resumes=True)
-    build.add_argument("file", metavar="CONFIG", help="a YAML file with `type: preferences` and its keys at the root")
-    add_overrides(build)
-    build.add_argument("--output", metavar="DIR", type=Path, help="folder of the run (default: runs/<CONFIG's name>)")
+@app.callback()
+def preferences() -> None:
+    """Build the comparisons that reward models learn from. docs/preferences.md explains the method.
+
+    \b
+    Example:
+      alignyard preferences build my_preferences.yaml
+    """
 
 
-def _build(args: argparse.Namespace) -> int:
+@app.command()
+def build(
+    file: Annotated[str, Argument(metavar="CONFIG", help="A YAML file with `type: preferences` and its keys.")],
+    overrides: Overrides,
+    output: Output = None,
+) -> int:
+    """Sample answers, judge them, pair the best with the worst, and write the pairs to <output>/data.
+
+    Comparisons from files can be added; all of them are filtered. An interrupted run continues when the same command
+    is given again. docs/configs.md lists every key.
+
+    \b
+    Examples:
+      alignyard preferences build my_preferences.yaml
+      alignyard preferences build my_preferences.yaml filters.min_margin=0.5 --output runs/wide
+    """
     from configs.load import load
     from configs.preferences import PreferencesConfig
 
-    config = load(args.file, args.overrides, PreferencesConfig).config
+    config = load(file, overrides, PreferencesConfig).config
     from pipeline.run.stage import run_stage
 
-    run_stage(config, args.output or Path("runs") / Path(args.file).stem)
+    run_stage(config, output or Path("runs") / Path(file).stem)
     return 0

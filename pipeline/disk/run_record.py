@@ -6,23 +6,22 @@ import socket
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from configs.stages import Recipe
 from pipeline.disk.files import read_json, write_atomic
 from pipeline.disk.lock import holder
 from pipeline.disk.recorded import LINEAGE, begun
 
+if TYPE_CHECKING:
+    from configs.stages import Recipe
+
 RUN, RECIPE, LOG, CONSOLE = "run.json", "recipe.json", "run.log", "console.log"
 """Files of a run's folder, and the one in each stage's with what it said."""
 
-WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
-STOPPED, UNDECIDED, INTERRUPTED = "stopped itself", "waiting for a decision", "interrupted"
-LEFT_OUT, NOT_REACHED, KILLED = "left out", "not reached", "killed"
-ENDINGS = {0: DONE, 3: STOPPED, 4: UNDECIDED, 130: INTERRUPTED}
-"""What a stage's or run's exit code means; any other means FAILED."""
+WAITING, RUNNING, LEFT_OUT, NOT_REACHED, KILLED = "waiting", "running", "left out", "not reached", "killed"
+"""States of a stage or run that has not ended by itself; the states of the others are the words of `Ending`."""
 
 
 @dataclass(slots=True)
@@ -90,7 +89,7 @@ class RunRecord:
         return record
 
 
-def refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
+def refuse_other_recipe(recipe: "Recipe", folder: Path) -> None:
     """Raises ValueError where `folder` holds results of stages that the recipe doesn't have: the run's record would
     name the stages of this recipe alone, and those results would be forgotten."""
     folders = sorted(file.parent for file in folder.glob(f"*/{LINEAGE}"))

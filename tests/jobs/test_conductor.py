@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import parse
-from jobs.command import exit_code
+from jobs.cli import main
 from pipeline.disk.lock import holder
 from pipeline.disk.run_record import RunRecord
 from rewards.sandbox.cgroup import family
@@ -236,7 +235,6 @@ def test_what_differs_from_a_finished_stage_is_named(
     story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(story.folder)
-    args = parse(["run", "story.yaml", "--dry-run", f"stages.left.steps={STEPS + 1}"])
-    code = exit_code(lambda: args.verb(args), resumes=True)
+    code = main(["run", "story.yaml", "--dry-run", f"stages.left.steps={STEPS + 1}"])
     told = capsys.readouterr()
     assert code == 2 and f"steps: was {STEPS}, is {STEPS + 1}" in told.out + told.err

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.verbs.doctor import compiler, doctor, packages, sandbox
+from jobs.verbs.doctor import compiler, packages, report, sandbox
 from rewards.sandbox.toolchains import LANGUAGES
 
 
@@ -28,7 +28,7 @@ def test_a_missing_compiler_is_required_and_a_missing_language_is_not(
     missing = {finding.subject: finding.required for finding in [*compiler(), *sandbox()] if finding.missing}
     assert missing["g++"] and not missing["language c"]
     text = io.StringIO()
-    assert doctor(Console(file=text, width=120)) == 1
+    assert report(Console(file=text, width=120)) == 1
     assert "missing: g++" in text.getvalue()
 
 
@@ -42,4 +42,4 @@ def test_a_broken_language_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_how_memory_is_minded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewards.sandbox.box.parents", lambda: None)
-    assert next(sandbox()).found == "bubblewrap works, memory by looking every 20 ms"
+    assert next(sandbox()).state == "bubblewrap works, memory by looking every 20 ms"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from jobs.command import OUT, WRONG_INPUT
+from jobs.command import OUT
+from pipeline.disk.ending import Ending
 from tests.pipeline.report_run import make_run
 
 
@@ -51,7 +52,7 @@ def test_one_stage_with_all_that_went_into_it(
 
 
 def test_what_is_no_run_is_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["lineage", "nothing", "--runs-dir", str(runs)]) == WRONG_INPUT
+    assert main(["lineage", "nothing", "--runs-dir", str(runs)]) == Ending.WRONG_INPUT
     assert "'nothing' holds no stage of a run" in capsys.readouterr().err
-    assert main(["lineage", str(runs / "made_up"), "refer"]) == WRONG_INPUT
+    assert main(["lineage", str(runs / "made_up"), "refer"]) == Ending.WRONG_INPUT
     assert "has no stage 'refer'; it has sft, pairs" in capsys.readouterr().err

@@ -14,10 +14,11 @@ from typing import Any, cast
 import pytest
 
 from jobs.cli import main
-from jobs.command import OUT, UNREAD, WRONG_INPUT, exit_code, meaning
+from jobs.command import OUT, exit_code, explain
 from jobs.conductor import Order, conduct
 from jobs.submission import FOLDER_KEY, RUN_KEY, STAGE_KEY, Jobs
 from jobs.verbs.run import write
+from pipeline.disk.ending import Ending
 from pipeline.disk.lock import LOCK
 from pipeline.disk.run_record import LOG, RUN, RunRecord, StageRecord
 
@@ -69,7 +70,7 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(
     assert "good: done" in told.out and str(runs / "other" / RUN) in told.err
     assert main(["status", "good", "--runs-dir", str(runs)]) == 0
     capsys.readouterr()
-    assert main(["status", "other", "--runs-dir", str(runs)]) == WRONG_INPUT
+    assert main(["status", "other", "--runs-dir", str(runs)]) == Ending.WRONG_INPUT
     assert str(runs / "other" / RUN) in capsys.readouterr().err
 
 
@@ -92,7 +93,7 @@ def test_a_moved_run_is_known_by_its_new_place(runs: Path, capsys: pytest.Captur
 def test_a_run_that_is_not_there_is_said_with_the_places_looked_in(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["status", "gone", "--runs-dir", str(runs)]) == WRONG_INPUT
+    assert main(["status", "gone", "--runs-dir", str(runs)]) == Ending.WRONG_INPUT
     assert str(runs / "gone") in capsys.readouterr().err
 
 
@@ -144,7 +145,7 @@ def test_a_folder_that_cannot_be_written_to_is_shown_and_a_start_refused(
         told = capsys.readouterr().out
         assert "killed" in told and "good speaks" in told
         for start in (["run", str(recipe)], ["sft", str(stage), "--output", str(runs / "good")]):
-            assert main(start) == WRONG_INPUT
+            assert main(start) == Ending.WRONG_INPUT
             assert "can't be written to" in capsys.readouterr().err
 
 
@@ -204,9 +205,9 @@ def test_a_run_whose_record_is_damaged_is_started_all_the_same(
 
 def test_a_full_disk_is_told_in_a_sentence() -> None:
     for number in (28, 122):
-        message, code = meaning(OSError(number, os.strerror(number), "runs/x/metrics.jsonl"))
+        message, code = explain(OSError(number, os.strerror(number), "runs/x/metrics.jsonl"))
         assert code == 3 and "no room for 'runs/x/metrics.jsonl'" in message and "the same command goes on" in message
-    assert meaning(OSError(5, "Input/output error", "x"))[1] == 1
+    assert explain(OSError(5, "Input/output error", "x"))[1] == 1
 
 
 def test_other_faults_of_files_keep_their_traceback() -> None:
@@ -223,7 +224,7 @@ def test_who_closes_the_output_ends_the_writer_without_a_traceback() -> None:
         assert process.stdout and process.stderr
         process.stdout.readline()
         process.stdout.close()
-        assert process.stderr.read() == b"" and process.wait(timeout=60) == UNREAD
+        assert process.stderr.read() == b"" and process.wait(timeout=60) == Ending.OUTPUT_CLOSED
 
 
 class JobServer:
@@ -269,7 +270,7 @@ def test_a_run_that_a_cluster_runs_already_is_not_submitted_again(
     stage = tmp_path / "stage.yaml"
     stage.write_text(textwrap.dedent(RECIPE.partition("  sft:\n")[2]).format())
     submit = ["submit", "sft", str(stage), "--address", "http://head:8265", "--output"]
-    assert main([*submit, FOLDER]) == WRONG_INPUT
+    assert main([*submit, FOLDER]) == Ending.WRONG_INPUT
     assert "is being written by Ray job running" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="submitted"):
         main([*submit, str(tmp_path / "new")])

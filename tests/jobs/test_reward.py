@@ -1,6 +1,6 @@
 """`alignyard reward`: what it writes, prints and ends with."""
 
-import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from configs.rewards import RewardPoolConfig
-from jobs.cli import exit_code
-from jobs.verbs.reward import add_reward
+from jobs.cli import main
+from jobs.verbs.reward import check
 
 ROWS = [
     {"prompt": "France?", "completion": "Paris", "truth": "Paris", "expected": 1},
@@ -25,15 +25,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_reward(parser.add_subparsers(), "exit codes: as ever")
-    return parser.parse_args(["reward", *arguments])
-
-
 def alignyard(*arguments: str) -> int:
-    args = parse(*arguments)
-    return exit_code(lambda: args.verb(args), resumes=args.resumes)
+    return main(["reward", *arguments])
 
 
 def write(file: str, *rows: object) -> None:
@@ -180,11 +173,11 @@ def test_list_names_ours_with_what_they_do(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_default_limit_is_a_recipes() -> None:
-    assert parse("check", "math", "--data", "x").timeout == RewardPoolConfig().timeout_seconds
+    assert inspect.signature(check).parameters["timeout"].default == RewardPoolConfig().timeout_seconds
 
 
 @pytest.mark.parametrize("verb", ["list", "new", "check", "score"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as done:
-        parse(verb, "--help")
-    assert done.value.code == 0 and "exit codes: as ever" in capsys.readouterr().out
+    assert alignyard(verb, "--help") == 0
+    printed = capsys.readouterr().out
+    assert f"alignyard reward {verb}" in printed.split("Example")[1] and "Exit codes:" in printed
