@@ -12,7 +12,7 @@ BENCHES = {
     "grpo-step": "jobs.bench.grpo:grpo_step",
     "sync": "jobs.bench.grpo:sync_step",
     "rewards": "jobs.bench.rewards:rewards",
-    "sandbox": "jobs.bench.sandbox:sandbox",
+    "sandbox": "jobs.bench.sandbox:sandbox_cost",
     "moe": "jobs.bench.models:moe",
     "logprobs": "jobs.bench.models:logprobs",
     "fp8": "jobs.bench.models:fp8",

@@ -55,7 +55,7 @@ def doctor() -> int:
 
 def report(console: Console) -> int:
     """Prints all findings; returns 1 if something required is missing, or else 0."""
-    findings = [*machine(), *packages(), *compiler(), *sandbox()]
+    findings = [*machine(), *packages(), *compiler(), *languages()]
     table = plain_table("", "found", "missing for")
     for finding in findings:
         colour = "" if not finding.missing else "red" if finding.required else "yellow"
@@ -117,7 +117,7 @@ def compiler() -> Iterator[Finding]:
     yield Finding("g++", path or "not found", purpose, missing=path is None, required=True)
 
 
-def sandbox() -> Iterator[Finding]:
+def languages() -> Iterator[Finding]:
     """The sandbox for judged programs, and the languages that they may be written in."""
     try:
         limiter = "control group" if Sandbox().has_groups else "looking every 20 ms"

@@ -12,7 +12,7 @@ app = verb_app()
 
 
 @app.command("eval")
-def evaluate(
+def evaluate_checkpoint(
     target: Annotated[str, Argument(metavar="CONFIG|CHECKPOINT", help="A YAML file, or with --suite a checkpoint.")],
     overrides: Overrides,
     suite: Annotated[str | None, Option(metavar="FILE", help="The YAML file to evaluate CHECKPOINT by.")] = None,

@@ -16,7 +16,7 @@ app = verb_app()
 
 
 @app.callback()
-def gate() -> None:
+def _gate() -> None:
     """Show what a run's gates decided and on what evidence, or decide in their place.
 
     \b

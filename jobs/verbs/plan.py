@@ -18,20 +18,15 @@ SWEEP_ROWS = 20
 BYTES_PER_GIB = 2**30
 
 
-@app.command()
-def plan(
+@app.command("plan")
+def plan_recipe(
     file: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
     overrides: Overrides,
     cluster: Annotated[str, Option(metavar="NxDEVICE", help="Number and kind of the devices, such as 96xH20.")],
     stage: Annotated[str | None, Option(metavar="STAGE", help="Plan this stage alone.")] = None,
     sweep: Annotated[bool, Option("--sweep", help="Show every layout that was tried, the quickest first.")] = False,
-    mean_share: Annotated[
-        float,
-        Option(metavar="SHARE", help="Mean length of prompts, completions and texts, as a share of the longest."),
-    ] = 0.5,
-    model_config: Annotated[
-        str | None, Option(metavar="FILE", help="Plan with this config.json instead of the recipe's model.")
-    ] = None,
+    mean_share: Annotated[float, Option(metavar="SHARE", help="Mean length of texts, relative to the longest.")] = 0.5,
+    model_config: Annotated[str | None, Option(metavar="FILE", help="A config.json instead of the recipe's.")] = None,
     json_file: JsonFile = None,
 ) -> int:
     """Predict parameters, memory of each device and the time of a step, for every stage that trains.

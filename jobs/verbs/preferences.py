@@ -20,8 +20,8 @@ def preferences() -> None:
     """
 
 
-@app.command()
-def build(
+@app.command("build")
+def build_preferences(
     file: Annotated[str, Argument(metavar="CONFIG", help="A YAML file with `type: preferences` and its keys.")],
     overrides: Overrides,
     output: Output = None,

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from configs.load import load
 from configs.stages import STAGES, Recipe
 from jobs.cli import VERBS, LazyVerb, main
 from jobs.command import exit_code, write_json
+from jobs.import_guard import GUARDED_PACKAGES
+from jobs.verbs.bench import BENCHES
 from pipeline.errors import DecisionNeeded, RunStopped
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
@@ -156,3 +159,15 @@ def test_a_shell_is_offered_completions(line: str, offered: str) -> None:
     command = [sys.executable, "-m", "jobs.cli"]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert shown.stdout.split() == [offered]
+
+
+def test_every_bench_exists_and_nothing_else_imports_benches() -> None:
+    home = Path(__file__).parents[2]
+    for place in BENCHES.values():
+        module, _, function = place.partition(":")
+        assert f"\ndef {function}(" in (home / f"{module.replace('.', '/')}.py").read_text()
+    product = [file for room in (*GUARDED_PACKAGES, "jobs") for file in (home / room).rglob("*.py")]
+    importers = {
+        file for file in product if re.search(r"^\s*(from|import) jobs\.bench", file.read_text(), re.MULTILINE)
+    }
+    assert importers and {file.parent.name for file in importers} == {"bench"}
