@@ -31,18 +31,7 @@ from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
 from pipeline.disk.lock import locked
 from pipeline.disk.recorded import read_figures
-from pipeline.disk.run_record import (
-    CONSOLE,
-    LEFT_OUT,
-    NOT_REACHED,
-    RECIPE,
-    RUN,
-    RUNNING,
-    WAITING,
-    RunRecord,
-    StageRecord,
-    refuse_other_recipe,
-)
+from pipeline.disk.run_record import CONSOLE, RECIPE, RUN, RunRecord, StageRecord, State, refuse_other_recipe
 from pipeline.reports.files import duration
 
 ORDER = "ALIGNYARD_ORDER"
@@ -115,7 +104,7 @@ class Conductor:
 
     def _start_ready(self) -> None:
         """Submits every stage that can start now, in the recipe's order. The others record what they wait for."""
-        done, waiting = self._in_state(Ending.DONE.word), self._in_state(WAITING)
+        done, waiting = self._in_state(Ending.DONE.word), self._in_state(State.WAITING)
         for name in waiting:
             missing = [parent for parent in self._graph[name] if parent not in done]
             self._stages[name].reason = f"needs {', '.join(missing)}"
@@ -138,7 +127,7 @@ class Conductor:
         folder = self._order.folder
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / RESULT_FILE).unlink(missing_ok=True)
-        stage.job, stage.state, stage.reason = job_id(self._record.name, name), RUNNING, ""
+        stage.job, stage.state, stage.reason = job_id(self._record.name, name), State.RUNNING, ""
         stage.started, stage.ended, stage.exit_code = time.time(), None, None
         self._running.append(name)  # before it runs, so that a stop in between finds it
         self._jobs.submit(
@@ -203,8 +192,11 @@ class Conductor:
         stage.state = result.ending.word
         if result.ending != Ending.DONE:
             self._print(f"{name} {stage.state}: {result.reason}", style="red")
-            for other, parent in cut_off(self._graph, self._in_state(WAITING), [name]).items():
-                self._stages[other].state, self._stages[other].reason = NOT_REACHED, f"needs {parent}, {stage.state}"
+            for other, parent in cut_off(self._graph, self._in_state(State.WAITING), [name]).items():
+                self._stages[other].state, self._stages[other].reason = (
+                    State.NOT_REACHED,
+                    f"needs {parent}, {stage.state}",
+                )
         self._running.remove(name)
         _publish(self._record)
 
@@ -270,7 +262,7 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
         if stage.standing == "done":
             stage_record.state, stage_record.reused = Ending.DONE.word, True
         elif not stage.chosen:
-            stage_record.state = LEFT_OUT
+            stage_record.state = State.LEFT_OUT
         elif impossible := demand(stage.config, order.recipe).never(cluster_nodes):
             raise ValueError(f"{stage.name}: {impossible}")
     write_atomic(order.folder / RECIPE, order.recipe.model_dump_json(indent=1))
@@ -315,7 +307,7 @@ def _new_record(order: Order, earlier: RunRecord | None) -> RunRecord:
 
 
 def _has_started_stages(record: RunRecord) -> bool:
-    return any(stage.state == RUNNING or stage.exit_code is not None for stage in record.stages.values())
+    return any(stage.state == State.RUNNING or stage.exit_code is not None for stage in record.stages.values())
 
 
 def _close_record(order: Order, record: RunRecord, ending: Ending, reason: str) -> None:

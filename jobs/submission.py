@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ UNREACHABLE_SECONDS = 60.0
 GRACE_SECONDS = 20
 """Time that a job has to stop before Ray kills it."""
 RUN_KEY, FOLDER_KEY, STAGE_KEY = "alignyard_run", "alignyard_folder", "alignyard_stage"
-"""Metadata of our jobs. The stage is empty for a conductor."""
+"""Metadata of our jobs."""
 RAY_LOG_LINE = re.compile(r"Running entrypoint for job |[-0-9]+ [:,0-9]+\tINFO job_manager")
 """Lines that Ray itself writes into a job's log."""
 
@@ -90,6 +91,21 @@ def stage_command(run: Path, stage: str, working_directory: Path) -> str:
         f"{{ [ ! -d {folder} ] || cd {folder}; }} && export RAY_ADDRESS={address} && "
         f"{module_command('jobs.stage_job', str(run), stage)}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """A Ray job of a run: of one of its stages, or of its conductor if `stage` is empty."""
+
+    id: str
+    run: str
+    folder: str
+    stage: str
+    state: str
+    is_over: bool
+    started: float
+    """Seconds since the epoch, as `ended`."""
+    ended: float | None
 
 
 class Jobs:
@@ -166,20 +182,28 @@ class Jobs:
             alive = [job for job in alive if self.ended(job) is None]
         return alive
 
-    def of_runs(self) -> list[JobDetails]:
-        """Our jobs on the cluster, oldest first."""
-        ours = [job for job in self._client.list_jobs() if RUN_KEY in (job.metadata or {})]
-        return sorted(ours, key=lambda job: job.start_time or 0)
+    def of_runs(self) -> list[RunJob]:
+        """All jobs of runs on the cluster, oldest first."""
+        jobs = [
+            RunJob(
+                id=str(job.submission_id),
+                run=labels[RUN_KEY],
+                folder=labels[FOLDER_KEY],
+                stage=labels[STAGE_KEY],
+                state=job.status.lower(),
+                is_over=job.status.is_terminal(),
+                started=(job.start_time or 0) / 1000,
+                ended=job.end_time / 1000 if job.end_time else None,
+            )
+            for job in self._client.list_jobs()
+            if RUN_KEY in (labels := job.metadata or {})
+        ]
+        return sorted(jobs, key=lambda job: job.started)
 
     def running(self, folder: Path, *, stages: bool) -> list[str]:
         """The unfinished jobs of the run in `folder`: those of its stages, or its conductor's."""
-        return [
-            str(job.submission_id)
-            for job in self.of_runs()
-            if (metadata := job.metadata or {})[FOLDER_KEY] == str(folder)
-            and bool(metadata[STAGE_KEY]) == stages
-            and not job.status.is_terminal()
-        ]
+        jobs = [job for job in self.of_runs() if job.folder == str(folder) and bool(job.stage) == stages]
+        return [job.id for job in jobs if not job.is_over]
 
     def logs(self, job: str) -> str:
         """A job's output so far."""

@@ -19,20 +19,18 @@ from jobs.command import ERR, OUT, Address, RunName, RunsDir, plain_table, verb_
 from jobs.verbs.run import follow, write
 from pipeline.disk.ending import Ending
 from pipeline.disk.lock import holder
-from pipeline.disk.run_record import CONSOLE, LOG, RUN, RUNNING, RunRecord
+from pipeline.disk.run_record import CONSOLE, LOG, RUN, RunRecord, State
 from pipeline.reports.files import duration
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
-
-    from jobs.submission import Jobs
+    from jobs.submission import Jobs, RunJob
 
 app = verb_app()
 STATE_COLOURS = {
     **dict.fromkeys(("done", "reused", "succeeded"), "green"),
     **dict.fromkeys(("waiting", "pending"), ""),
     **dict.fromkeys(("left out", "not reached"), "dim"),
-    RUNNING: "bold",
+    State.RUNNING: "bold",
 }
 """Colours of our states and of Ray's job states; any other is red."""
 STOP_TIMEOUT_SECONDS = 90.0
@@ -51,13 +49,11 @@ def list_runs(runs_dir: RunsDir = Path("runs"), address: Address = "") -> int:
     records: list[RunRecord] = []
     damaged: dict[Path, str] = {}
     if address:
-        from jobs.submission import FOLDER_KEY, RUN_KEY, STAGE_KEY, Jobs
+        from jobs.submission import Jobs
 
         for job in Jobs(address).of_runs():
-            labels = job.metadata or {}
-            if not labels[STAGE_KEY]:
-                state, started = _state(job.status.lower()), _clock(_start_time(job))
-                table.add_row(labels[RUN_KEY], state, "", started, labels[FOLDER_KEY])
+            if not job.stage:
+                table.add_row(job.run, _state(job.state), "", _clock(job.started), job.folder)
     else:
         records, damaged = _records(runs_dir)
     for record in records:
@@ -89,7 +85,7 @@ def status(
         return _print_jobs(run, address)
     record = _find_run(run, runs_dir)
     headline = Text(f"{record.name}: ") + _state(record.state)
-    if record.state == RUNNING:
+    if record.state == State.RUNNING:
         headline.append(f" for {duration(time.time() - record.started)}")
         headline.append(f", cluster {record.address}" if record.address else "")
         headline.append(f", Ray job {record.job}" if record.job else f", process {record.pid} on {record.host}")
@@ -107,18 +103,12 @@ def status(
 
 
 def _print_jobs(run: str | None, address: str) -> int:
-    from jobs.submission import STAGE_KEY, Jobs
+    from jobs.submission import Jobs
 
     table = plain_table("stage", "state", "since", "took", "job")
     for job in _jobs_of(run, Jobs(address)):
-        ended = job.end_time / 1000 if job.end_time else time.time()
-        table.add_row(
-            (job.metadata or {})[STAGE_KEY] or "(the run)",
-            _state(job.status.lower()),
-            _clock(_start_time(job)),
-            duration(ended - _start_time(job)),
-            str(job.submission_id),
-        )
+        took = duration((job.ended or time.time()) - job.started)
+        table.add_row(job.stage or "(the run)", _state(job.state), _clock(job.started), took, job.id)
     OUT.print(table)
     return 0
 
@@ -158,14 +148,14 @@ def logs(
 
 def _print_job_log(run: str, address: str, stage: str, follow_log: bool) -> int:
     """Prints the output of the newest job of `stage`; of the conductor's where `stage` is empty."""
-    from jobs.submission import STAGE_KEY, Jobs
+    from jobs.submission import Jobs
 
     server = Jobs(address)
-    jobs = [job for job in _jobs_of(run, server) if (job.metadata or {})[STAGE_KEY] == stage]
-    running = [job for job in jobs if not job.status.is_terminal()]
+    jobs = [job for job in _jobs_of(run, server) if job.stage == stage]
     if not jobs:
         raise ValueError(f"STAGE='{stage}': no such job of the run on {address}")
-    job = str([*jobs, *running][-1].submission_id)  # a running job goes before a newer one that was refused
+    running = [job for job in jobs if not job.is_over]
+    job = [*jobs, *running][-1].id  # a running job goes before a newer one that was refused
     if follow_log:
         server.follow(job, write)
     else:
@@ -189,7 +179,7 @@ def stop(run: RunName, runs_dir: RunsDir = Path("runs"), address: Address = "") 
     from jobs.submission import Jobs
 
     server = Jobs(address)
-    running = [str(job.submission_id) for job in _jobs_of(run, server) if not job.status.is_terminal()]
+    running = [job.id for job in _jobs_of(run, server) if not job.is_over]
     survivors = server.stop(running)
     OUT.print(f"stopped {', '.join(running)}" if running else f"{run} is not running", soft_wrap=True)
     if survivors:
@@ -250,23 +240,17 @@ def _print_damaged(damaged: dict[Path, str]) -> None:
         ERR.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _jobs_of(run: str | None, server: "Jobs") -> list["JobDetails"]:
+def _jobs_of(run: str | None, server: "Jobs") -> list["RunJob"]:
     """The jobs of a run on a cluster. Raises ValueError if there are none, or if two runs have the name."""
-    from jobs.submission import FOLDER_KEY, RUN_KEY
-
-    labelled = [(job, job.metadata or {}) for job in server.of_runs()]
-    name = run or next((labels[RUN_KEY] for _, labels in reversed(labelled)), "")
-    matches = [(job, labels) for job, labels in labelled if name in (labels[RUN_KEY], labels[FOLDER_KEY])]
-    folders = sorted({labels[FOLDER_KEY] for _, labels in matches})
+    jobs = server.of_runs()
+    name = run or (jobs[-1].run if jobs else "")
+    jobs = [job for job in jobs if name in (job.run, job.folder)]
+    folders = sorted({job.folder for job in jobs})
     if len(folders) > 1:
         raise ValueError(f"RUN='{name}' is the name of several runs; give its folder: {', '.join(folders)}")
-    if not matches:
+    if not jobs:
         raise ValueError(f"RUN='{name}': no jobs of such a run on {server.address}")
-    return [job for job, _ in matches]
-
-
-def _start_time(job: "JobDetails") -> float:
-    return (job.start_time or 0) / 1000
+    return jobs
 
 
 def _state(state: str) -> Text:

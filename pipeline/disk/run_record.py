@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -20,8 +21,15 @@ if TYPE_CHECKING:
 RUN, RECIPE, LOG, CONSOLE = "run.json", "recipe.json", "run.log", "console.log"
 """Files of a run's folder, and the one in each stage's with what it said."""
 
-WAITING, RUNNING, LEFT_OUT, NOT_REACHED, KILLED = "waiting", "running", "left out", "not reached", "killed"
-"""States of a stage or run that has not ended by itself; the states of the others are the words of `Ending`."""
+
+class State(StrEnum):
+    """The state of a stage or run that has not ended by itself. The states of the others are the words of `Ending`."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    LEFT_OUT = "left out"
+    NOT_REACHED = "not reached"
+    KILLED = "killed"
 
 
 @dataclass(slots=True)
@@ -30,7 +38,7 @@ class StageRecord:
 
     type: str
     waits_for: list[str]
-    state: str = WAITING
+    state: str = State.WAITING
     reason: str = ""
     """What it waits for, or why it ended as it did."""
     job: str = ""
@@ -49,7 +57,7 @@ class RunRecord:
     name: str
     folder: str
     stages: dict[str, StageRecord]
-    state: str = RUNNING
+    state: str = State.RUNNING
     reason: str = ""
     exit_code: int | None = None
     address: str = ""
@@ -82,10 +90,10 @@ class RunRecord:
             keys = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
             raise ValueError(f"'{file}' is damaged (wrong or missing: {keys}); {remedy}") from error
         record.folder, record.name = str(folder.absolute()), folder.resolve().name
-        if record.state == RUNNING and not holder(folder):
-            record.state, record.reason = KILLED, "it ended without a word; the same command resumes it"
+        if record.state == State.RUNNING and not holder(folder):
+            record.state, record.reason = State.KILLED, "it ended without a word; the same command resumes it"
             for stage in record.stages.values():
-                stage.state = KILLED if stage.state == RUNNING else stage.state
+                stage.state = State.KILLED if stage.state == State.RUNNING else stage.state
         return record
 
 

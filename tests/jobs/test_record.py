@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from jobs.cli import main
 from jobs.command import OUT, exit_code, explain
 from jobs.conductor import Order, conduct
-from jobs.submission import FOLDER_KEY, RUN_KEY, STAGE_KEY, Jobs
+from jobs.submission import Jobs, RunJob
 from jobs.verbs.run import write
 from pipeline.disk.ending import Ending
 from pipeline.disk.lock import LOCK
@@ -233,13 +232,11 @@ class JobServer:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def of_runs(self) -> list[Any]:
-        def job(name: str, folder: str, *, over: bool) -> Any:
-            status = SimpleNamespace(is_terminal=lambda: over)
-            metadata = {RUN_KEY: "good", FOLDER_KEY: folder, STAGE_KEY: ""}
-            return SimpleNamespace(submission_id=name, status=status, metadata=metadata)
+    def of_runs(self) -> list[RunJob]:
+        def job(name: str, *, is_over: bool) -> RunJob:
+            return RunJob(name, "good", FOLDER, "", "", is_over, 0.0, None)
 
-        return [job("older", FOLDER, over=True), job("running", FOLDER, over=False), job("refused", FOLDER, over=True)]
+        return [job("older", is_over=True), job("running", is_over=False), job("refused", is_over=True)]
 
     def running(self, folder: Path, *, stages: bool) -> list[str]:
         return Jobs.running(cast(Jobs, self), folder, stages=stages)
