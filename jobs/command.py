@@ -32,7 +32,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    an internal error, shown with its traceback (doctor: a requirement is missing; reward check: a rule is broken)
+  1    an internal error, with its traceback (doctor: a requirement is missing; reward check: a rule is broken)
   2    a wrong configuration or input; the message says what to change
   3    the run stopped itself: rewards kept failing, a weight sync was not proven, or a gate decided to stop
   4    a gate waits for your decision; the message says how to give it
@@ -49,6 +49,8 @@ Overrides = Annotated[
         help="Set any key of the configuration: a dotted key and a YAML value, such as stages.reason.steps=3.",
     ),
 ]
+RecipeFile = Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+StageFile = Annotated[str, Argument(metavar="CONFIG", help="A YAML file with the stage's `type` and its keys.")]
 RunsDir = Annotated[Path, Option(metavar="DIR", help="The folder of the runs.")]
 RunName = Annotated[str, Argument(metavar="RUN", help="Name or folder of the run.")]
 Output = Annotated[Path | None, Option(metavar="DIR", help="Folder of the run. [default: runs/<name of CONFIG>]")]

@@ -34,9 +34,10 @@ def show(
     items: Annotated[int, Option(metavar="N", help="Number of worst items to show.")] = 5,
     runs_dir: RunsDir = Path("runs"),
 ) -> int:
-    """Show every rule with both figures, their difference, its interval and the outcome.
+    """Show the decisions and their evidence.
 
-    With GATE, also show the items that got worse, the worst first, with the answers of parent and candidate.
+    For every rule: both figures, their difference, its interval and the outcome. With GATE, also the items that got
+    worse, the worst first, with the answers of parent and candidate.
 
     \b
     Examples:
@@ -97,7 +98,7 @@ def decide(
     verdict: Annotated[Literal["promote", "stop", "roll_back"], Argument(help="The fate of the candidate.")],
     runs_dir: RunsDir = Path("runs"),
 ) -> int:
-    """Decide for a gate that asks for a decision, or that stopped the run.
+    """Decide for a gate that asks, or that stopped the run.
 
     `promote` accepts the candidate. `roll_back` continues from the best checkpoint that its stage kept, if that one
     passes, or else from the parent. `stop` ends the run here. The decision holds for the checkpoints and suites that

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
-from typer import Argument, Option
+from typer import Option
 
-from jobs.command import OUT, JsonFile, Overrides, verb_app, write_json
+from jobs.command import OUT, JsonFile, Overrides, RecipeFile, verb_app, write_json
 from pipeline.reports.files import duration
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ BYTES_PER_GIB = 2**30
 
 @app.command("plan")
 def plan_recipe(
-    file: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    file: RecipeFile,
     overrides: Overrides,
     cluster: Annotated[str, Option(metavar="NxDEVICE", help="Number and kind of the devices, such as 96xH20.")],
     stage: Annotated[str | None, Option(metavar="STAGE", help="Plan this stage alone.")] = None,

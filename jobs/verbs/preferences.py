@@ -1,11 +1,7 @@
 """`alignyard preferences build`: preference data for reward models."""
 
-from pathlib import Path
-from typing import Annotated
-
-from typer import Argument
-
-from jobs.command import Output, Overrides, verb_app
+from jobs.command import Output, Overrides, StageFile, verb_app
+from jobs.verbs.stage import run_in_foreground
 
 app = verb_app()
 
@@ -21,26 +17,16 @@ def preferences() -> None:
 
 
 @app.command("build")
-def build_preferences(
-    file: Annotated[str, Argument(metavar="CONFIG", help="A YAML file with `type: preferences` and its keys.")],
-    overrides: Overrides,
-    output: Output = None,
-) -> int:
-    """Sample answers, judge them, pair the best with the worst, and write the pairs to <output>/data.
+def build_preferences(file: StageFile, overrides: Overrides, output: Output = None) -> int:
+    """Sample, judge, pair and filter answers to comparisons.
 
-    Comparisons from files can be added; all of them are filtered. An interrupted run continues when the same command
-    is given again. docs/configs.md lists every key.
+    The answers to a prompt are judged, and the best is paired with the worst. Comparisons from files can be added. All
+    of them are filtered and written to <output>/data. An interrupted run continues when the same command is given
+    again. docs/configs.md lists every key.
 
     \b
     Examples:
       alignyard preferences build my_preferences.yaml
       alignyard preferences build my_preferences.yaml filters.min_margin=0.5 --output runs/wide
     """
-    from configs.load import load
-    from configs.preferences import PreferencesConfig
-
-    config = load(file, overrides, PreferencesConfig).config
-    from pipeline.run.stage import run_stage
-
-    run_stage(config, output or Path("runs") / Path(file).stem)
-    return 0
+    return run_in_foreground("preferences", file, overrides, output)

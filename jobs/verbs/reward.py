@@ -100,7 +100,7 @@ TimeLimit = Annotated[float, Option(metavar="S", help="Seconds for a verdict.")]
 
 @app.command("list")
 def list_rewards() -> int:
-    """List the built-in rewards and those of installed packages, with the pool that each runs in.
+    """List the built-in and installed rewards with their pools.
 
     \b
     Example:
@@ -117,7 +117,9 @@ def list_rewards() -> int:
 
 @app.command()
 def new(name: Annotated[str, Argument(metavar="NAME", help="Name of the function and of the file.")]) -> int:
-    """Write NAME.py, a reward that works, and test_NAME.py, its test, into this folder. Overwrites nothing.
+    """Write a reward that works, and its test.
+
+    The files are NAME.py and test_NAME.py, in this folder. Overwrites nothing.
 
     \b
     Example:
@@ -146,9 +148,10 @@ def check(
     truth: TruthColumn = None,
     timeout: TimeLimit = 5.0,
 ) -> int:
-    """Try a reward on your rows and on hostile text; show the verdicts, and the rules that it keeps or breaks.
+    """Try a reward on your rows and on hostile text.
 
-    A row is {"prompt", "completion", "truth"} and, if known, the score "expected". Ends with 1 if a rule is broken.
+    Shows the verdicts, and the rules of the contract that the reward keeps or breaks. A row is {"prompt",
+    "completion", "truth"} and, if known, the score "expected". Ends with 1 if a rule is broken.
 
     \b
     Examples:
@@ -179,10 +182,10 @@ def score(
     timeout: TimeLimit = 5.0,
     workers: Annotated[int, Option(metavar="N", help="Number of judging processes.")] = 1,
 ) -> int:
-    """Judge every row of a file; write the same rows, in the same order, with their verdicts.
+    """Judge every row of a file.
 
-    A verdict has the columns score, status, outcome, detail and seconds. A row that cannot be judged keeps its place,
-    with the status bad_row and the reason in its detail.
+    Writes the same rows, in the same order, with the columns score, status, outcome, detail and seconds. A row that
+    cannot be judged keeps its place, with the status bad_row and the reason in its detail.
 
     \b
     Example:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
-from jobs.command import OUT, Address, Output, Overrides, verb_app
+from jobs.command import OUT, Address, Output, Overrides, RecipeFile, StageFile, verb_app
 from pipeline.disk.ending import Ending
 
 if TYPE_CHECKING:
@@ -25,12 +25,10 @@ app = verb_app()
 
 @app.command()
 def run(
-    file: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    file: RecipeFile,
     overrides: Overrides,
-    start: Annotated[
-        str | None, Option("--from", metavar="STAGE", help="Run this stage and those that depend on it.")
-    ] = None,
-    until: Annotated[str | None, Option(metavar="STAGE", help="Run this stage and those it depends on.")] = None,
+    start: Annotated[str | None, Option("--from", metavar="STAGE", help="Run this stage and its dependents.")] = None,
+    until: Annotated[str | None, Option(metavar="STAGE", help="Run this stage and its dependencies.")] = None,
     only: Annotated[str | None, Option(metavar="STAGE", help="Run this stage alone.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Print the plan of the run, and start nothing.")] = False,
     detach: Annotated[bool, Option("--detach", help="Return as soon as the run has started.")] = False,
@@ -66,7 +64,7 @@ def run(
 @app.command()
 def submit(
     stage: Annotated[str, Argument(metavar="STAGE", help="Its type; docs/recipes.md lists the types.")],
-    file: Annotated[str, Argument(metavar="CONFIG", help="A YAML file with the stage's type and its keys.")],
+    file: StageFile,
     overrides: Overrides,
     output: Output = None,
     address: Address = "",
