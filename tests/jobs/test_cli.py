@@ -51,14 +51,14 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (KeyboardInterrupt(), 130, "alignyard: interrupted; the same command resumes the run\n"),
     ],
 )
-def test_what_a_verb_raises_becomes_a_code(
+def test_exceptions_become_exit_codes(
     error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(raising(error), resumes=True) == code
     assert capsys.readouterr().err == message
 
 
-def test_only_what_resumes_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_resumable_verbs_promise_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(raising(KeyboardInterrupt()), resumes=False) == 130
     assert capsys.readouterr().err == "alignyard: interrupted\n"
 
@@ -76,11 +76,11 @@ def test_overrides_stand_before_and_after_options() -> None:
 
 
 @pytest.mark.parametrize("line", [["run", "demo", "--fast=1"], ["doctor", "a=1"], ["rum"], []])
-def test_what_is_not_understood_is_refused(line: list[str]) -> None:
+def test_wrong_arguments_are_refused(line: list[str]) -> None:
     assert main(line) == 2
 
 
-def test_a_dry_run_of_what_a_hub_would_provide_needs_no_hub(
+def test_a_dry_run_of_a_hub_model_needs_no_hub(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.verbs.run.OUT", Console(width=200))
@@ -93,7 +93,7 @@ def test_a_dry_run_of_what_a_hub_would_provide_needs_no_hub(
     assert not (tmp_path / recipe.name).exists()
 
 
-def test_a_dry_run_tells_what_is_lacking_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_names_missing_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     source = "stages.reason.prompts.source={type: file, paths: [no.jsonl]}"
     assert main(["run", RECIPE, "--dry-run", source]) == 0  # the cluster may have it
     printed = capsys.readouterr().out
@@ -102,7 +102,7 @@ def test_a_dry_run_tells_what_is_lacking_here(capsys: pytest.CaptureFixture[str]
     assert "did you mean 'reason'?" in capsys.readouterr().err
 
 
-def test_what_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_or_cluster_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--runs-dir", str(tmp_path)]) == 2
     assert "no runs below" in capsys.readouterr().err
     assert main(["stop", "gone", "--runs-dir", str(tmp_path)]) == 2
@@ -145,7 +145,7 @@ def test_a_checkpoint_without_a_suite_says_what_is_missing(tmp_path: Path, capsy
     assert "--suite FILE" in capsys.readouterr().err
 
 
-def test_figures_are_written_whole(tmp_path: Path) -> None:
+def test_json_is_written_whole(tmp_path: Path) -> None:
     file = tmp_path / "new" / "figures.json"
     write_json({"eval/sums/accuracy": 0.5}, file)
     assert json.loads(file.read_text()) == {"eval/sums/accuracy": 0.5}

@@ -40,6 +40,6 @@ def test_a_broken_language_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert go.missing and not go.required and "doesn't work" in go.purpose
 
 
-def test_how_memory_is_minded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limiter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewards.sandbox.box.parents", lambda: None)
     assert next(languages()).state == "bubblewrap works, memory by looking every 20 ms"

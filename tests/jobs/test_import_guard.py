@@ -36,28 +36,30 @@ def test_a_folder_in_the_working_directory_is_named(tmp_path: Path, package: str
     (tmp_path / package).mkdir()
     if init:
         (tmp_path / package / "__init__.py").touch()
-    done = alignyard(tmp_path, *MODULE)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"alignyard: {tmp_path / package} is in the way") and "Traceback" not in done.stderr
+    result = alignyard(tmp_path, *MODULE)
+    assert result.returncode == 2
+    assert (
+        result.stderr.startswith(f"alignyard: {tmp_path / package} is in the way") and "Traceback" not in result.stderr
+    )
 
 
 def test_a_folder_on_pythonpath_is_named_for_the_script_too(tmp_path: Path) -> None:
     (tmp_path / "mine" / "rewards").mkdir(parents=True)
     (tmp_path / "mine" / "rewards" / "__init__.py").touch()
-    done = alignyard(tmp_path, *SCRIPT, path=tmp_path / "mine")
-    assert done.returncode == 2 and f"{tmp_path / 'mine' / 'rewards'} is in the way" in done.stderr
+    result = alignyard(tmp_path, *SCRIPT, path=tmp_path / "mine")
+    assert result.returncode == 2 and f"{tmp_path / 'mine' / 'rewards'} is in the way" in result.stderr
 
 
 def test_a_module_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "configs.py").touch()
-    done = alignyard(tmp_path, *MODULE)
-    assert done.returncode == 2 and f"{tmp_path / 'configs.py'} is in the way" in done.stderr
+    result = alignyard(tmp_path, *MODULE)
+    assert result.returncode == 2 and f"{tmp_path / 'configs.py'} is in the way" in result.stderr
 
 
 def test_a_folder_that_is_not_on_the_path_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "rewards").mkdir()
-    done = alignyard(tmp_path, *SCRIPT)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("name: fixture")
+    result = alignyard(tmp_path, *SCRIPT)
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.startswith("name: fixture")
 
 
 def test_the_installed_packages_pass() -> None:

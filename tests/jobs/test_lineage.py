@@ -29,7 +29,7 @@ def depth(tree: list[str], name: str) -> int:
     return (len(line) - len(line.lstrip("│├└─ "))) // 4
 
 
-def test_each_stage_hangs_below_what_it_took_its_model_from(
+def test_each_stage_is_below_the_origin_of_its_model(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = lines("made_up", "--runs-dir", str(runs), capsys=capsys, monkeypatch=monkeypatch)
@@ -41,7 +41,7 @@ def test_each_stage_hangs_below_what_it_took_its_model_from(
     assert any("changed since: model.path: ../reason was run again since" in line for line in tree)
 
 
-def test_one_stage_with_all_that_went_into_it(
+def test_one_stage_with_all_its_inputs(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = lines(str(runs / "made_up"), "prefer", capsys=capsys, monkeypatch=monkeypatch)
@@ -51,7 +51,7 @@ def test_one_stage_with_all_that_went_into_it(
     assert not any("eval" in line for line in tree)
 
 
-def test_what_is_no_run_is_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_or_stage_is_reported(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lineage", "nothing", "--runs-dir", str(runs)]) == Ending.WRONG_INPUT
     assert "'nothing' holds no stage of a run" in capsys.readouterr().err
     assert main(["lineage", str(runs / "made_up"), "refer"]) == Ending.WRONG_INPUT
