@@ -49,7 +49,7 @@ class Length:
 
 
 def build_length(spec: RewardSpec) -> Reward:
-    """For the pool's `build`."""
+    """Builds the reward, as the pool's `build` argument."""
     return Length()
 
 

@@ -4,7 +4,6 @@ import json
 import keyword
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -196,58 +195,41 @@ def score(
     from pipeline.disk.files import write_atomic
     from rewards.offline import count_rows, judge_rows, read_rows
 
-    spec, total, tally = _spec(name, arguments, timeout), count_rows(data), Tally()
+    spec, total = _spec(name, arguments, timeout), count_rows(data)
     if workers < 1:
         raise ValueError(f"--workers {workers}: at least one process must judge")
     out.parent.mkdir(parents=True, exist_ok=True)
     judged = judge_rows(read_rows(data, truth), spec, workers=workers, timeout_seconds=timeout)
     lines: list[str] = []
+    verdicts: list[dict[str, Any]] = []
+    problems: list[str] = []
     bar = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=ERR) as progress:
         for row, verdict in progress.track(judged, total=total, description=spec.label):
             columns = _verdict_columns(row, verdict)
             lines.append(json.dumps(row.values | columns) + "\n")
-            tally.add(row, verdict, columns)
+            verdicts.append(columns)
+            if verdict is None or verdict.failed:
+                problems.append(f"{row.where}: {columns['status']}: {columns['detail']}")
     write_atomic(out, "".join(lines))
-    OUT.print(tally.table())
-    for problem in tally.problems:
+    OUT.print(_summary_table(verdicts))
+    for problem in problems[:5]:
         OUT.print(_cell(problem, 400), style="yellow")
     return 0
 
 
-@dataclass(slots=True)
-class Tally:
-    """Counts of a file's verdicts."""
-
-    rows: int = 0
-    scores: list[float] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    """The first five bad rows and failed verdicts, in words."""
-
-    def add(self, row: "Row", verdict: "Verdict | None", columns: dict[str, Any]) -> None:
-        """Counts one row."""
-        self.rows += 1
-        self.statuses[columns["status"]] += 1
-        if verdict is not None and verdict.score is not None:
-            self.scores.append(verdict.score)
-        if columns["outcome"]:
-            self.outcomes[columns["outcome"]] += 1
-        if (verdict is None or verdict.failed) and len(self.problems) < 5:
-            self.problems.append(f"{row.where}: {columns['status']}: {columns['detail']}")
-
-    def table(self) -> Table:
-        """Mean score and pass rate of the judged rows, then every status and outcome that occurred."""
-        table = plain_table("", "")
-        if self.scores:
-            table.add_row("mean score", f"{sum(self.scores) / len(self.scores):.4f}")
-            table.add_row("score 1 or more", _share(sum(score >= 1 for score in self.scores), len(self.scores)))
-        for status, count in self.statuses.most_common():
-            table.add_row(status, _share(count, self.rows), style="" if status in UNCOLOURED_STATUSES else "red")
-        for outcome, count in self.outcomes.most_common():
-            table.add_row(_cell(f"  {outcome}", 60), _share(count, self.rows))
-        return table
+def _summary_table(verdicts: list[dict[str, Any]]) -> Table:
+    """Mean score and pass rate of the judged rows, then every status and outcome that occurred."""
+    table = plain_table("", "")
+    scores = [verdict["score"] for verdict in verdicts if verdict["score"] is not None]
+    if scores:
+        table.add_row("mean score", f"{sum(scores) / len(scores):.4f}")
+        table.add_row("score 1 or more", _share(sum(score >= 1 for score in scores), len(scores)))
+    for status, count in Counter(verdict["status"] for verdict in verdicts).most_common():
+        table.add_row(status, _share(count, len(verdicts)), style="" if status in UNCOLOURED_STATUSES else "red")
+    for outcome, count in Counter(verdict["outcome"] for verdict in verdicts if verdict["outcome"]).most_common():
+        table.add_row(_cell(f"  {outcome}", 60), _share(count, len(verdicts)))
+    return table
 
 
 def _spec(name: str, arguments: list[str], timeout: float) -> "RewardSpec":
