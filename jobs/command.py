@@ -1,118 +1,156 @@
-"""What all verbs of the command share: how they are added, what their end means as an exit code."""
+"""The parts that all verbs share: consoles, exit codes, and the arguments that several verbs take."""
 
-import argparse
 import errno
+import json
 import os
 import warnings
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
+from rich.table import Table
+from typer import Argument, Option, Typer
 
-from jobs.rooms import check_rooms
+from jobs.import_guard import check_imports
+
+if TYPE_CHECKING:
+    from pipeline.disk.ending import Ending
 
 OUT, ERR = Console(), Console(stderr=True)
 
-# Set before any heavy import, and inherited by the processes Ray starts; what the user has set stays.
-QUIET = {
+# Set before any heavy import and inherited by the processes that Ray starts; values that the user has set stay.
+QUIET_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
 }
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-EXIT_CODES = """\
-exit codes:
+EXIT_CODES = """\b
+Exit codes:
   0    done
-  1    a fault: the traceback says where (doctor: something required is missing; reward check: a promise is broken)
-  2    a wrong configuration or input: the message says what to change
-  3    the run stopped itself: rewards kept failing, a weight sync could not be proven, or a gate said stop
-  4    a gate waits for a decision: the message says how to give it
+  1    an internal error, with its traceback (doctor: a requirement is missing; reward check: a rule is broken)
+  2    a wrong configuration or input; the message says what to change
+  3    the run stopped itself: rewards kept failing, a weight sync was not proven, or a gate decided to stop
+  4    a gate waits for your decision; the message says how to give it
   130  interrupted
-  141  the reader of the output closed it
+  141  the program that read the output closed it
 """
-FAULT, WRONG_INPUT, STOPPED, UNDECIDED, INTERRUPTED, UNREAD = 1, 2, 3, 4, 130, 141
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
-Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Overrides = Annotated[
+    list[str],
+    Argument(
+        metavar="key=value",
+        default_factory=list,
+        show_default=False,
+        help="Set any key of the configuration: a dotted key and a YAML value, such as stages.reason.steps=3.",
+    ),
+]
+RecipeFile = Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+StageFile = Annotated[str, Argument(metavar="CONFIG", help="A YAML file with the stage's `type` and its keys.")]
+RunsDir = Annotated[Path, Option(metavar="DIR", help="The folder of the runs.")]
+RunName = Annotated[str, Argument(metavar="RUN", help="Name or folder of the run.")]
+Output = Annotated[Path | None, Option(metavar="DIR", help="Folder of the run. [default: runs/<name of CONFIG>]")]
+JsonFile = Annotated[Path | None, Option("--json", metavar="FILE", help="Also write the results to this file.")]
+Address = Annotated[
+    str,
+    Option(
+        metavar="URL",
+        envvar="RAY_ADDRESS",
+        show_default=False,
+        help="Job server of a Ray cluster, such as http://head:8265.",
+    ),
+]
 
 
-def add_verb(
-    verbs: Verbs,
-    name: str,
-    verb: Callable[[argparse.Namespace], int],
-    summary: str,
-    text: str,
-    *,
-    resumes: bool = False,
-) -> argparse.ArgumentParser:
-    """A verb's parser; `resumes` says whether the same command goes on after an interruption."""
-    parser = verbs.add_parser(
-        name, help=summary, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(verb=verb, resumes=resumes)
-    return parser
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """`key=value` arguments."""
-    explanation = "sets any key of the configuration, dotted, to a value in YAML: stages.reason.steps=3"
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=explanation)
+def verb_app() -> Typer:
+    """A typer application for the verbs of one file."""
+    return Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, subcommand_metavar="VERB ...")
 
 
 def quieten() -> None:
     """Silences the logs and the telemetry of libraries."""
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in QUIET_ENVIRONMENT.items() if name not in os.environ})
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
 
 
 def exit_code(verb: Callable[[], int], *, resumes: bool) -> int:
-    """Runs `verb`; what it raises becomes a message and an exit code, save a fault, which keeps its traceback."""
+    """Runs `verb` and returns its exit code, or the one that its exception stands for, with a message.
+
+    A fault keeps its traceback. `resumes` says that the same command continues after an interruption.
+    """
     try:
-        check_rooms()
+        check_imports()
     except ValueError as error:
-        return refuse(str(error), WRONG_INPUT)
+        print_error(str(error))
+        return 2  # Ending cannot be imported here
+    from pipeline.disk.ending import Ending
     from pipeline.errors import DecisionNeeded, RunStopped
 
     try:
         return verb()
     except (RunStopped, DecisionNeeded, ValueError, OSError) as error:
-        message, code = meaning(error)
-        if code == FAULT:
+        message, ending = explain(error)
+        if ending == Ending.FAULT:
             raise
-        return refuse(message, code)
     except KeyboardInterrupt:
-        return refuse("interrupted" + ("; the same command resumes the run" if resumes else ""), INTERRUPTED)
+        message, ending = "interrupted" + ("; the same command resumes the run" if resumes else ""), Ending.INTERRUPTED
+    print_error(message)
+    return ending
 
 
-def meaning(error: Exception) -> tuple[str, int]:
-    """What an exception says to people, and the exit code it stands for."""
+def explain(error: Exception) -> tuple[str, "Ending"]:
+    """The message to print for an exception, and the ending it stands for."""
+    from pipeline.disk.ending import Ending
     from pipeline.errors import DecisionNeeded, RunStopped
 
     match error:
         case RunStopped():
-            return f"the run stopped itself: {error}", STOPPED
+            return f"the run stopped itself: {error}", Ending.STOPPED
         case DecisionNeeded():
-            return f"a decision is needed: {error}", UNDECIDED
+            return f"a decision is needed: {error}", Ending.UNDECIDED
         case ValueError():
-            return str(error), WRONG_INPUT
-        case OSError(errno=number, strerror=reason, filename=file) if number in FULL:
-            place = f" for '{file}'" if file else ""
-            return f"the disk has no room{place} ({reason}); make some, and the same command goes on", STOPPED
+            return str(error), Ending.WRONG_INPUT
+        case OSError(errno=number, strerror=reason, filename=file) if number in DISK_FULL:
+            where = f" for '{file}'" if file else ""
+            return f"the disk has no room{where} ({reason}); free some, and the same command goes on", Ending.STOPPED
         case _:
-            return f"{type(error).__name__}: {error}", FAULT
+            return f"{type(error).__name__}: {error}", Ending.FAULT
 
 
-def refuse(message: str, code: int) -> int:
-    """Tells why it ends with `code`."""
+def print_error(message: str) -> None:
+    """Prints to stderr, in red, as the command's own message."""
     ERR.print(f"alignyard: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    return code
 
 
-def duration(seconds: float) -> str:
-    """`45s`, `3m12s`, `2h05m`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+def plain_table(*columns: str) -> Table:
+    """A table without lines."""
+    return Table(*columns, box=None, header_style="bold", pad_edge=False)
+
+
+def one_line(text: str, width: int, tail: int = 0) -> str:
+    """Untrusted text on one line of at most `width` characters, without control characters.
+
+    Longer text keeps its beginning and its last `tail` characters.
+    """
+    line = " ".join(text[: 4 * width].split())
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    return line if len(line) <= width else f"{line[: width - tail - 3]}...{line[len(line) - tail :]}"
+
+
+def run_folder(run: str, runs_dir: Path) -> Path:
+    """The folder of a run that is given by its name below `runs_dir`, or else by its path."""
+    return runs_dir / run if (runs_dir / run).is_dir() else Path(run)
+
+
+def write_json(values: Mapping[str, Any], file: Path | None) -> None:
+    """Writes `values` to `file`, whole or not at all; does nothing where `file` is None."""
+    from pipeline.disk.files import write_atomic
+
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(values, indent=2) + "\n")

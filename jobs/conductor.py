@@ -1,69 +1,56 @@
-"""The conductor of a run: starts every stage whose inputs are there as a Ray job, and waits for all of them.
+"""The conductor of a run: starts every stage whose inputs are done as a Ray job, and waits for all of them.
 
-It is a process of its own that outlives the terminal: on this machine one with a session and a Ray cluster of its own,
-on a cluster a Ray job. What it knows stands in the run's folder, so that any shell can look and the next can go on.
+It is a process of its own that outlives the terminal. On one machine it has a session and a Ray cluster of its own; on
+a cluster it is a Ray job. It keeps its state in the run's folder, where every shell can read it and where the next
+conductor continues.
 """
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ray.job_submission import JobStatus
 from rich.console import Console
-from rich.table import Table
 
 from configs.base import Settings
 from configs.graph import chosen, cut_off, graph, ready
 from configs.stages import Recipe
-from jobs.command import FAULT, WRONG_INPUT, duration, exit_code, meaning, quieten
-from jobs.command import INTERRUPTED as INTERRUPTED_CODE
-from jobs.stage_job import Outcome
+from jobs.command import exit_code, explain, plain_table, quieten
+from jobs.stage_job import RESULT_FILE, StageResult
 from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
 from pipeline.cluster.demand import Demand, Node, demand, machines
 from pipeline.cluster.machine import refuse_here
+from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
 from pipeline.disk.lock import locked
 from pipeline.disk.recorded import read_figures
-from pipeline.disk.run_record import (
-    CONSOLE,
-    DONE,
-    ENDINGS,
-    FAILED,
-    LEFT_OUT,
-    NOT_REACHED,
-    RECIPE,
-    RUN,
-    RUNNING,
-    WAITING,
-    RunRecord,
-    StageRecord,
-    refuse_other_recipe,
-)
+from pipeline.disk.run_record import CONSOLE, RECIPE, RUN, RunRecord, StageRecord, State, refuse_other_recipe
+from pipeline.reports.files import duration
 
 ORDER = "ALIGNYARD_ORDER"
-"""Environment variable with what to run."""
-LOOK_SECONDS, ASK_SECONDS = 0.1, 2.0
-"""How often the conductor looks for what a stage leaves behind, and asks whether its job still lives."""
-LOG_SECONDS = 5.0
-"""How long the last lines of a stage may take."""
+"""Environment variable with the order, as JSON."""
+RESULT_POLL_SECONDS, JOB_POLL_SECONDS = 0.1, 2.0
+"""How often the conductor reads the stages' results from disk, and asks Ray for the state of their jobs."""
+LAST_LOG_SECONDS = 5.0
+"""How long the conductor waits for the last lines of a stage's output."""
 
 
 class Order(Settings):
-    """What a conductor is to run."""
+    """A run to conduct."""
 
     recipe: Recipe
     """The recipe."""
     folder: Path
     """Absolute folder of the run."""
     working_directory: Path
-    """Where relative paths of the recipe start from."""
+    """Folder that relative paths of the recipe start from."""
     start: str | None = None
     """The first stage to run (see configs.graph.chosen)."""
     until: str | None = None
@@ -71,9 +58,9 @@ class Order(Settings):
     only: str | None = None
     """The stage to run alone."""
     address: str = ""
-    """Job server of the cluster it runs on, as the user calls it; empty for a cluster of its own."""
+    """Job server of the cluster to run on, as the user calls it; empty for a cluster of its own."""
     job: str = ""
-    """Its own Ray job; empty where it is a process."""
+    """The conductor's own Ray job; empty if it is a process."""
 
 
 class Conductor:
@@ -81,59 +68,56 @@ class Conductor:
 
     def __init__(self, order: Order, record: RunRecord, jobs: Jobs, nodes: list[Node]) -> None:
         self._order, self._record, self._jobs, self._nodes = order, record, jobs, nodes
+        self._stages = record.stages
         self._graph = graph(order.recipe)
         self._running: list[str] = []
-        self._threads: dict[str, Thread] = {}
-        """The thread that reads the log of each stage that was started."""
-        self._beside_others: set[str] = set()
-        """Stages whose lines begin with their names, since others speak at the same time."""
-        self._asked = time.monotonic()
+        self._log_threads: dict[str, Thread] = {}
+        """The thread that reads the output of each stage that was started."""
+        self._prefixed: set[str] = set()
+        """Stages whose lines begin with their names, because another stage printed at the same time."""
+        self._last_job_poll = time.monotonic()
         self._console = Console(soft_wrap=True)
 
-    def run(self) -> int:
-        """Until nothing runs and nothing can start; the run's exit code."""
+    def run(self) -> Ending:
+        """Starts and awaits stages until nothing runs and nothing can start."""
         try:
             while True:
-                self._start()
+                self._start_ready()
                 if not self._running:
-                    for thread in self._threads.values():
-                        thread.join(LOG_SECONDS)
-                    return self._end()
-                self._collect()
+                    for thread in self._log_threads.values():
+                        thread.join(LAST_LOG_SECONDS)
+                    return self._finish()
+                self._await_result()
         except BaseException:
-            self.stop()
+            self._stop()
             raise
 
-    def stop(self) -> None:
-        """Ends what runs."""
-        left = self._jobs.stop([self._stages[name].job for name in self._running])
+    def _stop(self) -> None:
+        survivors = self._jobs.stop([self._stages[name].job for name in self._running])
         for name in list(self._running):
-            self._ended(name, Outcome(INTERRUPTED_CODE, "stopped"))
-        if left:
-            self._say(f"did not stop: {', '.join(left)}")
+            self._record_result(name, StageResult(Ending.INTERRUPTED, "stopped"))
+        if survivors:
+            self._print(f"did not stop: {', '.join(survivors)}")
 
-    @property
-    def _stages(self) -> dict[str, StageRecord]:
-        return self._record.stages
+    def _in_state(self, state: str) -> list[str]:
+        return [name for name, stage in self._stages.items() if stage.state == state]
 
-    def _named(self, *states: str) -> list[str]:
-        return [name for name, stage in self._stages.items() if stage.state in states]
-
-    def _start(self) -> None:
-        """Submits every stage that can start now, in the recipe's order; the others are told what they wait for."""
-        done, waiting = self._named(DONE), self._named(WAITING)
+    def _start_ready(self) -> None:
+        """Submits every stage that can start now, in the recipe's order. The others record what they wait for."""
+        done, waiting = self._in_state(Ending.DONE.word), self._in_state(State.WAITING)
         for name in waiting:
             missing = [parent for parent in self._graph[name] if parent not in done]
             self._stages[name].reason = f"needs {', '.join(missing)}"
         for name in ready(self._graph, waiting, done):
             stage = self._stages[name]
-            taken = sum(self._demand(other).share(self._nodes)[0] for other in self._running)
-            asked, there = self._demand(name).share(self._nodes)
-            if self._running and taken + asked > there:
+            in_use = sum(self._demand(other).share(self._nodes)[0] for other in self._running)
+            needed, capacity = self._demand(name).share(self._nodes)
+            if self._running and in_use + needed > capacity:
                 unit = "GPUs" if any(node.gpus for node in self._nodes) else "cores"
-                stage.reason = f"asks for {asked:g} of {there:g} {unit}; {', '.join(self._running)} has {taken:g}"
-                continue
-            self._submit(name, stage)
+                users = ", ".join(self._running)
+                stage.reason = f"asks for {needed:g} of {capacity:g} {unit}; {users} has {in_use:g}"
+            else:
+                self._submit(name, stage)
         _publish(self._record)
 
     def _demand(self, name: str) -> Demand:
@@ -141,141 +125,154 @@ class Conductor:
 
     def _submit(self, name: str, stage: StageRecord) -> None:
         folder = self._order.folder
-        Outcome.clear(folder / name)
-        stage.job, stage.state, stage.reason = job_id(self._record.name, name), RUNNING, ""
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / RESULT_FILE).unlink(missing_ok=True)
+        stage.job, stage.state, stage.reason = job_id(self._record.name, name), State.RUNNING, ""
         stage.started, stage.ended, stage.exit_code = time.time(), None, None
-        command = stage_command(folder, name, self._order.working_directory)
-        environment = {name: os.environ[name] for name in ("COLUMNS",) if name in os.environ}
         self._running.append(name)  # before it runs, so that a stop in between finds it
         self._jobs.submit(
-            command, job=stage.job, run=self._record.name, stage=name, folder=folder, environment=environment
+            stage_command(folder, name, self._order.working_directory),
+            job=stage.job,
+            run=self._record.name,
+            stage=name,
+            folder=folder,
+            environment={key: os.environ[key] for key in ("COLUMNS",) if key in os.environ},
         )
-        self._threads[name] = self._jobs.follow_aside(stage.job, self._teller(name))
+        thread = Thread(target=self._jobs.follow, args=(stage.job, self._log_writer(name)), daemon=True)
+        self._log_threads[name] = thread
+        thread.start()
 
-    def _teller(self, name: str) -> Any:
-        """Writes what a stage says into its folder and the run's log; with its name before each line where another one
-        speaks at the same time."""
+    def _log_writer(self, name: str) -> Callable[[str], None]:
+        """A function that writes a stage's output into its folder and the run's log.
 
-        def tell(text: str) -> None:
+        In the log, lines begin with the stage's name from the moment on at which another stage prints as well.
+        """
+
+        def write(text: str) -> None:
             with (self._order.folder / name / CONSOLE).open("a", encoding="utf-8") as console:
                 console.write(text)
-            if sum(thread.is_alive() for thread in self._threads.values()) > 1:
-                self._beside_others.add(name)
-            prefix = f"[{name}] " if name in self._beside_others else ""
+            if sum(thread.is_alive() for thread in self._log_threads.values()) > 1:
+                self._prefixed.add(name)
+            prefix = f"[{name}] " if name in self._prefixed else ""
             sys.stdout.write("".join(prefix + line for line in text.splitlines(keepends=True)))
             sys.stdout.flush()
 
-        return tell
+        return write
 
-    def _collect(self) -> None:
-        """Waits until a stage has ended."""
+    def _await_result(self) -> None:
+        """Waits until at least one stage has ended, and records its result."""
         while True:
-            ask = time.monotonic() - self._asked > ASK_SECONDS
-            ended = {name: outcome for name in self._running if (outcome := self._outcome(name, ask)) is not None}
-            for name, outcome in ended.items():
-                self._ended(name, outcome)
-            if ended:
+            poll_jobs = time.monotonic() - self._last_job_poll > JOB_POLL_SECONDS
+            results = {name: self._result(name, poll_jobs) for name in self._running}
+            for name, result in results.items():
+                if result is not None:
+                    self._record_result(name, result)
+            if any(results.values()):
                 return
-            if ask:
-                self._asked = time.monotonic()
-            time.sleep(LOOK_SECONDS)
+            if poll_jobs:
+                self._last_job_poll = time.monotonic()
+            time.sleep(RESULT_POLL_SECONDS)
 
-    def _outcome(self, name: str, ask: bool) -> Outcome | None:
-        """How a stage ended; None while it runs. It says so itself, unless it is killed: then Ray knows, if asked."""
+    def _result(self, name: str, poll_job: bool) -> StageResult | None:
+        """The result of a stage, or None while it runs. A killed stage leaves none on disk: its job's state tells."""
         folder = self._order.folder / name
-        outcome = Outcome.read(folder)
-        job = self._jobs.ended(self._stages[name].job) if ask and outcome is None else None
+        result = StageResult.read(folder)
+        job = self._jobs.ended(self._stages[name].job) if poll_job and result is None else None
         if job is None:
-            return outcome
+            return result
         if job.status == JobStatus.STOPPED:
-            return Outcome(INTERRUPTED_CODE, "its job was stopped")
-        words = (job.message or "").partition(", last available logs")[0]
-        return Outcome.read(folder) or Outcome(FAULT, f"its process ended without a word: {words}")  # written since
+            return StageResult(Ending.INTERRUPTED, "its job was stopped")
+        message = (job.message or "").partition(", last available logs")[0]
+        # The result may have been written since it was read above.
+        return StageResult.read(folder) or StageResult(Ending.FAULT, f"its process ended without a word: {message}")
 
-    def _ended(self, name: str, outcome: Outcome) -> None:
+    def _record_result(self, name: str, result: StageResult) -> None:
         stage = self._stages[name]
-        stage.exit_code, stage.ended, stage.reason = outcome.exit_code, time.time(), outcome.reason
-        stage.state = ENDINGS.get(outcome.exit_code, FAILED)
-        if outcome.exit_code:
-            self._say(f"{name} {stage.state}: {outcome.reason}", style="red")
-            for other, lost in cut_off(self._graph, self._named(WAITING), [name]).items():
-                self._stages[other].state, self._stages[other].reason = NOT_REACHED, f"needs {lost}, {stage.state}"
+        stage.exit_code, stage.ended, stage.reason = int(result.ending), time.time(), result.reason
+        stage.state = result.ending.word
+        if result.ending != Ending.DONE:
+            self._print(f"{name} {stage.state}: {result.reason}", style="red")
+            for other, parent in cut_off(self._graph, self._in_state(State.WAITING), [name]).items():
+                self._stages[other].state, self._stages[other].reason = (
+                    State.NOT_REACHED,
+                    f"needs {parent}, {stage.state}",
+                )
         self._running.remove(name)
         _publish(self._record)
 
-    def _end(self) -> int:
-        """The code of the first stage that ended badly, since others may have ended so because of it."""
-        bad = [stage for stage in self._stages.values() if stage.exit_code]
-        first = min(bad, key=lambda stage: stage.ended or 0.0, default=None)
+    def _finish(self) -> Ending:
+        """The ending of the first stage that failed, since others may have failed because of it."""
+        failed = [stage for stage in self._stages.values() if stage.exit_code]
+        first = min(failed, key=lambda stage: stage.ended or 0.0, default=None)
         self._record.reason = "" if first is None else first.reason
-        took = duration(time.time() - self._record.started)
-        done = self._named(DONE)
-        self._say(
-            f"{self._record.name}: {len(done)} of {len(self._stages)} stages done, {took} ({self._record.folder})"
+        done, seconds = self._in_state(Ending.DONE.word), time.time() - self._record.started
+        self._print(
+            f"{self._record.name}: {len(done)} of {len(self._stages)} stages done, {duration(seconds)} "
+            f"({self._record.folder})"
         )
-        return 0 if first is None else first.exit_code or FAULT
+        return Ending.DONE if first is None else Ending(first.exit_code)
 
-    def _say(self, text: str, style: str = "") -> None:
+    def _print(self, text: str, style: str = "") -> None:
         self._console.print(text, style=style, markup=False, highlight=False)
 
 
-def conduct(order: Order) -> int:
-    """Runs the order; the exit code. Raises ValueError for what is wrong before anything starts."""
+def conduct(order: Order) -> Ending:
+    """Runs the order. Raises ValueError for an error that is found before any stage starts."""
     with locked(order.folder, wait_seconds=2.0):
         refuse_other_recipe(order.recipe, order.folder)
         _refuse_here(order)
-        earlier = _earlier(order.folder)
-        before = (order.folder / RUN).read_text(encoding="utf-8") if earlier is not None else None
-        record = _record(order, earlier)
+        earlier = _earlier_record(order.folder)
+        earlier_text = (order.folder / RUN).read_text(encoding="utf-8") if earlier is not None else None
+        record = _new_record(order, earlier)
         record.write()
-        # What takes seconds to import is imported while Ray starts.
-        imports = Thread(target=import_module, args=("pipeline.run.dry_run",))
+        imports = Thread(target=import_module, args=("pipeline.run.dry_run",))  # takes seconds, while Ray starts
         imports.start()
         try:
             with cluster_with_jobs() as address, _signals_raise():
                 imports.join()
-                code = _conduct(order, record, Jobs(address))
-        except (KeyboardInterrupt, SystemExit):  # while it starts, Ray answers SIGTERM in its own way
-            _finish(order, record, INTERRUPTED_CODE, "stopped")
+                ending = _conduct(order, record, Jobs(address))
+        except (KeyboardInterrupt, SystemExit):  # Ray raises SystemExit for a SIGTERM while it starts
+            _close_record(order, record, Ending.INTERRUPTED, "stopped")
             raise KeyboardInterrupt from None
         except Exception as error:
-            message, code = meaning(error)
-            if code == WRONG_INPUT and before is not None and not _started(record):
-                write_atomic(order.folder / RUN, before)  # the refused order changed nothing
+            message, ending = explain(error)
+            if ending == Ending.WRONG_INPUT and earlier_text is not None and not _has_started_stages(record):
+                write_atomic(order.folder / RUN, earlier_text)  # the refused order changed nothing
             else:
-                _finish(order, record, code, message)
+                _close_record(order, record, ending, message)
             raise
-        _finish(order, record, code, record.reason)
-        return code
+        _close_record(order, record, ending, record.reason)
+        return ending
 
 
-def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
+def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     from pipeline.cluster.room import nodes
     from pipeline.run.dry_run import Choice, plan, refuse
 
     record.address = record.address or jobs.address
     # A conductor that was killed leaves jobs on a cluster that still runs.
-    left = jobs.stop(jobs.running(order.folder, stages=True))
-    if left:
-        raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(left)}")
-    planned, there = plan(order.recipe, order.folder, Choice(order.start, order.until, order.only)), nodes()
+    survivors = jobs.stop(jobs.running(order.folder, stages=True))
+    if survivors:
+        raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(survivors)}")
+    planned = plan(order.recipe, order.folder, Choice(order.start, order.until, order.only))
+    cluster_nodes = nodes()
     refuse(planned)
     for stage in planned:
-        own = record.stages[stage.name]
+        stage_record = record.stages[stage.name]
         if stage.standing == "done":
-            own.state, own.reused = DONE, True
+            stage_record.state, stage_record.reused = Ending.DONE.word, True
         elif not stage.chosen:
-            own.state = LEFT_OUT
-        elif never := demand(stage.config, order.recipe).never(there):
-            raise ValueError(f"{stage.name}: {never}")
+            stage_record.state = State.LEFT_OUT
+        elif impossible := demand(stage.config, order.recipe).never(cluster_nodes):
+            raise ValueError(f"{stage.name}: {impossible}")
     write_atomic(order.folder / RECIPE, order.recipe.model_dump_json(indent=1))
     record.reason = ""
-    _show(record, order, there)
-    return Conductor(order, record, jobs, there).run()
+    _print_plan(record, order, cluster_nodes)
+    return Conductor(order, record, jobs, cluster_nodes).run()
 
 
 def _refuse_here(order: Order) -> None:
-    """Raises ValueError for a stage that is to run and that this machine, where the cluster is to be, can't run."""
+    """Raises ValueError for a chosen stage that a cluster of this machine alone can't run."""
     stages = graph(order.recipe)
     for name in chosen(stages, start=order.start, until=order.until, only=order.only):
         if read_figures(order.folder / name) is None:
@@ -285,8 +282,8 @@ def _refuse_here(order: Order) -> None:
                 raise ValueError(f"{name}: {error}") from error
 
 
-def _earlier(folder: Path) -> RunRecord | None:
-    """The record of the run so far; None where there is none that can be read, which is then written anew."""
+def _earlier_record(folder: Path) -> RunRecord | None:
+    """The record of the run so far, or None if there is none or it is damaged; it is then written anew."""
     if not (folder / RUN).is_file():
         return None
     try:
@@ -296,43 +293,41 @@ def _earlier(folder: Path) -> RunRecord | None:
         return None
 
 
-def _record(order: Order, earlier: RunRecord | None) -> RunRecord:
-    """A new record; of a stage that ran before it keeps which job that was, and when."""
+def _new_record(order: Order, earlier: RunRecord | None) -> RunRecord:
+    """A new record, which keeps the jobs and times of stages that ran before."""
     stages = {
         name: StageRecord(order.recipe.stages[name].type, waits_for) for name, waits_for in graph(order.recipe).items()
     }
-    for name, before in earlier.stages.items() if earlier is not None else ():
-        if name in stages:
-            stages[name].job, stages[name].started, stages[name].ended = before.job, before.started, before.ended
-    record = RunRecord(order.recipe.name, str(order.folder), stages, address=order.address, job=order.job)
-    record.reason = "starting"
-    return record
+    for name, stage in stages.items():
+        if earlier is not None and name in earlier.stages:
+            before = earlier.stages[name]
+            stage.job, stage.started, stage.ended = before.job, before.started, before.ended
+    name, folder = order.recipe.name, str(order.folder)
+    return RunRecord(name, folder, stages, reason="starting", address=order.address, job=order.job)
 
 
-def _started(record: RunRecord) -> bool:
-    """Whether a stage was started by this conductor."""
-    return any(stage.state == RUNNING or stage.exit_code is not None for stage in record.stages.values())
+def _has_started_stages(record: RunRecord) -> bool:
+    return any(stage.state == State.RUNNING or stage.exit_code is not None for stage in record.stages.values())
 
 
-def _finish(order: Order, record: RunRecord, code: int, reason: str = "") -> None:
-    record.state, record.exit_code, record.ended = ENDINGS.get(code, FAILED), code, time.time()
-    record.reason = reason
+def _close_record(order: Order, record: RunRecord, ending: Ending, reason: str) -> None:
+    record.state, record.exit_code, record.ended, record.reason = ending.word, int(ending), time.time(), reason
     if not order.job:
-        record.address = ""  # its cluster is gone
+        record.address = ""  # its own cluster is gone
     _publish(record)
 
 
 def _publish(record: RunRecord) -> None:
-    """Makes the state known, to other shells and in the report."""
+    """Writes the record for other shells, and the run's report."""
     from pipeline.reports.recipe_page import write_recipe_html
 
     record.write()
     write_recipe_html(record)
 
 
-def _show(record: RunRecord, order: Order, nodes: list[Node]) -> None:
-    """What will run, what it asks for, and what there is."""
-    table = Table("stage", "", "asks for", "after", box=None, header_style="bold", pad_edge=False)
+def _print_plan(record: RunRecord, order: Order, nodes: list[Node]) -> None:
+    """Prints the stages with their demands, and the cluster."""
+    table = plain_table("stage", "", "asks for", "after")
     for name, stage in record.stages.items():
         state = "reused" if stage.reused else stage.state
         table.add_row(name, state, str(demand(order.recipe.stages[name], order.recipe)), ", ".join(stage.waits_for))
@@ -343,21 +338,21 @@ def _show(record: RunRecord, order: Order, nodes: list[Node]) -> None:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGINT raise KeyboardInterrupt, once."""
+    """While the block runs, the first SIGTERM or SIGINT raises KeyboardInterrupt; later ones are ignored."""
 
     def interrupt(number: int, _: object) -> NoReturn:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_IGN)
+        for ending_signal in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(ending_signal, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, interrupt)
+    for ending_signal in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending_signal, interrupt)
     yield
 
 
 def main() -> int:
-    """Runs the order that stands in the environment."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # from the first moment on; Ray's start overwrites it
+    """Runs the order from the environment, and returns the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # works at once, until Ray's start replaces it
     quieten()
     order = Order.model_validate_json(os.environ.pop(ORDER))
     if order.working_directory.is_dir():

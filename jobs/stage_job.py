@@ -1,52 +1,49 @@
-"""A stage as a Ray job: `python -m jobs.stage_job RUN_FOLDER STAGE`.
+"""Runs a stage as a Ray job: `python -m jobs.stage_job RUN_FOLDER STAGE`.
 
-How it ended stands in the stage's folder before the process has ended, so that the conductor needn't wait for Ray.
+The job writes its result into the stage's folder before its process ends, so that the conductor need not wait for Ray.
 """
 
 import json
 import os
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from configs.stages import Recipe
-from jobs.command import FAULT, INTERRUPTED, meaning, quieten, refuse
+from jobs.command import explain, print_error, quieten
+from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
 from pipeline.disk.run_record import RECIPE
 
+RESULT_FILE = "outcome.json"
+
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a stage ended."""
+class StageResult:
+    """The ending of a stage, and the reason for it in words."""
 
-    exit_code: int
+    ending: Ending
     reason: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The outcome in a stage's folder; None where there is none yet."""
-        file = folder / OUTCOME
-        return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        """The result in a stage's folder, or None while there is none."""
+        file = folder / RESULT_FILE
+        if not file.is_file():
+            return None
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return cls(Ending(values["exit_code"]), values["reason"])
 
     def write(self, folder: Path) -> None:
-        """Into the stage's folder."""
+        """Writes the result into a stage's folder, which it makes if needed."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / OUTCOME, json.dumps(asdict(self)))
-
-    @staticmethod
-    def clear(folder: Path) -> None:
-        """Makes the folder, and removes an earlier outcome."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / OUTCOME).unlink(missing_ok=True)
+        write_atomic(folder / RESULT_FILE, json.dumps({"exit_code": self.ending, "reason": self.reason}))
 
 
-OUTCOME = "outcome.json"
-
-
-def main(run: str, stage: str) -> int:
-    """Runs the stage of the recipe in the run's folder; the exit code of a verb."""
+def main(run: str, stage: str) -> Ending:
+    """Runs the stage of the recipe in the run's folder."""
     quieten()
     folder = Path(run)
     recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
@@ -54,20 +51,20 @@ def main(run: str, stage: str) -> int:
         from pipeline.run.stage import run_stage
 
         run_stage(recipe.stages[stage], folder / stage, recipe)
+        result = StageResult(Ending.DONE)
     except KeyboardInterrupt:
-        ended = Outcome(INTERRUPTED, "stopped")
-    except Exception as error:  # noqa: BLE001  # whatever it is, the conductor must know
-        message, code = meaning(error)
-        if code == FAULT:
+        result = StageResult(Ending.INTERRUPTED, "stopped")
+    except Exception as error:  # noqa: BLE001  # the conductor needs a result of every exception
+        message, ending = explain(error)
+        if ending == Ending.FAULT:
             traceback.print_exc()
-        ended = Outcome(refuse(message, code), message)
-    else:
-        ended = Outcome(0)
-    ended.write(folder / stage)
-    return ended.exit_code
+        print_error(message)
+        result = StageResult(ending, message)
+    result.write(folder / stage)
+    return result.ending
 
 
 if __name__ == "__main__":
     code = main(*sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # all is closed: taking the interpreter apart takes seconds after imports like these
+    os._exit(code)  # everything is closed; unloading these imports would take seconds

@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from uuid import uuid4
 
@@ -20,28 +20,31 @@ from ray._private import parameter
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from jobs.command import QUIET
+from jobs.command import QUIET_ENVIRONMENT
 from pipeline.errors import RunStopped
 
 UNREACHABLE_SECONDS = 60.0
-"""How long the job server may not answer before it counts as gone."""
-STOP_SECONDS = 20
-"""What a job that is told to stop has for it, before it is killed."""
+"""A job server that has not answered for this long counts as gone."""
+GRACE_SECONDS = 20
+"""Time that a job has to stop before Ray kills it."""
 RUN_KEY, FOLDER_KEY, STAGE_KEY = "alignyard_run", "alignyard_folder", "alignyard_stage"
-"""Metadata of our jobs. The conductor's has no stage."""
-RAYS_OWN_LINES = re.compile(r"Running entrypoint for job |[-0-9]+ [:,0-9]+\tINFO job_manager")
+"""Metadata of our jobs."""
+RAY_LOG_LINE = re.compile(r"Running entrypoint for job |[-0-9]+ [:,0-9]+\tINFO job_manager")
+"""Lines that Ray itself writes into a job's log."""
 
 
 @contextmanager
 def cluster_with_jobs() -> Iterator[str]:
-    """Connects to the cluster this process is a job of, or starts one of this machine that ends with the block or with
-    this process. Yields the address of its job server."""
+    """Connects to the cluster whose job this process is, or starts one here; yields the address of its job server.
+
+    A new cluster ends with the block, or with this process.
+    """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if "RAY_ADDRESS" in os.environ:
         context = ray.init(**quiet)
     else:
-        # Ray's processes end with the thread that started them: this must be the main one.
-        with _agent_on_a_free_port():
+        # Ray's processes end with the thread that started them, so this must be the main thread.
+        with _free_agent_port():
             context = ray.init(address="local", include_dashboard=True, dashboard_port=0, **quiet)
     try:
         yield f"http://{context.dashboard_url}"
@@ -50,33 +53,39 @@ def cluster_with_jobs() -> Iterator[str]:
 
 
 @contextmanager
-def _agent_on_a_free_port() -> Iterator[None]:
-    """While the block runs, `ray.init` takes any free port for the agent that starts jobs. It has no argument for it:
-    of two clusters on one machine the second would take no jobs, the port being taken."""
-    params: Any = parameter.RayParams
-    parameter.RayParams = partial(params, dashboard_agent_listen_port=0)
+def _free_agent_port() -> Iterator[None]:
+    """While the block runs, `ray.init` takes any free port for the agent that starts jobs.
+
+    `ray.init` has no argument for it. With the default port, the second cluster on a machine would start no jobs.
+    """
+    original: Any = parameter.RayParams
+    parameter.RayParams = partial(original, dashboard_agent_listen_port=0)
     try:
         yield
     finally:
-        parameter.RayParams = params
+        parameter.RayParams = original
 
 
 def job_id(run: str, stage: str) -> str:
-    """A name for a job that no other has."""
+    """A unique name for a job."""
     return "-".join(part for part in (run, stage, uuid4().hex[:6]) if part)
 
 
 def module_command(module: str, *arguments: str) -> str:
-    """The shell's line that runs one of our modules, with this Python where it is there. Nothing that lies in the
-    working directory is imported in the place of an installed package."""
+    """The shell command that runs one of our modules, with this Python if it exists on the job's machine.
+
+    `-P` keeps Python from importing modules out of the working directory.
+    """
     python = shlex.quote(sys.executable)
-    run = f"-P -m {module} {' '.join(map(shlex.quote, arguments))}"
-    return f"if [ -x {python} ]; then exec {python} {run}; else exec python {run}; fi"
+    options = f"-P -m {module} {' '.join(map(shlex.quote, arguments))}"
+    return f"if [ -x {python} ]; then exec {python} {options}; else exec python {options}; fi"
 
 
 def stage_command(run: Path, stage: str, working_directory: Path) -> str:
-    """The shell's line that runs a stage, on the cluster of this process. Ray itself would hand the job the address of
-    the cluster that was started last on the machine."""
+    """The shell command that runs a stage on this process's cluster.
+
+    It sets RAY_ADDRESS, since Ray would give the job the cluster that was started last on the machine.
+    """
     address, folder = ray.get_runtime_context().gcs_address, shlex.quote(str(working_directory))
     return (
         f"{{ [ ! -d {folder} ] || cd {folder}; }} && export RAY_ADDRESS={address} && "
@@ -84,14 +93,34 @@ def stage_command(run: Path, stage: str, working_directory: Path) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """A Ray job of a run: of one of its stages, or of its conductor if `stage` is empty."""
+
+    id: str
+    run: str
+    folder: str
+    stage: str
+    state: str
+    is_over: bool
+    started: float
+    """Seconds since the epoch, as `ended`."""
+    ended: float | None
+
+
 class Jobs:
-    """The job server of a cluster."""
+    """The job server of a cluster.
+
+    Example:
+        server = Jobs("http://head:8265")
+        server.stop(server.running(Path("/shared/runs/demo"), stages=True))
+    """
 
     def __init__(self, address: str) -> None:
-        """Raises ValueError when nothing answers at `address`, such as http://head:8265."""
+        """Raises ValueError if no job server answers at `address`, such as http://head:8265."""
         self.address = address
         logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
-        os.environ.pop("RAY_ADDRESS", None)  # it would be taken in the place of the address given
+        os.environ.pop("RAY_ADDRESS", None)  # the client would prefer it to `address`
         try:
             self._client = JobSubmissionClient(address)
         except AuthenticationError as error:
@@ -106,28 +135,28 @@ class Jobs:
     def submit(
         self, command: str, *, job: str, run: str, folder: Path, stage: str = "", environment: Mapping[str, str]
     ) -> None:
-        """Starts `command` as the Ray job `job`: a stage of the run, or where `stage` is empty its conductor.
+        """Starts `command` as the Ray job `job` of a run: of a stage, or of the conductor if `stage` is empty.
 
-        Raises RunStopped when the cluster has taken no jobs for a minute.
+        Raises RunStopped when the cluster has accepted no job for a minute.
         """
-        quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
-        stopping = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-        environment = {**quiet, **environment, **stopping}
+        quiet = {name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()}
+        stopping = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS)}
+        runtime_env = {"env_vars": {**quiet, **environment, **stopping}}
         metadata = {RUN_KEY: run, FOLDER_KEY: str(folder), STAGE_KEY: stage}
         deadline = time.monotonic() + UNREACHABLE_SECONDS
         while True:
             try:
                 self._client.submit_job(
-                    entrypoint=command, submission_id=job, runtime_env={"env_vars": environment}, metadata=metadata
+                    entrypoint=command, submission_id=job, runtime_env=runtime_env, metadata=metadata
                 )
                 return
-            except (OSError, RuntimeError) as error:  # a cluster that has just started takes jobs a little later
+            except (OSError, RuntimeError) as error:  # a cluster that has just started does not accept jobs yet
                 if time.monotonic() > deadline:
                     raise RunStopped(f"the Ray cluster ({self.address}) takes no jobs: {error}") from error
                 time.sleep(0.5)
 
     def ended(self, job: str) -> JobDetails | None:
-        """What is known of a job that has ended; None while it has not.
+        """The details of a job that has ended, or None while it runs or the server does not answer.
 
         Raises RunStopped when the server has not answered for a minute.
         """
@@ -142,56 +171,56 @@ class Jobs:
         return details if details.status.is_terminal() else None
 
     def stop(self, jobs: Sequence[str]) -> list[str]:
-        """Ends jobs, by force where they take too long; returns those that live on all the same."""
+        """Ends jobs, and kills those that take too long. Returns the jobs that still run."""
         for job in jobs:
-            with suppress(OSError, RuntimeError):  # already over, or nobody there: what is left is told below
+            with suppress(OSError, RuntimeError):  # it has ended, or the server is gone: the loop below finds out
                 self._client.stop_job(job)
-        deadline = time.monotonic() + STOP_SECONDS + 30
-        left = list(jobs)
-        while left and time.monotonic() < deadline:
+        deadline = time.monotonic() + GRACE_SECONDS + 30
+        alive = list(jobs)
+        while alive and time.monotonic() < deadline:
             time.sleep(0.2)
-            left = [job for job in left if self.ended(job) is None]
-        return left
+            alive = [job for job in alive if self.ended(job) is None]
+        return alive
 
-    def of_runs(self) -> list[JobDetails]:
-        """Our jobs on the cluster, oldest first."""
-        ours = [job for job in self._client.list_jobs() if RUN_KEY in (job.metadata or {})]
-        return sorted(ours, key=lambda job: job.start_time or 0)
+    def of_runs(self) -> list[RunJob]:
+        """All jobs of runs on the cluster, oldest first."""
+        jobs = [
+            RunJob(
+                id=str(job.submission_id),
+                run=labels[RUN_KEY],
+                folder=labels[FOLDER_KEY],
+                stage=labels[STAGE_KEY],
+                state=job.status.lower(),
+                is_over=job.status.is_terminal(),
+                started=(job.start_time or 0) / 1000,
+                ended=job.end_time / 1000 if job.end_time else None,
+            )
+            for job in self._client.list_jobs()
+            if RUN_KEY in (labels := job.metadata or {})
+        ]
+        return sorted(jobs, key=lambda job: job.started)
 
     def running(self, folder: Path, *, stages: bool) -> list[str]:
-        """The jobs of the run in `folder` that have not ended: those of its stages, or its conductor's."""
-        return [
-            str(job.submission_id)
-            for job in self.of_runs()
-            for metadata in [job.metadata or {}]
-            if metadata[FOLDER_KEY] == str(folder)
-            and bool(metadata[STAGE_KEY]) == stages
-            and not job.status.is_terminal()
-        ]
+        """The unfinished jobs of the run in `folder`: those of its stages, or its conductor's."""
+        jobs = [job for job in self.of_runs() if job.folder == str(folder) and bool(job.stage) == stages]
+        return [job.id for job in jobs if not job.is_over]
 
     def logs(self, job: str) -> str:
-        """What a job has said so far."""
-        return _ours(self._client.get_job_logs(job))
+        """A job's output so far."""
+        return _without_ray_lines(self._client.get_job_logs(job))
 
-    def follow(self, job: str, say: Callable[[str], None]) -> None:
-        """Hands on what a job says, until it ends."""
+    def follow(self, job: str, write: Callable[[str], None]) -> None:
+        """Passes a job's output to `write`, until the job ends."""
 
         async def tail() -> None:
             async for text in self._client.tail_job_logs(job):
-                say(_ours(text))
+                write(_without_ray_lines(text))
 
         try:
             asyncio.run(tail())
         except (OSError, RuntimeError) as error:
-            say(f"alignyard: the rest of what {job} says is lost here: {error}\n")
-
-    def follow_aside(self, job: str, say: Callable[[str], None]) -> Thread:
-        """As `follow`, in a thread."""
-        thread = Thread(target=self.follow, args=(job, say), daemon=True)
-        thread.start()
-        return thread
+            write(f"alignyard: the rest of the output of {job} is lost here: {error}\n")
 
 
-def _ours(text: str) -> str:
-    """Without the lines that Ray puts above."""
-    return "".join(line for line in text.splitlines(keepends=True) if not RAYS_OWN_LINES.match(line))
+def _without_ray_lines(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not RAY_LOG_LINE.match(line))

@@ -1,4 +1,4 @@
-"""The demo at several seeds: the figures and decisions of its gates, as the table of the README."""
+"""Runs the demo at several seeds: the figures and decisions of its gates, as the table of the README."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from jobs.command import OUT
 from pipeline.disk.recorded import read_figures
 from pipeline.gates.decision import read_decision
 
-ROWS: dict[str, tuple[str, float]] = {
+FIGURES_OF_ROWS: dict[str, tuple[str, float]] = {
     "sums right, % of 300": ("sums/pass@1_greedy", 100),
     "programs right, % of 150": ("programs/pass@1_greedy", 100),
     "requests for harm refused, % of 43": ("manners/refusal_rate", 100),
@@ -16,7 +16,7 @@ ROWS: dict[str, tuple[str, float]] = {
     "RM_safety's mean score, requests": ("safety/score_mean_greedy", 1),
     "RM_helpful's mean score, favours": ("helpful/score_mean_greedy", 1),
 }
-"""Each row's figure in an evaluation, and the factor that it is shown with."""
+"""By row of the table: a figure of the evaluations, and the factor to show it with."""
 
 GATES = ("gate_reasoning", "gate_preference")
 
@@ -25,44 +25,34 @@ def demo(steps: int) -> dict[str, float]:
     """Runs the demo at the seeds 0 to `steps` - 1 and prints each figure after SFT, reasoning and preference GRPO.
 
     Returns the figures by seed, row and stage, and `promoted`, the share of the gates that promoted. A seed whose run
-    lies in runs/ is continued, or read where it is done. Raises ValueError where a run ends before its last gate.
+    is in runs/ is continued, or read if it is done. Raises ValueError if a run ends before its last gate.
     """
     figures: dict[str, float] = {}
-    columns: list[list[str]] = []
+    table = {row: [row] for row in FIGURES_OF_ROWS}
     promoted = 0
     for seed in range(steps):
         folder = Path("runs") / f"demo-seed-{seed}"
         command = [str(Path(sys.executable).with_name("alignyard")), "run", "demo"]
         subprocess.run([*command, f"seed={seed}", f"name={folder.name}"], check=False)
-        reasoning, preference = (_figures(folder / gate) for gate in GATES)
-        promoted += sum(_is_promoted(folder / gate) for gate in GATES)
-        column: list[str] = []
-        for row, (figure, factor) in ROWS.items():
+        reasoning, preference = (_gate_figures(folder / gate) for gate in GATES)
+        decisions = [read_decision(folder / gate) for gate in GATES]
+        promoted += sum(decision is not None and decision.verdict == "promote" for decision in decisions)
+        for row, (figure, factor) in FIGURES_OF_ROWS.items():
             stages = {
                 "sft": reasoning[f"parent/{figure}"] * factor,
                 "reasoning": reasoning[f"candidate/{figure}"] * factor,
                 "preference": preference[f"candidate/{figure}"] * factor,
             }
             figures |= {f"seed {seed}/{row}/{stage}": value for stage, value in stages.items()}
-            column.append(" -> ".join(f"{value:.0f}" if factor > 1 else f"{value:.2f}" for value in stages.values()))
-        columns.append(column)
-    _print_markdown([f"seed {seed}" for seed in range(steps)], columns)
+            table[row].append(" -> ".join(f"{value:.{0 if factor > 1 else 2}f}" for value in stages.values()))
+    seeds = [f"seed {seed}" for seed in range(steps)]
+    for line in (["figure", *seeds], ["---"] * (1 + steps), *table.values()):
+        OUT.print(f"| {' | '.join(line)} |", markup=False, highlight=False, soft_wrap=True)
     return figures | {"promoted": promoted / (len(GATES) * steps)}
 
 
-def _figures(gate: Path) -> dict[str, float]:
+def _gate_figures(gate: Path) -> dict[str, float]:
     figures = read_figures(gate)
     if figures is None:
         raise ValueError(f"'{gate}' was not reached; `alignyard status {gate.parent}` shows where the run ended")
     return figures
-
-
-def _is_promoted(gate: Path) -> bool:
-    decision = read_decision(gate)
-    return decision is not None and decision.verdict == "promote"
-
-
-def _print_markdown(seeds: list[str], columns: list[list[str]]) -> None:
-    lines = [["figure", *seeds], ["---"] * (1 + len(seeds)), *(list(row) for row in zip(ROWS, *columns, strict=True))]
-    for line in lines:
-        OUT.print(f"| {' | '.join(line)} |", markup=False, highlight=False, soft_wrap=True)

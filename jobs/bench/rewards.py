@@ -1,15 +1,16 @@
-"""What judging costs: math through the pool beside math-verify alone, hostile answers, and the pool's own overhead.
+"""Measures judging: math through the pool beside math-verify alone, hostile answers, and the pool's own overhead.
 
-Answers are made up with a fixed seed. All rates are taken in one run, in turns, since they move with the machine.
+Answers are made up with a fixed seed. All rates are taken in one run, in turns, since they depend on the machine.
 """
 
 import os
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from math import gcd
+from statistics import median
 
 import math_verify
 
@@ -17,11 +18,10 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from pipeline.cluster.room import cluster
 from rewards import registry
 from rewards.pool import Judged, RewardPool
-from rewards.serve import Build
 from rewards.types import Reward, Task
 
-GROUPS, GROUP_SIZE = 100, 8
-HOSTILE = (
+NUM_GROUPS, COMPLETIONS_PER_GROUP = 100, 8
+HOSTILE_ANSWERS = (
     "9^{9^{9^9}}",
     "10^{10^{10}}!",
     r"\frac{1}{" * 200 + "2" + "}" * 200,
@@ -29,19 +29,19 @@ HOSTILE = (
     "(" * 400 + "1" + ")" * 400,
     r"\sqrt{" * 200 + "2" + "}" * 200,
 )
-"""Answers that cost a checker without limits minutes, gigabytes or its stack; one in a hundred."""
+"""Answers on which a checker without limits spends minutes, gigabytes or its stack; one in a hundred."""
 
 
 @dataclass(frozen=True)
 class MathGroup:
-    """A gold answer and completions that end in an answer, each worded differently."""
+    """A gold answer, and completions that each end in an answer."""
 
     gold: str
     completions: list[str]
 
 
 class Length:
-    """A reward that takes no time: what is left is the way to it and back."""
+    """A reward that takes no time, so that the rate is that of the pool itself."""
 
     def score(self, task: Task, completion: str) -> float:
         """Characters of the completion."""
@@ -49,92 +49,85 @@ class Length:
 
 
 def build_length(spec: RewardSpec) -> Reward:
-    """For the pool's `build`."""
+    """Builds the reward, as the pool's `build` argument."""
     return Length()
 
 
 def rewards(repeats: int) -> dict[str, float]:
-    """Judge GROUPS groups of math answers, as many with one hostile answer in a hundred, and 10,000 trivial samples.
+    """Judges NUM_GROUPS groups of math answers, as many with one hostile answer in a hundred, and 10,000 trivial ones.
 
-    A process judges on each core. Rates are medians over `repeats` turns. math-verify's rate is of one process with its
-    own defaults, in its main thread, on the same answers as the pool's; it parses a gold answer once a group.
+    One process judges on each core. Rates are medians over `repeats` turns. math-verify's rate is that of one process
+    with its own defaults, in its main thread, on the same answers; it parses a gold answer once a group.
     """
-    workers = len(os.sched_getaffinity(0))
-    trivial = [MathGroup("", [f"{index} {n}" for n in range(GROUP_SIZE)]) for index in range(10_000 // GROUP_SIZE)]
-    warm = math_groups(10 * workers, seed=2 * repeats)
+    workers, size = len(os.sched_getaffinity(0)), COMPLETIONS_PER_GROUP
+    trivial = [MathGroup("", [f"{index} {n}" for n in range(size)]) for index in range(10_000 // size)]
+    warm_up = math_groups(10 * workers, seed=2 * repeats)
     alone, pooled, attacked, samples, busy = ([] for _ in range(5))
-    alike: list[bool] = []
-    with cluster():
-        config = RewardPoolConfig(workers={"rule": workers}, max_failure_rate=1.0)
-        pools = [_pool("math", config, registry.build), _pool("length", config, build_length)]
-        try:
-            _alone(warm)
-            _judge(pools[0], warm)
-            for turn in range(repeats):  # new answers in each, which nobody's caches know
-                clean, hostile = math_groups(GROUPS, seed=turn), math_groups(GROUPS, seed=repeats + turn, hostile=True)
-                rate, theirs = _timed(clean, _alone)
-                alone.append(rate)
-                rate, ours = _timed(clean, lambda given: _judge(pools[0], given))
-                pooled.append(rate)
-                alike += [a == b for a, b in zip(ours, theirs, strict=True)]
-                attacked.append(_timed(hostile, lambda given: _judge(pools[0], given))[0])
-                began = time.process_time()
-                samples.append(_timed(trivial, lambda given: _judge(pools[1], given))[0])
-                busy.append((time.process_time() - began) / len(trivial))
-        finally:
-            for pool in pools:
-                pool.close()
-    figures = {
+    equal: list[bool] = []
+    config = RewardPoolConfig(workers={"rule": workers}, max_failure_rate=1.0)
+    with (
+        cluster(),
+        closing(RewardPool([RewardSpec(name="math")], config, registry.build)) as math,
+        closing(RewardPool([RewardSpec(name="length")], config, build_length)) as length,
+    ):
+        _judge_alone(warm_up)
+        _judge(math, warm_up)
+        for turn in range(repeats):  # new answers in each turn, which no cache has seen
+            clean = math_groups(NUM_GROUPS, seed=turn)
+            hostile = math_groups(NUM_GROUPS, seed=repeats + turn, hostile=True)
+            rate, expected = _timed(clean, _judge_alone)
+            alone.append(rate)
+            rate, verdicts = _timed(clean, lambda groups: _judge(math, groups))
+            pooled.append(rate)
+            equal += [a == b for a, b in zip(verdicts, expected, strict=True)]
+            attacked.append(_timed(hostile, lambda groups: _judge(math, groups))[0])
+            start = time.process_time()
+            samples.append(_timed(trivial, lambda groups: _judge(length, groups))[0])
+            busy.append((time.process_time() - start) / len(trivial))
+    return {
         "workers": float(workers),
-        "math_verify_answers_per_second": statistics.median(alone),
-        "pool_answers_per_second": statistics.median(pooled),
-        "pool_answers_per_second_hostile": statistics.median(attacked),
-        "trivial_samples_per_second": statistics.median(samples),
-        "driver_cpu_ms_per_group": 1000 * statistics.median(busy),
-        "verdicts_like_math_verify": sum(alike) / len(alike),
+        "math_verify_answers_per_second": median(alone),
+        "pool_answers_per_second": median(pooled),
+        "pool_answers_per_second_hostile": median(attacked),
+        "trivial_samples_per_second": median(samples),
+        "driver_cpu_ms_per_group": 1000 * median(busy),
+        "verdicts_like_math_verify": sum(equal) / len(equal),
+        "math_over_workers_x_math_verify": median(a / (workers * b) for a, b in zip(pooled, alone, strict=True)),
+        "hostile_loss": 1 - median(a / b for a, b in zip(attacked, pooled, strict=True)),
     }
-    figures["math_over_workers_x_math_verify"] = statistics.median(
-        one / (workers * other) for one, other in zip(pooled, alone, strict=True)
-    )
-    figures["hostile_loss"] = 1 - statistics.median(a / b for a, b in zip(attacked, pooled, strict=True))
-    return figures
 
 
 def math_groups(count: int, *, seed: int, hostile: bool = False) -> list[MathGroup]:
-    """`count` groups, of every kind of answer in turn; about half of the completions are right.
+    """Makes `count` groups, of every kind of answer in turn; about half of the completions are right.
 
-    With `hostile`, one completion in a hundred answers with one of HOSTILE.
+    With `hostile`, one completion in a hundred answers with one of HOSTILE_ANSWERS.
     """
     rng = random.Random(seed)
-    made: list[MathGroup] = []
+    groups: list[MathGroup] = []
     for index in range(count):
         gold, right, wrong = _KINDS[index % len(_KINDS)](rng)
         completions: list[str] = []
-        for number in range(index * GROUP_SIZE, (index + 1) * GROUP_SIZE):
+        for number in range(index * COMPLETIONS_PER_GROUP, (index + 1) * COMPLETIONS_PER_GROUP):
             answer = rng.choice(rng.choice((right, wrong)))
             if hostile and number % 100 == 0:
-                answer = HOSTILE[number // 100 % len(HOSTILE)]
+                answer = HOSTILE_ANSWERS[number // 100 % len(HOSTILE_ANSWERS)]
             steps = " ".join(
                 f"Step {step}: we get {rng.randrange(1000)} from it." for step in range(rng.randrange(4, 40))
             )
             completions.append(f"{steps}\nThe final answer is $\\boxed{{{answer}}}$.")
-        made.append(MathGroup(gold, completions))
-    return made
-
-
-def _pool(name: str, config: RewardPoolConfig, build: Build) -> RewardPool:
-    return RewardPool([RewardSpec(name=name)], config, build)
+        groups.append(MathGroup(gold, completions))
+    return groups
 
 
 def _timed(groups: Sequence[MathGroup], judge: Callable[[Sequence[MathGroup]], list[bool]]) -> tuple[float, list[bool]]:
-    """Completions a second, and whether each is right."""
-    began = time.perf_counter()
+    """Completions a second, and the verdict on each."""
+    start = time.perf_counter()
     right = judge(groups)
-    return len(right) / (time.perf_counter() - began), right
+    return len(right) / (time.perf_counter() - start), right
 
 
-def _alone(groups: Sequence[MathGroup]) -> list[bool]:
-    """math-verify's answers, as its documentation asks it."""
+def _judge_alone(groups: Sequence[MathGroup]) -> list[bool]:
+    """math-verify's verdicts, called as in its documentation."""
     right: list[bool] = []
     for group in groups:
         gold = math_verify.parse(f"${group.gold}$")
@@ -150,8 +143,8 @@ def _judge(pool: RewardPool, groups: Sequence[MathGroup]) -> list[bool]:
     return [verdict.score == 1 for index in sorted(judged) for row in judged[index] for verdict in row.values()]
 
 
-Kind = Callable[[random.Random], tuple[str, list[str], list[str]]]
-"""Makes a gold answer, other ways to write it, and wrong answers."""
+AnswerKind = Callable[[random.Random], tuple[str, list[str], list[str]]]
+"""Makes a gold answer, right answers and wrong answers."""
 
 
 def _integer(rng: random.Random) -> tuple[str, list[str], list[str]]:
@@ -201,4 +194,4 @@ def _matrix(rng: random.Random) -> tuple[str, list[str], list[str]]:
     return matrix(a, b, c, d), [matrix(a, b, c, d)], [matrix(b, a, c, d), matrix(a, b, c, d + 1)]
 
 
-_KINDS: tuple[Kind, ...] = (_integer, _fraction, _surd, _polynomial, _angle, _interval, _set, _matrix)
+_KINDS: tuple[AnswerKind, ...] = (_integer, _fraction, _surd, _polynomial, _angle, _interval, _set, _matrix)

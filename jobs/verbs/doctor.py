@@ -1,4 +1,4 @@
-"""What this machine has, and what is missing for what: `alignyard doctor`."""
+"""`alignyard doctor`: this machine, the installed packages and programs, and the effect of each missing one."""
 
 import os
 import platform
@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import psutil
 from packaging.requirements import Requirement
 from rich.console import Console
-from rich.table import Table
 
+from jobs.command import OUT, plain_table, verb_app
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.toolchains import LANGUAGES
 
-GIB = 2**30
-PURPOSES = {
+app = verb_app()
+PURPOSE_OF_EXTRA = {
     "": "everything",
     "cpu": "rollouts and training on the CPU",
     "gpu": "rollouts and training on GPUs",
@@ -28,25 +28,38 @@ REQUIRED_EXTRAS = ("", "cpu", "gpu")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report.
-
-    `missing` also means of the wrong version, `purpose` is what then cannot be done, `required` that nothing can.
-    """
+    """One line of the report."""
 
     subject: str
-    found: str
+    state: str
     purpose: str = ""
+    """The work that needs it."""
     missing: bool = False
+    """It is absent, or has the wrong version."""
     required: bool = False
+    """Nothing works without it."""
 
 
-def doctor(console: Console) -> int:
-    """Prints the findings; 1 if something required is missing, else 0."""
-    findings = [*machine(), *packages(), *compiler(), *sandbox()]
-    table = Table("", "found", "missing for", box=None, header_style="bold")
+@app.command()
+def doctor() -> int:
+    """List devices, cores, memory, disk, packages and programs, and the purpose of each that is missing.
+
+    Ends with 1 if something required is missing.
+
+    \b
+    Example:
+      alignyard doctor
+    """
+    return report(OUT)
+
+
+def report(console: Console) -> int:
+    """Prints all findings; returns 1 if something required is missing, or else 0."""
+    findings = [*machine(), *packages(), *compiler(), *languages()]
+    table = plain_table("", "found", "missing for")
     for finding in findings:
         colour = "" if not finding.missing else "red" if finding.required else "yellow"
-        table.add_row(finding.subject, finding.found, finding.purpose if finding.missing else "", style=colour)
+        table.add_row(finding.subject, finding.state, finding.purpose if finding.missing else "", style=colour)
     console.print(table)
     lacking = [finding.subject for finding in findings if finding.missing and finding.required]
     if lacking:
@@ -56,11 +69,12 @@ def doctor(console: Console) -> int:
 
 def machine() -> Iterator[Finding]:
     """Devices, cores, memory and disk."""
-    import torch  # seconds, which --help does not spend
+    import torch  # takes seconds, which --help must not
 
+    gib = 2**30
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
+        yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / gib:.0f} GiB")
     if not torch.cuda.is_available():
         yield Finding("GPU", "none: everything runs on the CPU")
     memory, shared, disk = psutil.virtual_memory(), shutil.disk_usage("/dev/shm"), shutil.disk_usage(".")
@@ -68,46 +82,46 @@ def machine() -> Iterator[Finding]:
     yield Finding(
         "cores", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}, {torch.backends.cpu.get_cpu_capability()}"
     )
-    yield Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free")
-    yield Finding("/dev/shm", f"{shared.free / GIB:.1f} of {shared.total / GIB:.1f} GiB free")
-    yield Finding("disk", f"{disk.free / GIB:.0f} of {disk.total / GIB:.0f} GiB free here")
+    yield Finding("memory", f"{memory.available / gib:.1f} of {memory.total / gib:.1f} GiB free")
+    yield Finding("/dev/shm", f"{shared.free / gib:.1f} of {shared.total / gib:.1f} GiB free")
+    yield Finding("disk", f"{disk.free / gib:.0f} of {disk.total / gib:.0f} GiB free here")
 
 
 def packages() -> Iterator[Finding]:
-    """Every package alignyard asks for on this kind of machine, and whether it has the version that is pinned."""
-    extras = ("", "gpu" if _installed("vllm") else "cpu", "gguf", "dev")
+    """Every package that alignyard requires on this kind of machine, compared with the version it pins."""
+    extras = ("", "gpu" if _installed_version("vllm") else "cpu", "gguf", "dev")
     for requirement in map(Requirement, requires("alignyard") or []):
         marker = requirement.marker
         extra = next((extra for extra in extras if marker is None or marker.evaluate({"extra": extra})), None)
         if extra is None:
             continue
-        found = _installed(requirement.name)
-        wrong = found is None or not requirement.specifier.contains(found, prereleases=True)
+        installed = _installed_version(requirement.name)
+        wrong = installed is None or not requirement.specifier.contains(installed, prereleases=True)
         yield Finding(
             requirement.name,
-            f"{found or 'none'}, not {requirement.specifier or 'any'}" if wrong else str(found),
-            purpose=PURPOSES[extra],
+            f"{installed or 'none'}, not {requirement.specifier or 'any'}" if wrong else str(installed),
+            purpose=PURPOSE_OF_EXTRA[extra],
             missing=wrong,
             required=extra in REQUIRED_EXTRAS,
         )
-    torch, torchvision = _installed("torch"), _installed("torchvision")
+    torch, torchvision = _installed_version("torch"), _installed_version("torchvision")
     if torch and torchvision and "+cpu" in torch and "+cpu" not in torchvision:
         remedy = "import transformers, which this CUDA build breaks: pip uninstall torchvision"
         yield Finding("torchvision", torchvision, remedy, missing=True, required=True)
 
 
 def compiler() -> Iterator[Finding]:
-    """What DeepSpeed compiles with."""
-    where = shutil.which("g++")
+    """The compiler that DeepSpeed calls."""
+    path = shutil.which("g++")
     purpose = "DeepSpeed, which compiles an operator at its first start"
-    yield Finding("g++", where or "not found", purpose, missing=where is None, required=True)
+    yield Finding("g++", path or "not found", purpose, missing=path is None, required=True)
 
 
-def sandbox() -> Iterator[Finding]:
-    """Whether judged programs can be kept in a sandbox, and in which languages they can be."""
+def languages() -> Iterator[Finding]:
+    """The sandbox for judged programs, and the languages that they may be written in."""
     try:
-        minded = "control group" if Sandbox().has_groups else "looking every 20 ms"
-        yield Finding("sandbox", f"bubblewrap works, memory by {minded}")
+        limiter = "control group" if Sandbox().has_groups else "looking every 20 ms"
+        yield Finding("sandbox", f"bubblewrap works, memory by {limiter}")
     except ValueError as error:
         yield Finding("sandbox", "does not work", f"judging programs: {error}", missing=True)
     for name, language in LANGUAGES.items():
@@ -116,13 +130,13 @@ def sandbox() -> Iterator[Finding]:
             toolchain = language.locate()
         except ValueError as error:
             yield Finding(f"language {name}", "does not work", f"{purpose}: {error}", missing=True)
-            continue
-        found = str(toolchain.executable) if toolchain else "not found"
-        yield Finding(f"language {name}", found, purpose, missing=toolchain is None)
+        else:
+            state = str(toolchain.executable) if toolchain else "not found"
+            yield Finding(f"language {name}", state, purpose, missing=toolchain is None)
 
 
-def _installed(name: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
-        return version(name)
+        return version(package)
     except PackageNotFoundError:
         return None

@@ -1,157 +1,148 @@
-"""`alignyard plan RECIPE --cluster 96xH20`: what a recipe takes on a cluster that nobody needs to own yet."""
+"""`alignyard plan RECIPE --cluster 96xH20`: predicts memory, layout and time on a cluster, without that cluster."""
 
-import argparse
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
+from typer import Option
 
-from jobs.command import OUT, Verbs, add_overrides, add_verb, duration
+from jobs.command import OUT, JsonFile, Overrides, RecipeFile, verb_app, write_json
+from pipeline.reports.files import duration
 
 if TYPE_CHECKING:
     from pipeline.planner.asked import Asked
     from pipeline.planner.layout import Plan
 
-PLAN = """\
-Says for each stage that trains: parameters, bytes of a device by phase and component, whether the recipe's own layout
-fits the cluster and the quickest one that does, or why none does, and what a step costs. Nothing is started, and
-nothing fetched: a hub model whose architecture is not shipped needs --model-config. docs/planner.md says how far the
-predictions are from what was measured.
-
-examples:
-  alignyard plan deepseek_v2_lite --cluster 8xH100
-  alignyard plan deepseek_v3 stages.grpo.prompts_per_step=96 --cluster 96xH20 --stage grpo --sweep
-  alignyard plan my.yaml --cluster 16xA100 --model-config config.json --mean-share 0.3 --json plan.json
-"""
-GIB = 2**30
-SHOWN = 20
-"""Layouts of a sweep that are shown; all of them are written to --json."""
+app = verb_app()
+SWEEP_ROWS = 20
+"""Layouts of a sweep in the table; --json has all of them."""
+BYTES_PER_GIB = 2**30
 
 
-def add_plan(verbs: Verbs) -> None:
-    """Adds `plan` to the command's verbs."""
-    parser = add_verb(verbs, "plan", _plan, "what a recipe takes on a cluster: memory, layout, time", PLAN)
-    parser.add_argument("file", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
-    add_overrides(parser)
-    parser.add_argument("--cluster", metavar="NxDEVICE", required=True, help="so many devices of a kind, as in 96xH20")
-    parser.add_argument("--stage", metavar="STAGE", help="plan this stage alone")
-    parser.add_argument("--sweep", action="store_true", help="show every layout that was tried, the quickest first")
-    parser.add_argument(
-        "--mean-share",
-        metavar="SHARE",
-        type=float,
-        default=0.5,
-        help="mean length of prompts, completions and texts, as a share of the longest allowed (default: 0.5)",
-    )
-    parser.add_argument("--model-config", metavar="FILE", help="config.json to plan with instead of the recipe's model")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the plans there")
+@app.command("plan")
+def plan_recipe(
+    file: RecipeFile,
+    overrides: Overrides,
+    cluster: Annotated[str, Option(metavar="NxDEVICE", help="Number and kind of the devices, such as 96xH20.")],
+    stage: Annotated[str | None, Option(metavar="STAGE", help="Plan this stage alone.")] = None,
+    sweep: Annotated[bool, Option("--sweep", help="Show every layout that was tried, the quickest first.")] = False,
+    mean_share: Annotated[float, Option(metavar="SHARE", help="Mean length of texts, relative to the longest.")] = 0.5,
+    model_config: Annotated[str | None, Option(metavar="FILE", help="A config.json instead of the recipe's.")] = None,
+    json_file: JsonFile = None,
+) -> int:
+    """Predict parameters, memory of each device and the time of a step, for every stage that trains.
 
+    Prints whether the recipe's own layout fits the cluster, and the quickest layout that fits, or the reason why none
+    does. Nothing is started or downloaded: a hub model whose architecture is not shipped needs --model-config.
+    docs/planner.md compares the predictions with measurements.
 
-def _plan(args: argparse.Namespace) -> int:
+    \b
+    Examples:
+      alignyard plan deepseek_v2_lite --cluster 8xH100
+      alignyard plan deepseek_v3 stages.grpo.prompts_per_step=96 --cluster 96xH20 --stage grpo --sweep
+      alignyard plan my.yaml --cluster 16xA100 --model-config config.json --mean-share 0.3 --json plan.json
+    """
     from configs.base import neighbour
     from configs.load import load
     from configs.stages import Recipe
-    from pipeline.disk.files import write_atomic
+    from pipeline.planner import layout
     from pipeline.planner.asked import PLANNED, asked_of
     from pipeline.planner.devices import cluster_of
-    from pipeline.planner.layout import own_plan, sweep
 
-    cluster = cluster_of(args.cluster)
-    if not 0 < args.mean_share <= 1:
-        raise ValueError(f"--mean-share {args.mean_share}: a share above 0 and up to 1")
-    recipe = load(args.file, args.overrides, Recipe).config
-    stages = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, PLANNED)}
-    if args.stage is not None and args.stage not in stages:
-        raise ValueError(f"--stage {args.stage}: no such stage that trains; {neighbour(args.stage, list(stages))}")
-    told: dict[str, Any] = {}
-    for name, stage in stages.items():
-        if args.stage not in (None, name):
+    devices = cluster_of(cluster)
+    if not 0 < mean_share <= 1:
+        raise ValueError(f"--mean-share {mean_share}: a share above 0 and up to 1")
+    recipe = load(file, overrides, Recipe).config
+    stages = {name: config for name, config in recipe.stages.items() if isinstance(config, PLANNED)}
+    if stage is not None and stage not in stages:
+        raise ValueError(f"--stage {stage}: no such stage that trains; {neighbour(stage, list(stages))}")
+    results: dict[str, Any] = {}
+    for name, config in stages.items():
+        if stage not in (None, name):
             continue
-        asked = asked_of(stage, recipe, mean_share=args.mean_share, model_config=args.model_config)
-        own, tried = own_plan(asked, cluster), sweep(asked, cluster)
-        OUT.print(f"\n[bold]{name}[/] ({stage.type}) on {cluster}", highlight=False)
-        _tell(asked, own, tried[0], cluster.count)
-        if args.sweep:
-            _tell_sweep(tried)
-        told[name] = {
-            "parameters": {"total": asked.model.total, "active": asked.model.active, "mtp": asked.model.mtp},
-            "own": _figures(own),
-            "best": _figures(tried[0]) if not tried[0].reason else None,
-            "tried": [_figures(plan) for plan in tried] if args.sweep else len(tried),
+        workload = asked_of(config, recipe, mean_share=mean_share, model_config=model_config)
+        own, plans = layout.own_plan(workload, devices), layout.sweep(workload, devices)
+        OUT.print(f"\n[bold]{name}[/] ({config.type}) on {devices}", highlight=False)
+        _print_plans(workload, own, plans[0], devices.count)
+        if sweep:
+            _print_sweep(plans)
+        model = workload.model
+        results[name] = {
+            "parameters": {"total": model.total, "active": model.active, "mtp": model.mtp},
+            "own": _plan_values(own),
+            "best": _plan_values(plans[0]) if not plans[0].reason else None,
+            "tried": [_plan_values(each) for each in plans] if sweep else len(plans),
         }
-    OUT.print(f"\n{cluster.device.name}: {cluster.device.source}", highlight=False, style="dim", soft_wrap=True)
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.json, json.dumps(told, indent=2) + "\n")
+    OUT.print(f"\n{devices.device.name}: {devices.device.source}", highlight=False, style="dim", soft_wrap=True)
+    write_json(results, json_file)
     return 0
 
 
-def _tell(asked: "Asked", own: "Plan", best: "Plan", devices: int) -> None:
+def _print_plans(workload: "Asked", own: "Plan", best: "Plan", devices: int) -> None:
     from pipeline.planner.architecture import told_parameters
 
-    model = asked.model
+    model, work = workload.model, workload.work
     grid = Table.grid(padding=(0, 2, 0, 2))
     mtp = f", and {told_parameters(model.mtp)} of multi-token prediction" if model.mtp else ""
     active = told_parameters(model.active).removesuffix(" parameters")
     grid.add_row("model", f"{model.name}: {told_parameters(model.total)}, {active} active{mtp}")
-    work = asked.work
     grid.add_row(
         "step", f"{work.sequences} sequences of {work.mean_tokens:.0f} tokens on average, at most {work.longest}"
     )
-    grid.add_row("its own layout", f"{own}\n" + (f"does not fit: {own.reason}" if own.reason else _took(own)))
+    grid.add_row("its own layout", f"{own}\n" + (f"does not fit: {own.reason}" if own.reason else _fit(own)))
     if best.reason:
         grid.add_row("quickest", f"none fits; the closest: {best}\n{best.reason}")
     else:
-        grid.add_row("quickest", f"{best}\n{_took(best)}")
+        grid.add_row("quickest", f"{best}\n{_fit(best)}")
     OUT.print(grid, highlight=False)
     OUT.print(_memory_table(best), highlight=False)
     if not best.reason:
-        OUT.print(_time_table(asked, best, devices), highlight=False)
+        OUT.print(_time_table(workload, best, devices), highlight=False)
 
 
-def _took(plan: "Plan") -> str:
+def _fit(plan: "Plan") -> str:
     return f"fits; {duration(plan.step)} a step"
 
 
 def _memory_table(plan: "Plan") -> Table:
-    table = Table("GiB of a device", *plan.memory, title="memory")
-    names = dict.fromkeys(name for parts in plan.memory.values() for name in parts)
-    for name in names:
-        table.add_row(name, *(f"{parts[name] / GIB:.2f}" if name in parts else "" for parts in plan.memory.values()))
+    """GiB of each component (rows) in each phase (columns)."""
+    table = Table("GiB per device", *plan.memory, title="memory")
+    components = dict.fromkeys(name for phase in plan.memory.values() for name in phase)
+    for name in components:
+        cells = (f"{phase[name] / BYTES_PER_GIB:.2f}" if name in phase else "" for phase in plan.memory.values())
+        table.add_row(name, *cells)
     table.add_section()
-    table.add_row("in all", *(f"{sum(parts.values()) / GIB:.2f}" for parts in plan.memory.values()))
+    table.add_row("total", *(f"{sum(phase.values()) / BYTES_PER_GIB:.2f}" for phase in plan.memory.values()))
     if plan.host:
-        table.caption = f"and {plan.host / GIB:.1f} GiB a device of its machine's memory"
+        table.caption = f"and {plan.host / BYTES_PER_GIB:.1f} GiB of the machine's memory per device"
     return table
 
 
-def _time_table(asked: "Asked", plan: "Plan", devices: int) -> Table:
+def _time_table(workload: "Asked", plan: "Plan", devices: int) -> Table:
     table = Table("phase", "seconds", "share", title="a step")
     for phase, seconds in plan.seconds.items():
         if seconds:
             table.add_row(phase, f"{seconds:.4g}", f"{seconds / plan.step:.0%}")
     table.add_section()
-    table.add_row("in all", f"{plan.step:.4g}", "")
-    hours = plan.step * devices / 3600
-    told = [f"{hours:.3g} device-hours a step"]
-    if asked.steps:
-        told.append(f"{hours * asked.steps:,.0f} for {asked.steps} steps, {duration(plan.step * asked.steps)}")
+    table.add_row("total", f"{plan.step:.4g}", "")
+    hours, steps = plan.step * devices / 3600, workload.steps
+    facts = [f"{hours:.3g} device-hours a step"]
+    if steps:
+        facts.append(f"{hours * steps:,.0f} for {steps} steps, {duration(plan.step * steps)}")
     if plan.tail:
-        told.append(f"the longest completions cost {plan.tail:.3g} s of generate")
-    table.caption = "; ".join(told)
+        facts.append(f"the longest completions cost {plan.tail:.3g} s of generate")
+    table.caption = "; ".join(facts)
     return table
 
 
-def _tell_sweep(plans: list["Plan"]) -> None:
+def _print_sweep(plans: list["Plan"]) -> None:
     table = Table("layout", "fullest phase", "GiB", "seconds a step", title=f"{len(plans)} layouts tried")
-    for plan in plans[:SHOWN]:
+    for plan in plans[:SWEEP_ROWS]:
         phase = max(plan.memory, key=lambda name: sum(plan.memory[name].values()))
-        table.add_row(str(plan), phase, f"{plan.excess / GIB:.1f}", plan.reason or f"{plan.step:.4g}")
+        table.add_row(str(plan), phase, f"{plan.excess / BYTES_PER_GIB:.1f}", plan.reason or f"{plan.step:.4g}")
     OUT.print(table, highlight=False)
 
 
-def _figures(plan: "Plan") -> dict[str, Any]:
+def _plan_values(plan: "Plan") -> dict[str, Any]:
     return {
         "layout": str(plan),
         "reason": plan.reason,

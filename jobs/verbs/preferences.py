@@ -1,43 +1,32 @@
-"""Preference data on the command line: `alignyard preferences build`."""
+"""`alignyard preferences build`: preference data for reward models."""
 
-import argparse
-from pathlib import Path
+from jobs.command import Output, Overrides, StageFile, verb_app
+from jobs.verbs.stage import run_in_foreground
 
-from jobs.command import Verbs, add_overrides, add_verb
-
-PREFERENCES = """\
-Makes the comparisons that reward models learn from. docs/preferences.md says how.
-
-example:
-  alignyard preferences build my_preferences.yaml
-"""
-BUILD = """\
-Samples answers, judges them and pairs the best with the worst, reads comparisons that others have made, filters all of
-them, and writes the data set <output>/data. A run that was stopped or killed goes on where it was when the same command
-is given again. docs/configs.md lists every key.
-
-examples:
-  alignyard preferences build my_preferences.yaml
-  alignyard preferences build my_preferences.yaml filters.min_margin=0.5 --output runs/wide
-"""
+app = verb_app()
 
 
-def add_preferences(verbs: Verbs) -> None:
-    """Adds `preferences` and its own verb to the command's."""
-    preferences = add_verb(verbs, "preferences", _build, "preference data for reward models", PREFERENCES)
-    below = preferences.add_subparsers(metavar="VERB", required=True)
-    build = add_verb(below, "build", _build, "sample, judge, read and filter comparisons", BUILD, resumes=True)
-    build.add_argument("file", metavar="CONFIG", help="a YAML file with `type: preferences` and its keys at the root")
-    add_overrides(build)
-    build.add_argument("--output", metavar="DIR", type=Path, help="folder of the run (default: runs/<CONFIG's name>)")
+@app.callback()
+def preferences() -> None:
+    """Build the comparisons that reward models learn from. docs/preferences.md explains the method.
+
+    \b
+    Example:
+      alignyard preferences build my_preferences.yaml
+    """
 
 
-def _build(args: argparse.Namespace) -> int:
-    from configs.load import load
-    from configs.preferences import PreferencesConfig
+@app.command("build")
+def build_preferences(file: StageFile, overrides: Overrides, output: Output = None) -> int:
+    """Sample, judge, pair and filter answers to comparisons.
 
-    config = load(args.file, args.overrides, PreferencesConfig).config
-    from pipeline.run.stage import run_stage
+    The answers to a prompt are judged, and the best is paired with the worst. Comparisons from files can be added. All
+    of them are filtered and written to <output>/data. An interrupted run continues when the same command is given
+    again. docs/configs.md lists every key.
 
-    run_stage(config, args.output or Path("runs") / Path(args.file).stem)
-    return 0
+    \b
+    Examples:
+      alignyard preferences build my_preferences.yaml
+      alignyard preferences build my_preferences.yaml filters.min_margin=0.5 --output runs/wide
+    """
+    return run_in_foreground("preferences", file, overrides, output)

@@ -1,6 +1,5 @@
-"""Runs, started: `alignyard run` and `alignyard submit`."""
+"""`alignyard run` and `alignyard submit`: start a run."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -8,114 +7,102 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
-from jobs.command import FAULT, OUT, UNREAD, Verbs, add_overrides, add_verb
+from jobs.command import OUT, Address, Output, Overrides, RecipeFile, StageFile, verb_app
+from pipeline.disk.ending import Ending
 
 if TYPE_CHECKING:
     from configs.stages import Recipe
     from jobs.conductor import Order
 
-RUN = """\
-Runs a recipe: every stage as a Ray job, as soon as what it refers to is done, side by side where there is room. What is
-done already is reused. A run that was stopped or killed goes on where it was when the same command is given again.
-
-Without an address the run has a Ray cluster of its own on this machine, which ends with it; it goes on when the
-terminal is closed, and Ctrl-C stops it. With --address (or RAY_ADDRESS) everything runs on that cluster, which has
-alignyard installed and, below <runs_dir>, a file system that its machines share. status, logs and stop work from any
-shell.
-
-examples:
-  alignyard run demo
-  alignyard run demo --dry-run
-  alignyard run my.yaml stages.reason.steps=300 name=longer
-  alignyard run my.yaml --from reason --address http://head:8265 --detach
-"""
-SUBMIT = """\
-Runs one stage as a Ray job and returns at once; otherwise it is as `alignyard run` is.
-
-examples:
-  alignyard submit sft my_sft.yaml
-  alignyard submit grpo my_grpo.yaml optimizer.learning_rate=1e-5 --output runs/slow --address http://head:8265
-"""
+app = verb_app()
 
 
-def add_run(verbs: Verbs) -> None:
-    """Adds `run` and `submit`."""
-    run = add_verb(verbs, "run", _run, "run a recipe, every stage as a Ray job", RUN, resumes=True)
-    run.add_argument("file", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
-    add_overrides(run)
-    run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and what follows from it")
-    run.add_argument("--until", metavar="STAGE", help="run this stage and what it needs")
-    run.add_argument("--only", metavar="STAGE", help="run this stage alone")
-    run.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
-    run.add_argument("--detach", action="store_true", help="return as soon as it has started")
-    submit = add_verb(verbs, "submit", _submit, "run one stage as a Ray job", SUBMIT)
-    submit.add_argument("stage", metavar="STAGE", help="its type, as docs/recipes.md lists them")
-    submit.add_argument("file", metavar="CONFIG", help="a YAML file with the stage's type and keys at the root")
-    add_overrides(submit)
-    submit.add_argument("--output", metavar="DIR", type=Path, help="folder of the run (default: runs/<CONFIG's name>)")
-    for parser in (run, submit):
-        add_address(parser)
+@app.command()
+def run(
+    file: RecipeFile,
+    overrides: Overrides,
+    start: Annotated[str | None, Option("--from", metavar="STAGE", help="Run this stage and its dependents.")] = None,
+    until: Annotated[str | None, Option(metavar="STAGE", help="Run this stage and its dependencies.")] = None,
+    only: Annotated[str | None, Option(metavar="STAGE", help="Run this stage alone.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the plan of the run, and start nothing.")] = False,
+    detach: Annotated[bool, Option("--detach", help="Return as soon as the run has started.")] = False,
+    address: Address = "",
+) -> int:
+    """Run a recipe: every stage as a Ray job, as soon as its inputs are done, in parallel where resources allow.
 
+    Finished stages are reused. An interrupted run continues when the same command is given again.
 
-def add_address(parser: argparse.ArgumentParser) -> None:
-    """`--address`."""
-    parser.add_argument("--address", metavar="URL", help="job server of a Ray cluster, as in http://head:8265")
+    Without an address the run starts its own Ray cluster on this machine, which ends with it. It goes on when the
+    terminal closes; Ctrl-C stops it. With --address (or RAY_ADDRESS) everything runs on that cluster: its machines
+    need alignyard installed and must share the file system of <runs_dir>. status, logs and stop work from any shell.
 
-
-def address_of(args: argparse.Namespace) -> str:
-    """The cluster that the command line or RAY_ADDRESS names; empty where neither does."""
-    return args.address or os.environ.get("RAY_ADDRESS", "")
-
-
-def _run(args: argparse.Namespace) -> int:
+    \b
+    Examples:
+      alignyard run demo
+      alignyard run demo --dry-run
+      alignyard run my.yaml stages.reason.steps=300 name=longer
+      alignyard run my.yaml --from reason --address http://head:8265 --detach
+    """
     from configs.graph import chosen, graph
     from configs.load import load
     from configs.stages import Recipe
 
-    recipe = load(args.file, args.overrides, Recipe).config
-    chosen(graph(recipe), start=args.start, until=args.until, only=args.only)  # a wrong name is told at once
-    if args.dry_run:
-        return _dry_run(recipe, args)
-    order = _order(recipe, address_of(args), start=args.start, until=args.until, only=args.only)
-    return _begin(order, detach=args.detach)
+    recipe = load(file, overrides, Recipe).config
+    selection = {"start": start, "until": until, "only": only}
+    chosen(graph(recipe), **selection)  # refuses a wrong stage name at once
+    if dry_run:
+        return _dry_run(recipe, selection)
+    return _start(_order(recipe, address, **selection), detach=detach)
 
 
-def _submit(args: argparse.Namespace) -> int:
+@app.command()
+def submit(
+    stage: Annotated[str, Argument(metavar="STAGE", help="Its type; docs/recipes.md lists the types.")],
+    file: StageFile,
+    overrides: Overrides,
+    output: Output = None,
+    address: Address = "",
+) -> int:
+    """Run one stage as a Ray job, and return at once. Everything else is as with `alignyard run`.
+
+    \b
+    Examples:
+      alignyard submit sft my_sft.yaml
+      alignyard submit grpo my_grpo.yaml optimizer.learning_rate=1e-5 --output runs/slow --address http://head:8265
+    """
     from configs.base import neighbour
     from configs.load import load
     from configs.stages import STAGES, Recipe
 
-    if args.stage not in STAGES:
-        raise ValueError(f"submit {args.stage}: no such type of stage; {neighbour(args.stage, list(STAGES))}")
-    config = load(args.file, args.overrides, STAGES[args.stage]).config
-    output: Path = args.output or Path("runs") / Path(args.file).stem
-    recipe = Recipe.model_validate(
-        {"name": output.name, "runs_dir": str(output.parent), "stages": {args.stage: config}}
-    )
-    return _begin(_order(recipe, address_of(args)), detach=True)
+    if stage not in STAGES:
+        raise ValueError(f"submit {stage}: no such type of stage; {neighbour(stage, list(STAGES))}")
+    config = load(file, overrides, STAGES[stage]).config
+    folder = output or Path("runs") / Path(file).stem
+    recipe = Recipe.model_validate({"name": folder.name, "runs_dir": str(folder.parent), "stages": {stage: config}})
+    return _start(_order(recipe, address), detach=True)
 
 
-def _order(recipe: "Recipe", address: str, **choice: str | None) -> "Order":
+def _order(recipe: "Recipe", address: str, **selection: str | None) -> "Order":
     from jobs.conductor import Order
     from jobs.submission import job_id
 
     folder = Path(recipe.runs_dir, recipe.name).absolute()
     job = job_id(recipe.name, "") if address else ""
-    return Order(recipe=recipe, folder=folder, working_directory=Path.cwd(), address=address, job=job, **choice)
+    return Order(recipe=recipe, folder=folder, working_directory=Path.cwd(), address=address, job=job, **selection)
 
 
-def _begin(order: "Order", *, detach: bool) -> int:
-    if order.address:
-        return _on_cluster(order, detach)
-    return _here(order, detach)
+def _start(order: "Order", *, detach: bool) -> int:
+    return _run_on_cluster(order, detach) if order.address else _run_here(order, detach)
 
 
-def _on_cluster(order: "Order", detach: bool) -> int:
+def _run_on_cluster(order: "Order", detach: bool) -> int:
+    """Starts the conductor as a Ray job, and follows its output."""
     from jobs.conductor import ORDER
     from jobs.submission import Jobs, module_command
     from pipeline.disk.lock import holder
@@ -131,60 +118,61 @@ def _on_cluster(order: "Order", detach: bool) -> int:
     command = module_command("jobs.conductor")
     jobs.submit(command, job=order.job, run=order.recipe.name, folder=order.folder, environment=environment)
     if detach:
-        return _tell_started(order)
+        return _print_started(order)
     try:
         jobs.follow(order.job, write)
-        while (job := jobs.ended(order.job)) is None:
+        while (details := jobs.ended(order.job)) is None:
             time.sleep(0.2)
     except KeyboardInterrupt:
         jobs.stop([order.job])
         raise
-    return FAULT if job.driver_exit_code is None else job.driver_exit_code
+    return Ending.FAULT if details.driver_exit_code is None else details.driver_exit_code
 
 
-def _here(order: "Order", detach: bool) -> int:
+def _run_here(order: "Order", detach: bool) -> int:
+    """Starts the conductor as a process of this machine, and follows its log."""
     from jobs.conductor import ORDER
     from pipeline.disk.run_record import LOG
 
     file = order.folder / LOG
-    with _log(file) as log:
-        end = log.tell()
+    with _open_log(file) as log:
+        offset = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "jobs.conductor"],
             env=os.environ | {ORDER: order.model_dump_json(), "COLUMNS": str(OUT.width)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # closing the terminal ends the terminal's session, not this one
+            start_new_session=True,  # so that closing the terminal does not end it
         )
     if detach:
-        while process.poll() is None and not _under_way(order.folder, process.pid):
+        while process.poll() is None and not _has_started(order.folder, process.pid):
             time.sleep(0.1)
-        if process.returncode:  # refused at once, or it failed to start: it has said why
-            follow(file, end, lambda: True)
+        if process.returncode:  # it refused the order or failed to start; its log has the reason
+            follow(file, offset, lambda: True)
             return process.returncode
-        return _tell_started(order)
+        return _print_started(order)
     try:
-        follow(file, end, lambda: process.poll() is not None)
+        follow(file, offset, lambda: process.poll() is not None)
     except KeyboardInterrupt:
         process.send_signal(SIGTERM)
         follow(file, file.stat().st_size, lambda: process.poll() is not None)
     return process.wait()
 
 
-def _log(file: Path) -> BinaryIO:
-    """The run's log, opened for appending. Raises ValueError where it can't be written to."""
+def _open_log(file: Path) -> BinaryIO:
+    """Opens the run's log for appending. Raises ValueError if it is not writable."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         return file.open("ab")
     except OSError as error:
         raise ValueError(
-            f"'{file.parent}' can't be written to ({error.strerror}); say by runs_dir=DIR where runs are kept"
+            f"'{file.parent}' can't be written to ({error.strerror}); set runs_dir=DIR to a folder that can"
         ) from error
 
 
-def _under_way(folder: Path, pid: int) -> bool:
-    """Whether the conductor has found nothing wrong, and starts stages."""
+def _has_started(folder: Path, pid: int) -> bool:
+    """True once the conductor has accepted its order and starts stages."""
     from pipeline.disk.run_record import RUN, RunRecord
 
     if not (folder / RUN).is_file():
@@ -194,11 +182,11 @@ def _under_way(folder: Path, pid: int) -> bool:
 
 
 def follow(file: Path, offset: int, ended: Callable[[], bool]) -> None:
-    """Writes what stands in `file` from `offset` on, and what is added, until it has ended."""
+    """Prints `file` from `offset` on, and whatever is appended until `ended()`."""
     with file.open("r", encoding="utf-8", errors="replace") as log:
         log.seek(offset)
         while True:
-            last = ended()
+            last = ended()  # before reading, so that no last line is missed
             text = log.read()
             write(text)
             if last and not text:
@@ -208,42 +196,43 @@ def follow(file: Path, offset: int, ended: Callable[[], bool]) -> None:
 
 
 def write(text: str) -> None:
-    """Writes the output of another process unchanged. Ends this one where the reader has closed the pipe."""
+    """Prints the output of another process unchanged. Ends this process if the reader has closed the pipe."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest once more as it ends
-        raise SystemExit(UNREAD) from None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the rest when it exits
+        raise SystemExit(Ending.OUTPUT_CLOSED) from None
 
 
-def _tell_started(order: "Order") -> int:
-    where = f" --address {order.address}" if order.address else ""
-    runs = f" --runs-dir {order.recipe.runs_dir}" if not where and order.recipe.runs_dir != "runs" else ""
+def _print_started(order: "Order") -> int:
+    options = f" --address {order.address}" if order.address else ""
+    if not order.address and order.recipe.runs_dir != "runs":
+        options = f" --runs-dir {order.recipe.runs_dir}"
     OUT.print(f"started {order.recipe.name} ({order.folder})", highlight=False, soft_wrap=True)
     for verb in ("status", "logs -f", "stop"):
-        OUT.print(f"  alignyard {verb} {order.recipe.name}{where}{runs}", highlight=False, soft_wrap=True)
+        OUT.print(f"  alignyard {verb} {order.recipe.name}{options}", highlight=False, soft_wrap=True)
     return 0
 
 
-def _dry_run(recipe: "Recipe", args: argparse.Namespace) -> int:
+def _dry_run(recipe: "Recipe", selection: dict[str, str | None]) -> int:
     from pipeline.disk.run_record import refuse_other_recipe
     from pipeline.run.dry_run import Choice, plan, refuse, told_layout, told_model, told_sources
 
     folder = Path(recipe.runs_dir, recipe.name)
     refuse_other_recipe(recipe, folder)
-    stages = plan(recipe, folder, Choice(args.start, args.until, args.only))
+    stages = plan(recipe, folder, Choice(**selection))
     for stage in stages:
         OUT.print(f"\n[bold]{stage.name}[/] ({stage.config.type}): {stage.action}", highlight=False)
         table = Table.grid(padding=(0, 2, 0, 2))
-        for title, told in (
+        for title, text in (
             ("after", ", ".join(stage.waits_for)),
             ("model", told_model(stage.config, recipe)),
             ("layout", "; ".join(told_layout(stage.config, recipe))),
             ("data", "\n".join(told_sources(stage.config))),
         ):
-            if told:
-                table.add_row(title, Text(told))
+            if text:
+                table.add_row(title, Text(text))
         if stage.lacks:
             table.add_row("lacks", Text(stage.lacks, style="yellow"))
         OUT.print(table)

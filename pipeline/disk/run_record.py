@@ -5,24 +5,31 @@ import os
 import socket
 import time
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from configs.stages import Recipe
 from pipeline.disk.files import read_json, write_atomic
 from pipeline.disk.lock import holder
 from pipeline.disk.recorded import LINEAGE, begun
 
+if TYPE_CHECKING:
+    from configs.stages import Recipe
+
 RUN, RECIPE, LOG, CONSOLE = "run.json", "recipe.json", "run.log", "console.log"
 """Files of a run's folder, and the one in each stage's with what it said."""
 
-WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
-STOPPED, UNDECIDED, INTERRUPTED = "stopped itself", "waiting for a decision", "interrupted"
-LEFT_OUT, NOT_REACHED, KILLED = "left out", "not reached", "killed"
-ENDINGS = {0: DONE, 3: STOPPED, 4: UNDECIDED, 130: INTERRUPTED}
-"""What a stage's or run's exit code means; any other means FAILED."""
+
+class State(StrEnum):
+    """The state of a stage or run that has not ended by itself. The states of the others are the words of `Ending`."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    LEFT_OUT = "left out"
+    NOT_REACHED = "not reached"
+    KILLED = "killed"
 
 
 @dataclass(slots=True)
@@ -31,7 +38,7 @@ class StageRecord:
 
     type: str
     waits_for: list[str]
-    state: str = WAITING
+    state: str = State.WAITING
     reason: str = ""
     """What it waits for, or why it ended as it did."""
     job: str = ""
@@ -50,7 +57,7 @@ class RunRecord:
     name: str
     folder: str
     stages: dict[str, StageRecord]
-    state: str = RUNNING
+    state: str = State.RUNNING
     reason: str = ""
     exit_code: int | None = None
     address: str = ""
@@ -83,14 +90,14 @@ class RunRecord:
             keys = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
             raise ValueError(f"'{file}' is damaged (wrong or missing: {keys}); {remedy}") from error
         record.folder, record.name = str(folder.absolute()), folder.resolve().name
-        if record.state == RUNNING and not holder(folder):
-            record.state, record.reason = KILLED, "it ended without a word; the same command resumes it"
+        if record.state == State.RUNNING and not holder(folder):
+            record.state, record.reason = State.KILLED, "it ended without a word; the same command resumes it"
             for stage in record.stages.values():
-                stage.state = KILLED if stage.state == RUNNING else stage.state
+                stage.state = State.KILLED if stage.state == State.RUNNING else stage.state
         return record
 
 
-def refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
+def refuse_other_recipe(recipe: "Recipe", folder: Path) -> None:
     """Raises ValueError where `folder` holds results of stages that the recipe doesn't have: the run's record would
     name the stages of this recipe alone, and those results would be forgotten."""
     folders = sorted(file.parent for file in folder.glob(f"*/{LINEAGE}"))

@@ -1,4 +1,4 @@
-"""docs/add_a_reward.md, done: every file written, every command run, in order; then the recipe's rewards made."""
+"""Follows docs/add_a_reward.md: writes every file, runs every command in order, then builds the recipe's rewards."""
 
 import json
 import os
@@ -22,7 +22,7 @@ BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """The folder in which the page was followed, and what its commands printed."""
     folder = tmp_path_factory.mktemp("page")
     programs = str(Path(sys.executable).parent)
@@ -34,7 +34,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
             continue
         assert language == "sh"
         for command in text.splitlines():
-            ran = subprocess.run(
+            result = subprocess.run(
                 shlex.split(command),
                 cwd=folder,
                 env=environment,
@@ -43,13 +43,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
                 timeout=120,
                 check=False,
             )
-            assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
-            printed[command] = ran.stdout
+            assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+            printed[command] = result.stdout
     return folder, printed
 
 
-def test_the_page_was_followed(done: tuple[Path, dict[str, str]]) -> None:
-    folder, printed = done
+def test_the_page_was_followed(page: tuple[Path, dict[str, str]]) -> None:
+    folder, printed = page
     verbs = {tuple(shlex.split(command)[:3]) for command in printed if command.startswith("alignyard reward")}
     assert verbs == {("alignyard", "reward", verb) for verb in ("new", "check", "score")}
     checked = printed["alignyard reward check units.py:units --data answers.jsonl"]
@@ -63,8 +63,8 @@ def test_the_page_was_followed(done: tuple[Path, dict[str, str]]) -> None:
     ]
 
 
-def test_the_recipe_runs_with_these_rewards(done: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(done[0])
+def test_the_recipe_runs_with_these_rewards(page: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(page[0])
     stage = load("lengths.yaml", [], Recipe).config.stages["grpo"]
     assert isinstance(stage, GRPOConfig)
     tasks = [row.task for row in read_rows(Path("answers.jsonl"))]

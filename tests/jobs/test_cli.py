@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +11,13 @@ from rich.console import Console
 
 from configs.load import load
 from configs.stages import STAGES, Recipe
-from jobs.cli import STAGE_VERBS, main, parse, write_figures
-from jobs.command import exit_code
+from jobs.cli import VERBS, LazyVerb, main
+from jobs.command import exit_code, write_json
+from jobs.import_guard import GUARDED_PACKAGES
+from jobs.verbs.bench import BENCHES
 from pipeline.errors import DecisionNeeded, RunStopped
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
-OF_RUNS = ("run", "submit", "list", "status", "logs", "stop")
-OTHERS = ("config", "eval", "bench", "import-gguf", "reward", "doctor", "preferences", "gate", "lineage", "plan")
-VERBS = (*OF_RUNS, *STAGE_VERBS, *OTHERS)
 
 
 def raising(error: BaseException):
@@ -27,7 +28,7 @@ def raising(error: BaseException):
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:
-    program = "import sys; from jobs.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    program = "import sys; from jobs.cli import main; main(['--help']); print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
     assert "alignyard" in shown.stdout
     heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "datasets", "sympy", "numpy", "tensorboard"}
@@ -36,11 +37,9 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as done:
-        main([verb, "--help"])
+    assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
-    assert done.value.code == 0
-    assert f"alignyard {verb}" in text.split("example")[1] and "exit codes:" in text
+    assert f"alignyard {verb}" in text.split("Example")[1] and "Exit codes:" in text
 
 
 @pytest.mark.parametrize(
@@ -52,14 +51,14 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (KeyboardInterrupt(), 130, "alignyard: interrupted; the same command resumes the run\n"),
     ],
 )
-def test_what_a_verb_raises_becomes_a_code(
+def test_exceptions_become_exit_codes(
     error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(raising(error), resumes=True) == code
     assert capsys.readouterr().err == message
 
 
-def test_only_what_resumes_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_resumable_verbs_promise_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(raising(KeyboardInterrupt()), resumes=False) == 130
     assert capsys.readouterr().err == "alignyard: interrupted\n"
 
@@ -70,19 +69,18 @@ def test_a_fault_keeps_its_traceback() -> None:
 
 
 def test_overrides_stand_before_and_after_options() -> None:
-    args = parse(["eval", "model", "seed=1", "--suite", "suite.yaml", "suites.a.k=[1, 2]", "--json", "out.json"])
-    assert (args.target, args.suite, args.json) == ("model", "suite.yaml", Path("out.json"))
-    assert args.overrides == ["seed=1", "suites.a.k=[1, 2]"]
+    line = ["model", "seed=1", "--suite", "suite.yaml", "suites.a.k=[1, 2]", "--json", "out.json"]
+    values = LazyVerb("eval", "eval", "").make_context("eval", line).params
+    assert (values["target"], values["suite"], values["json_file"]) == ("model", "suite.yaml", Path("out.json"))
+    assert list(values["overrides"]) == ["seed=1", "suites.a.k=[1, 2]"]
 
 
 @pytest.mark.parametrize("line", [["run", "demo", "--fast=1"], ["doctor", "a=1"], ["rum"], []])
-def test_what_is_not_understood_is_refused(line: list[str]) -> None:
-    with pytest.raises(SystemExit) as done:
-        main(line)
-    assert done.value.code == 2
+def test_wrong_arguments_are_refused(line: list[str]) -> None:
+    assert main(line) == 2
 
 
-def test_a_dry_run_of_what_a_hub_would_provide_needs_no_hub(
+def test_a_dry_run_of_a_hub_model_needs_no_hub(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.verbs.run.OUT", Console(width=200))
@@ -95,7 +93,7 @@ def test_a_dry_run_of_what_a_hub_would_provide_needs_no_hub(
     assert not (tmp_path / recipe.name).exists()
 
 
-def test_a_dry_run_tells_what_is_lacking_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_names_missing_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     source = "stages.reason.prompts.source={type: file, paths: [no.jsonl]}"
     assert main(["run", RECIPE, "--dry-run", source]) == 0  # the cluster may have it
     printed = capsys.readouterr().out
@@ -104,7 +102,7 @@ def test_a_dry_run_tells_what_is_lacking_here(capsys: pytest.CaptureFixture[str]
     assert "did you mean 'reason'?" in capsys.readouterr().err
 
 
-def test_what_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_or_cluster_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--runs-dir", str(tmp_path)]) == 2
     assert "no runs below" in capsys.readouterr().err
     assert main(["stop", "gone", "--runs-dir", str(tmp_path)]) == 2
@@ -147,8 +145,29 @@ def test_a_checkpoint_without_a_suite_says_what_is_missing(tmp_path: Path, capsy
     assert "--suite FILE" in capsys.readouterr().err
 
 
-def test_figures_are_written_whole(tmp_path: Path) -> None:
+def test_json_is_written_whole(tmp_path: Path) -> None:
     file = tmp_path / "new" / "figures.json"
-    write_figures({"eval/sums/accuracy": 0.5}, file)
+    write_json({"eval/sums/accuracy": 0.5}, file)
     assert json.loads(file.read_text()) == {"eval/sums/accuracy": 0.5}
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(("line", "offered"), [("alignyard lin", "lineage"), ("alignyard reward sc", "score")])
+def test_a_shell_is_offered_completions(line: str, offered: str) -> None:
+    environment = {**os.environ, "_ALIGNYARD_COMPLETE": "complete_bash", "COMP_WORDS": line}
+    environment["COMP_CWORD"] = str(len(line.split()) - 1)
+    command = [sys.executable, "-m", "jobs.cli"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert shown.stdout.split() == [offered]
+
+
+def test_every_bench_exists_and_nothing_else_imports_benches() -> None:
+    home = Path(__file__).parents[2]
+    for place in BENCHES.values():
+        module, _, function = place.partition(":")
+        assert f"\ndef {function}(" in (home / f"{module.replace('.', '/')}.py").read_text()
+    product = [file for room in (*GUARDED_PACKAGES, "jobs") for file in (home / room).rglob("*.py")]
+    importers = {
+        file for file in product if re.search(r"^\s*(from|import) jobs\.bench", file.read_text(), re.MULTILINE)
+    }
+    assert importers and {file.parent.name for file in importers} == {"bench"}

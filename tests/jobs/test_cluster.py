@@ -37,25 +37,25 @@ PORTS = ("--port=0", "--dashboard-port=0", "--dashboard-agent-listen-port=0")
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A cluster with one GPU, which it only believes in."""
-    with tempfile.TemporaryDirectory(prefix="ay") as made:  # Ray's sockets need a short path
+    with tempfile.TemporaryDirectory(prefix="ay") as folder:  # Ray's sockets need a short path
         environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
         client_port = f"--ray-client-server-port={free_port()}"  # the one port that Ray wants to be told
-        command = [str(BIN / "ray"), *HEAD, *PORTS, client_port, f"--temp-dir={made}"]
-        log = Path(made, "head.log")
+        command = [str(BIN / "ray"), *HEAD, *PORTS, client_port, f"--temp-dir={folder}"]
+        log = Path(folder, "head.log")
         with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as head:
             try:
                 deadline = time.monotonic() + SECONDS
-                while not (known := Path(made, "ray_current_cluster")).is_file():
+                while not (address_file := Path(folder, "ray_current_cluster")).is_file():
                     assert head.poll() is None and time.monotonic() < deadline, log.read_text()
                     time.sleep(0.2)
-                yield known.read_text().strip()
+                yield address_file.read_text().strip()
             finally:
                 head.terminate()
                 head.wait(timeout=60)
 
 
 def alignyard(folder: Path, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
+    result = subprocess.run(
         [str(BIN / "alignyard"), *arguments],
         cwd=folder,
         env=os.environ | {"RAY_AUTH_MODE": "disabled", "COLUMNS": "200"},
@@ -64,7 +64,7 @@ def alignyard(folder: Path, *arguments: str) -> tuple[int, str]:
         timeout=SECONDS,
         check=False,
     )
-    return done.returncode, done.stdout + done.stderr
+    return result.returncode, result.stdout + result.stderr
 
 
 @contextmanager
@@ -98,15 +98,15 @@ def test_two_jobs_at_once_and_one_that_never_fits(
                 tmp_path, "submit", "sft", "stage.yaml", override, "--output", f"runs/{name}", "--address", address
             )
             assert code == 0 and f"started {name}" in text, text
-        said = tmp_path / "runs" / "one" / "sft" / "console.log"
-        while not said.is_file() or "waiting for room" not in said.read_text():
+        console = tmp_path / "runs" / "one" / "sft" / "console.log"
+        while not console.is_file() or "waiting for room" not in console.read_text():
             assert time.monotonic() < deadline, alignyard(tmp_path, "logs", "one", "--address", address)
             time.sleep(0.2)
         assert re.search(
             r"waiting for room: asks for 1 GPUs \(1 training rank\), 0 are free: \S+ \(1 GPUs, 0 free\); "
             r"held by \S*Holder of Ray job \w+ \(1 GPU\)",
-            said.read_text(),
-        ), said.read_text()
+            console.read_text(),
+        ), console.read_text()
         assert not (tmp_path / "runs" / "one" / "sft" / "metrics.jsonl").is_file()
         again = ("submit", "sft", "stage.yaml", "seed=1", "--output", "runs/one", "--address", address)
         code, text = alignyard(tmp_path, *again)

@@ -1,6 +1,6 @@
-"""A recipe run for real, on this machine: watched, left alone, stopped, killed, and gone on with.
+"""A real run of a recipe on this machine: watched, detached, stopped, killed, and resumed.
 
-Everything happens once, in one story, since a Ray cluster and a training stage take their seconds.
+Everything happens once, in one story, because a Ray cluster and a training stage take seconds to start.
 """
 
 import os
@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import parse
-from jobs.command import exit_code
+from jobs.cli import main
 from pipeline.disk.lock import holder
 from pipeline.disk.run_record import RunRecord
 from rewards.sandbox.cgroup import family
@@ -26,7 +25,7 @@ from tests.series import series
 pytestmark = pytest.mark.ranks
 
 SECONDS = 240
-"""For what takes ten on a quiet machine."""
+"""Limit for steps that take ten seconds on an idle machine."""
 STEPS = 80
 STAGE = """
     type: sft
@@ -45,14 +44,14 @@ RECIPE = "name: story\nstages:" + "".join(
 )
 
 
-def _hears_of_its_terminal() -> None:
-    """Under nohup, which these tests may run under, a process is deaf to SIGHUP."""
+def _default_sighup() -> None:
+    """Restores SIGHUP's effect, which nohup disables for these tests and their children."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass
 class Story:
-    """What was seen."""
+    """Outputs, exit codes and states of the story, by label."""
 
     folder: Path
     outputs: dict[str, str] = field(default_factory=dict)
@@ -78,7 +77,7 @@ class Story:
             stderr=subprocess.STDOUT,
             env=os.environ | {"COLUMNS": "200"},
             start_new_session=True,
-            preexec_fn=_hears_of_its_terminal,
+            preexec_fn=_default_sighup,
         )
 
     def call(self, *arguments: str, label: str = "") -> str:
@@ -102,13 +101,13 @@ def wait(until: Callable[[], bool], what: str, story: Story) -> None:
 
 
 def free(story: Story) -> bool:
-    """Whether nobody writes anywhere in the run's folder."""
+    """True if no process writes in the run's folder."""
     return not any(holder(folder) for folder in (story.run, *story.run.iterdir()) if folder.is_dir())
 
 
 @contextmanager
 def paused(pids: list[int]) -> Iterator[None]:
-    """While the block runs, these processes stand still."""
+    """Stops these processes while the block runs."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -120,18 +119,18 @@ def paused(pids: list[int]) -> Iterator[None]:
 
 
 def stages(story: Story, *names: str) -> list[int]:
-    """The processes that run these stages."""
+    """Ids of the processes that run these stages."""
     return [int(holder(story.run / name).split()[1]) for name in names]
 
 
 def ranks(story: Story) -> list[int]:
-    """The processes that train: those of that name below the conductor, whose cluster they belong to."""
-    found: list[int] = []
+    """Ids of the training processes below the conductor, whose cluster they belong to."""
+    pids: list[int] = []
     for pid in family(story.record.pid):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
             if Path(f"/proc/{pid}/comm").read_text().startswith("ray::TrainActor"):
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +149,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         conductor = story.record.pid
         foreground.send_signal(signal.SIGHUP)
         foreground.wait(timeout=SECONDS)
-        seen = len(story.rows("left"))
-    wait(lambda: len(story.rows("left")) > seen, "the run goes on without its terminal", story)
+        rows_before = len(story.rows("left"))
+    wait(lambda: len(story.rows("left")) > rows_before, "the run goes on without its terminal", story)
     story.facts["alive after SIGHUP"] = story.record.pid == conductor and bool(holder(story.run))
 
     training = ranks(story)
@@ -167,9 +166,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     with paused(stages(story, "right")):  # so that it isn't done before the conductor has noticed
         os.kill(*stages(story, "left"), signal.SIGKILL)
         wait(lambda: story.record.stages["left"].state == "failed", "a killed stage is noticed", story)
-        killed, seen = story.record.stages["left"], len(story.rows("right"))
+        killed, rows_before = story.record.stages["left"], len(story.rows("right"))
     story.facts["killed stage"] = (killed.exit_code, killed.reason)
-    wait(lambda: len(story.rows("right")) > seen, "the other stage goes on", story)
+    wait(lambda: len(story.rows("right")) > rows_before, "the other stage goes on", story)
     story.facts["the other"] = story.record.stages["right"].state
     os.kill(story.record.pid, signal.SIGKILL)
     wait(lambda: story.record.state == "killed", "the run counts as killed", story)
@@ -187,7 +186,7 @@ def test_another_shell_sees_what_runs(story: Story) -> None:
     status = story.outputs["status"]
     assert "story: running" in status and "first" in status and "story-left-" in status
     assert "story" in story.outputs["list"] and "1 of 3 done" in story.outputs["list"]
-    assert "[left]" in story.outputs["logs"]  # speaks beside `right`
+    assert "[left]" in story.outputs["logs"]  # `right` prints at the same time
     assert f"1/{STEPS}" in story.outputs["logs of a stage"] and "[left]" not in story.outputs["logs of a stage"]
 
 
@@ -200,24 +199,23 @@ def test_a_run_has_one_conductor(story: Story) -> None:
     assert "is being written by process" in story.outputs["second run"]
 
 
-def test_stop_ends_every_process_and_leaves_what_can_be_gone_on_with(story: Story) -> None:
+def test_stop_ends_every_process_and_keeps_the_checkpoints(story: Story) -> None:
     assert story.codes["stop"] == 0 and story.states["stopped"] == "interrupted"
     assert story.facts["free after stop"] and story.facts["unfinished"]
 
 
-def test_a_stage_that_is_killed_is_told_and_costs_no_other(story: Story) -> None:
-    """It goes on in the next run, at the step it had got to: see below."""
+def test_a_killed_stage_is_reported_and_stops_no_other(story: Story) -> None:
     code, reason = story.facts["killed stage"]
     assert code == 1 and reason.startswith("its process ended without a word: ")
     assert f"left failed: {reason}" in story.facts["log of the killed"]
     assert story.facts["the other"] == "running"
 
 
-def test_a_killed_conductor_is_told_from_a_running_one(story: Story) -> None:
+def test_a_killed_conductor_is_recognised(story: Story) -> None:
     assert "the same command resumes it" in story.outputs["status of the killed"]
 
 
-def test_killed_and_run_again_it_finishes_as_if_nothing_had_been(story: Story) -> None:
+def test_a_killed_run_resumes_to_the_same_figures(story: Story) -> None:
     assert story.codes["whole"] == 0, story.outputs["whole"]
     assert [row["step"] for row in story.rows("left")] == list(range(1, STEPS + 1))
     assert story.rows("left") == story.rows("right")  # the same settings, interrupted at other steps
@@ -232,11 +230,10 @@ def test_independent_stages_run_side_by_side(story: Story) -> None:
     assert left.job != right.job
 
 
-def test_what_differs_from_a_finished_stage_is_named(
+def test_a_difference_from_a_finished_stage_is_named(
     story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(story.folder)
-    args = parse(["run", "story.yaml", "--dry-run", f"stages.left.steps={STEPS + 1}"])
-    code = exit_code(lambda: args.verb(args), resumes=True)
-    told = capsys.readouterr()
-    assert code == 2 and f"steps: was {STEPS}, is {STEPS + 1}" in told.out + told.err
+    code = main(["run", "story.yaml", "--dry-run", f"stages.left.steps={STEPS + 1}"])
+    printed = capsys.readouterr()
+    assert code == 2 and f"steps: was {STEPS}, is {STEPS + 1}" in printed.out + printed.err

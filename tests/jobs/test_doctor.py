@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.verbs.doctor import compiler, doctor, packages, sandbox
+from jobs.verbs.doctor import compiler, languages, packages, report
 from rewards.sandbox.toolchains import LANGUAGES
 
 
@@ -16,7 +16,7 @@ def test_the_packages_of_this_environment_are_as_pinned() -> None:
 
 
 def test_languages_are_those_that_tasks_may_name() -> None:
-    findings = {finding.subject: finding for finding in sandbox()}
+    findings = {finding.subject: finding for finding in languages()}
     assert set(findings) == {"sandbox", *(f"language {name}" for name in LANGUAGES)}
     assert not findings["language python"].missing and not findings["sandbox"].missing
 
@@ -25,10 +25,10 @@ def test_a_missing_compiler_is_required_and_a_missing_language_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    missing = {finding.subject: finding.required for finding in [*compiler(), *sandbox()] if finding.missing}
+    missing = {finding.subject: finding.required for finding in [*compiler(), *languages()] if finding.missing}
     assert missing["g++"] and not missing["language c"]
     text = io.StringIO()
-    assert doctor(Console(file=text, width=120)) == 1
+    assert report(Console(file=text, width=120)) == 1
     assert "missing: g++" in text.getvalue()
 
 
@@ -36,10 +36,10 @@ def test_a_broken_language_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "go").write_text("#!/bin/sh\nexit 3\n")
     (tmp_path / "go").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    [go] = [finding for finding in sandbox() if finding.subject == "language go"]
+    [go] = [finding for finding in languages() if finding.subject == "language go"]
     assert go.missing and not go.required and "doesn't work" in go.purpose
 
 
-def test_how_memory_is_minded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limiter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewards.sandbox.box.parents", lambda: None)
-    assert next(sandbox()).found == "bubblewrap works, memory by looking every 20 ms"
+    assert next(languages()).state == "bubblewrap works, memory by looking every 20 ms"

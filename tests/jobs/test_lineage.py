@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from jobs.command import OUT, WRONG_INPUT
+from jobs.command import OUT
+from pipeline.disk.ending import Ending
 from tests.pipeline.report_run import make_run
 
 
@@ -28,7 +29,7 @@ def depth(tree: list[str], name: str) -> int:
     return (len(line) - len(line.lstrip("│├└─ "))) // 4
 
 
-def test_each_stage_hangs_below_what_it_took_its_model_from(
+def test_each_stage_is_below_the_origin_of_its_model(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = lines("made_up", "--runs-dir", str(runs), capsys=capsys, monkeypatch=monkeypatch)
@@ -40,7 +41,7 @@ def test_each_stage_hangs_below_what_it_took_its_model_from(
     assert any("changed since: model.path: ../reason was run again since" in line for line in tree)
 
 
-def test_one_stage_with_all_that_went_into_it(
+def test_one_stage_with_all_its_inputs(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = lines(str(runs / "made_up"), "prefer", capsys=capsys, monkeypatch=monkeypatch)
@@ -50,8 +51,8 @@ def test_one_stage_with_all_that_went_into_it(
     assert not any("eval" in line for line in tree)
 
 
-def test_what_is_no_run_is_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["lineage", "nothing", "--runs-dir", str(runs)]) == WRONG_INPUT
+def test_a_missing_run_or_stage_is_reported(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lineage", "nothing", "--runs-dir", str(runs)]) == Ending.WRONG_INPUT
     assert "'nothing' holds no stage of a run" in capsys.readouterr().err
-    assert main(["lineage", str(runs / "made_up"), "refer"]) == WRONG_INPUT
+    assert main(["lineage", str(runs / "made_up"), "refer"]) == Ending.WRONG_INPUT
     assert "has no stage 'refer'; it has sft, pairs" in capsys.readouterr().err

@@ -18,36 +18,36 @@ def recipe() -> Recipe:
 
 def test_a_layout_that_fits_is_found(recipe: Recipe) -> None:
     cluster = cluster_of("8xH100")
-    asked = asked_of(recipe.stages["grpo_preference"], recipe, mean_share=0.5)
-    assert (asked.judges, asked.divided, asked.reference) == (3, 32, True)
-    best = sweep(asked, cluster)[0]
+    workload = asked_of(recipe.stages["grpo_preference"], recipe, mean_share=0.5)
+    assert (workload.judges, workload.divided, workload.reference) == (3, 32, True)
+    best = sweep(workload, cluster)[0]
     assert best.reason == "" and best.rollout is not None
-    assert best.train.ranks + asked.judges <= 8 and asked.divided % best.train.ranks == 0
-    own = own_plan(asked, cluster)
+    assert best.train.ranks + workload.judges <= 8 and workload.divided % best.train.ranks == 0
+    own = own_plan(workload, cluster)
     assert own.reason or best.step <= own.step
     assert all(sum(parts.values()) < cluster.device.memory for parts in best.memory.values())
 
 
 def test_what_cannot_fit_says_why(recipe: Recipe) -> None:
-    asked = asked_of(recipe.stages["grpo_reasoning"], recipe, mean_share=0.5)
-    plans = sweep(asked, cluster_of("2xA100"))
+    workload = asked_of(recipe.stages["grpo_reasoning"], recipe, mean_share=0.5)
+    plans = sweep(workload, cluster_of("2xA100"))
     assert all(plan.reason for plan in plans)
     assert "GiB of 73.6 (" in plans[0].reason
-    few = own_plan(asked, cluster_of("2xA100"))
-    assert few.reason == "takes 5 devices (4 ranks and 4 of engines share theirs, and 1 for judges) of 2 x A100"
+    own = own_plan(workload, cluster_of("2xA100"))
+    assert own.reason == "takes 5 devices (4 ranks and 4 of engines share theirs, and 1 for judges) of 2 x A100"
 
 
 def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plans" / "plan.json"
     line = ["plan", "deepseek_v2_lite", "--cluster", "8xH100", "--stage", "grpo_reasoning", "--sweep"]
     assert main([*line, "--json", str(file)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
     for part in ("15.7B parameters, 2.45B active", "quickest", "KV cache", "generate", "device-hours a step", "tried"):
-        assert part in said
-    told = json.loads(file.read_text())["grpo_reasoning"]
-    assert told["parameters"]["total"] == 15_706_484_224
-    assert told["best"]["reason"] == "" and told["best"] == told["tried"][0]
-    assert told["best"]["step_seconds"] == pytest.approx(sum(told["best"]["seconds"].values()))
+        assert part in printed
+    results = json.loads(file.read_text())["grpo_reasoning"]
+    assert results["parameters"]["total"] == 15_706_484_224
+    assert results["best"]["reason"] == "" and results["best"] == results["tried"][0]
+    assert results["best"]["step_seconds"] == pytest.approx(sum(results["best"]["seconds"].values()))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `list`, `status` and `logs` make of a run's folder: a damaged one, one that can't be written to, a moved one."""
+"""`list`, `status` and `logs` on damaged, read-only and moved run folders; starts that are refused."""
 
 import json
 import os
@@ -8,16 +8,16 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from jobs.cli import main
-from jobs.command import OUT, UNREAD, WRONG_INPUT, exit_code, meaning
+from jobs.command import OUT, exit_code, explain
 from jobs.conductor import Order, conduct
-from jobs.submission import FOLDER_KEY, RUN_KEY, STAGE_KEY, Jobs
+from jobs.submission import Jobs, RunJob
 from jobs.verbs.run import write
+from pipeline.disk.ending import Ending
 from pipeline.disk.lock import LOCK
 from pipeline.disk.run_record import LOG, RUN, RunRecord, StageRecord
 
@@ -29,7 +29,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, name in enumerate(("good", "other")):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / LOG).write_text(f"{name} speaks\n")
+        (folder / LOG).write_text(f"{name} prints\n")
         (folder / LOCK).touch()
         RunRecord(
             name, str(folder), {"sft": StageRecord("sft", [], state="done")}, state="done", started=number
@@ -41,8 +41,8 @@ def change(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def spoil(file: Path, how: str) -> None:
-    match how:
+def damage_file(file: Path, damage: str) -> None:
+    match damage:
         case "empty":
             file.write_text("")
         case "cut":
@@ -55,21 +55,21 @@ def spoil(file: Path, how: str) -> None:
             change(file, started="yesterday")
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "zeros", "no stages", "wrong type"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "no stages", "wrong type"])
 def test_a_damaged_run_is_named_and_the_others_are_shown(
-    runs: Path, how: str, capsys: pytest.CaptureFixture[str]
+    runs: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil(runs / "other" / RUN, how)
+    damage_file(runs / "other" / RUN, damage)
     assert main(["list", "--runs-dir", str(runs)]) == 0
-    told = capsys.readouterr()
-    assert "1 of 1 done" in told.out and "damaged" in told.out
-    assert str(runs / "other" / RUN) in told.err and "writes it anew" in told.err
+    printed = capsys.readouterr()
+    assert "1 of 1 done" in printed.out and "damaged" in printed.out
+    assert str(runs / "other" / RUN) in printed.err and "writes it anew" in printed.err
     assert main(["status", "--runs-dir", str(runs)]) == 0
-    told = capsys.readouterr()
-    assert "good: done" in told.out and str(runs / "other" / RUN) in told.err
+    printed = capsys.readouterr()
+    assert "good: done" in printed.out and str(runs / "other" / RUN) in printed.err
     assert main(["status", "good", "--runs-dir", str(runs)]) == 0
     capsys.readouterr()
-    assert main(["status", "other", "--runs-dir", str(runs)]) == WRONG_INPUT
+    assert main(["status", "other", "--runs-dir", str(runs)]) == Ending.WRONG_INPUT
     assert str(runs / "other" / RUN) in capsys.readouterr().err
 
 
@@ -83,16 +83,14 @@ def test_keys_of_another_version_are_left_out(runs: Path, capsys: pytest.Capture
 def test_a_moved_run_is_known_by_its_new_place(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "good").rename(runs / "renamed")
     assert main(["list", "--runs-dir", str(runs)]) == 0
-    told = capsys.readouterr().out
-    assert str(runs / "renamed") in told and "good" not in told
+    printed = capsys.readouterr().out
+    assert str(runs / "renamed") in printed and "good" not in printed
     assert main(["logs", "renamed", "--runs-dir", str(runs)]) == 0
-    assert capsys.readouterr().out == "good speaks\n"
+    assert capsys.readouterr().out == "good prints\n"
 
 
-def test_a_run_that_is_not_there_is_said_with_the_places_looked_in(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["status", "gone", "--runs-dir", str(runs)]) == WRONG_INPUT
+def test_a_missing_run_is_reported_with_the_folders_searched(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "gone", "--runs-dir", str(runs)]) == Ending.WRONG_INPUT
     assert str(runs / "gone") in capsys.readouterr().err
 
 
@@ -141,10 +139,10 @@ def test_a_folder_that_cannot_be_written_to_is_shown_and_a_start_refused(
     with read_only():
         for verb in (["status", "good"], ["list"], ["logs", "good"], ["logs", "good", "-f"]):
             assert main([*verb, "--runs-dir", str(runs)]) == 0
-        told = capsys.readouterr().out
-        assert "killed" in told and "good speaks" in told
+        printed = capsys.readouterr().out
+        assert "killed" in printed and "good prints" in printed
         for start in (["run", str(recipe)], ["sft", str(stage), "--output", str(runs / "good")]):
-            assert main(start) == WRONG_INPUT
+            assert main(start) == Ending.WRONG_INPUT
             assert "can't be written to" in capsys.readouterr().err
 
 
@@ -181,7 +179,7 @@ def test_another_recipe_under_the_name_of_a_run_with_results_is_refused(runs: Pa
     assert (runs / "good" / RUN).read_bytes() == before
 
 
-def test_what_this_machine_cannot_give_is_refused_before_ray_starts(
+def test_an_impossible_demand_is_refused_before_ray_starts(
     runs: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.cluster.demand import Node
@@ -202,11 +200,11 @@ def test_a_run_whose_record_is_damaged_is_started_all_the_same(
     assert RunRecord.read(runs / "good").state == "failed"
 
 
-def test_a_full_disk_is_told_in_a_sentence() -> None:
+def test_a_full_disk_is_explained_in_a_sentence() -> None:
     for number in (28, 122):
-        message, code = meaning(OSError(number, os.strerror(number), "runs/x/metrics.jsonl"))
+        message, code = explain(OSError(number, os.strerror(number), "runs/x/metrics.jsonl"))
         assert code == 3 and "no room for 'runs/x/metrics.jsonl'" in message and "the same command goes on" in message
-    assert meaning(OSError(5, "Input/output error", "x"))[1] == 1
+    assert explain(OSError(5, "Input/output error", "x"))[1] == 1
 
 
 def test_other_faults_of_files_keep_their_traceback() -> None:
@@ -217,13 +215,13 @@ def test_other_faults_of_files_keep_their_traceback() -> None:
         exit_code(verb, resumes=False)
 
 
-def test_who_closes_the_output_ends_the_writer_without_a_traceback() -> None:
+def test_a_reader_that_closes_the_output_ends_the_writer_without_a_traceback() -> None:
     program = f"from jobs.verbs.run import {write.__name__}\nfor _ in range(100000): write('a line of some length\\n')"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stderr
         process.stdout.readline()
         process.stdout.close()
-        assert process.stderr.read() == b"" and process.wait(timeout=60) == UNREAD
+        assert process.stderr.read() == b"" and process.wait(timeout=60) == Ending.OUTPUT_CLOSED
 
 
 class JobServer:
@@ -232,19 +230,17 @@ class JobServer:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def of_runs(self) -> list[Any]:
-        def job(name: str, folder: str, *, over: bool) -> Any:
-            status = SimpleNamespace(is_terminal=lambda: over)
-            metadata = {RUN_KEY: "good", FOLDER_KEY: folder, STAGE_KEY: ""}
-            return SimpleNamespace(submission_id=name, status=status, metadata=metadata)
+    def of_runs(self) -> list[RunJob]:
+        def job(name: str, *, is_over: bool) -> RunJob:
+            return RunJob(name, "good", FOLDER, "", "", is_over, 0.0, None)
 
-        return [job("older", FOLDER, over=True), job("running", FOLDER, over=False), job("refused", FOLDER, over=True)]
+        return [job("older", is_over=True), job("running", is_over=False), job("refused", is_over=True)]
 
     def running(self, folder: Path, *, stages: bool) -> list[str]:
         return Jobs.running(cast(Jobs, self), folder, stages=stages)
 
     def logs(self, job: str) -> str:
-        return f"{job} speaks\n"
+        return f"{job} prints\n"
 
     def submit(self, *_: Any, **__: Any) -> None:
         raise AssertionError("submitted")
@@ -258,9 +254,9 @@ def job_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.submission.Jobs", JobServer)
 
 
-def test_logs_are_those_of_the_job_that_runs(job_server: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_are_those_of_the_running_job(job_server: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["logs", "good", "--address", "http://head:8265"]) == 0
-    assert capsys.readouterr().out == "running speaks\n"
+    assert capsys.readouterr().out == "running prints\n"
 
 
 def test_a_run_that_a_cluster_runs_already_is_not_submitted_again(
@@ -269,7 +265,7 @@ def test_a_run_that_a_cluster_runs_already_is_not_submitted_again(
     stage = tmp_path / "stage.yaml"
     stage.write_text(textwrap.dedent(RECIPE.partition("  sft:\n")[2]).format())
     submit = ["submit", "sft", str(stage), "--address", "http://head:8265", "--output"]
-    assert main([*submit, FOLDER]) == WRONG_INPUT
+    assert main([*submit, FOLDER]) == Ending.WRONG_INPUT
     assert "is being written by Ray job running" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="submitted"):
         main([*submit, str(tmp_path / "new")])

@@ -1,6 +1,6 @@
 """`alignyard reward`: what it writes, prints and ends with."""
 
-import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from configs.rewards import RewardPoolConfig
-from jobs.cli import exit_code
-from jobs.verbs.reward import add_reward
+from jobs.cli import main
+from jobs.verbs.reward import check
 
 ROWS = [
     {"prompt": "France?", "completion": "Paris", "truth": "Paris", "expected": 1},
@@ -25,15 +25,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_reward(parser.add_subparsers(), "exit codes: as ever")
-    return parser.parse_args(["reward", *arguments])
-
-
 def alignyard(*arguments: str) -> int:
-    args = parse(*arguments)
-    return exit_code(lambda: args.verb(args), resumes=args.resumes)
+    return main(["reward", *arguments])
 
 
 def write(file: str, *rows: object) -> None:
@@ -78,7 +71,7 @@ def test_new_files_are_clean(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("exact", "'exact.py' exists and is not overwritten"),
         ("lost", "'test_lost.py' exists and is not overwritten"),
@@ -89,15 +82,15 @@ def test_new_files_are_clean(here: Path) -> None:
         ("../up", "must do as the name"),
     ],
 )
-def test_new_refuses_what_would_do_harm(here: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_refuses_names_in_use(here: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "exact.py").write_text("precious")
     (here / "test_lost.py").write_text("precious")
     assert alignyard("new", name) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert sorted(file.read_text() for file in here.iterdir()) == ["precious", "precious"]
 
 
-def test_check_ends_with_one_when_a_promise_is_broken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_ends_with_one_when_a_rule_is_broken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert alignyard("new", "capital") == 0
     write("rows.jsonl", {**ROWS[0], "completion": "\x1b[31mparis\x00"}, *ROWS)
     assert alignyard("check", "capital.py:capital", "ignore_case=false", "--data", "rows.jsonl") == 1
@@ -116,8 +109,8 @@ def test_score_writes_the_same_rows_in_the_same_order(here: Path, capsys: pytest
         "        raise RuntimeError('out of order')\n"
         "    return Verdict(right * float(completion == task.truth), outcome='read', detail='\\ud800')\n"
     )
-    others = ({"prompt": "p", "completion": text, "n": [{"a": None}, "\u00e9\ud800"]} for text in ("none", "broken"))
-    write("rows.jsonl", ROWS[0], "no json", *others, ROWS[1], {"prompt": "p"})
+    unjudged = ({"prompt": "p", "completion": text, "n": [{"a": None}, "\u00e9\ud800"]} for text in ("none", "broken"))
+    write("rows.jsonl", ROWS[0], "no json", *unjudged, ROWS[1], {"prompt": "p"})
     assert alignyard("score", "mine.py:mine", "right=2", "--data", "rows.jsonl", "--out", "new/judged.jsonl") == 0
     judged = read("new/judged.jsonl")
     assert [(row["score"], row["status"]) for row in judged] == [
@@ -129,9 +122,9 @@ def test_score_writes_the_same_rows_in_the_same_order(here: Path, capsys: pytest
         (None, "bad_row"),
     ]
     added = {"score", "status", "outcome", "detail", "seconds"}
-    given = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines() if line != "no json"]
-    kept = [{key: value for key, value in row.items() if key not in added} for row in judged]
-    assert [row for row in kept if "line" not in row] == given and kept[1] == {"line": "no json"}
+    written = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines() if line != "no json"]
+    own_columns = [{key: value for key, value in row.items() if key not in added} for row in judged]
+    assert [row for row in own_columns if "line" not in row] == written and own_columns[1] == {"line": "no json"}
     assert all(set(row) >= added for row in judged)
     assert [file.name for file in (here / "new").iterdir()] == ["judged.jsonl"]
     printed = " ".join(capsys.readouterr().out.split())
@@ -141,7 +134,7 @@ def test_score_writes_the_same_rows_in_the_same_order(here: Path, capsys: pytest
     assert "rows.jsonl:4: infra_error: RuntimeError: out of order (mine.py, line 8)" in printed
 
 
-def test_score_leaves_the_old_file_where_it_fails(here: Path) -> None:
+def test_a_failed_score_keeps_the_old_file(here: Path) -> None:
     write("rows.jsonl", *ROWS)
     write("judged.jsonl", "precious")
     (here / "mine.py").write_text("def mine(task): ...\n")
@@ -151,7 +144,7 @@ def test_score_leaves_the_old_file_where_it_fails(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (["check", "math", "--data", "nowhere.jsonl"], "no file 'nowhere.jsonl'"),
         (["check", "maths", "--data", "rows.jsonl"], "unknown reward 'maths': did you mean 'math'?"),
@@ -166,25 +159,25 @@ def test_score_leaves_the_old_file_where_it_fails(here: Path) -> None:
         (["check", "math", "--data", "empty.jsonl"], "no row can be judged"),
     ],
 )
-def test_what_cannot_work_is_refused(line: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused(line: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     write("rows.jsonl", *ROWS)
     write("empty.jsonl")
     assert alignyard(*line) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_list_names_ours_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_our_rewards_with_their_summaries(capsys: pytest.CaptureFixture[str]) -> None:
     assert alignyard("list") == 0
     printed = capsys.readouterr().out
     assert "math" in printed and "reasoning_gym" in printed and "rule" in printed and "gold" in printed
 
 
 def test_the_default_limit_is_a_recipes() -> None:
-    assert parse("check", "math", "--data", "x").timeout == RewardPoolConfig().timeout_seconds
+    assert inspect.signature(check).parameters["timeout"].default == RewardPoolConfig().timeout_seconds
 
 
 @pytest.mark.parametrize("verb", ["list", "new", "check", "score"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as done:
-        parse(verb, "--help")
-    assert done.value.code == 0 and "exit codes: as ever" in capsys.readouterr().out
+    assert alignyard(verb, "--help") == 0
+    printed = capsys.readouterr().out
+    assert f"alignyard reward {verb}" in printed.split("Example")[1] and "Exit codes:" in printed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.rooms import HOME, ROOMS, check_rooms
+from jobs.import_guard import GUARDED_PACKAGES, INSTALL_FOLDER, check_imports
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
 
@@ -30,36 +30,38 @@ MODULE = (sys.executable, "-m", "jobs.cli")
 SCRIPT = (str(Path(sys.executable).parent / "alignyard"),)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-@pytest.mark.parametrize("init", [True, False], ids=["package", "bare folder"])
-def test_a_folder_in_the_working_directory_is_named(tmp_path: Path, room: str, init: bool) -> None:
-    (tmp_path / room).mkdir()
+@pytest.mark.parametrize("package", GUARDED_PACKAGES)
+@pytest.mark.parametrize("init", [True, False], ids=["with __init__", "bare folder"])
+def test_a_folder_in_the_working_directory_is_named(tmp_path: Path, package: str, init: bool) -> None:
+    (tmp_path / package).mkdir()
     if init:
-        (tmp_path / room / "__init__.py").touch()
-    done = alignyard(tmp_path, *MODULE)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"alignyard: {tmp_path / room} is in the way") and "Traceback" not in done.stderr
+        (tmp_path / package / "__init__.py").touch()
+    result = alignyard(tmp_path, *MODULE)
+    assert result.returncode == 2
+    assert (
+        result.stderr.startswith(f"alignyard: {tmp_path / package} is in the way") and "Traceback" not in result.stderr
+    )
 
 
 def test_a_folder_on_pythonpath_is_named_for_the_script_too(tmp_path: Path) -> None:
     (tmp_path / "mine" / "rewards").mkdir(parents=True)
     (tmp_path / "mine" / "rewards" / "__init__.py").touch()
-    done = alignyard(tmp_path, *SCRIPT, path=tmp_path / "mine")
-    assert done.returncode == 2 and f"{tmp_path / 'mine' / 'rewards'} is in the way" in done.stderr
+    result = alignyard(tmp_path, *SCRIPT, path=tmp_path / "mine")
+    assert result.returncode == 2 and f"{tmp_path / 'mine' / 'rewards'} is in the way" in result.stderr
 
 
 def test_a_module_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "configs.py").touch()
-    done = alignyard(tmp_path, *MODULE)
-    assert done.returncode == 2 and f"{tmp_path / 'configs.py'} is in the way" in done.stderr
+    result = alignyard(tmp_path, *MODULE)
+    assert result.returncode == 2 and f"{tmp_path / 'configs.py'} is in the way" in result.stderr
 
 
 def test_a_folder_that_is_not_on_the_path_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "rewards").mkdir()
-    done = alignyard(tmp_path, *SCRIPT)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("name: fixture")
+    result = alignyard(tmp_path, *SCRIPT)
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.startswith("name: fixture")
 
 
-def test_the_installed_rooms_pass() -> None:
-    check_rooms()
-    assert all((HOME / room).is_dir() for room in ROOMS)
+def test_the_installed_packages_pass() -> None:
+    check_imports()
+    assert all((INSTALL_FOLDER / package).is_dir() for package in GUARDED_PACKAGES)

@@ -1,0 +1,40 @@
+"""`alignyard sft | rm | grpo | sample`: one stage, in the foreground."""
+
+from pathlib import Path
+
+from jobs.command import Output, Overrides, StageFile, verb_app
+
+app = verb_app()
+STAGE_HELP = """Run one stage of type `{stage}` in the foreground. docs/configs.md lists every key.
+
+An interrupted run continues when the same command is given again.
+
+\b
+Examples:
+  alignyard {stage} my_{stage}.yaml
+  alignyard {stage} my_{stage}.yaml seed=1 --output runs/second
+"""
+
+
+def run_in_foreground(stage: str, file: str, overrides: list[str], output: Path | None) -> int:
+    """Runs the stage that `file` configures, into `output` or a folder below runs/ that is named for the file."""
+    from configs.load import load
+    from configs.stages import STAGES
+
+    config = load(file, overrides, STAGES[stage]).config  # refuses a wrong file before the slow import
+    from pipeline.run.stage import run_stage
+
+    run_stage(config, output or Path("runs") / Path(file).stem)
+    return 0
+
+
+def _add_verb(stage: str) -> None:
+    @app.command(stage, help=STAGE_HELP.format(stage=stage))
+    def run_stage_verb(  # pyright: ignore[reportUnusedFunction]
+        file: StageFile, overrides: Overrides, output: Output = None
+    ) -> int:
+        return run_in_foreground(stage, file, overrides, output)
+
+
+for _stage in ("sft", "rm", "grpo", "sample"):
+    _add_verb(_stage)
