@@ -63,7 +63,7 @@ def check_contract(
             raise ValueError("no row can be judged" + "".join(f"; {row.where}: {row.problem}" for row, _ in judged[:1]))
         hostile = {name: guard.judge(spec.label, good[0][0].task, [text])[0] for name, text in HOSTILE.items()}
         clauses = [
-            Clause("built by name in a fresh process", True, f"in pool {guard.posts[spec.label].pool}"),
+            Clause("built by name in a fresh process", True, f"in pool {guard.placements[spec.label].pool}"),
             _clause(
                 "accepts every row", len(judged), [f"{row.where}: {row.problem}" for row, _ in judged if row.problem]
             ),

@@ -59,8 +59,8 @@ def count_rows(path: Path) -> int:
 
 def guard_factory(spec: RewardSpec, timeout_seconds: float) -> Callable[[], Guard]:
     """What makes guards with the limits of the pool the reward runs in. Raises ValueError for a wrong spec."""
-    [post] = inspect([spec], RewardPoolConfig(timeout_seconds=timeout_seconds)).values()
-    memory_gib = RULE_MEMORY_GIB if post.pool == "rule" else None
+    [placement] = inspect([spec], RewardPoolConfig(timeout_seconds=timeout_seconds)).values()
+    memory_gib = RULE_MEMORY_GIB if placement.pool == "rule" else None
     return partial(Guard, [spec], timeout_seconds=timeout_seconds, memory_gib=memory_gib)
 
 

@@ -24,7 +24,7 @@ from pipeline.stages import grpo
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.resolve import check_template, resolve_model
-from rewards.guard import inspect, refuse_idle
+from rewards.guard import inspect, refuse_idle_workers
 from rollout.checkpoint import mtp_depth
 
 
@@ -32,7 +32,7 @@ def check(config: GRPOConfig) -> None:
     """Raise ValueError for a template, source or reward that isn't there."""
     check_template(config.model)
     source_files(config.prompts.source)
-    refuse_idle(config.reward_pool, inspect(config.rewards, config.reward_pool).values())
+    refuse_idle_workers(config.reward_pool, inspect(config.rewards, config.reward_pool).values())
 
 
 def launch(config: GRPOConfig, folder: Path, recipe: Recipe | None) -> dict[str, float]:

@@ -22,7 +22,7 @@ from pipeline.preferences.answers import Asked, Sampler, Speaker, distinct
 from pipeline.preferences.summary import counts_table
 from pipeline.stages import sample
 from pipeline.weights.resolve import check_template, resolve_model
-from rewards.guard import inspect, refuse_idle
+from rewards.guard import inspect, refuse_idle_workers
 from rewards.pool import RewardPool
 
 
@@ -51,7 +51,7 @@ def check_sources(sources: Sequence[SourceOfPrompts], pool: RewardPoolConfig) ->
     for source in sources:
         source_files(source.prompts.source)
     inspected = [inspect([source.reward], pool) for source in sources if source.reward is not None]
-    refuse_idle(pool, [name for pools in inspected for name in pools.values()])
+    refuse_idle_workers(pool, [name for pools in inspected for name in pools.values()])
 
 
 def launch(config: SampleConfig, folder: Path, recipe: Recipe | None) -> dict[str, float]:

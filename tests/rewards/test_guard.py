@@ -13,8 +13,8 @@ import pytest
 
 import rewards.guard
 from configs.rewards import RewardPoolConfig, RewardSpec
-from rewards.guard import Guard, inspect, refuse_idle, unjudgeable
-from rewards.types import CONTRACT_ERROR, Post, Status, Task, Verdict
+from rewards.guard import Guard, inspect, refuse_idle_workers, unjudgeable
+from rewards.types import CONTRACT_ERROR, Placement, Status, Task, Verdict
 from tests.rewards import hostile
 
 LIMIT = 20.0
@@ -215,7 +215,7 @@ def test_a_wrong_spec_is_a_value_error() -> None:
 def test_a_process_that_cannot_start_is_told_from_a_wrong_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="exit code 5"):
         Guard(hostile.specs("pid", setup="exit"), timeout_seconds=LIMIT, build=hostile.build).start()
-    monkeypatch.setattr(rewards.guard, "START_SECONDS", 1.0)
+    monkeypatch.setattr(rewards.guard, "DEFAULT_START_SECONDS", 1.0)
     with pytest.raises(RuntimeError, match="within 1 s"):
         Guard(hostile.specs("pid", setup="hang"), timeout_seconds=LIMIT, build=hostile.build).start()
 
@@ -234,7 +234,7 @@ def test_a_model_is_loaded_only_where_it_judges(tmp_path: Path) -> None:
     loaded = tmp_path / "loaded"
     specs, config = hostile.specs("pid", pool="model", setup=str(loaded), start_seconds=50.0), RewardPoolConfig()
     [post] = inspect(specs, config, hostile.build).values()
-    assert post == Post("pid", "model", 0.0, 50.0) and post.crew == "pid"
+    assert post == Placement("pid", "model", 0.0, 50.0) and post.worker_group == "pid"
     assert unjudgeable(specs, config, [TASK], hostile.build) == [None]
     assert not loaded.exists()
     with Guard(specs, timeout_seconds=LIMIT, build=hostile.build) as guard:
@@ -269,7 +269,7 @@ def test_tasks_are_checked_where_they_apply() -> None:
 def test_rewards_are_inspected_before_anything_is_launched() -> None:
     specs, config = hostile.specs("length", pool="sandbox") + hostile.specs("pid"), RewardPoolConfig()
     posts = inspect(specs, config, hostile.build)
-    assert {label: post.crew for label, post in posts.items()} == {"length": "sandbox", "pid": "rule"}
+    assert {label: post.worker_group for label, post in posts.items()} == {"length": "sandbox", "pid": "rule"}
     with pytest.raises(ValueError, match="once"):
         inspect(hostile.specs("length", "length"), config, build=hostile.build)
 
@@ -284,9 +284,9 @@ def test_a_check_that_fails_is_the_fault_of_the_reward(truth: str, said: str) ->
 
 def test_workers_of_a_pool_without_rewards_are_refused() -> None:
     config = RewardPoolConfig(workers={"rule": 2, "helpful": 1})
-    refuse_idle(config, [Post("length", "rule", 0.0, None), Post("helpful", "model", 0.0, None)])
+    refuse_idle_workers(config, [Placement("length", "rule", 0.0, None), Placement("helpful", "model", 0.0, None)])
     with pytest.raises(ValueError, match=r"reward_pool\.workers\.helpful .*rule, safety.*remove"):
-        refuse_idle(config, [Post("length", "rule", 0.0, None), Post("safety", "model", 0.0, None)])
+        refuse_idle_workers(config, [Placement("length", "rule", 0.0, None), Placement("safety", "model", 0.0, None)])
 
 
 def test_off_the_main_thread() -> None:

@@ -73,7 +73,7 @@ def test_every_form_judges(here: Path) -> None:
             "Batch": [1.0, 0.0, 0.0],
             "asks": [0.5, 0.5, 0.5],
         }
-        assert {label: post.pool for label, post in guard.posts.items()} == {
+        assert {label: post.pool for label, post in guard.placements.items()} == {
             "plain": "rule",
             "waiting": "rule",
             "said": "rule",
