@@ -18,7 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from configs.rewards import RewardSpec
     from rewards.contract import Clause
-    from rewards.offline import Row
+    from rewards.offline import CompletionRow
     from rewards.types import Verdict
 
 OUT, ERR = Console(), Console(stderr=True)
@@ -142,10 +142,10 @@ def add_reward(verbs: Verbs, epilog: str) -> None:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from rewards.plugins import names
+    from rewards.plugins import list_rewards
 
     table = _table("reward", "pool", "")
-    for listing in names():
+    for listing in list_rewards():
         table.add_row(listing.name, listing.pool, _shown(listing.summary, 400))
     OUT.print(table)
     return 0
@@ -169,16 +169,16 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from rewards.contract import ROWS, check_contract
-    from rewards.offline import count_rows, read_rows
+    from rewards.contract import MAX_ROWS, check_contract
+    from rewards.offline import count_completions, read_completions
 
-    spec, total = _spec(args), count_rows(args.data)
-    rows = list(islice(read_rows(args.data, args.truth), ROWS))
+    spec, total = _spec(args), count_completions(args.data)
+    rows = list(islice(read_completions(args.data, args.truth), MAX_ROWS))
     with ERR.status(f"trying {spec.label}"):
         clauses, judged = check_contract(spec, rows, timeout_seconds=args.timeout)
     OUT.print(_verdict_table(judged))
-    if total > ROWS:
-        OUT.print(f"the first {ROWS} of {total} rows; `alignyard reward score` judges them all", style="dim")
+    if total > MAX_ROWS:
+        OUT.print(f"the first {MAX_ROWS} of {total} rows; `alignyard reward score` judges them all", style="dim")
     OUT.print(_clause_table(clauses))
     return 1 if any(clause.kept is False for clause in clauses) else 0
 
@@ -186,14 +186,16 @@ def _check(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace) -> int:
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from rewards.offline import count_rows, judge_rows, read_rows
+    from rewards.offline import count_completions, judge_rows, read_completions
 
-    spec, total, tally = _spec(args), count_rows(args.data), Tally()
+    spec, total, tally = _spec(args), count_completions(args.data), Tally()
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers}: at least one process must judge")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(f".{args.out.name}.partial")
-    judged = judge_rows(read_rows(args.data, args.truth), spec, workers=args.workers, timeout_seconds=args.timeout)
+    judged = judge_rows(
+        read_completions(args.data, args.truth), spec, workers=args.workers, timeout_seconds=args.timeout
+    )
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with partial.open("w", encoding="utf-8") as out, Progress(*columns, console=ERR) as progress:
@@ -220,7 +222,7 @@ class Tally:
     problems: list[str] = field(default_factory=list)
     """The first bad rows and failures, in words."""
 
-    def add(self, row: "Row", verdict: "Verdict | None") -> None:
+    def add(self, row: "CompletionRow", verdict: "Verdict | None") -> None:
         """Counts one row."""
         told = _columns(row, verdict)
         self.rows += 1
@@ -261,7 +263,7 @@ def _spec(args: argparse.Namespace) -> "RewardSpec":
     return absolute(RewardSpec(name=args.name, args=values))
 
 
-def _columns(row: "Row", verdict: "Verdict | None") -> dict[str, Any]:
+def _columns(row: "CompletionRow", verdict: "Verdict | None") -> dict[str, Any]:
     """What is written beside the row's own columns."""
     if verdict is None:
         return {"score": None, "status": BAD_ROW, "outcome": "", "detail": row.problem, "seconds": 0.0}
@@ -269,7 +271,7 @@ def _columns(row: "Row", verdict: "Verdict | None") -> dict[str, Any]:
     return {name: getattr(verdict, name) for name in names}
 
 
-def _verdict_table(judged: Iterable[tuple["Row", "Verdict | None"]]) -> Table:
+def _verdict_table(judged: Iterable[tuple["CompletionRow", "Verdict | None"]]) -> Table:
     table = _table("row", "completion", "score", "expected", "status", "ms", "detail")
     for row, verdict in judged:
         told = _columns(row, verdict)
@@ -292,7 +294,7 @@ def _clause_table(clauses: Iterable["Clause"]) -> Table:
     words = {True: ("kept", "green"), False: ("BROKEN", "bold red"), None: ("not tried", "yellow")}
     for clause in clauses:
         word, style = words[clause.kept]
-        table.add_row(clause.name, Text(word, style=style), _shown(clause.seen, 400))
+        table.add_row(clause.name, Text(word, style=style), _shown(clause.evidence, 400))
     return table
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.rewards import RewardSpec
-from rewards.offline import Row, count_rows, judge_rows, read_rows
+from rewards.offline import CompletionRow, count_completions, judge_rows, read_completions
 from rewards.types import Status, Verdict
 
 REWARDS = """
@@ -45,11 +45,13 @@ def row(completion: str, **columns: object) -> dict[str, object]:
 
 def judged(
     *lines: bytes | dict[str, object], name: str = "mine", workers: int = 1, timeout_seconds: float = 10
-) -> list[tuple[Row, Verdict | None]]:
+) -> list[tuple[CompletionRow, Verdict | None]]:
     encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     Path("rows.jsonl").write_bytes(b"\n".join(encoded))
     spec = RewardSpec(name=f"mine.py:{name}")
-    return list(judge_rows(read_rows(Path("rows.jsonl")), spec, workers=workers, timeout_seconds=timeout_seconds))
+    return list(
+        judge_rows(read_completions(Path("rows.jsonl")), spec, workers=workers, timeout_seconds=timeout_seconds)
+    )
 
 
 def test_order_is_kept_by_many_workers() -> None:
@@ -82,7 +84,7 @@ def test_a_bad_row_is_told_and_the_others_are_judged(line: bytes, said: str) -> 
     scores = [verdict and verdict.score for _, verdict in results]
     assert scores == [1.0, None, 0.0]
     assert re.match(said, results[1][0].problem)
-    assert count_rows(Path("rows.jsonl")) == 3
+    assert count_completions(Path("rows.jsonl")) == 3
 
 
 def test_a_row_that_breaks_the_checker_costs_only_itself() -> None:
@@ -98,7 +100,7 @@ def test_a_row_that_breaks_the_checker_costs_only_itself() -> None:
 def test_a_task_the_reward_refuses_is_a_bad_row(here: Path) -> None:
     (here / "mine.py").write_text("def mine(completions, solution):\n    return [1.0 for _ in completions]\n")
     spec = RewardSpec(name="trl:mine.py:mine")
-    rows = [Row("a:1", row("x", solution="s")), Row("a:2", row("x"))]
+    rows = [CompletionRow("a:1", row("x", solution="s")), CompletionRow("a:2", row("x"))]
     (_, good), (refused, none) = judge_rows(rows, spec, workers=1, timeout_seconds=10)
     assert good is not None and good.score == 1.0
     assert none is None and "needs the column 'solution'" in refused.problem
@@ -125,4 +127,4 @@ def test_a_wrong_reward_and_a_missing_file_are_told_at_once() -> None:
     with pytest.raises(ValueError, match="did you mean 'mine'"):
         judged(row("x"), name="mien")
     with pytest.raises(ValueError, match=r"'nowhere\.jsonl'"):
-        count_rows(Path("nowhere.jsonl"))
+        count_completions(Path("nowhere.jsonl"))

@@ -8,7 +8,7 @@ import pytest
 
 from configs.rewards import RewardSpec
 from rewards.guard import Guard
-from rewards.plugins import FACTORIES, load, locate
+from rewards.plugins import FACTORIES, import_reward, locate
 from rewards.registry import build
 from rewards.types import Task
 
@@ -123,7 +123,7 @@ def test_a_reward_that_does_not_fit_is_told(here: Path, source: str, args: dict[
 
 def test_our_own_rewards_are_there_and_say_what_they_do() -> None:
     for name in FACTORIES:
-        factory = load(locate(name))
+        factory = import_reward(locate(name))
         assert callable(factory) and factory.__doc__, name
 
 
