@@ -33,7 +33,7 @@ HOSTILE_TEXTS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One promise: kept, broken, or None where these rows can't show it; and the evidence."""
+    """A promise with its evidence. kept: None where these rows can't show it."""
 
     name: str
     kept: bool | None
@@ -88,8 +88,8 @@ def _judges_each(guard: Guard, label: str, row: CompletionRow) -> Clause:
     """One result for each completion of a group, tried with three since a group of one would not show it."""
     completion = row.values["completion"]
     verdicts = guard.judge(label, row.task, [completion, f"{completion} ", f" {completion}"])
-    broken = [_words(verdict) for verdict in verdicts if verdict.outcome == CONTRACT_ERROR]
-    return _clause("a result for each of a group", len(verdicts), broken)
+    violations = [_words(verdict) for verdict in verdicts if verdict.outcome == CONTRACT_ERROR]
+    return _clause("a result for each of a group", len(verdicts), violations)
 
 
 def _invariances(guard: Guard, label: str, judged: Sequence[_Judged]) -> Iterator[Clause]:
@@ -110,11 +110,11 @@ def _invariances(guard: Guard, label: str, judged: Sequence[_Judged]) -> Iterato
         "independent of order": (second, backwards),
         "independent of the group": (second, grouped),
     }
-    for name, (befores, afters) in comparisons.items():
+    for name, (verdicts, repeated) in comparisons.items():
         different = [
-            f"{row.where}: {_words(before)}, then {_words(after)}"
-            for row, before, after in zip(rows, befores, afters, strict=True)
-            if not _agree(before, after)
+            f"{row.where}: {_words(verdict)}, then {_words(other)}"
+            for row, verdict, other in zip(rows, verdicts, repeated, strict=True)
+            if not _agree(verdict, other)
         ]
         yield _clause(name, len(rows), different)
 
@@ -146,15 +146,17 @@ def _in_time(verdicts: Sequence[Verdict]) -> Clause:
     return Clause("within its time", kept, f"slowest {slowest:.3f} s")
 
 
-def _clause(name: str, count: int, broken: Sequence[str]) -> Clause:
-    """The clause over `count` cases, with the first of the broken ones as evidence."""
-    return Clause(name, not broken, f"{count - len(broken)} of {count}" + "".join(f"; {case}" for case in broken[:1]))
+def _clause(name: str, count: int, violations: Sequence[str]) -> Clause:
+    """The clause over `count` cases, with the first violation as evidence."""
+    return Clause(
+        name, not violations, f"{count - len(violations)} of {count}" + "".join(f"; {case}" for case in violations[:1])
+    )
 
 
-def _agree(before: Verdict, after: Verdict) -> bool:
-    if before.score is None or after.score is None:
-        return before.status is after.status
-    return _equal(before.score, after.score)
+def _agree(verdict: Verdict, other: Verdict) -> bool:
+    if verdict.score is None or other.score is None:
+        return verdict.status is other.status
+    return _equal(verdict.score, other.score)
 
 
 def _equal(score: float, other: float) -> bool:

@@ -48,15 +48,15 @@ class _Process:
     def __init__(self, config: ProcessConfig) -> None:
         self._memory_gib = config.memory_gib
         self._number = 0
-        ours, theirs = socket.socketpair()
+        local, remote = socket.socketpair()
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _STALL_SECONDS, 0))
-        self._channel = Connection(ours.detach())
+            local.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _STALL_SECONDS, 0))
+        self._channel = Connection(local.detach())
         self._folder = TemporaryDirectory(prefix="alignyard-judge-", ignore_cleanup_errors=True)
-        with theirs:
+        with remote:
             self._popen = subprocess.Popen(
-                [sys.executable, "-u", "-c", _BOOTSTRAP.format(path=sys.path, fd=theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-u", "-c", _BOOTSTRAP.format(path=sys.path, fd=remote.fileno())],
+                pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # a checker's prints must not mix with this program's output
                 env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": self._folder.name},  # removed after a kill too
@@ -315,8 +315,8 @@ class Judges:
             except ValueError as error:
                 problems[row] = str(error)
         for label, rows_of_label in rows.items():
-            found = self._guard.check(label, [tasks[row] for row in rows_of_label])
-            for row, problem in zip(rows_of_label, found, strict=True):
+            new_problems = self._guard.check(label, [tasks[row] for row in rows_of_label])
+            for row, problem in zip(rows_of_label, new_problems, strict=True):
                 if problem is not None and problems[row] is None:
                     problems[row] = f"reward '{label}': {problem}"
         return problems

@@ -132,11 +132,11 @@ def _whole(value: Any) -> Any:
 
 def _checker(instruction: str, arguments: dict[str, Any]) -> Any:
     """if-verifiable's checker with its arguments set. Raises ValueError where `InstructionReward.check` does."""
-    known = _library().checkers
-    if instruction not in known:
-        raise ValueError(f"unknown instruction '{instruction}': {neighbour(instruction, list(known))}")
+    checkers = _library().checkers
+    if instruction not in checkers:
+        raise ValueError(f"unknown instruction '{instruction}': {neighbour(instruction, list(checkers))}")
     _find_data(instruction)
-    checker = known[instruction](instruction)
+    checker = checkers[instruction](instruction)
     keys = checker.get_instruction_args_keys()
     for key in arguments:
         if key not in keys:

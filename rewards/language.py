@@ -68,9 +68,9 @@ class LanguageReward(Settings):
     @field_validator("language")
     @classmethod
     def _is_known(cls, language: str) -> str:
-        known = [code for codes in _LANGUAGES.values() for code in codes]
-        if language not in known:
-            raise ValueError(f"unknown language '{language}': {neighbour(language, known)}")
+        codes = [code for codes in _LANGUAGES.values() for code in codes]
+        if language not in codes:
+            raise ValueError(f"unknown language '{language}': {neighbour(language, codes)}")
         return language
 
     def setup(self) -> None:

@@ -171,7 +171,9 @@ def _gpus(placement: Placement) -> float:
 def _refuse_missing_gpus(placements: Iterable[Placement], config: RewardPoolConfig) -> None:
     """Raises ValueError for more GPUs than the cluster has: Ray would wait for them without a message."""
     available = int(ray.cluster_resources().get("GPU", 0))
-    claims = {each.label: _gpus(each) * config.workers.get(each.worker_group, 1) for each in placements}
+    claims = {
+        placement.label: _gpus(placement) * config.workers.get(placement.worker_group, 1) for placement in placements
+    }
     if sum(claims.values()) > available:
         listed = ", ".join(f"{gpus:g} for reward '{label}'" for label, gpus in claims.items() if gpus)
         raise ValueError(

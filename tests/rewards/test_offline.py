@@ -57,11 +57,11 @@ def judged(
 def test_order_is_kept_by_many_workers() -> None:
     results = judged(*(row("x" * (number % 7)) for number in range(60)), workers=3)
     assert [where.where for where, _ in results] == [f"rows.jsonl:{number}" for number in range(1, 61)]
-    assert [said.score for _, said in results if said] == [float(number % 7 == 5) for number in range(60)]
+    assert [verdict.score for _, verdict in results if verdict] == [float(number % 7 == 5) for number in range(60)]
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b"no json", "not JSON"),
         (b'{"prompt": "a"', "not JSON"),
@@ -78,18 +78,18 @@ def test_order_is_kept_by_many_workers() -> None:
         (b'{"prompt": [{"role": "user"}], "completion": "b"}', "prompt is neither"),
     ],
 )
-def test_a_bad_row_is_told_and_the_others_are_judged(line: bytes, said: str) -> None:
+def test_a_bad_row_is_told_and_the_others_are_judged(line: bytes, message: str) -> None:
     results = judged(row("xxxxx"), line, b"   ", row("y"))
-    assert [found.where for found, _ in results] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:4"]
+    assert [row.where for row, _ in results] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:4"]
     scores = [verdict and verdict.score for _, verdict in results]
     assert scores == [1.0, None, 0.0]
-    assert re.match(said, results[1][0].problem)
+    assert re.match(message, results[1][0].problem)
     assert count_completions(Path("rows.jsonl")) == 3
 
 
 def test_a_row_that_breaks_the_checker_costs_only_itself() -> None:
     results = judged(row("xxxxx"), row("die"), row("hang"), row("xxxxx"), timeout_seconds=3)
-    assert [said and (said.score, said.status) for _, said in results] == [
+    assert [verdict and (verdict.score, verdict.status) for _, verdict in results] == [
         (1.0, Status.OK),
         (None, Status.INFRA_ERROR),
         (None, Status.TIMEOUT),

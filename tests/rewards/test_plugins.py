@@ -120,7 +120,7 @@ def test_the_source_is_found_without_running_it(here: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("import os\n\ndef score(task completion):\n    pass\n", r"mine.py:3: SyntaxError: "),
         ("x = 1\nimport no_such_thing\n", r"mine\.py:2: ModuleNotFoundError: .*'no_such_thing'"),
@@ -132,9 +132,9 @@ def test_the_source_is_found_without_running_it(here: Path, monkeypatch: pytest.
         ("\x00", r"mine.py: (SyntaxError|ValueError): source code"),
     ],
 )
-def test_a_file_that_does_not_load_is_told_with_its_line(here: Path, source: str, said: str) -> None:
+def test_a_file_that_does_not_load_is_told_with_its_line(here: Path, source: str, message: str) -> None:
     (here / "mine.py").write_text(source)
-    with pytest.raises(ValueError, match=rf"^reward 'mine.py:score': .*{said}"):
+    with pytest.raises(ValueError, match=rf"^reward 'mine.py:score': .*{message}"):
         build(RewardSpec(name="mine.py:score"))
 
 
@@ -145,7 +145,7 @@ def test_a_module_that_does_not_load_is_told_with_its_line(here: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("mien.py:score", r"'mien\.py' .*: did you mean 'mine\.py'"),
         ("./mien.py:score", r"'\./mien\.py' .*: did you mean 'mine\.py'"),
@@ -160,9 +160,9 @@ def test_a_module_that_does_not_load_is_told_with_its_line(here: Path, monkeypat
         ("..rules:score", "no module"),
     ],
 )
-def test_names_that_lead_nowhere(here: Path, name: str, said: str) -> None:
+def test_names_that_lead_nowhere(here: Path, name: str, message: str) -> None:
     (here / "mine.py").write_text(ONE)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         build(RewardSpec(name=name))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         source_file(RewardSpec(name=name))
