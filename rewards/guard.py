@@ -254,11 +254,13 @@ class Guard:
         Where a reward judges one by one, only one text is in a call: those after it are in neither.
         """
         process = self._running()
+        form = process.forms[label]
         judged: dict[str, Verdict] = {}
         last_reply = time.perf_counter()
         try:
             for index, content in process.replies(label, [task], texts, self._config.timeout_seconds):
-                if index not in range(len(texts)) or texts[index] in judged:
+                in_turn = range(len(texts)) if form == "concurrent" else range(len(judged), len(texts))[:1]
+                if index not in in_turn or texts[index] in judged:
                     raise ValueError(f"it judged completion {index!r} out of turn")
                 score, status, detail, seconds, outcome = content
                 judged[texts[index]] = Verdict(score, Status(status), detail, seconds, outcome)
@@ -271,7 +273,7 @@ class Guard:
             if isinstance(error, TypeError | ValueError):
                 judged.clear()  # a process that makes no sense may have mixed the completions up before
             unjudged = [text for text in texts if text not in judged]
-            return judged, dict.fromkeys(unjudged[:1] if process.forms[label] == "one by one" else unjudged, loss)
+            return judged, dict.fromkeys(unjudged[:1] if form == "one by one" else unjudged, loss)
         return judged, {}
 
 
