@@ -1,4 +1,4 @@
-"""When to stop trusting a reward."""
+"""A circuit breaker for rewards."""
 
 from collections import defaultdict, deque
 
@@ -6,22 +6,22 @@ from rewards.types import RewardsUnavailable, Verdict
 
 
 class CircuitBreaker:
-    """Watches the newest verdicts of each reward.
+    """Stops a run when too many of a reward's newest verdicts are failures.
 
-    max_failure_rate: share of timeouts and infra_errors that is still borne. window: verdicts the share is taken over;
-    nothing is concluded before it is half full.
+    max_failure_rate: largest accepted share of timeouts and infra_errors. window: verdicts in the share; the breaker is
+    silent before half of them.
     """
 
     def __init__(self, *, max_failure_rate: float, window: int) -> None:
         self._max_failure_rate = max_failure_rate
         self._window = window
-        # Per verdict what failed, in words, or None.
+        # Each verdict's failure in words, or None.
         self._recent: defaultdict[str, deque[str | None]] = defaultdict(lambda: deque(maxlen=window))
 
     def observe(self, name: str, verdict: Verdict, task: str) -> None:
-        """Count one final verdict of the reward `name` on the task called `task`.
+        """Count one final verdict of the reward `name` on `task`.
 
-        Raises RewardsUnavailable when failures pass the rate, with the reward, the rate and the last three of them.
+        Raises RewardsUnavailable, with the last three failures, when their share passes the rate.
         """
         recent = self._recent[name]
         recent.append(f"{task}: {verdict.status} ({verdict.detail})" if verdict.failed else None)

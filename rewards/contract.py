@@ -1,19 +1,18 @@
-"""What every reward must hold to, tried on the user's own rows: `alignyard reward check`."""
+"""The contract of every reward, tried on the user's own rows by `alignyard reward check`."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from configs.rewards import RewardSpec
 from rewards.guard import Guard
-from rewards.offline import Row, guard_factory, judge_row
+from rewards.offline import CompletionRow, guard_factory, judge_row
 from rewards.types import CONTRACT_ERROR, Status, Verdict
 
-ROWS = 20
-"""So many of the rows are tried: each is judged six times."""
+MAX_ROWS = 20
+"""Rows that are tried; each is judged six times."""
 
-HOSTILE: dict[str, str] = {
+HOSTILE_TEXTS: dict[str, str] = {
     "nothing": "",
     "white space": " \n\t\r\n\u00a0\u2003" * 10,
     "a megabyte of words": "word " * 200_000,
@@ -29,111 +28,112 @@ HOSTILE: dict[str, str] = {
     "a tower of powers": "\\boxed{9^{9^{9^{9}}}}",
     "marks left open": "<think><answer>\\boxed{```python\n",
 }
-"""What a policy under training may write, and worse."""
+"""Texts that a policy under training may write, and worse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One promise: whether it is kept (None where the rows don't allow to tell), and what was seen."""
+    """A promise with its evidence. kept: None where these rows can't show it."""
 
     name: str
     kept: bool | None
-    seen: str
+    evidence: str
+
+
+_Judged = tuple[CompletionRow, Verdict]
 
 
 def check_contract(
-    spec: RewardSpec, rows: Sequence[Row], *, timeout_seconds: float
-) -> tuple[list[Clause], list[tuple[Row, Verdict | None]]]:
-    """The clauses, and the verdicts of the first ROWS rows, None where one can't be judged.
+    spec: RewardSpec, rows: Sequence[CompletionRow], *, timeout_seconds: float
+) -> tuple[list[Clause], list[tuple[CompletionRow, Verdict | None]]]:
+    """Try the clauses on the first MAX_ROWS rows, and return them with the verdicts, None for a row with a problem.
 
-    A row's column `expected` says what score its completion should get.
+    A row's column `expected` holds the score that its completion should get.
 
     Raises ValueError for a wrong spec, for an `expected` that is no number, and where no row can be judged.
     """
-    rows = rows[:ROWS]
+    rows = rows[:MAX_ROWS]
     for row in rows:
-        if not _is_score(row.values.get("expected")):
-            raise ValueError(f"{row.where}: expected={row.values['expected']!r} is no number; rename the column")
+        expected = row.values.get("expected")
+        if expected is not None and (isinstance(expected, bool) or not isinstance(expected, int | float)):
+            raise ValueError(f"{row.where}: expected={expected!r} is no number; rename the column")
     new_guard = guard_factory(spec, timeout_seconds)
     with new_guard() as guard, new_guard() as other:
         guard.start()
-        judged = [judge_row(guard, spec.label, row) for row in rows]
-        good = [(row, verdict) for row, verdict in judged if verdict is not None]
-        if not good:
-            raise ValueError("no row can be judged" + "".join(f"; {row.where}: {row.problem}" for row, _ in judged[:1]))
-        hostile = {name: guard.judge(spec.label, good[0][0].task, [text])[0] for name, text in HOSTILE.items()}
+        results = [judge_row(guard, spec.label, row) for row in rows]
+        judged = [(row, verdict) for row, verdict in results if verdict is not None]
+        if not judged:
+            raise ValueError(
+                "no row can be judged" + "".join(f"; {row.where}: {row.problem}" for row, _ in results[:1])
+            )
+        hostile = {name: guard.judge(spec.label, judged[0][0].task, [text])[0] for name, text in HOSTILE_TEXTS.items()}
+        refused = [f"{row.where}: {row.problem}" for row, _ in results if row.problem]
+        failed = [f"{row.where}: {_words(verdict)}" for row, verdict in judged if verdict.failed]
+        defeated = [f"{name}: {_words(verdict)}" for name, verdict in hostile.items() if verdict.failed]
         clauses = [
-            Clause("built by name in a fresh process", True, f"in pool {guard.posts[spec.label].pool}"),
-            _clause(
-                "accepts every row", len(judged), [f"{row.where}: {row.problem}" for row, _ in judged if row.problem]
-            ),
+            Clause("built by name in a fresh process", True, f"in pool {guard.placements[spec.label].pool}"),
+            _clause("accepts every row", len(results), refused),
             _sees_truth(rows),
-            _gold(good),
-            _clause(
-                "judges every row", len(good), [f"{row.where}: {_words(said)}" for row, said in good if said.failed]
-            ),
-            _in_time([*(verdict for _, verdict in good), *hostile.values()]),
-            _one_each(other, spec.label, good[0][0]),
-            *_invariances(other, spec.label, good),
-            _clause(
-                "survives hostile text",
-                len(hostile),
-                [f"{name}: {_words(said)}" for name, said in hostile.items() if said.failed],
-            ),
+            _gives_expected(judged),
+            _clause("judges every row", len(judged), failed),
+            _in_time([*(verdict for _, verdict in judged), *hostile.values()]),
+            _judges_each(other, spec.label, judged[0][0]),
+            *_invariances(other, spec.label, judged),
+            _clause("survives hostile text", len(hostile), defeated),
         ]
-    return clauses, judged
+    return clauses, results
 
 
-def _one_each(guard: Guard, label: str, row: Row) -> Clause:
-    """Whether each completion of a group gets a result; a group of one would not show it."""
+def _judges_each(guard: Guard, label: str, row: CompletionRow) -> Clause:
+    """One result for each completion of a group, tried with three since a group of one would not show it."""
     completion = row.values["completion"]
     verdicts = guard.judge(label, row.task, [completion, f"{completion} ", f" {completion}"])
-    broken = [_words(verdict) for verdict in verdicts if verdict.outcome == CONTRACT_ERROR]
-    return _clause("a result for each of a group", len(verdicts), broken)
+    violations = [_words(verdict) for verdict in verdicts if verdict.outcome == CONTRACT_ERROR]
+    return _clause("a result for each of a group", len(verdicts), violations)
 
 
-def _invariances(guard: Guard, label: str, good: Sequence[tuple[Row, Verdict]]) -> Iterator[Clause]:
-    """Whether a verdict stays the same in another process, in the opposite order, and in a group of completions."""
+def _invariances(guard: Guard, label: str, judged: Sequence[_Judged]) -> Iterator[Clause]:
+    """The same verdicts in another process, in the opposite order, and in a group of completions."""
 
-    def ask(row: Row, *before: str) -> Verdict:
-        return guard.judge(label, row.task, [*before, row.values["completion"]])[-1]
+    def judge(row: CompletionRow, *group: str) -> Verdict:
+        return guard.judge(label, row.task, [*group, row.values["completion"]])[-1]
 
-    rows = [row for row, _ in good]
-    first = [verdict for _, verdict in good]
-    second = [ask(row) for row in rows]
-    backwards = [ask(row) for row in reversed(rows)][::-1]
-    others = [[rows[index - 1], rows[(index + 1) % len(rows)]] for index in range(len(rows))]
-    grouped = [
-        ask(row, *(other.values["completion"] for other in beside)) for row, beside in zip(rows, others, strict=True)
-    ]
+    rows = [row for row, _ in judged]
+    first = [verdict for _, verdict in judged]
+    second = [judge(row) for row in rows]
+    backwards = [judge(row) for row in reversed(rows)][::-1]
+    completions = [row.values["completion"] for row in rows]
+    neighbours = zip(completions[-1:] + completions[:-1], completions[1:] + completions[:1], strict=True)
+    grouped = [judge(row, *group) for row, group in zip(rows, neighbours, strict=True)]
     comparisons = {
         "deterministic": (first, second),
         "independent of order": (second, backwards),
         "independent of the group": (second, grouped),
     }
-    for name, (ones, twos) in comparisons.items():
+    for name, (verdicts, repeated) in comparisons.items():
         different = [
-            f"{row.where}: {_words(one)}, then {_words(two)}"
-            for row, one, two in zip(rows, ones, twos, strict=True)
-            if not _agree(one, two)
+            f"{row.where}: {_words(verdict)}, then {_words(other)}"
+            for row, verdict, other in zip(rows, verdicts, repeated, strict=True)
+            if not _agree(verdict, other)
         ]
         yield _clause(name, len(rows), different)
 
 
-def _gold(good: Sequence[tuple[Row, Verdict]]) -> Clause:
-    expected = [(row, verdict) for row, verdict in good if row.values.get("expected") is not None]
+def _gives_expected(judged: Sequence[_Judged]) -> Clause:
+    with_expected = [(row, verdict, row.values["expected"]) for row, verdict in judged if "expected" in row.values]
+    expected = [case for case in with_expected if case[2] is not None]
     if not expected:
         return Clause("gold answers", None, 'no row has "expected": give rows whose score is known their score')
     wrong = [
-        f"{row.where}: {_words(verdict)} where {row.values['expected']:g} is expected"
-        for row, verdict in expected
-        if verdict.score is None or not _equal(verdict.score, row.values["expected"])
+        f"{row.where}: {_words(verdict)} where {score:g} is expected"
+        for row, verdict, score in expected
+        if verdict.score is None or not _equal(verdict.score, score)
     ]
     return _clause("gold answers", len(expected), wrong)
 
 
-def _sees_truth(rows: Sequence[Row]) -> Clause:
-    """Whether any row has a gold answer. A reward may need none, or the answers may lie in another column."""
+def _sees_truth(rows: Sequence[CompletionRow]) -> Clause:
+    """Any gold answer at all: a reward may need none, or the answers may lie in another column."""
     answers = sum(row.task.truth is not None for row in rows if not row.problem)
     if answers:
         return Clause("sees the truth", True, f"{answers} of {len(rows)}")
@@ -146,25 +146,22 @@ def _in_time(verdicts: Sequence[Verdict]) -> Clause:
     return Clause("within its time", kept, f"slowest {slowest:.3f} s")
 
 
-def _clause(name: str, count: int, broken: Sequence[str]) -> Clause:
-    """A promise of `count` cases, of which some are broken."""
-    seen = f"{count - len(broken)} of {count}" + "".join(f"; {case}" for case in broken[:1])
-    return Clause(name, not broken, seen)
+def _clause(name: str, count: int, violations: Sequence[str]) -> Clause:
+    """The clause over `count` cases, with the first violation as evidence."""
+    return Clause(
+        name, not violations, f"{count - len(violations)} of {count}" + "".join(f"; {case}" for case in violations[:1])
+    )
 
 
-def _is_score(expected: Any) -> bool:
-    return expected is None or (isinstance(expected, int | float) and not isinstance(expected, bool))
+def _agree(verdict: Verdict, other: Verdict) -> bool:
+    if verdict.score is None or other.score is None:
+        return verdict.status is other.status
+    return _equal(verdict.score, other.score)
 
 
-def _agree(one: Verdict, other: Verdict) -> bool:
-    if one.score is None or other.score is None:
-        return one.status is other.status
-    return _equal(one.score, other.score)
-
-
-def _equal(one: float, other: float) -> bool:
-    """Up to what another order of summation, as in a model's batch, may change."""
-    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-6)
+def _equal(score: float, other: float) -> bool:
+    """Equality up to another order of summation, as in another batch of a model."""
+    return math.isclose(score, other, rel_tol=1e-6, abs_tol=1e-6)
 
 
 def _words(verdict: Verdict) -> str:

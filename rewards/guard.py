@@ -1,11 +1,11 @@
 """Judging in a process that can be killed.
 
-A checker is third-party code fed with whatever a policy under training writes: it may hang in C, eat all memory, exit
-or crash. So it runs in a process of its own (`rewards.serve`), which is killed at the limit and replaced. Whatever goes
-wrong becomes a verdict that says so, and never a score.
+A checker is third-party code that reads whatever a policy under training writes: it may hang in C, eat all memory, exit
+or crash. So it runs in a process of its own (`rewards.serve`), which is killed at the time limit and replaced. Every
+fault becomes a verdict that names it, and never a score.
 
-The process is started plainly, not through `multiprocessing`, which would import the parent's main module (in a Ray
-actor: Ray). It speaks over a socket of its own, so a checker may print.
+The process is started by `subprocess`: `multiprocessing` would import the parent's main module, in a Ray actor Ray
+itself. They talk over a socket, so that a checker may print.
 """
 
 import json
@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -25,75 +25,73 @@ from typing import Any, Self
 
 from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards import registry
-from rewards.serve import END, OUT_OF_MEMORY, Build, Form, Request, Terms
-from rewards.types import CONTRACT_ERROR, Post, Status, Task, Verdict
+from rewards.serve import END, OUT_OF_MEMORY, Build, Form, ProcessConfig, Request
+from rewards.types import CONTRACT_ERROR, Placement, Status, Task, Verdict
 
-START_SECONDS = 60.0
-"""Longest a judging process may take to make its rewards, and then to set up one that says no other time. Making takes
-0.6 s for math and 2 s for reasoning_gym where idle."""
+DEFAULT_START_SECONDS = 60.0
+"""Longest a judging process may take to build its rewards, and then to set up one that sets no `start_seconds`.
+Building takes 0.6 s for math and 2 s for reasoning_gym on an idle machine."""
 
 RULE_MEMORY_GIB = 2.0
-"""Address space of a process that judges by rules. Others start programs, which have limits of their own."""
+"""Address space of a process that judges by rules. The others start programs, which have limits of their own."""
 
 _EXIT_SECONDS = 5.0
 _STALL_SECONDS = 5
 """Longest the process may leave a message half read or half written."""
-_GRACE_SECONDS = 1.0
-"""How long after their limit completions that are awaited together may still say that they reached it."""
-_ANSWER_BYTES = 1 << 20
+_MAX_REPLY_BYTES = 1 << 20
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from rewards.serve import serve; serve({fd})"
 
 
 class _Process:
-    """One judging process, from its start to its end. Raises what `Guard.start` says."""
+    """One judging process, from its start to its end. Raises what `Guard.start` raises."""
 
-    def __init__(self, terms: Terms) -> None:
-        self._memory_gib = terms.memory_gib
+    def __init__(self, config: ProcessConfig) -> None:
+        self._memory_gib = config.memory_gib
         self._number = 0
-        ours, theirs = socket.socketpair()
+        local, remote = socket.socketpair()
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _STALL_SECONDS, 0))
-        self._channel = Connection(ours.detach())
+            local.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _STALL_SECONDS, 0))
+        self._channel = Connection(local.detach())
         self._folder = TemporaryDirectory(prefix="alignyard-judge-", ignore_cleanup_errors=True)
-        with theirs:
+        with remote:
             self._popen = subprocess.Popen(
-                [sys.executable, "-u", "-c", _BOOTSTRAP.format(path=sys.path, fd=theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-u", "-c", _BOOTSTRAP.format(path=sys.path, fd=remote.fileno())],
+                pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # a checker's prints: for people, and out of the way of what this program writes
-                env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": self._folder.name},  # what a kill leaves goes too
-                start_new_session=True,  # whatever a checker starts dies with it
+                stdout=2,  # a checker's prints must not mix with this program's output
+                env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": self._folder.name},  # removed after a kill too
+                start_new_session=True,  # one session, so that a kill reaches what a checker started
             )
-        self._channel.send(terms)
-        made = self._told(START_SECONDS)
-        posts = [Post(*post) for post in made["posts"]]
-        self.posts = {post.label: post for post in posts}
-        self.forms: dict[str, Form] = made["forms"]
-        self._told(start_limit(posts))
+        self._channel.send(config)
+        built = self._receive_start(DEFAULT_START_SECONDS)
+        self.forms: dict[str, Form] = built["forms"]
+        self.placements = {label: Placement(label, *rest) for label, *rest in built["placements"]}
+        self._receive_start(start_limit(self.placements.values()))
 
-    def ask(self, label: str, tasks: list[Task], completions: list[str] | None = None) -> None:
-        """Send a request; its answers are heard one by one. Raises OSError where the process is gone or stopped."""
+    def replies(
+        self, label: str, tasks: list[Task], completions: list[str] | None, patience: float
+    ) -> Iterator[tuple[int, Any]]:
+        """Send a request and yield index and content of each reply, as `rewards.serve.Request` describes them.
+
+        patience: seconds to wait for the first reply; the process may set another time for those after it.
+
+        Raises TimeoutError for a late reply, EOFError or OSError where the process is gone or stopped, and ValueError
+        or TypeError for a reply that is no answer to this request.
+        """
         self._number += 1
         self._channel.send(Request(self._number, label, tasks, completions))
+        while (reply := self._receive(patience)) != END:
+            index, content = reply
+            if index is None:
+                patience = float(content)
+            else:
+                yield index, content
 
-    def hear(self, patience: float) -> list[Any]:
-        """The next answer's index and content.
-
-        Raises TimeoutError where there is none in `patience` seconds, EOFError or OSError where the process is gone,
-        ValueError or TypeError where the answer is none.
-        """
-        if not self._channel.poll(patience):
-            raise TimeoutError
-        number, index, what = json.loads(self._channel.recv_bytes(_ANSWER_BYTES))
-        if number != self._number:
-            raise ValueError(f"an answer to question {number!r} where {self._number} was asked")
-        return [index, what]
-
-    def loss(self, error: Exception, patience: float) -> Verdict:
-        """What to say after an error of `ask` or `hear`; ends the process."""
+    def fail(self, error: Exception) -> Verdict:
+        """End the process after an error of `replies`. The verdict on what it had not judged yet."""
         if isinstance(error, TimeoutError):
             self.close()
-            return Verdict(None, Status.TIMEOUT, f"no verdict within {patience:g} s")
+            return Verdict(None, Status.TIMEOUT, str(error))
         if isinstance(error, EOFError | OSError):
             return Verdict(None, Status.INFRA_ERROR, f"the judging process died: {self._post_mortem()}")
         self.close()
@@ -107,22 +105,30 @@ class _Process:
         self._channel.close()
         self._folder.cleanup()
 
-    def _told(self, patience: float) -> dict[str, Any]:
-        """The process's next word on its start. Raises what `Guard.start` says."""
+    def _receive(self, patience: float) -> list[Any]:
+        if not self._channel.poll(patience):
+            raise TimeoutError(f"no verdict within {patience:g} s")
+        number, index, content = json.loads(self._channel.recv_bytes(_MAX_REPLY_BYTES))
+        if number != self._number:
+            raise ValueError(f"a reply to request {number!r} instead of {self._number}")
+        return [index, content]
+
+    def _receive_start(self, patience: float) -> dict[str, Any]:
+        """The next reply about the start. Raises what `Guard.start` raises."""
         try:
-            [_, word] = self.hear(patience)
+            [_, content] = self._receive(patience)
         except TimeoutError:
             self.close()
             raise RuntimeError(f"no judging process within {patience:g} s") from None
         except (EOFError, OSError) as error:
             raise RuntimeError(f"the judging process did not start: {self._post_mortem()}; see its stderr") from error
-        if "problem" in word:
+        if "problem" in content:
             self.close()
-            raise ValueError(word["problem"])
-        return word
+            raise ValueError(content["problem"])
+        return content
 
     def _post_mortem(self) -> str:
-        """How the process ended, in words; clears it away."""
+        """Clear the dead process away. The cause of its death in words."""
         with suppress(subprocess.TimeoutExpired):
             self._popen.wait(_EXIT_SECONDS)
         code = self._popen.poll()
@@ -135,17 +141,18 @@ class _Process:
 
 
 class Guard:
-    """One judging process, and what replaces it.
+    """One judging process, replaced whenever it is lost.
 
-    specs: the rewards it judges with, by label. build: a function of a module, which makes them inside the process; it
-    crosses by name. timeout_seconds: wall-clock limit of one verdict, where the reward sets none for the task.
-    memory_gib: address space the process may take, None for any. judges: False where it only checks tasks, for which a
-    `model` reward isn't set up.
+    specs: the rewards it judges with. build: a module's function that makes a reward from its spec, inside the process.
+    timeout_seconds: wall-clock limit of one verdict, where the reward sets none for the task. memory_gib: address space
+    of the process, None for no limit. judges: False where it only checks tasks, so that no `model` reward is set up.
 
-    One question at a time: a guard belongs to one thread, which need not be the main one, but must live as long as the
-    process is to (Linux ends it with the thread that started it).
+    A guard belongs to one thread and serves one request at a time. Its thread need not be the main one, but must live
+    as long as the guard: Linux ends the process with the thread that started it. `placements` is filled by the start.
 
-    `posts` says where each reward judges, once the process was started.
+    Example:
+        with Guard([RewardSpec(name="math")], timeout_seconds=5) as guard:
+            [verdict] = guard.judge("math", Task("7 * 9?", "63"), ["The answer is 63."])
     """
 
     def __init__(
@@ -157,9 +164,9 @@ class Guard:
         build: Build = registry.build,
         judges: bool = True,
     ) -> None:
-        self._terms = Terms(list(specs), build, timeout_seconds, memory_gib, judges)
+        self._config = ProcessConfig(list(specs), build, timeout_seconds, memory_gib, judges)
         self._process: _Process | None = None
-        self.posts: dict[str, Post] = {}
+        self.placements: dict[str, Placement] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -168,127 +175,177 @@ class Guard:
         self.close()
 
     def start(self) -> None:
-        """Start the process now instead of with the first question.
+        """Start the process now instead of with the first request.
 
-        Raises ValueError where a spec is wrong or a reward can't be made, with what it said, and RuntimeError where the
-        process dies or takes longer than START_SECONDS, or than a reward says to be set up.
+        Raises ValueError for a wrong spec or a reward that can't be built, and RuntimeError where the process dies or
+        takes longer than DEFAULT_START_SECONDS, or than a reward's own `start_seconds`.
         """
-        self._process = _Process(self._terms)
-        self.posts = self._process.posts
+        self._process = _Process(self._config)
+        self.placements = self._process.placements
 
     def judge(self, label: str, task: Task, completions: Sequence[str]) -> list[Verdict]:
-        """What the reward `label` says of each of the completions of `task`.
+        """The verdicts of the reward `label` on completions of `task`.
 
-        Equal completions are judged once. A completion whose checker failed is judged once more, alone or, where the
-        reward is awaited, with the others that failed; except where a rule ran out of time on it: it computes, and
-        would do so again. A contract error isn't judged again either: the one result for one completion would keep the
-        contract. When a process is lost, the verdicts that it gave before are kept. Takes per completion at most two
-        limits and two starts. Raises what `start` raises.
+        Equal completions are judged once. A failed one is judged a second time, alone or, by an async `score`, beside
+        the other failed ones. Two failures are final at once: a rule that ran out of time would do so again, and a
+        contract error could be hidden, since one result for one completion keeps the contract. When the process is
+        lost, the verdicts before are kept. A completion takes at most two time limits and two starts. Raises what
+        `start` raises.
         """
         verdicts: dict[str, Verdict] = {}
-        again: list[list[str]] = []
+        retries: list[list[str]] = []
         waiting = list(dict.fromkeys(completions))
         while waiting:
-            form = self._started().forms[label]
-            given, lost = self._attempt(label, task, waiting)
-            failed = [text for text, verdict in given.items() if self._may_differ(label, verdict)]
-            # Awaited together, each to a limit of its own, they don't stand in each other's way.
-            again += [failed] if failed and form == "together" else [[text] for text in failed]
-            # Of several that were lost together, the others may be innocent.
-            again += [[text] for text, verdict in lost.items() if len(lost) > 1 or self._may_differ(label, verdict)]
-            verdicts |= given | lost
+            form = self._running().forms[label]
+            judged, lost = self._request(label, task, waiting)
+            failed = [text for text, verdict in judged.items() if self._may_change(label, verdict)]
+            retries += [failed] if failed and form == "concurrent" else [[text] for text in failed]
+            # One completion lost the process for all that ran with it, so each of several gets a second try, alone.
+            retries += [[text] for text, verdict in lost.items() if len(lost) > 1 or self._may_change(label, verdict)]
+            verdicts |= judged | lost
             waiting = [text for text in waiting if text not in verdicts]
-        for texts in again:
-            given, lost = self._attempt(label, task, texts)
-            verdicts |= given | lost
+        for texts in retries:
+            judged, lost = self._request(label, task, texts)
+            verdicts |= judged | lost
         return [verdicts[text] for text in completions]
 
     def check(self, label: str, tasks: Sequence[Task]) -> list[str | None]:
-        """Per task why the reward `label` could never judge it, or None.
+        """The reason why the reward `label` can never judge a task, or None, for each task.
 
-        Raises ValueError where the reward fails to say, and what `start` raises.
+        Raises ValueError where the reward's check fails, and what `start` raises.
         """
-        # The first answer has the time of a start: what a reward needs to check, it may load with the first task.
-        process, patience = self._started(), START_SECONDS
+        process = self._running()
         problems: list[str | None] = []
-        fault = None
+        faults: list[str] = []
         try:
-            process.ask(label, list(tasks))
-            while len(problems) < len(tasks) and fault is None:
-                [_, (problem, fault)] = process.hear(patience)
-                problems.append(problem)
-                patience = self._terms.timeout_seconds
+            for _, (problem, fault) in process.replies(label, list(tasks), None, DEFAULT_START_SECONDS):
+                if fault is None:
+                    problems.append(problem)
+                else:
+                    faults.append(fault)
         except (EOFError, OSError, TypeError, ValueError) as error:
-            fault = process.loss(error, patience).detail
-            problems.append(None)
-        if fault is not None:
-            self.close()  # with the answers that are still to come
-            raise ValueError(f"reward '{label}' cannot check task {tasks[len(problems) - 1].row!r}: {fault}")
+            faults.append(process.fail(error).detail)
+            self._process = None
+        if faults:
+            raise ValueError(f"reward '{label}' cannot check task {tasks[len(problems)].row!r}: {faults[0]}")
         return problems
 
     def close(self) -> None:
-        """Kill the process and what it started. The next question starts another."""
+        """Kill the process and what it started. The next request starts another."""
         if self._process is not None:
             self._process.close()
         self._process = None
 
-    def _started(self) -> _Process:
+    def _running(self) -> _Process:
         if self._process is None:
             self.start()
         assert self._process is not None
         return self._process
 
-    def _may_differ(self, label: str, verdict: Verdict) -> bool:
-        """Whether judging once more may give more than this."""
-        return (verdict.status is Status.INFRA_ERROR and verdict.outcome != CONTRACT_ERROR) or (
-            verdict.status is Status.TIMEOUT and self.posts[label].pool != "rule"
-        )
+    def _may_change(self, label: str, verdict: Verdict) -> bool:
+        """Tell whether a second try may give another verdict."""
+        if verdict.status is Status.TIMEOUT:
+            return self.placements[label].pool != "rule"
+        return verdict.status is Status.INFRA_ERROR and verdict.outcome != CONTRACT_ERROR
 
-    def _attempt(self, label: str, task: Task, texts: list[str]) -> tuple[dict[str, Verdict], dict[str, Verdict]]:
-        """Verdicts by text: those that were given, and those of the texts with which the process was lost."""
-        process, patience = self._started(), self._terms.timeout_seconds
+    def _request(self, label: str, task: Task, texts: list[str]) -> tuple[dict[str, Verdict], dict[str, Verdict]]:
+        """Send one request. The verdicts that came back, and those of the texts in whose call the process was lost.
+
+        Where a reward judges one by one, only one text is in a call: those after it are in neither.
+        """
+        process = self._running()
         form = process.forms[label]
-        given: dict[str, Verdict] = {}
-        heard = time.perf_counter()
+        judged: dict[str, Verdict] = {}
+        last_reply = time.perf_counter()
         try:
-            process.ask(label, [task], texts)
-            while (answer := process.hear(patience)) != END:
-                index, what = answer
-                heard = time.perf_counter()
-                if index is None:
-                    patience = _patience(form, float(what), len(texts))
-                    continue
-                expected = range(len(texts)) if form == "together" else [len(given)]
-                if index not in expected or texts[index] in given:
+            for index, content in process.replies(label, [task], texts, self._config.timeout_seconds):
+                in_turn = range(len(texts)) if form == "concurrent" else range(len(judged), len(texts))[:1]
+                if index not in in_turn or texts[index] in judged:
                     raise ValueError(f"it judged completion {index!r} out of turn")
-                score, status, detail, seconds, outcome = what
-                given[texts[index]] = Verdict(score, Status(status), detail, seconds, outcome)
-            if len(given) < len(texts):
-                raise ValueError(f"it judged {len(given)} of {len(texts)} completions")
+                score, status, detail, seconds, outcome = content
+                judged[texts[index]] = Verdict(score, Status(status), detail, seconds, outcome)
+                last_reply = time.perf_counter()
+            if len(judged) < len(texts):
+                raise ValueError(f"it judged {len(judged)} of {len(texts)} completions")
         except (EOFError, OSError, TypeError, ValueError) as error:
-            loss = replace(process.loss(error, patience), seconds=time.perf_counter() - heard)
+            loss = replace(process.fail(error), seconds=time.perf_counter() - last_reply)
             self._process = None
             if isinstance(error, TypeError | ValueError):
-                given.clear()  # what makes no sense may have been about the wrong completions all along
-            left = [text for text in texts if text not in given]
-            # Asked one after the other, only the first of those left had its turn.
-            return given, dict.fromkeys(left[:1] if form == "single" else left, loss)
-        return given, {}
+                judged.clear()  # a process that makes no sense may have mixed the completions up before
+            unjudged = [text for text in texts if text not in judged]
+            return judged, dict.fromkeys(unjudged[:1] if form == "one by one" else unjudged, loss)
+        return judged, {}
 
 
-def _patience(form: Form, seconds: float, count: int) -> float:
-    """How long the next answer on `count` completions may take where a verdict may take `seconds`."""
-    match form:
-        case "single":
-            return seconds
-        case "together":
-            return seconds + _GRACE_SECONDS
-        case "batch":
-            return seconds * count
+class Judges:
+    """A stage's rewards, built once before anything is launched. No model is loaded for it.
+
+    `placements` tells by label where each reward judges and what its workers need. The process that built the rewards
+    lives until the end of the `with` block, to check tasks.
+
+    Raises ValueError for a wrong spec, a label that appears twice, and a reward that can't be built.
+
+    Example:
+        with Judges(config.rewards, config.reward_pool) as judges:
+            problems = judges.problems(tasks)
+        pool = RewardPool(config.rewards, config.reward_pool, placements=judges.placements)
+    """
+
+    def __init__(self, specs: Sequence[RewardSpec], config: RewardPoolConfig, build: Build = registry.build) -> None:
+        labels = [spec.label for spec in specs]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"rewards: every name may appear once, got {', '.join(labels)}")
+        self._guard = Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build, judges=False)
+        self._guard.start()
+        self.placements = self._guard.placements
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def problems(self, tasks: Sequence[Task]) -> list[str | None]:
+        """The reason why a task can never be judged, or None, for each task: it names an unknown reward, or one of its
+        rewards refuses it. Raises ValueError where a reward's check fails."""
+        problems: list[str | None] = [None] * len(tasks)
+        rows: dict[str, list[int]] = {label: [] for label in self.placements}
+        for row, task in enumerate(tasks):
+            try:
+                for label in applicable(task, list(rows)):
+                    rows[label].append(row)
+            except ValueError as error:
+                problems[row] = str(error)
+        for label, rows_of_label in rows.items():
+            new_problems = self._guard.check(label, [tasks[row] for row in rows_of_label])
+            for row, problem in zip(rows_of_label, new_problems, strict=True):
+                if problem is not None and problems[row] is None:
+                    problems[row] = f"reward '{label}': {problem}"
+        return problems
+
+    def close(self) -> None:
+        """End the process. `placements` stay."""
+        self._guard.close()
+
+
+def inspect(
+    specs: Sequence[RewardSpec], config: RewardPoolConfig, build: Build = registry.build
+) -> dict[str, Placement]:
+    """The placements of a stage's rewards. Raises what `Judges` raises."""
+    with Judges(specs, config, build) as judges:
+        return judges.placements
+
+
+def unjudgeable(
+    specs: Sequence[RewardSpec], config: RewardPoolConfig, tasks: Sequence[Task], build: Build = registry.build
+) -> list[str | None]:
+    """The problems of a stage's tasks with its rewards, as `Judges.problems` finds them."""
+    with Judges(specs, config, build) as judges:
+        return judges.problems(tasks)
 
 
 def applicable(task: Task, labels: Sequence[str]) -> list[str]:
-    """The rewards that judge `task`: those it names, or all. Raises ValueError where it names one that isn't there."""
+    """The labels of the rewards that judge `task`: those it names, or all. Raises ValueError for an unknown one."""
     named = task.kind.split()
     for label in named:
         if label not in labels:
@@ -296,53 +353,17 @@ def applicable(task: Task, labels: Sequence[str]) -> list[str]:
     return [label for label in labels if not named or label in named]
 
 
-def start_limit(posts: Iterable[Post]) -> float:
-    """Seconds the rewards of `posts` may take to be set up in one process."""
-    return max((post.start_seconds or START_SECONDS for post in posts), default=START_SECONDS)
+def start_limit(placements: Iterable[Placement]) -> float:
+    """Seconds that one process may take to set up the rewards of `placements`."""
+    limits = [placement.start_seconds or DEFAULT_START_SECONDS for placement in placements]
+    return max(limits, default=DEFAULT_START_SECONDS)
 
 
-def inspect(specs: Sequence[RewardSpec], config: RewardPoolConfig, build: Build = registry.build) -> dict[str, Post]:
-    """Make the rewards once, before anything is launched; where each will judge. No model is loaded for it.
-
-    Raises ValueError for a wrong spec, a label that appears twice, and a reward that can't be made.
-    """
-    labels = [spec.label for spec in specs]
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"rewards: every name may appear once, got {', '.join(labels)}")
-    with Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build, judges=False) as guard:
-        guard.start()
-        return guard.posts
-
-
-def unjudgeable(
-    specs: Sequence[RewardSpec], config: RewardPoolConfig, tasks: Sequence[Task], build: Build = registry.build
-) -> list[str | None]:
-    """Per task why it could never be judged, or None: it names a reward that isn't there, or one refuses it.
-
-    Raises ValueError where a reward can't be made, or fails to say.
-    """
-    labels = [spec.label for spec in specs]
-    problems: list[str | None] = [None] * len(tasks)
-    rows: dict[str, list[int]] = {label: [] for label in labels}
-    for row, task in enumerate(tasks):
-        try:
-            for label in applicable(task, labels):
-                rows[label].append(row)
-        except ValueError as error:
-            problems[row] = str(error)
-    with Guard(specs, timeout_seconds=config.timeout_seconds, memory_gib=None, build=build, judges=False) as guard:
-        for label, mine in rows.items():
-            for row, problem in zip(mine, guard.check(label, [tasks[row] for row in mine]), strict=True):
-                if problem is not None and problems[row] is None:
-                    problems[row] = f"reward '{label}': {problem}"
-    return problems
-
-
-def refuse_idle(config: RewardPoolConfig, posts: Iterable[Post]) -> None:
-    """Raises ValueError where workers are set for a pool or label at which none of a stage's rewards judges."""
-    crews = sorted({post.crew for post in posts})
-    idle = sorted(set(config.workers) - set(crews))
+def refuse_idle_workers(config: RewardPoolConfig, placements: Iterable[Placement]) -> None:
+    """Raises ValueError where `reward_pool.workers` names a pool or label that none of the rewards uses."""
+    used = sorted({placement.worker_group for placement in placements})
+    idle = sorted(set(config.workers) - set(used))
     if idle:
         raise ValueError(
-            f"reward_pool.workers.{idle[0]} has no effect: the rewards judge at {', '.join(crews)}; remove or rename it"
+            f"reward_pool.workers.{idle[0]} has no effect: the rewards judge at {', '.join(used)}; remove or rename it"
         )

@@ -1,4 +1,4 @@
-"""Procedural tasks of reasoning_gym, scored by the verifier that comes with each."""
+"""A reward for the procedural tasks of reasoning_gym: the score of each task's own verifier."""
 
 import ast
 import json
@@ -15,14 +15,14 @@ from rewards.thinking import after_thinking
 from rewards.types import Status, Task, Verdict
 
 _CONSOLATION = 0.02
-"""Several verifiers give 0.01 or 0.02 for any text at all. Among rewards that are 0 or 1 it only blurs the failures."""
+"""Several verifiers give 0.01 or 0.02 for any text, which among rewards of 0 and 1 only blurs the failures."""
 
 _RUNS_ANSWER = frozenset(
     {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}  # through eval
     | {"countdown", "intermediate_integration", "polynomial_multiplication"}  # through sympy.parse_expr
     | {"puzzle24", "simple_integration"}
 )
-"""Tasks whose verifier runs the answer as Python (reasoning_gym 0.1.25). A test over all tasks finds any missing."""
+"""Tasks whose verifier runs the answer as Python (reasoning_gym 0.1.25). A test over all tasks finds missing ones."""
 
 _ACCEPTS_ANYTHING = frozenset({"game_of_life_halting"})
 """Tasks whose verifier gives any text full marks (the same release; the same kind of test)."""
@@ -35,22 +35,21 @@ _FUNCTIONS = frozenset(
 
 
 class GymReward(Settings):
-    """The score of the task's own verifier, usually between 0 and 1.
+    """The score of the task's own verifier, usually between 0 and 1; a score of at most 0.02 counts as 0.
 
-    `task.metadata` holds `task`, the name; `entry`, the row as reasoning_gym generated it; and `params`, the
-    generator's arguments (some verifiers depend on them). A score of at most 0.02
-    counts as 0.
+    `task.metadata` holds `task`, its name; `entry`, the row that reasoning_gym generated; and `params`, the generator's
+    arguments, which some verifiers need.
 
-    A verifier may raise at text it cannot read. If it gives the row's own answer full marks, the text is to blame and
-    the answer is wrong; if not, the verifier is, and the verdict is `abstain`.
+    A verifier may raise on text that it cannot read. If it gives the row's own answer full marks, the text is wrong
+    (0.0). If not, the verifier is broken, and the verdict is `abstain`.
     """
 
     extract: Literal["final", "whole"] = "final"
-    """What the verifier sees. `final`: the answer marked in the completion, or the last number where the row's own
-    answer is a number, else the text after `</think>`. `whole`: the completion as it is."""
+    """Text for the verifier. `final`: the answer marked in the completion, or the last number where the row's own
+    answer is a number, else the text after `</think>`. `whole`: the completion."""
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where metadata lacks a part, and for a task whose verifier accepts anything."""
+        """Raises ValueError where metadata lacks a part, and for a task whose verifier accepts any text."""
         for part in ("task", "entry"):
             if part not in task.metadata:
                 raise ValueError(f"metadata has no '{part}'; take the rows from a source of type reasoning_gym")
@@ -59,13 +58,13 @@ class GymReward(Settings):
         _verifier(task.metadata["task"], json.dumps(task.metadata.get("params", {}), sort_keys=True))
 
     def score(self, task: Task, completion: str) -> float | Verdict:
-        """The verifier's score, 0.0 or `abstain`; see the class. Raises KeyError where metadata lacks a part."""
+        """The verdict; see the class. Raises KeyError where metadata lacks a part."""
         name, entry = task.metadata["task"], task.metadata["entry"]
         if name in _ACCEPTS_ANYTHING:
             return Verdict(None, Status.ABSTAIN, f"{name}'s verifier gives any text full marks")
         gold = entry["answer"]
         answer = completion if self.extract == "whole" else _extract(completion, gold)
-        if name in _RUNS_ANSWER and answer != gold and not _inert(answer):
+        if name in _RUNS_ANSWER and answer != gold and not _is_harmless(answer):
             return Verdict(0.0, detail="an answer that calls functions is not given to a verifier that runs it")
         verifier = _verifier(name, json.dumps(task.metadata.get("params", {}), sort_keys=True))
         verified = _verify(verifier, answer, entry)
@@ -77,7 +76,7 @@ class GymReward(Settings):
 
 
 def _extract(completion: str, gold: str | None) -> str:
-    """The answer in `completion`, searched for as `gold` (the row's own answer, where it has one) is written."""
+    """The answer in `completion`, searched as a number where the row's own answer `gold` is one."""
     marked = marked_answer(completion)
     if marked is not None:
         return marked
@@ -87,22 +86,22 @@ def _extract(completion: str, gold: str | None) -> str:
 
 @lru_cache(maxsize=128)
 def _verifier(name: str, params: str) -> ProceduralDataset:
-    """The data set that scores its rows; `params` is JSON. Raises ValueError for a task reasoning_gym does not know."""
+    """The data set that scores its rows; `params` is JSON. Raises ValueError for an unknown task."""
     return reasoning_gym.create_dataset(name, **json.loads(params))
 
 
 def _verify(verifier: ProceduralDataset, answer: str, entry: dict[str, Any]) -> float | Exception:
-    """The verifier's score, or what it raised."""
+    """The verifier's score, or the exception that it raised."""
     try:
         return float(verifier.score_answer(answer, entry))
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001  a hundred verifiers: what they raise is theirs to choose
+    except Exception as error:  # noqa: BLE001  a hundred verifiers may raise anything
         return error
 
 
-def _inert(answer: str) -> bool:
-    """Whether running `answer` as Python can only compute: nothing is called, or nothing but known functions."""
+def _is_harmless(answer: str) -> bool:
+    """True where running `answer` as Python only computes: it calls known functions, or none."""
     if "(" not in answer:
         return True
     try:

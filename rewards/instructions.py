@@ -1,4 +1,4 @@
-"""Verifiable instructions: does a completion do what its prompt asks of its form?
+"""A reward for following verifiable instructions about the form of a completion.
 
 The checkers are if-verifiable's: those of IFEval (Zhou et al., arXiv:2311.07911) and IFBench (Pyatkin et al.,
 arXiv:2507.02833), under the ids of these data sets.
@@ -22,7 +22,7 @@ from rewards.stricter import Condition, rules
 from rewards.thinking import after_thinking
 from rewards.types import Status, Task, Verdict
 
-langdetect.DetectorFactory.seed = 0  # else the same text may be English today and Dutch tomorrow
+langdetect.DetectorFactory.seed = 0  # without a seed, the language of a text may change between runs
 
 _NEEDS_NLTK_DATA = {
     "length_constraints:number_sentences": ["tokenizers/punkt_tab"],
@@ -34,35 +34,34 @@ _NEEDS_NLTK_DATA = {
     "ratio:stop_words": ["corpora/stopwords"],
 }
 _DETECTS_LANGUAGE = {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}
-_SAYS_SOMETHING = re.compile(r"[^\W_]|[\U0001f000-\U0001faff\u2600-\u27bf]")
+_HAS_TEXT = re.compile(r"[^\W_]|[\U0001f000-\U0001faff\u2600-\u27bf]")
 _PROBE = 'A "probe" of one sentence, with 2 numbers.\n\n* 3 items (no more)!'
 
 
 class InstructionReward(Settings):
-    """How many of a prompt's instructions a completion follows.
+    """The instructions of a prompt that a completion follows: all of them, or their share.
 
-    `task.truth` is a row's `{"instruction_id_list": [...], "kwargs": [{...}, ...]}`, or that as JSON; arguments that
-    are null count as not given. Text before `</think>` is not judged. The verdict's detail names the instructions that
-    are not followed.
+    `task.truth` is a row's `{"instruction_id_list": [...], "kwargs": [{...}, ...]}`, or its JSON; null arguments are
+    ignored. Text before `</think>` is not judged. The verdict's detail names the instructions that are not followed.
 
-    Departs from if-verifiable where its checkers pay for nothing or refuse what was done (`rewards.stricter`; the list
-    is in docs/rewards.md): text without a letter, digit or emoji follows no instruction, and text whose language can't
-    be detected none on its language. A completion that makes a checker raise is `abstain`.
+    Departs from if-verifiable where its checkers accept an empty effort or reject a right one (`rewards.stricter`;
+    listed in docs/rewards.md): text without a letter, digit or emoji follows no instruction, and text of undetectable
+    language follows none about language. A completion that makes a checker raise is `abstain`.
     """
 
     mode: Literal["strict", "loose"] = "strict"
-    """`strict` judges the completion as it is. `loose` is content if the instruction is followed once asterisks, the
-    first line or the last line are taken away, which may be no more than a greeting."""
+    """`strict` judges the completion as it is. `loose` also judges it without asterisks, without its first line and
+    without its last line, which may be a greeting, and takes the best."""
     score_as: Literal["all", "fraction"] = "all"
-    """`all`: 1.0 if every instruction is followed, else 0.0. `fraction`: the share that is."""
+    """`all`: 1.0 if every instruction is followed, else 0.0. `fraction`: the share of followed ones."""
 
     def setup(self) -> None:
-        """Load the checkers, and langdetect's profiles of languages, which take half a second."""
+        """Load the checkers and langdetect's language profiles, which takes half a second."""
         _library()
         _has_language("any text")
 
     def check(self, task: Task) -> None:
-        """Raises ValueError for an unknown instruction, arguments that do not fit it, and data it lacks."""
+        """Raises ValueError for an unknown instruction, unfit arguments, and missing NLTK data."""
         for instruction, arguments in _read(task.truth):
             checker = _checker(instruction, arguments)
             try:
@@ -71,30 +70,30 @@ class InstructionReward(Settings):
                 raise ValueError(f"{instruction} can't be judged with {arguments}: {error}") from error
 
     def score(self, task: Task, completion: str) -> Verdict:
-        """Between 0.0 and 1.0, or `abstain`; see the class. Raises ValueError where `check` would."""
+        """The verdict; see the class. Raises ValueError where `check` does."""
         checkers = [_checker(instruction, arguments) for instruction, arguments in _read(task.truth)]
         text = after_thinking(completion).strip()
         texts = [text] if self.mode == "strict" else _library().loose_variants(text)
-        broken: list[str] = []
+        unfollowed: list[str] = []
         for checker in checkers:
             try:
                 if not any(_follows(checker, text) for text in texts):
-                    broken.append(checker.id)
+                    unfollowed.append(checker.id)
             except MemoryError:
                 raise
-            except Exception as error:  # noqa: BLE001  eighty checkers: what they raise is theirs to choose
+            except Exception as error:  # noqa: BLE001  eighty checkers may raise anything
                 detail = f"{checker.id} can't read the completion: {type(error).__name__}: {error}"
                 return Verdict(None, Status.ABSTAIN, detail[:500])
-        followed = 1 - len(broken) / len(checkers)
+        followed = 1 - len(unfollowed) / len(checkers)
         return Verdict(
-            followed if self.score_as == "fraction" else float(not broken),
-            detail=f"not followed: {', '.join(broken)}" if broken else "",
-            outcome="all followed" if not broken else "none followed" if followed == 0 else "some followed",
+            followed if self.score_as == "fraction" else float(not unfollowed),
+            detail=f"not followed: {', '.join(unfollowed)}" if unfollowed else "",
+            outcome="all followed" if not unfollowed else "none followed" if followed == 0 else "some followed",
         )
 
 
 def _follows(checker: Any, text: str) -> bool:
-    if not _SAYS_SOMETHING.search(text) or (checker.id in _DETECTS_LANGUAGE and not _has_language(text)):
+    if not _HAS_TEXT.search(text) or (checker.id in _DETECTS_LANGUAGE and not _has_language(text)):
         return False
     guards, replaced = _library().rules
     if checker.id in replaced:
@@ -111,14 +110,14 @@ def _has_language(text: str) -> bool:
 
 
 def _read(truth: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Every instruction's id and its arguments, without those that are null."""
+    """The id and the arguments of each instruction, without null arguments."""
     try:
         row = json.loads(truth) if isinstance(truth, str) else truth
         instructions, kwargs = row["instruction_id_list"], row["kwargs"]
         pairs = list(zip(instructions, kwargs, strict=True))
         if not pairs or not all(isinstance(name, str) for name, _ in pairs):
             raise ValueError("instruction_id_list must hold at least one id, and nothing but ids")
-        return [(name, {key: _whole(v) for key, v in given.items() if v is not None}) for name, given in pairs]
+        return [(name, {key: _whole(v) for key, v in args.items() if v is not None}) for name, args in pairs]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             'truth must be {"instruction_id_list": [ids], "kwargs": [one {argument: value} an id]}, '
@@ -127,27 +126,27 @@ def _read(truth: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _whole(value: Any) -> Any:
-    """3 for 3.0: tables with empty cells turn integers into floats."""
+    """3 for 3.0, since tables with empty cells turn integers into floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _checker(instruction: str, arguments: dict[str, Any]) -> Any:
-    """if-verifiable's checker, made ready. Raises ValueError as `InstructionReward.check` says."""
-    known = _library().checkers
-    if instruction not in known:
-        raise ValueError(f"unknown instruction '{instruction}': {neighbour(instruction, list(known))}")
+    """if-verifiable's checker with its arguments set. Raises ValueError where `InstructionReward.check` does."""
+    checkers = _library().checkers
+    if instruction not in checkers:
+        raise ValueError(f"unknown instruction '{instruction}': {neighbour(instruction, list(checkers))}")
     _find_data(instruction)
-    checker = known[instruction](instruction)
-    wanted = checker.get_instruction_args_keys()
+    checker = checkers[instruction](instruction)
+    keys = checker.get_instruction_args_keys()
     for key in arguments:
-        if key not in wanted:
-            raise ValueError(f"{instruction} takes no '{key}': {neighbour(key, wanted)}")
-    if missing := [key for key in wanted if key not in arguments]:
+        if key not in keys:
+            raise ValueError(f"{instruction} takes no '{key}': {neighbour(key, keys)}")
+    if missing := [key for key in keys if key not in arguments]:
         raise ValueError(f"{instruction} lacks {', '.join(missing)}")
     state = random.getstate()
     try:
         checker.build_description(**arguments)
-        # What it can't use a checker replaces by a draw, and would then judge by that.
+        # A checker draws a random value in the place of one that it can't use, and would judge by it.
         if random.getstate() != state:
             raise ValueError("it would choose another value at random")
         for key, value in (checker.get_instruction_args() or {}).items():
@@ -173,7 +172,7 @@ def _find_data(instruction: str) -> None:
 
 
 class _Library(NamedTuple):
-    """What is used of if-verifiable; `checkers` are their classes by id."""
+    """The parts of if-verifiable in use; `checkers` are classes by instruction id."""
 
     checkers: dict[str, Any]
     loose_variants: Callable[[str], list[str]]
@@ -182,8 +181,8 @@ class _Library(NamedTuple):
 
 @cache
 def _library() -> _Library:
-    # Its modules are imported beside its __init__, which would import `datasets`: of the 2 GiB that a judging process
-    # may address, pyarrow.dataset reserves more than 1. And IFBench's module would download NLTK's data.
+    # The package's __init__ would import `datasets`, whose pyarrow reserves more than 1 of the 2 GiB that a judging
+    # process may address, so an empty module takes its place. IFBench's module would download NLTK's data.
     name = "if_verifiable"
     spec = find_spec(name)
     assert spec is not None

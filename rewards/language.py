@@ -1,9 +1,9 @@
-"""Is it written in the language it should be?
+"""A reward for writing in one language.
 
-A script that one language is written in says which it is, word by word. Where languages share a script, py3langid tells
-them apart, twenty words at a time. It was chosen by measurement, over 18 languages in Latin script, 40 texts of each:
-it names 99.9 % of 20-word texts rightly at 0.1 ms each, langdetect 99.6 % at 1.8 ms, which would be 15 s for a
-megabyte; of 5-word texts 97 % and 92 %.
+The script decides word by word where only one language uses it. Languages with a common script are told apart by
+py3langid, twenty words at a time. Measured over 18 languages in Latin script with 40 texts each, it names 99.9 % of
+20-word texts rightly at 0.1 ms each, and langdetect 99.6 % at 1.8 ms, which is 15 s for a megabyte; of 5-word texts
+97 % and 92 %.
 """
 
 from functools import cache
@@ -37,12 +37,12 @@ _LANGUAGES = {
     "Telugu": ["te"],
     "Thai": ["th"],
 }
-"""The languages offered, by the script they are written in; Unicode's names, but for Chinese characters and kana."""
+"""The supported languages by script. Scripts have Unicode's names, except "Chinese" for Chinese characters and kana."""
 
 _CHINESE = r"[\p{Han}\p{Hiragana}\p{Katakana}\u30fc]"
 _WORD = regex.compile(rf"(?V1){_CHINESE}|[\p{{L}}\p{{M}}--\p{{Common}}--{_CHINESE}]+")
-# Code, mathematics, commands of LaTeX, tags and addresses. Within the marks of mathematics no other begins: a scan to
-# the end of the text from every mark that nothing closes would take quadratic time.
+# Code, mathematics, LaTeX commands, tags and addresses. No mark of mathematics may stand between two others: else every
+# mark that is never closed would cost a scan to the end of the text, in all quadratic time.
 _NO_WORDS = regex.compile(
     r"```(?:[^`]|`(?!``))*+(?:```|\Z)|`[^`\n]*+`|\$\$[^$]*+\$\$|\$[^$\n]*+\$"
     r"|\\\((?:[^\\]|\\[^()\[\]])*+\\\)|\\\[(?:[^\\]|\\[^()\[\]])*+\\\]|\\[A-Za-z]+"
@@ -52,14 +52,14 @@ _WINDOW, _FEWEST = 20, 5
 
 
 class LanguageReward(Settings):
-    """The share of a completion's words that are in one language (the language consistency reward of DeepSeek-R1,
-    arXiv:2501.12948), between 0.0 and 1.0.
+    """The share of a completion's words that are in one language, from 0.0 to 1.0 (the language consistency reward of
+    DeepSeek-R1, arXiv:2501.12948).
 
-    Of Chinese and Japanese every character is a word. Code, mathematics, tags and addresses are not counted. Where
-    nothing is left the score is 1.0, since nothing is in another language.
+    Each Chinese or Japanese character is a word. Code, mathematics, tags and addresses do not count. A completion
+    without words scores 1.0.
 
-    A word in another script is in another language, and so are about 20 successive words in the right script that
-    py3langid takes for another language. Fewer than 5 say too little to doubt them.
+    Words in another script are in another language. So are some 20 successive words in the right script that py3langid
+    takes for another language. Fewer than 5 are too few to tell, and count as the right language.
     """
 
     language: str
@@ -68,26 +68,25 @@ class LanguageReward(Settings):
     @field_validator("language")
     @classmethod
     def _is_known(cls, language: str) -> str:
-        known = [code for codes in _LANGUAGES.values() for code in codes]
-        if language not in known:
-            raise ValueError(f"unknown language '{language}': {neighbour(language, known)}")
+        codes = [code for codes in _LANGUAGES.values() for code in codes]
+        if language not in codes:
+            raise ValueError(f"unknown language '{language}': {neighbour(language, codes)}")
         return language
 
     def setup(self) -> None:
-        """Load what tells languages apart, which takes half a second."""
+        """Load py3langid's model where the script has several languages; takes half a second."""
         script = self._script()
         if len(_LANGUAGES[script]) > 1:
             _identifier(script)
 
     def score(self, task: Task, completion: str) -> float:
-        """Between 0.0 and 1.0; see the class."""
         script = self._script()
         words = _WORD.findall(_NO_WORDS.sub(" ", completion))
         candidates = [word for word in words if _in_script(script).match(word)]
         return self._count(candidates, script) / len(words) if words else 1.0
 
     def _count(self, words: list[str], script: str) -> int:
-        """How many of the words, all in the right script, are in the language."""
+        """The number of words in the language, among `words` in its script."""
         starts = range(0, len(words) - _FEWEST + 1, _WINDOW)
         if not starts or len(_LANGUAGES[script]) == 1:
             return len(words)
@@ -109,7 +108,7 @@ def _in_script(script: str) -> regex.Pattern[str]:
 
 @cache
 def _identifier(script: str) -> LanguageIdentifier:
-    """py3langid's model, choosing among the languages of one script."""
+    """py3langid's model for the languages of one script."""
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     identifier.set_languages(_LANGUAGES[script])
     return identifier

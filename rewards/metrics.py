@@ -1,4 +1,4 @@
-"""What a step's verdicts, and the pools that gave them, look like in numbers."""
+"""Metrics of verdicts, and of the workers that judged."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from rewards.types import Status, Verdict
 
 
 @dataclass(frozen=True)
-class Passage:
-    """One group's way through a pool, as times in seconds on one clock; `judged` minus `started` kept a worker busy."""
+class JobTimes:
+    """Times of one job in seconds on one clock. A worker is busy from `started` to `judged`."""
 
     submitted: float
     started: float
@@ -19,11 +19,11 @@ class Passage:
 
 
 def summarize(verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, float]:
-    """Metrics of each reward's verdicts, keyed `reward/<label>/<stat>`.
+    """Metrics of the verdicts by reward label, keyed `reward/<label>/<stat>`.
 
-    mean, std and pass_rate (score >= 1) are over verdicts with status ok, and absent where there is none, as is
-    outcome/<outcome>_rate of each outcome that one of them names; failure_rate (timeout and infra_error) and
-    abstain_rate are over all; seconds_p50 and seconds_p99 are wall-clock per verdict.
+    failure_rate (timeout and infra_error) and abstain_rate are shares of all verdicts; seconds_p50 and seconds_p99 are
+    wall-clock per verdict. mean, std, pass_rate (score >= 1) and outcome/<outcome>_rate are over the verdicts with
+    status ok, and absent where there is none.
     """
     metrics: dict[str, float] = {}
     for label, judged in verdicts.items():
@@ -44,20 +44,20 @@ def summarize(verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, float]:
     return metrics
 
 
-def summarize_pool(crew: str, passages: Sequence[Passage], *, workers: int, replaced: int) -> dict[str, float]:
-    """Metrics of one crew of judges, keyed `reward_pool/<crew>/<stat>`; none where no group passed.
+def summarize_workers(name: str, jobs: Sequence[JobTimes], *, workers: int, replaced: int) -> dict[str, float]:
+    """Metrics of the worker group `name`, keyed `reward_pool/<name>/<stat>`; empty without jobs.
 
-    queue_depth_max: most groups that waited for a worker at one time. latency_p50 and latency_p99: seconds from submit
-    to judged. utilisation: share of the workers' time, from the first submit to the last verdict, that they spent on
-    groups. replaced: workers lost.
+    queue_depth_max: largest number of jobs that waited at one time. latency_p50 and latency_p99: seconds from submitted
+    to judged. utilisation: busy share of the workers' time between the first submit and the last verdict. replaced:
+    lost workers.
     """
-    if not passages:
+    if not jobs:
         return {}
-    # At equal times a start comes first: a group that never waited doesn't count as waiting.
-    steps = sorted([(passage.submitted, 1) for passage in passages] + [(passage.started, -1) for passage in passages])
-    span = max(passage.judged for passage in passages) - min(passage.submitted for passage in passages)
-    busy = sum(passage.judged - passage.started for passage in passages)
-    p50, p99 = np.percentile([passage.judged - passage.submitted for passage in passages], [50, 99])
+    # At equal times a start comes before a submit, so that a job that starts at once never counts as waiting.
+    steps = sorted([(job.submitted, 1) for job in jobs] + [(job.started, -1) for job in jobs])
+    span = max(job.judged for job in jobs) - min(job.submitted for job in jobs)
+    busy = sum(job.judged - job.started for job in jobs)
+    p50, p99 = np.percentile([job.judged - job.submitted for job in jobs], [50, 99])
     stats = {
         "queue_depth_max": float(max(np.cumsum([step for _, step in steps]))),
         "latency_p50": float(p50),
@@ -65,4 +65,4 @@ def summarize_pool(crew: str, passages: Sequence[Passage], *, workers: int, repl
         "utilisation": busy / (workers * span),
         "replaced": float(replaced),
     }
-    return {f"reward_pool/{crew}/{stat}": value for stat, value in stats.items()}
+    return {f"reward_pool/{name}/{stat}": value for stat, value in stats.items()}

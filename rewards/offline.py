@@ -1,7 +1,7 @@
-"""Judging a file of completions, without Ray: rows in, the same rows with their verdicts out, in order.
+"""Judging a file of completions without Ray: rows in, the same rows with their verdicts out, in order.
 
 A row is a line of JSON: `{"prompt": text or messages, "completion": text, "truth": anything}`. The truth may lie in
-another column, whose name is then given, and the reward finds all columns in `task.metadata`.
+another column, and the reward finds all columns in `task.metadata`.
 """
 
 import json
@@ -19,13 +19,13 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards.guard import RULE_MEMORY_GIB, Guard, inspect
 from rewards.types import Status, Task, Verdict
 
-_AHEAD = 8
-"""Rows a worker may be ahead of the oldest one that isn't judged yet."""
+_MAX_ROWS_AHEAD = 8
+"""Rows that a worker may be ahead of the oldest row without a verdict."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of a file: its place, its columns, and what is wrong with it ("" where nothing is).
+class CompletionRow:
+    """A line of a file: its place, its columns, and its problem, "" for a good row.
 
     A line that is no JSON object has its text in the column `line`.
     """
@@ -37,73 +37,74 @@ class Row:
 
     @property
     def task(self) -> Task:
-        """What the completion answers."""
+        """The task that the completion answers."""
         prompt = self.values["prompt"]
         text, messages = (prompt, []) if isinstance(prompt, str) else (prompt[-1]["content"], prompt)
         return Task(text, self.values.get(self.truth_column), row=self.where, metadata=self.values, messages=messages)
 
 
-def read_rows(path: Path, truth: str | None = None) -> Iterator[Row]:
-    """The rows of a JSONL file, empty lines left out. Raises ValueError where there is no such file.
+def read_completions(path: Path, truth: str | None = None) -> Iterator[CompletionRow]:
+    """The rows of a JSONL file without its empty lines. Raises ValueError where the file does not exist.
 
-    truth: the column of the gold answers, which every row must then have; where it is None, `truth` if there is one.
+    truth: the column of the gold answers, which every row must have. None takes the column `truth` where there is one.
     """
     for number, line in _lines(path):
         yield _row(f"{path.name}:{number}", line, truth)
 
 
-def count_rows(path: Path) -> int:
-    """How many `read_rows` will give. Raises what it raises."""
+def count_completions(path: Path) -> int:
+    """The number of rows that `read_completions` yields. Raises ValueError where the file does not exist."""
     return sum(1 for _ in _lines(path))
 
 
 def guard_factory(spec: RewardSpec, timeout_seconds: float) -> Callable[[], Guard]:
-    """What makes guards with the limits of the pool the reward runs in. Raises ValueError for a wrong spec."""
-    [post] = inspect([spec], RewardPoolConfig(timeout_seconds=timeout_seconds)).values()
-    memory_gib = RULE_MEMORY_GIB if post.pool == "rule" else None
+    """A function that makes guards with the limits of the reward's pool. Raises ValueError for a wrong spec."""
+    [placement] = inspect([spec], RewardPoolConfig(timeout_seconds=timeout_seconds)).values()
+    memory_gib = RULE_MEMORY_GIB if placement.pool == "rule" else None
     return partial(Guard, [spec], timeout_seconds=timeout_seconds, memory_gib=memory_gib)
 
 
 def judge_rows(
-    rows: Iterable[Row], spec: RewardSpec, *, workers: int, timeout_seconds: float
-) -> Iterator[tuple[Row, Verdict | None]]:
-    """Each row with its verdict, in order; None for a row with a problem, its own or one that the reward has with it.
+    rows: Iterable[CompletionRow], spec: RewardSpec, *, workers: int, timeout_seconds: float
+) -> Iterator[tuple[CompletionRow, Verdict | None]]:
+    """Each row with its verdict, in order; a row that can't be judged has None, and its problem in the row.
 
-    workers: judging processes. Rows are read only so far ahead as these can use. Raises ValueError for a wrong spec,
+    workers: judging processes. Rows are read only as far ahead as these need. Raises ValueError for a wrong spec
     before the first row is read.
+
+    Example:
+        for row, verdict in judge_rows(read_completions(path), RewardSpec(name="math"), workers=2, timeout_seconds=5):
+            print(row.where, verdict and verdict.score)
     """
     new_guard = guard_factory(spec, timeout_seconds)
     guards: list[Guard] = []
-    mine = threading.local()  # a guard lives and dies with its thread
+    local = threading.local()  # a guard belongs to one thread
 
     def start() -> None:
-        mine.guard = new_guard()
-        guards.append(mine.guard)
+        local.guard = new_guard()
+        guards.append(local.guard)
 
-    def judge(row: Row) -> tuple[Row, Verdict | None]:
-        return judge_row(mine.guard, spec.label, row)
-
-    waiting: deque[Future[tuple[Row, Verdict | None]]] = deque()
+    pending: deque[Future[tuple[CompletionRow, Verdict | None]]] = deque()
     threads = ThreadPoolExecutor(workers, initializer=start)
     try:
         for row in rows:
-            waiting.append(threads.submit(judge, row))
-            if len(waiting) > _AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(threads.submit(lambda row=row: judge_row(local.guard, spec.label, row)))
+            if len(pending) > _MAX_ROWS_AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         threads.shutdown(cancel_futures=True)
         for guard in guards:
             guard.close()
 
 
-def judge_row(guard: Guard, label: str, row: Row) -> tuple[Row, Verdict | None]:
-    """The row and its verdict, or the row with what is wrong with it and None."""
+def judge_row(guard: Guard, label: str, row: CompletionRow) -> tuple[CompletionRow, Verdict | None]:
+    """The row with its verdict, or with its problem and None."""
     if not row.problem:
         try:
             [problem] = guard.check(label, [row.task])
-        except ValueError as error:  # the checker's fault, not the row's
+        except ValueError as error:  # the fault lies with the checker, not with the row
             return row, Verdict(None, Status.INFRA_ERROR, str(error))
         if problem is None:
             return row, guard.judge(label, row.task, [row.values["completion"]])[0]
@@ -120,16 +121,16 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _row(where: str, line: bytes, truth: str | None) -> Row:
+def _row(where: str, line: bytes, truth: str | None) -> CompletionRow:
+    text = {"line": line.decode(errors="replace").strip()}
     try:
         values = json.loads(line)
-        pickle.dumps(values)  # which a judging process gets; fails sooner than json at what is nested deep
-        problem = _problem(values, truth) if isinstance(values, dict) else f"not an object: {type(values).__name__}"
+        pickle.dumps(values)  # to reach a judging process; fails at a smaller depth than json
     except (ValueError, RecursionError) as error:
-        values, problem = None, f"not JSON: {error}"
-    if isinstance(values, dict):
-        return Row(where, values, problem, truth or "truth")
-    return Row(where, {"line": line.decode(errors="replace").strip()}, problem)
+        return CompletionRow(where, text, f"not JSON: {error}")
+    if not isinstance(values, dict):
+        return CompletionRow(where, text, f"not an object: {type(values).__name__}")
+    return CompletionRow(where, values, _problem(values, truth), truth or "truth")
 
 
 def _problem(values: dict[str, Any], truth: str | None) -> str:

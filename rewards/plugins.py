@@ -1,12 +1,12 @@
-"""What the name of a reward stands for, where that is written, and how it can be called.
+"""Names of rewards: where each leads, and how the function or class there can be called.
 
-A name is one of ours, an entry point of the group `alignyard.rewards`, `path/to/file.py:name` or `package.module:name`;
-before any of the last three, `trl:`, `verl:` or `openrlhf:` says which library it was written for.
+A name is one of ours, an entry point of the group `alignyard.rewards`, `path/to/file.py:name` or `package.module:name`.
+Before any of the last three, `trl:`, `verl:` or `openrlhf:` marks a function that was written for this library.
 
-Ours are written down as where to find them: the checkers' libraries take 0.4 s (math-verify) to 1.6 s (reasoning_gym)
-to import, and only the judging process that uses one should wait for it.
+Our own rewards are listed by import path: the libraries of the checkers take 0.4 s (math-verify) to 1.6 s
+(reasoning_gym) to import, and only a judging process that uses one should wait for it.
 
-Whatever is wrong with a name, a file or a function is a ValueError with the line it is about.
+Every fault of a name, a file or a function is a ValueError with the line that it concerns.
 """
 
 import hashlib
@@ -41,21 +41,24 @@ FACTORIES: dict[str, str] = {
     "reward_model": "pipeline.judging.reward_model:RewardModel",
     "self_judge": "pipeline.judging.self_judge:SelfJudge",
 }
-"""Our own rewards. None of them can be hidden by an entry point of the same name. Two load models, and so
-lie above this room: only the process that builds one goes there."""
+"""Import paths of our own rewards; no entry point of the same name hides one. The last two load models, so they lie
+above this package, and only the process that builds one imports it."""
 
-_PATHS = ("path", "rubric_file", "cache")
-"""Arguments of our own rewards that name files or folders."""
+LANGUAGE_MODEL, REWARD_MODEL = "language model", "reward model"
+MODEL_KINDS: dict[str, str] = {"reward_model": REWARD_MODEL, "self_judge": LANGUAGE_MODEL}
+"""Our rewards that load a checkpoint, from their argument `path`, and the kind of model that it must be."""
 
 LIBRARIES = ("trl", "verl", "openrlhf")
-"""Whose functions can be run unchanged (`rewards.adapters`)."""
+"""Libraries whose reward functions run unchanged (`rewards.adapters`)."""
 
-_GROUP = "alignyard.rewards"
+_PATH_ARGS = ("path", "rubric_file", "cache")
+"""Arguments of our own rewards that name files or folders."""
+_ENTRY_POINTS = "alignyard.rewards"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a name leads: `attribute` of the module or file `where`, written for `library` ("" is for us)."""
+    """The place of a reward: `attribute` of the module or file `where`, written for `library` ("" is for us)."""
 
     library: str
     where: str
@@ -63,14 +66,13 @@ class Place:
 
     @property
     def is_file(self) -> bool:
-        """Whether `where` is a path and not the name of a module."""
+        """True where `where` is a path, False where it is the name of a module."""
         return self.where.endswith(".py")
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One line of what can be named without a path: the pool it runs in, and its docstring's first
-    paragraph."""
+    """A reward that needs no path, with its pool and the first paragraph of its docstring."""
 
     name: str
     pool: str
@@ -78,14 +80,16 @@ class Listing:
 
 
 def locate(name: str) -> Place:
-    """Where `name` leads, without a look at what is there. Raises ValueError for a name that leads nowhere."""
+    """The place that `name` leads to; nothing is imported. Raises ValueError for an unknown name.
+
+    Example:
+        locate("trl:my/file.py:score") == Place("trl", "my/file.py", "score")
+    """
     library, _, rest = name.partition(":")
     if library not in LIBRARIES:
         library, rest = "", name
-    if ":" in rest:
-        where, _, attribute = rest.rpartition(":")
-    elif rest in FACTORIES:
-        where, _, attribute = FACTORIES[rest].partition(":")
+    if ":" in rest or rest in FACTORIES:
+        where, _, attribute = FACTORIES.get(rest, rest).rpartition(":")
     else:
         entry = _entry_point(rest)
         where, attribute = entry.module, entry.attr
@@ -95,63 +99,58 @@ def locate(name: str) -> Place:
 
 
 def absolute(spec: RewardSpec) -> RewardSpec:
-    """`spec` with the paths in it made absolute: what may cross to a process that works in another folder.
-
-    Raises ValueError for a name that leads nowhere.
-    """
+    """`spec` with absolute paths, for a process with another working directory. Raises ValueError as `locate` does."""
     place = locate(spec.name)
     if spec.name in FACTORIES:
-        paths = {key: value for key, value in spec.args.items() if key in _PATHS and isinstance(value, str)}
-        there = {key: str(Path(value).expanduser().absolute()) for key, value in paths.items()}
-        return spec.model_copy(update={"args": spec.args | there})
+        paths = {key: value for key, value in spec.args.items() if key in _PATH_ARGS and isinstance(value, str)}
+        return spec.model_copy(update={"args": spec.args | {key: str(_path(value)) for key, value in paths.items()}})
     if not place.is_file:
         return spec
-    parts = [place.library, str(Path(place.where).expanduser().absolute()), place.attribute]
+    parts = [place.library, str(_path(place.where)), place.attribute]
     return spec.model_copy(update={"name": ":".join(part for part in parts if part)})
 
 
 def source_file(spec: RewardSpec) -> Path:
-    """The file a reward is written in, found without running any of it.
+    """The file that defines a reward, found without running any of it.
 
     Raises ValueError where there is no such name, file or module.
     """
     place = locate(spec.name)
-    return _file(place.where) if place.is_file else _module_file(place.where)
+    return _existing_file(place.where) if place.is_file else _module_file(place.where)
 
 
-def load(place: Place) -> Any:
-    """What is there: a function or a class, usually.
+def import_reward(place: Place) -> Any:
+    """The function or class at `place`.
 
-    A file is run once in a process, under a module name made from its path: it neither hides a package nor is hidden
-    by one. Raises ValueError where it is not found, or where running its module raises, with the line.
+    A file runs once in a process, under a module name made from its path, so that it hides no package and none hides
+    it. Raises ValueError, with the line, where nothing is found or the module fails to run.
     """
-    module = _run_file(_file(place.where)) if place.is_file else _import(place.where)
+    module = _run_file(_existing_file(place.where)) if place.is_file else _import(place.where)
     if not hasattr(module, place.attribute):
-        has = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ValueError(f"{place.where} has no '{place.attribute}': {neighbour(place.attribute, has)}")
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ValueError(f"{place.where} has no '{place.attribute}': {neighbour(place.attribute, public)}")
     return getattr(module, place.attribute)
 
 
-def names() -> list[Listing]:
-    """Our own rewards and those of installed packages. One that can't be loaded says why in its summary."""
-    return [_listing(name) for name in dict.fromkeys([*FACTORIES, *entry_points(group=_GROUP).names])]
+def list_rewards() -> list[Listing]:
+    """Our own rewards and those of installed packages. The summary of a broken one is its error."""
+    return [_listing(name) for name in dict.fromkeys([*FACTORIES, *entry_points(group=_ENTRY_POINTS).names])]
 
 
-def describe(thing: Any) -> str:
-    """`thing` as its author finds it again: its name and parameters, with file and line."""
-    name = getattr(thing, "__qualname__", type(thing).__name__)
-    function = inspect.unwrap(thing)
-    if not (inspect.isclass(function) or inspect.isroutine(function)):
-        function = type(function).__call__
+def describe(function: Any) -> str:
+    """The signature of a function or class, with its file and line where it is written in Python."""
+    signature = f"{getattr(function, '__qualname__', type(function).__name__)}{inspect.signature(function)}"
+    unwrapped = inspect.unwrap(function)
+    if not (inspect.isclass(unwrapped) or inspect.isroutine(unwrapped)):
+        unwrapped = type(unwrapped).__call__
     try:
-        line = inspect.getsourcelines(function)[1]
-    except (OSError, TypeError):  # not written in Python
-        return f"{name}{inspect.signature(thing)}"
-    return f"{name}{inspect.signature(thing)} ({inspect.getsourcefile(function)}:{line})"
+        return f"{signature} ({inspect.getsourcefile(unwrapped)}:{inspect.getsourcelines(unwrapped)[1]})"
+    except (OSError, TypeError):
+        return signature
 
 
-def fault(error: BaseException, file: Path) -> str:
-    """`error` in words, with the line of `file` that it is about or that led to it."""
+def describe_error(error: BaseException, file: Path) -> str:
+    """`error` with the line of `file` that it concerns or that raised it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     message = str(error)
     if isinstance(error, SyntaxError) and error.filename == str(file):
@@ -160,56 +159,59 @@ def fault(error: BaseException, file: Path) -> str:
     return f"{where}: {type(error).__name__}: {message}"
 
 
-def check_args(thing: Any, args: Mapping[str, Any], *, given: Collection[str] = ()) -> None:
-    """Raises ValueError for the first of `args` that `thing` has no parameter for; those `given` are not for args."""
-    parameters = inspect.signature(thing).parameters.values()
+def check_args(function: Any, args: Mapping[str, Any], *, reserved: Collection[str] = ()) -> None:
+    """Raises ValueError for the first of `args` that is no parameter of `function`, or one of the `reserved` ones."""
+    parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    known = [each.name for each in parameters if each.kind in named and each.name not in given]
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds and parameter.name not in reserved]
     for key in args:
-        if key not in known:
-            raise ValueError(f"args: {unknown_key(key, known)}; see {describe(thing)}")
+        if key not in names:
+            raise ValueError(f"args: {unknown_key(key, names)}; see {describe(function)}")
 
 
-def check_call(function: Any, form: str, *positional: Any, **keywords: Any) -> None:
-    """Raises ValueError where `function` can't be called so; `form` is the call as a person would write it."""
+def check_call(function: Any, call: str, *positional: Any, **keywords: Any) -> None:
+    """Raises ValueError where `function` does not accept these arguments. call: the call as a person would write it."""
     try:
         inspect.signature(function).bind(*positional, **keywords)
     except TypeError as error:
-        raise ValueError(f"{describe(function)} can't be called as {form}: {error}") from error
+        raise ValueError(f"{describe(function)} can't be called as {call}: {error}") from error
 
 
 def _entry_point(name: str) -> EntryPoint:
-    found = entry_points(group=_GROUP)
-    match list(found.select(name=name)):
+    installed = entry_points(group=_ENTRY_POINTS)
+    match list(installed.select(name=name)):
         case [entry]:
             return entry
         case []:
-            raise ValueError(f"unknown reward '{name}': {_remedy(name, [*FACTORIES, *found.names])}")
+            if name.endswith(".py"):
+                remedy = f"add the function or class of the file, as in {name}:NAME"
+            elif Path(f"{name}.py").is_file():
+                remedy = f"did you mean {name}.py:{name}?"
+            else:
+                remedy = neighbour(name, [*FACTORIES, *installed.names])
+            raise ValueError(f"unknown reward '{name}': {remedy}")
         case several:
             packages = ", ".join(str(entry.dist and entry.dist.name) for entry in several)
             raise ValueError(f"several packages have a reward '{name}': {packages}; name one by its import path")
 
 
-def _remedy(name: str, known: list[str]) -> str:
-    """What to write in place of a name that is none."""
-    if name.endswith(".py"):
-        return f"say which function or class of the file, as in {name}:NAME"
-    return f"did you mean {name}.py:{name}?" if Path(f"{name}.py").is_file() else neighbour(name, known)
-
-
 def _listing(name: str) -> Listing:
     try:
-        thing = load(locate(name))
+        reward = import_reward(locate(name))
     except ValueError as error:
         return Listing(name, "", str(error))
-    paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
-    return Listing(name, getattr(thing, "pool", "rule"), " ".join(paragraph.split()))
+    paragraph = (inspect.getdoc(reward) or "").partition("\n\n")[0]
+    return Listing(name, getattr(reward, "pool", "rule"), " ".join(paragraph.split()))
 
 
-def _file(where: str) -> Path:
-    path = Path(where).expanduser().absolute()
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _existing_file(where: str) -> Path:
+    path = _path(where)
     if path.is_file():
         return path
     beside = sorted(str(Path(where).parent / other.name) for other in path.parent.glob("*.py"))
@@ -217,7 +219,7 @@ def _file(where: str) -> Path:
 
 
 def _module_file(name: str) -> Path:
-    """The file of a module. Its packages aren't imported on the way, which might take seconds."""
+    """The file of a module. Its packages are not imported, which might take seconds."""
     first, *below = name.split(".")
     spec = find_spec(first) if first else None
     for part in below:
@@ -233,7 +235,7 @@ def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"can't be imported: {fault(error, file)}") from error
+        raise ValueError(f"can't be imported: {describe_error(error, file)}") from error
 
 
 def _run_file(file: Path) -> ModuleType:
@@ -246,9 +248,9 @@ def _run_file(file: Path) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up
     try:
-        # Not loader.exec_module: it trusts compiled code of the same size and second as the file.
+        # loader.exec_module would trust compiled code of a file of the same size and second.
         exec(loader.source_to_code(file.read_bytes(), str(file)), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ValueError(f"can't be loaded: {fault(error, file)}") from error
+        raise ValueError(f"can't be loaded: {describe_error(error, file)}") from error
     return module

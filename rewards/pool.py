@@ -1,12 +1,12 @@
-"""The Ray actors that judge. Groups go in as they are finished and are judged while others are still being written.
+"""Ray actors that judge. A group of completions is judged as soon as it is sampled, while others are still sampled.
 
-Each crew has a queue and workers of its own: one for the rules, one for what runs programs, one for each reward that
-asks a model. A worker takes the next group when it is free, so a slow one holds nothing up but what it judges.
+Each worker group has a queue and workers of its own: one judges by rules, one runs programs, and each reward that asks
+a model has its own. An idle worker takes the next job of its queue, so a slow reward delays no other.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -20,30 +20,30 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards import registry
 from rewards.breaker import CircuitBreaker
 from rewards.guard import RULE_MEMORY_GIB, Guard, applicable, inspect, start_limit
-from rewards.metrics import Passage, summarize, summarize_pool
+from rewards.metrics import JobTimes, summarize, summarize_workers
 from rewards.serve import Build
-from rewards.types import Post, Status, Task, Verdict
+from rewards.types import Placement, Status, Task, Verdict
 
 WORKER_START_SECONDS = 120.0
-"""Longest a new actor may take to be placed and to make its rewards; setting them up comes on top."""
+"""Longest a new actor may take to be placed and to build its rewards; their set-up comes on top."""
 
 BREAKER_WINDOW = 100
 """Newest verdicts of a reward that the failure rate is taken over."""
 
 _HEARTBEAT_SECONDS = 10.0
-"""How long a worker may judge before it is asked whether it lives, and again after as long."""
-_ANSWER_SECONDS = 30.0
+"""Time after which a busy worker must show that it is alive, and again after as long."""
+_ALIVE_SECONDS = 30.0
 _CLOSE_SECONDS = 5.0
 _ATTEMPTS = 2
 
-Judged = list[dict[str, Verdict]]
-"""Per completion the verdicts by reward."""
+GroupVerdicts = list[dict[str, Verdict]]
+"""The verdicts of a group: for each completion by reward label."""
 
 
 class RewardWorker:
-    """Judges whole groups behind a guard. The pool runs it as a Ray actor with a second thread, to say that it lives.
+    """Judges groups behind a guard, as a Ray actor with a second thread for `alive`.
 
-    Every wait of a guard ends, so while the actor lives its groups get judged, however long their limits are.
+    Every wait of a guard ends, so a living actor finishes its jobs.
     """
 
     def __init__(self, specs: list[RewardSpec], timeout_seconds: float, memory_gib: float | None, build: Build) -> None:
@@ -53,22 +53,22 @@ class RewardWorker:
         """Start the judging process. Raises ValueError for a wrong spec, RuntimeError where it can't be started."""
         self._guard.start()
 
-    def judge(self, task: Task, completions: list[str], labels: list[str]) -> Judged:
-        """Per completion the verdict of each reward in `labels`."""
+    def judge(self, task: Task, completions: list[str], labels: list[str]) -> GroupVerdicts:
+        """The verdicts of the rewards in `labels`."""
         verdicts = [self._guard.judge(label, task, completions) for label in labels]
         return [dict(zip(labels, row, strict=True)) for row in zip(*verdicts, strict=True)]
 
     def alive(self) -> None:
-        """Answers, which a process that was stopped does not."""
+        """Return at once; a stopped process never does."""
 
     def close(self) -> None:
-        """End the judging process, and clear away the files it left."""
+        """End the judging process and remove its files."""
         self._guard.close()
 
 
 @dataclass(frozen=True)
 class _Job:
-    """The part of one group that goes to one crew."""
+    """One group for one worker group."""
 
     index: int
     task: Task
@@ -78,42 +78,42 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Done:
-    """A job's verdicts, when it was judged, and how many workers it cost."""
+class _JudgedJob:
+    """A job with its verdicts, its times and the number of workers it cost."""
 
     job: _Job
-    judged: Judged
-    passage: Passage
+    verdicts: GroupVerdicts
+    times: JobTimes
     replaced: int
 
 
-class _Crew:
-    """The workers that share a queue, and a thread for each, which takes jobs from it.
+class _WorkerGroup:
+    """Workers with a common queue. A thread for each worker takes jobs from it.
 
-    A worker that dies or hangs is replaced and its job done again; a job that loses its worker twice gets `infra_error`
+    A worker that dies or hangs is replaced and its job judged again; a job that loses two workers gets `infra_error`
     verdicts.
     """
 
     def __init__(
-        self, name: str, specs: list[RewardSpec], posts: list[Post], config: RewardPoolConfig, build: Build
+        self, name: str, specs: list[RewardSpec], placements: list[Placement], config: RewardPoolConfig, build: Build
     ) -> None:
         self.size = config.workers.get(name, 1)
-        self.start_seconds = WORKER_START_SECONDS + start_limit(posts)
+        self.start_seconds = WORKER_START_SECONDS + start_limit(placements)
         self._arguments = (specs, config.timeout_seconds, RULE_MEMORY_GIB if name == "rule" else None, build)
-        self._gpus = sum(gpus_of(post) for post in posts)
+        self._gpus = sum(map(_gpus, placements))
         self._closing = Lock()
         self._closed = False
         self._workers: list[Any] = []
-        self._idle: SimpleQueue[Any] = SimpleQueue()  # None in the place of a worker that was lost
+        self._idle: SimpleQueue[Any] = SimpleQueue()  # None in the place of a lost worker
         for _ in range(self.size):
             self._idle.put(self._new_worker())
         self._threads = ThreadPoolExecutor(self.size, thread_name_prefix=f"rewards-{name}")
 
     def start(self) -> list["ray.ObjectRef[None]"]:
-        """Have the workers start their processes; ready when they did."""
+        """Start the workers' processes; the references are ready when these are."""
         return [worker.start.remote() for worker in self._workers]
 
-    def submit(self, job: _Job) -> "Future[_Done]":
+    def submit(self, job: _Job) -> "Future[_JudgedJob]":
         """Queue the job and return at once."""
         return self._threads.submit(self._run, job)
 
@@ -129,7 +129,7 @@ class _Crew:
         self._threads.shutdown(cancel_futures=True)
 
     def _new_worker(self) -> Any:
-        # No core of its own: it must fit beside engines and ranks that claim them all, and only waits for its process.
+        # Ranks and engines may claim all cores, and the actor only waits for its process, so it claims none.
         options = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2, "scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(RewardWorker).options(**options)
         with self._closing:
@@ -138,11 +138,7 @@ class _Crew:
             self._workers.append(actor.remote(*self._arguments))
             return self._workers[-1]
 
-    def _dismiss(self, worker: Any) -> None:
-        ray.kill(worker)
-        self._workers.remove(worker)
-
-    def _run(self, job: _Job) -> _Done:
+    def _run(self, job: _Job) -> _JudgedJob:
         started, reason = time.monotonic(), ""
         worker = self._idle.get_nowait()
         for replaced in range(_ATTEMPTS):
@@ -150,75 +146,93 @@ class _Crew:
                 if worker is None:
                     worker = self._new_worker()
                     ray.get(worker.start.remote(), timeout=self.start_seconds)
-                judged = _ask(worker, job)
+                verdicts = _judge(worker, job)
             except RayError as error:
                 reason = str(error)
-                self._dismiss(worker)
-                worker = None  # the second try gets a new one: the next idle one may have died in the same accident
+                ray.kill(worker)
+                self._workers.remove(worker)
+                worker = None  # a new one for the second try, since the other idle ones may have died of the same cause
             else:
                 self._idle.put(worker)
-                return _Done(job, judged, Passage(job.submitted, started, time.monotonic()), replaced)
+                return _JudgedJob(job, verdicts, JobTimes(job.submitted, started, time.monotonic()), replaced)
         self._idle.put(None)
         lost = Verdict(None, Status.INFRA_ERROR, f"lost {_ATTEMPTS} reward workers, the last because {reason}"[:500])
-        judged = [dict.fromkeys(job.labels, lost) for _ in job.completions]
-        return _Done(job, judged, Passage(job.submitted, started, time.monotonic()), _ATTEMPTS)
+        verdicts = [dict.fromkeys(job.labels, lost) for _ in job.completions]
+        return _JudgedJob(job, verdicts, JobTimes(job.submitted, started, time.monotonic()), _ATTEMPTS)
 
 
-def gpus_of(post: Post) -> float:
-    """GPUs that a worker at `post` asks Ray for: as it says, or one where the cluster has any."""
-    if post.gpus is None:
+def _gpus(placement: Placement) -> float:
+    """GPUs that a worker claims."""
+    if placement.gpus is None:
         return float(ray.cluster_resources().get("GPU", 0) > 0)
-    return post.gpus
+    return placement.gpus
 
 
-def _refuse_too_many_gpus(posts: Iterable[Post], config: RewardPoolConfig) -> None:
-    """Raises ValueError for what Ray would wait for without a word."""
-    there = int(ray.cluster_resources().get("GPU", 0))
-    asked = {post.label: gpus_of(post) * config.workers.get(post.crew, 1) for post in posts if gpus_of(post)}
-    if sum(asked.values()) > there:
-        wanted = ", ".join(f"{gpus:g} for reward '{label}'" for label, gpus in asked.items())
+def _refuse_missing_gpus(placements: Iterable[Placement], config: RewardPoolConfig) -> None:
+    """Raises ValueError for more GPUs than the cluster has: Ray would wait for them without a message."""
+    available = int(ray.cluster_resources().get("GPU", 0))
+    claims = {
+        placement.label: _gpus(placement) * config.workers.get(placement.worker_group, 1) for placement in placements
+    }
+    if sum(claims.values()) > available:
+        listed = ", ".join(f"{gpus:g} for reward '{label}'" for label, gpus in claims.items() if gpus)
         raise ValueError(
-            f"GPUs asked for: {wanted}; the cluster has {there}: "
+            f"the rewards claim GPUs: {listed}; the cluster has {available}: "
             "lower reward_pool.workers, or set args.gpus, to 0 for a judge on the CPU"
         )
 
 
-def _ask(worker: Any, job: _Job) -> Judged:
-    """The worker's verdicts. Raises RayError when it dies or no longer says that it lives."""
+def _judge(worker: Any, job: _Job) -> GroupVerdicts:
+    """The worker's verdicts. Raises RayError when it dies or no longer shows that it is alive."""
     ref = worker.judge.remote(job.task, job.completions, job.labels)
     while True:
         try:
             return ray.get(ref, timeout=_HEARTBEAT_SECONDS)
         except GetTimeoutError:
-            ray.get(worker.alive.remote(), timeout=_ANSWER_SECONDS)
+            ray.get(worker.alive.remote(), timeout=_ALIVE_SECONDS)
 
 
 class RewardPool:
-    """Judges groups with every reward that applies to their task, each reward in its own kind of worker.
+    """Judges groups with every reward that applies to their task, on a running Ray.
 
-    Needs a running Ray. A worker that dies or hangs is replaced and its group judged again; a group that loses its
-    worker twice gets `infra_error` verdicts. Raises ValueError at the start for wrong specs, as `rewards.guard.inspect`
-    does, and for more GPUs than the cluster has, and RuntimeError where the workers don't start. It belongs to one
-    thread.
+    placements: those of the rewards, where `rewards.guard.Judges` has built them already; else they are built here
+    once more. A worker that dies or hangs is replaced and its group judged again; a group that loses two workers gets
+    `infra_error` verdicts. A pool belongs to one thread.
+
+    Raises ValueError for wrong specs and for more GPUs than the cluster has, RuntimeError where workers don't start.
+
+    Example:
+        pool = RewardPool([RewardSpec(name="math")], RewardPoolConfig(workers={"rule": 4}))
+        pool.submit(0, Task("7 * 9?", "63"), ["It is 63.", "It is 62."])
+        [right, wrong] = pool.gather()[0]
     """
 
-    def __init__(self, specs: list[RewardSpec], config: RewardPoolConfig, build: Build = registry.build) -> None:
-        posts = inspect(specs, config, build=build)
-        _refuse_too_many_gpus(posts.values(), config)
-        self._crew_of = {label: post.crew for label, post in posts.items()}
+    def __init__(
+        self,
+        specs: list[RewardSpec],
+        config: RewardPoolConfig,
+        build: Build = registry.build,
+        placements: Mapping[str, Placement] | None = None,
+    ) -> None:
+        if placements is None:
+            placements = inspect(specs, config, build)
+        _refuse_missing_gpus(placements.values(), config)
+        self._group_of = {label: placement.worker_group for label, placement in placements.items()}
         self._breaker = CircuitBreaker(max_failure_rate=config.max_failure_rate, window=BREAKER_WINDOW)
-        self._groups: dict[int, int] = {}
-        self._jobs: list[Future[_Done]] = []
+        self._sizes: dict[int, int] = {}
+        self._jobs: list[Future[_JudgedJob]] = []
         self._verdicts: defaultdict[str, list[Verdict]] = defaultdict(list)
-        self._done: defaultdict[str, list[_Done]] = defaultdict(list)
+        self._judged: defaultdict[str, list[_JudgedJob]] = defaultdict(list)
         self._waited = 0.0
-        self._crews: dict[str, _Crew] = {}
-        for name in dict.fromkeys(self._crew_of.values()):
-            mine = [spec for spec in specs if self._crew_of[spec.label] == name]
-            self._crews[name] = _Crew(name, mine, [posts[spec.label] for spec in mine], config, build)
-        limit = max((crew.start_seconds for crew in self._crews.values()), default=0.0)
+        self._worker_groups: dict[str, _WorkerGroup] = {}
+        for name in dict.fromkeys(self._group_of.values()):
+            members = [spec for spec in specs if self._group_of[spec.label] == name]
+            self._worker_groups[name] = _WorkerGroup(
+                name, members, [placements[spec.label] for spec in members], config, build
+            )
+        limit = max((workers.start_seconds for workers in self._worker_groups.values()), default=0.0)
         try:
-            ray.get([ref for crew in self._crews.values() for ref in crew.start()], timeout=limit)
+            ray.get([ref for workers in self._worker_groups.values() for ref in workers.start()], timeout=limit)
         except RayError as error:
             self.close()
             if isinstance(error, RayTaskError):
@@ -228,67 +242,67 @@ class RewardPool:
     def submit(self, index: int, task: Task, completions: list[str]) -> None:
         """Queue one group and return at once.
 
-        index: the group's place, its key in what `gather` returns. Raises ValueError when no reward applies to
-        `task.kind`, and when `index` was submitted since the last `gather`.
+        index: the group's key in the result of `gather`. Raises ValueError where the task names an unknown reward, and
+        for an index that was submitted since the last `gather`.
         """
-        labels = applicable(task, list(self._crew_of))
-        if index in self._groups:
+        labels = applicable(task, list(self._group_of))
+        if index in self._sizes:
             raise ValueError(f"group {index} was submitted twice")
-        self._groups[index] = len(completions)
-        for name, crew in self._crews.items():
-            mine = [label for label in labels if self._crew_of[label] == name]
-            if mine:
-                self._jobs.append(crew.submit(_Job(index, task, completions, mine, time.monotonic())))
+        self._sizes[index] = len(completions)
+        for name, workers in self._worker_groups.items():
+            members = [label for label in labels if self._group_of[label] == name]
+            if members:
+                self._jobs.append(workers.submit(_Job(index, task, completions, members, time.monotonic())))
 
-    def gather(self) -> dict[int, Judged]:
-        """Wait for everything submitted since the last call: per group and completion its verdicts by reward.
+    def gather(self) -> dict[int, GroupVerdicts]:
+        """Wait for all groups submitted since the last call, and return their verdicts by index.
 
         Raises RewardsUnavailable when the circuit breaker trips.
         """
         began = time.monotonic()
         jobs, self._jobs = self._jobs, []
-        groups, self._groups = self._groups, {}
-        parts: dict[int, Judged] = {index: [{} for _ in range(size)] for index, size in groups.items()}
-        for job in as_completed(jobs):  # ends because every job does
-            self._collect(job.result(), parts)
+        sizes, self._sizes = self._sizes, {}
+        unordered: dict[int, GroupVerdicts] = {index: [{} for _ in range(size)] for index, size in sizes.items()}
+        for future in as_completed(jobs):  # ends, since every job does
+            self._collect(future.result(), unordered)
         self._waited += time.monotonic() - began
-        # In the order of submission and of the rewards, so that sums don't depend on who was judged first.
-        judged = {
-            index: [{label: verdicts[label] for label in self._crew_of if label in verdicts} for verdicts in part]
-            for index, part in parts.items()
+        # In the order of submission and of the rewards, so that sums don't depend on the order of judging.
+        groups = {
+            index: [{label: verdicts[label] for label in self._group_of if label in verdicts} for verdicts in group]
+            for index, group in unordered.items()
         }
-        for part in judged.values():
-            for verdicts in part:
+        for group in groups.values():
+            for verdicts in group:
                 for label, verdict in verdicts.items():
                     self._verdicts[label].append(verdict)
-        return judged
+        return groups
 
     def metrics(self) -> dict[str, float]:
-        """Of everything gathered since the last call, `reward/<label>/<stat>` (rewards.metrics.summarize) and
-        `reward_pool/<crew>/<stat>` (summarize_pool), and `reward_pool/wait_seconds`, what `gather` took: the time that
-        judging adds to a step."""
+        """Metrics of everything gathered since the last call: `reward/<label>/<stat>` (rewards.metrics.summarize),
+        `reward_pool/<worker group>/<stat>` (summarize_workers), and `reward_pool/wait_seconds`, the time that `gather`
+        took and judging adds to a step."""
         metrics = summarize(self._verdicts)
         if metrics:
             metrics["reward_pool/wait_seconds"] = self._waited
         self._waited = 0.0
-        for name, done in self._done.items():
-            passages = [one.passage for one in done]
-            replaced = sum(one.replaced for one in done)
-            metrics |= summarize_pool(name, passages, workers=self._crews[name].size, replaced=replaced)
+        for name, jobs in self._judged.items():
+            replaced = sum(job.replaced for job in jobs)
+            size = self._worker_groups[name].size
+            metrics |= summarize_workers(name, [job.times for job in jobs], workers=size, replaced=replaced)
         self._verdicts.clear()
-        self._done.clear()
+        self._judged.clear()
         return metrics
 
     def close(self) -> None:
-        """End the workers, and with them whatever is not judged yet."""
-        for crew in self._crews.values():
-            crew.close()
+        """End the workers, and with them the jobs that are not judged yet."""
+        for workers in self._worker_groups.values():
+            workers.close()
 
-    def _collect(self, done: _Done, parts: dict[int, Judged]) -> None:
-        job = done.job
-        self._done[self._crew_of[job.labels[0]]].append(done)
+    def _collect(self, judged: _JudgedJob, groups: dict[int, GroupVerdicts]) -> None:
+        job = judged.job
+        self._judged[self._group_of[job.labels[0]]].append(judged)
         name = job.task.row or repr(job.task.prompt[:60])
-        for verdicts, given in zip(parts[job.index], done.judged, strict=True):
-            verdicts |= given
-            for label, verdict in given.items():
+        for verdicts, new in zip(groups[job.index], judged.verdicts, strict=True):
+            verdicts |= new
+            for label, verdict in new.items():
                 self._breaker.observe(label, verdict, name)

@@ -1,7 +1,4 @@
-"""From a spec to the reward that judges.
-
-Everything that can be known to be wrong is said here: before a run loads any model, every spec is built once.
-"""
+"""Building a reward from its spec. Every spec is built once before a run loads a model, so a wrong one fails here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +11,8 @@ from pydantic import ValidationError
 
 from configs.base import problems
 from configs.rewards import RewardSpec
-from rewards.adapters import WRITTEN_FOR, adapt
-from rewards.plugins import check_args, check_call, describe, fault, load, locate
+from rewards.adapters import ADAPTERS, adapt
+from rewards.plugins import check_args, check_call, describe, describe_error, import_reward, locate
 from rewards.types import Reward
 
 _METHODS = {
@@ -25,12 +22,12 @@ _METHODS = {
     "check": ("task",),
     "time_limit": ("task",),
 }
-"""What a reward may have, and what each is called with."""
+"""Methods that a reward may have, with their arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionReward:
-    """A plain function as a reward. It says by an attribute, `function.pool = "model"`, that it is no rule."""
+    """A plain function as a reward, a rule unless it has an attribute such as `function.pool = "model"`."""
 
     score: Callable[..., Any]
     pool: str
@@ -39,36 +36,38 @@ class FunctionReward:
 def build(spec: RewardSpec) -> Reward:
     """The reward that `spec` names, made with its arguments.
 
-    A function `f(task, completion, **args)` judges as it stands, a class is constructed with the arguments, and what
-    was written for another library is adapted to us.
+    A function `f(task, completion, **args)` is called as it stands, a class is constructed with the arguments, and a
+    function for another library is adapted.
 
-    Raises ValueError, with the reward's name and the file and line of what is wrong: a name that leads nowhere, a
-    module that can't be imported, a signature that doesn't fit, and an argument that it does not take or that has a
-    wrong value.
+    Raises ValueError, with the reward's name and the file and line of the fault, for an unknown name, a module that
+    can't be imported, a signature that doesn't fit, and an unknown or wrong argument.
+
+    Example:
+        build(RewardSpec(name="length", args={"longest": 50})).score(task, "a short answer")
     """
     place = locate(spec.name)
     try:
-        reward = _build(place.library, load(place), spec.args)
+        reward = _build(place.library, import_reward(place), spec.args)
     except ValueError as error:
         raise ValueError(f"reward '{spec.name}': {error}") from error
     return cast(Reward, reward)
 
 
-def _build(library: str, thing: Any, args: Mapping[str, Any]) -> Any:
+def _build(library: str, function: Any, args: Mapping[str, Any]) -> Any:
     if library:
-        return adapt(library, thing, args)
-    if isclass(thing):
-        return _construct(thing, args)
-    if not callable(thing):
-        raise ValueError(f"is of type {type(thing).__name__}: neither a function nor a class")
-    parameters = list(signature(thing).parameters)
-    for parameter, foreign in WRITTEN_FOR.items():
-        if parameter in parameters:
-            raise ValueError(f"{describe(thing)} is written for {foreign}: put '{foreign}:' before its name")
-    check_args(thing, args, given=parameters[:2])
-    written = ", ".join(["task, completion", *(f"{key}=..." for key in args)])
-    check_call(thing, f"{getattr(thing, '__name__', 'score')}({written})", "task", "completion", **args)
-    return FunctionReward(partial(thing, **args), getattr(thing, "pool", "rule"))
+        return adapt(library, function, args)
+    if isclass(function):
+        return _construct(function, args)
+    if not callable(function):
+        raise ValueError(f"is of type {type(function).__name__}: neither a function nor a class")
+    parameters = list(signature(function).parameters)
+    for name, adapter in ADAPTERS.items():
+        if adapter.completions in parameters:
+            raise ValueError(f"{describe(function)} is written for {name}: put '{name}:' before its name")
+    check_args(function, args, reserved=parameters[:2])
+    arguments = ", ".join(["task, completion", *(f"{key}=..." for key in args)])
+    check_call(function, f"{getattr(function, '__name__', 'score')}({arguments})", "task", "completion", **args)
+    return FunctionReward(partial(function, **args), getattr(function, "pool", "rule"))
 
 
 def _construct(factory: type[Any], args: Mapping[str, Any]) -> Any:
@@ -76,10 +75,11 @@ def _construct(factory: type[Any], args: Mapping[str, Any]) -> Any:
     try:
         reward = factory(**args)
     except ValidationError as error:
-        said = "; ".join(f"{argument}: {message}" for argument, message in problems(error, args))
-        raise ValueError(f"args: {said}") from error
+        messages = [f"{argument}: {message}" for argument, message in problems(error, args)]
+        raise ValueError(f"args: {'; '.join(messages)}") from error
     except Exception as error:
-        raise ValueError(f"{describe(factory)}: {fault(error, Path(str(getsourcefile(factory))))}") from error
+        message = describe_error(error, Path(str(getsourcefile(factory))))
+        raise ValueError(f"{describe(factory)}: {message}") from error
     if not (hasattr(reward, "score") or hasattr(reward, "score_batch")):
         raise ValueError(f"{describe(factory)} has neither score(task, completion) nor score_batch(tasks, completions)")
     for method, parameters in _METHODS.items():

@@ -1,7 +1,6 @@
-"""What is judged and what comes back.
+"""Tasks, verdicts and rewards.
 
-A failed checker is never a zero: `Verdict.score` is None unless the status is `ok`, and a verdict that breaks this rule
-cannot be made.
+A failed checker is never a zero: `Verdict.score` is None unless the status is `ok`, and no other verdict can be made.
 """
 
 import math
@@ -12,11 +11,11 @@ from typing import Any, Protocol
 from configs.rewards import PoolName
 
 MAX_SCORE = 1e100
-"""Largest size of a score. Advantages square the differences of scores, and 1e155 squared is no longer a number."""
+"""Largest magnitude of a score. Advantages square differences of scores, and the square of 1e155 overflows."""
 
 CONTRACT_ERROR = "contract error"
-"""The outcome of an `infra_error` that comes from a ContractError. It is not judged again: the one result for one
-completion would keep the contract and could hide the fault."""
+"""Outcome of an `infra_error` that a ContractError caused. It is final: in a second try with one completion, the one
+result could be taken for its score."""
 
 
 class ContractError(ValueError):
@@ -24,7 +23,7 @@ class ContractError(ValueError):
 
 
 class Status(StrEnum):
-    """How a judgement ended. A wrong answer is `ok` with a low score."""
+    """Kinds of verdict. A wrong answer is `ok` with a low score."""
 
     OK = "ok"
     ABSTAIN = "abstain"
@@ -34,12 +33,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One prompt with what is needed to judge an answer to it.
+    """A prompt with everything that is needed to judge an answer to it.
 
-    `kind` holds the labels of the rewards that judge it, separated by blanks ("" lets every configured reward judge
-    it); `truth` is whatever they compare against; `row` identifies the task in its source, for reports; `metadata`
-    holds the row's columns as they stand in the source (for tasks of reasoning_gym what GymReward needs); `messages` is
-    the whole conversation up to the answer, each `{role, content}`, of which `prompt` is the last.
+    `kind` holds the labels of the rewards that judge it, separated by blanks; "" stands for every configured reward.
+    `truth` is the gold answer in the form that these rewards need. `row` names the task in reports. `metadata` holds
+    the row's columns (for reasoning_gym what `GymReward` needs). `messages` is the conversation up to the answer, each
+    `{role, content}`, with `prompt` as the last.
     """
 
     prompt: str
@@ -51,7 +50,7 @@ class Task:
 
     @property
     def conversation(self) -> list[dict[str, str]]:
-        """The messages; where there are none, the prompt as what a user says."""
+        """The messages, or the prompt as a user's message where there are none."""
         return self.messages or [{"role": "user", "content": self.prompt}]
 
 
@@ -59,10 +58,14 @@ class Task:
 class Verdict:
     """One reward's judgement of one completion.
 
-    `outcome` is one of the reward's own few words for how it came out ("compile error"), for counting; `detail` says
-    more, for reading; `seconds` is the wall-clock time it took.
+    `outcome` is one of the reward's few categories ("compile error"), which metrics count; `detail` explains the
+    verdict to a reader; `seconds` is its wall-clock time.
 
-    Raises ValueError when a score comes without status `ok`, is missing with it, or is not within MAX_SCORE of 0.
+    Raises ValueError for a score without status `ok`, a status `ok` without a score, and a score beyond MAX_SCORE.
+
+    Example:
+        Verdict(0.0, outcome="wrong unit", detail="12 miles where 12 km is right")
+        Verdict(None, Status.ABSTAIN, "the row has no truth")
     """
 
     score: float | None
@@ -83,36 +86,41 @@ class Verdict:
 
     @property
     def failed(self) -> bool:
-        """Whether the checker broke down, which says nothing of the completion. An abstention is not a breakdown."""
+        """True where the checker broke down. An abstention is no breakdown."""
         return self.status in (Status.TIMEOUT, Status.INFRA_ERROR)
 
 
 class Reward(Protocol):
-    """What judges one completion of one task.
+    """A judge of completions. Instead of `score` it may have `score_batch(tasks, completions)`, which returns a list
+    with one result for each completion. Either may be a coroutine function.
 
-    A reward may say more of itself, by these names:
+    It may also have:
 
-    * `pool`: where it runs, a `configs.rewards.PoolName`; "rule" if it doesn't say.
-    * `setup()`: called once in every judging process, before the first task. What `model` rewards load belongs here:
-      where they are only made and asked to check, it isn't called.
-    * `start_seconds`: longest `setup()` may take, where a minute doesn't fit.
-    * `gpus`: GPUs that a worker needs, 0 if it doesn't say; None is one where the cluster has any.
-    * `check(task)`: raises ValueError where it could never judge `task`; called for every task before a run starts.
-    * `time_limit(task)`: seconds one verdict on `task` may take, where the pool's `timeout_seconds` doesn't fit.
-    * `score_batch(tasks, completions)`: the results of several completions, in order, instead of `score`.
+    * `pool`: a `configs.rewards.PoolName`, "rule" by default.
+    * `setup()`: loads a model or data, once in every judging process, before the first task. A `model` reward's is not
+      called in processes that only check tasks.
+    * `start_seconds`: longest time of `setup()`, a minute by default.
+    * `gpus`: GPUs of a worker, 0 by default; None is one where the cluster has any.
+    * `check(task)`: raises ValueError for a task that it can never judge; called for every task before a run starts.
+    * `time_limit(task)`: seconds that one verdict on the task may take, by default the pool's `timeout_seconds`.
 
-    `score` and `score_batch` may be coroutine functions: the completions of a group are then awaited together.
+    Example:
+        class Mentions:
+            def __init__(self, word: str) -> None:
+                self.word = word
+
+            def score(self, task: Task, completion: str) -> float:
+                return float(self.word in completion)
     """
 
     def score(self, task: Task, completion: str) -> float | Verdict:
-        """A number within MAX_SCORE of 0, or a `Verdict` where there is more to say. Whatever it raises becomes
-        `infra_error`."""
+        """A number within MAX_SCORE of 0, or a `Verdict`. An exception becomes `infra_error`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
-    """Where a reward judges and what a worker needs for it; see `Reward`. start_seconds is None for the usual time."""
+class Placement:
+    """The pool of a reward and the needs of its workers; see `Reward`. start_seconds: None for the default."""
 
     label: str
     pool: PoolName
@@ -120,10 +128,10 @@ class Post:
     start_seconds: float | None
 
     @property
-    def crew(self) -> str:
-        """Whose workers judge: the pool's, or where it asks a model the reward's own."""
+    def worker_group(self) -> str:
+        """The key of its workers in `reward_pool.workers`: the pool, or for a model the reward's own label."""
         return self.label if self.pool == "model" else self.pool
 
 
 class RewardsUnavailable(Exception):
-    """So many of a reward's verdicts failed that going on would train on what little is left."""
+    """Raised when so many verdicts of a reward fail that training on the rest would be wrong."""

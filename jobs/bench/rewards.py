@@ -17,7 +17,7 @@ import math_verify
 from configs.rewards import RewardPoolConfig, RewardSpec
 from pipeline.cluster.room import cluster
 from rewards import registry
-from rewards.pool import Judged, RewardPool
+from rewards.pool import GroupVerdicts, RewardPool
 from rewards.types import Reward, Task
 
 NUM_GROUPS, COMPLETIONS_PER_GROUP = 100, 8
@@ -138,7 +138,7 @@ def _judge_alone(groups: Sequence[MathGroup]) -> list[bool]:
 def _judge(pool: RewardPool, groups: Sequence[MathGroup]) -> list[bool]:
     for index, group in enumerate(groups):
         pool.submit(index, Task("", group.gold), group.completions)
-    judged: dict[int, Judged] = pool.gather()
+    judged: dict[int, GroupVerdicts] = pool.gather()
     pool.metrics()
     return [verdict.score == 1 for index in sorted(judged) for row in judged[index] for verdict in row.values()]
 

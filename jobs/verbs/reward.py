@@ -18,7 +18,7 @@ from jobs.command import ERR, OUT, one_line, plain_table, verb_app
 if TYPE_CHECKING:
     from configs.rewards import RewardSpec
     from rewards.contract import Clause
-    from rewards.offline import Row
+    from rewards.offline import CompletionRow
     from rewards.types import Verdict
 
 app = verb_app()
@@ -105,10 +105,10 @@ def list_rewards() -> int:
     Example:
       alignyard reward list
     """
-    from rewards.plugins import names
+    from rewards.plugins import list_rewards as listings
 
     table = plain_table("reward", "pool", "")
-    for listing in names():
+    for listing in listings():
         table.add_row(listing.name, listing.pool, _cell(listing.summary, 400))
     OUT.print(table)
     return 0
@@ -157,16 +157,16 @@ def check(
       alignyard reward check polite.py:polite --data rows.jsonl ignore_case=false
       alignyard reward check verl:score.py:compute_score --data rows.jsonl --truth reward_model
     """
-    from rewards.contract import ROWS, check_contract
-    from rewards.offline import count_rows, read_rows
+    from rewards.contract import MAX_ROWS, check_contract
+    from rewards.offline import count_completions, read_completions
 
-    spec, total = _spec(name, arguments, timeout), count_rows(data)
-    rows = list(islice(read_rows(data, truth), ROWS))
+    spec, total = _spec(name, arguments, timeout), count_completions(data)
+    rows = list(islice(read_completions(data, truth), MAX_ROWS))
     with ERR.status(f"trying {spec.label}"):
         clauses, judged = check_contract(spec, rows, timeout_seconds=timeout)
     OUT.print(_verdict_table(judged))
-    if total > ROWS:
-        OUT.print(f"the first {ROWS} of {total} rows; `alignyard reward score` judges them all", style="dim")
+    if total > MAX_ROWS:
+        OUT.print(f"the first {MAX_ROWS} of {total} rows; `alignyard reward score` judges them all", style="dim")
     OUT.print(_clause_table(clauses))
     return 1 if any(clause.kept is False for clause in clauses) else 0
 
@@ -193,13 +193,13 @@ def score(
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from pipeline.disk.files import write_atomic
-    from rewards.offline import count_rows, judge_rows, read_rows
+    from rewards.offline import count_completions, judge_rows, read_completions
 
-    spec, total = _spec(name, arguments, timeout), count_rows(data)
+    spec, total = _spec(name, arguments, timeout), count_completions(data)
     if workers < 1:
         raise ValueError(f"--workers {workers}: at least one process must judge")
     out.parent.mkdir(parents=True, exist_ok=True)
-    judged = judge_rows(read_rows(data, truth), spec, workers=workers, timeout_seconds=timeout)
+    judged = judge_rows(read_completions(data, truth), spec, workers=workers, timeout_seconds=timeout)
     lines: list[str] = []
     verdicts: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -248,14 +248,14 @@ def _spec(name: str, arguments: list[str], timeout: float) -> "RewardSpec":
     return absolute(RewardSpec(name=name, args=values))
 
 
-def _verdict_columns(row: "Row", verdict: "Verdict | None") -> dict[str, Any]:
+def _verdict_columns(row: "CompletionRow", verdict: "Verdict | None") -> dict[str, Any]:
     """The columns that are written beside the row's own."""
     if verdict is None:
         return {"score": None, "status": BAD_ROW, "outcome": "", "detail": row.problem, "seconds": 0.0}
     return {name: getattr(verdict, name) for name in ("score", "status", "outcome", "detail", "seconds")}
 
 
-def _verdict_table(judged: Iterable[tuple["Row", "Verdict | None"]]) -> Table:
+def _verdict_table(judged: Iterable[tuple["CompletionRow", "Verdict | None"]]) -> Table:
     table = plain_table("row", "completion", "score", "expected", "status", "ms", "detail")
     for row, verdict in judged:
         columns, expected = _verdict_columns(row, verdict), row.values.get("expected")

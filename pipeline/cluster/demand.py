@@ -16,9 +16,7 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
-
-MODELS = ("reward_model", "self_judge")
-"""Names of the rewards that are a model of their own."""
+from rewards.plugins import MODEL_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +189,7 @@ def _actors(config: AnyStage, recipe: Recipe | None) -> Iterator[Actors]:
 
 def _judges(specs: Iterable[RewardSpec], pool: RewardPoolConfig | None) -> Iterator[Actors]:
     for spec in specs:
-        if spec.name in MODELS and pool is not None:
+        if spec.name in MODEL_KINDS and pool is not None:
             workers = pool.workers.get(spec.label, 1)
             threads = workers * int(spec.args.get("threads", 1))
             gpus = workers * float(1.0 if spec.args.get("gpus") is None else spec.args["gpus"])

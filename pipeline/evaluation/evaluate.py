@@ -46,7 +46,7 @@ from pipeline.evaluation.speaking import load_prompts
 from pipeline.evaluation.suites import Rollout, Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
-from rewards.guard import inspect, refuse_idle, unjudgeable
+from rewards.guard import inspect, refuse_idle_workers, unjudgeable
 from rewards.types import Task
 
 
@@ -67,7 +67,7 @@ def check_suites(suites: Mapping[str, AnySuite], reward_pool: RewardPoolConfig) 
             check_harness(suite)
     judged = [specs for suite in suites.values() if (specs := suite.rewards())]
     inspected = [inspect(specs, reward_pool) for specs in judged]
-    refuse_idle(reward_pool, [pool for pools in inspected for pool in pools.values()])
+    refuse_idle_workers(reward_pool, [pool for pools in inspected for pool in pools.values()])
 
 
 @dataclass(frozen=True, slots=True)

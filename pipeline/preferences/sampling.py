@@ -16,7 +16,7 @@ from pipeline.cluster.start import start_all, start_rewards, start_rollout
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.preferences.answers import Asked, Sampler, Speaker, distinct
-from rewards.guard import inspect, refuse_idle
+from rewards.guard import inspect, refuse_idle_workers
 from rewards.pool import RewardPool
 
 
@@ -39,7 +39,7 @@ def check_sources(sources: Sequence[SourceOfPrompts], pool: RewardPoolConfig) ->
     for source in sources:
         source_files(source.prompts.source)
     inspected = [inspect([source.reward], pool) for source in sources if source.reward is not None]
-    refuse_idle(pool, [name for pools in inspected for name in pools.values()])
+    refuse_idle_workers(pool, [name for pools in inspected for name in pools.values()])
 
 
 def ask(

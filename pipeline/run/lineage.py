@@ -35,7 +35,7 @@ from pipeline.models.tokenizer import load_tokenizer
 from pipeline.run.sources import sources, sources_of_plugin
 from pipeline.weights.finite import refuse_nonfinite
 from pipeline.weights.resolve import resolve_model
-from rewards.plugins import FACTORIES, locate, source_file
+from rewards.plugins import FACTORIES, LANGUAGE_MODEL, MODEL_KINDS, REWARD_MODEL, locate, source_file
 
 RECORDED_PACKAGES = (
     "alignyard",
@@ -67,7 +67,6 @@ FREE_TO_CHANGE = (
 
 SOURCES = get_args(get_args(Source)[0])
 
-LANGUAGE_MODEL, REWARD_MODEL = "language model", "reward model"
 HEADS = {
     "ForCausalLM": LANGUAGE_MODEL,
     "LMHeadModel": LANGUAGE_MODEL,
@@ -76,8 +75,6 @@ HEADS = {
 }
 """How the name of an architecture ends, and what its head makes of the model."""
 
-JUDGES = {"reward_model": REWARD_MODEL, "self_judge": LANGUAGE_MODEL}
-"""The head that a reward's own model must have."""
 ASKED_BY = ("rewards.pool", "pipeline.grpo.mix")
 """Modules that pass tasks to every reward, and combine the verdicts."""
 
@@ -202,7 +199,7 @@ def _checkpoints(reads: Mapping[str, Any], folder: Path, own: str | None = None)
         elif isinstance(node, RewardSpec):
             judge = Path(str(node.args.get("path"))).expanduser()
             if (judge / "config.json").is_file():
-                yield Checkpoint(f"{key}.args", judge, None, JUDGES.get(node.name))
+                yield Checkpoint(f"{key}.args", judge, None, MODEL_KINDS.get(node.name))
 
 
 def _describe(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from pipeline.stages.context import Context
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.resolve import check_template, resolve_model
-from rewards.guard import inspect, refuse_idle
+from rewards.guard import inspect, refuse_idle_workers
 from rollout.checkpoint import mtp_depth
 
 
@@ -114,7 +114,7 @@ def check(config: GRPOConfig) -> None:
     """Raise ValueError for a chat template, source or reward that does not exist."""
     check_template(config.model)
     source_files(config.prompts.source)
-    refuse_idle(config.reward_pool, inspect(config.rewards, config.reward_pool).values())
+    refuse_idle_workers(config.reward_pool, inspect(config.rewards, config.reward_pool).values())
 
 
 def samples(experience: Experience) -> list[Sample]:

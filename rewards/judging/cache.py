@@ -1,7 +1,7 @@
-"""What judges have said, kept on disk by what they were asked.
+"""Answers of judges on disk, found by their request.
 
-A file for each vote, written to a name of its own and renamed, so that any number of processes may use one folder, on a
-shared file system too: two that ask the same at once write the same place, and the later answer stays.
+Each answer is one file, written under a temporary name and renamed. So any number of processes may share a folder, on a
+network file system too: where two write the same answer at once, the later one stays.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from uuid import uuid4
 
 
 class AnswerCache:
-    """A folder of answers. Raises ValueError where it can't be made or written to."""
+    """A folder of answers. Raises ValueError where it can't be created or written to."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -24,23 +24,23 @@ class AnswerCache:
         except OSError as error:
             raise ValueError(f"cache='{folder}' can't be written to: {error}") from error
 
-    def get(self, asked: dict[str, Any]) -> str | None:
-        """The answer to `asked`, a JSON object; None where there is none, or a file that is not whole."""
+    def get(self, request: dict[str, Any]) -> str | None:
+        """The answer to `request`, a JSON object; None for an unknown request and for a damaged file."""
         try:
-            kept = json.loads(self._file(asked).read_bytes())
+            record = json.loads(self._file(request).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
-        answer = kept.get("answer") if isinstance(kept, dict) else None
+        answer = record.get("answer") if isinstance(record, dict) else None
         return answer if isinstance(answer, str) else None
 
-    def put(self, asked: dict[str, Any], answer: str) -> None:
-        """Keep `answer`, and the question beside it for people to read."""
-        file = self._file(asked)
+    def put(self, request: dict[str, Any], answer: str) -> None:
+        """Store `answer`, with the request beside it for human readers."""
+        file = self._file(request)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_name(f".{uuid4().hex}.partial")
-        partial.write_text(json.dumps({"asked": asked, "answer": answer}), encoding="utf-8")
+        partial.write_text(json.dumps({"asked": request, "answer": answer}), encoding="utf-8")
         partial.replace(file)
 
-    def _file(self, asked: dict[str, Any]) -> Path:
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    def _file(self, request: dict[str, Any]) -> Path:
+        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         return self._folder / key[:2] / f"{key[2:]}.json"

@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible address: one question, one answer, however often it takes to get it."""
+"""Client of an OpenAI-compatible endpoint: one request, one answer, with retries."""
 
 import asyncio
 import json
@@ -11,35 +11,35 @@ import httpx
 from rewards.judging.rubric import NoScore, excerpt
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
-"""Seconds before the second attempt, and at most before any other; each is twice the one before."""
+"""Seconds before the second attempt, doubled for each further one up to the second figure."""
 _BUSY = (408, 409, 425, 429)
 
 
 class EndpointError(Exception):
-    """An endpoint that refused, or that could not be reached in time. The message shows what it said last."""
+    """Raised where the endpoint refuses or is not reached in time. The message holds its last response."""
 
 
 class Endpoint:
-    """The chat completions below the address `url`. It belongs to the event loop of its first question.
+    """The chat completions endpoint below the address `url`. It belongs to the event loop of its first request.
 
-    `key` is sent as a bearer token, and written in no message. connections: how many questions are open at a time.
+    `key` is sent as a bearer token and appears in no message. connections: requests that are open at a time.
     """
 
     def __init__(self, url: str, key: str | None, connections: int) -> None:
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._key = key
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # No limit of its own: whoever asks has one, over all attempts together.
+        # The deadline of `ask` covers all attempts, so a single one needs no timeout.
         limits = httpx.Limits(max_connections=connections)
         self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=None)
 
     async def ask(self, body: dict[str, Any], deadline: float) -> str:
         """The text of the answer to the request `body`.
 
-        Where the endpoint is busy, fails or can't be reached it is asked again, after a wait that doubles or that it
-        names itself, as long as that ends before `deadline`, a time of the event loop.
+        A request that meets a busy, failing or unreachable endpoint is sent again, after a wait that doubles or that
+        `Retry-After` sets, as long as the wait ends before `deadline`, a time of the event loop.
 
-        Raises EndpointError where it refuses or no time is left, NoScore for an answer without text.
+        Raises EndpointError where the endpoint refuses or no time is left, NoScore for an answer without text.
         """
         content = json.dumps(body).encode()
         for attempt in count():
@@ -47,18 +47,17 @@ class Endpoint:
             try:
                 response = await self._client.post(self._url, content=content)
             except httpx.TransportError as error:
-                trouble = f"{type(error).__name__}: {error}"
+                problem = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == httpx.codes.OK:
                     return _text(response)
-                trouble = f"HTTP {response.status_code}: {excerpt(response.text)}"
+                problem = f"HTTP {response.status_code}: {excerpt(response.text)}"
                 if response.status_code not in _BUSY and response.status_code < 500:
-                    raise EndpointError(self._without_key(f"{self._url} refused: {trouble}"))
-                wait = max(wait, _named_wait(response))
+                    raise EndpointError(self._without_key(f"{self._url} refused: {problem}"))
+                wait = max(wait, _retry_after(response))
             if asyncio.get_running_loop().time() + wait >= deadline:
-                raise EndpointError(
-                    self._without_key(f"{self._url}: attempt {attempt + 1} and no time left: {trouble}")
-                )
+                message = f"{self._url}: attempt {attempt + 1} and no time left: {problem}"
+                raise EndpointError(self._without_key(message))
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
@@ -66,11 +65,11 @@ class Endpoint:
         return message.replace(self._key, "***") if self._key else message
 
 
-def _named_wait(response: httpx.Response) -> float:
-    """Seconds that the endpoint asks to be left alone; 0 where it doesn't say them in a number."""
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds in the header `Retry-After`; 0 where it is missing or a date."""
     try:
         return float(response.headers.get("Retry-After", 0))
-    except ValueError:  # a date
+    except ValueError:
         return 0.0
 
 

@@ -14,7 +14,7 @@ from configs.grpo import GRPOConfig
 from configs.load import load
 from configs.stages import Recipe
 from rewards.guard import inspect, unjudgeable
-from rewards.offline import read_rows
+from rewards.offline import read_completions
 from rewards.plugins import LIBRARIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add_a_reward.md").read_text()
@@ -67,7 +67,7 @@ def test_the_recipe_runs_with_these_rewards(page: tuple[Path, dict[str, str]], m
     monkeypatch.chdir(page[0])
     stage = load("lengths.yaml", [], Recipe).config.stages["grpo"]
     assert isinstance(stage, GRPOConfig)
-    tasks = [row.task for row in read_rows(Path("answers.jsonl"))]
+    tasks = [row.task for row in read_completions(Path("answers.jsonl"))]
     posts = inspect(stage.rewards, stage.reward_pool)
     assert {label: post.pool for label, post in posts.items()} == dict.fromkeys(
         ("units", "length", "repetition"), "rule"

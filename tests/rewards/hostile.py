@@ -157,6 +157,7 @@ BEHAVIOURS: dict[str, Callable[[Task, str], Any]] = {
     "another_index": _say(_verdict(1)),
     "index_past_the_end": _say(_verdict(99)),
     "index_below": _say(_verdict(-1)),
+    "one_verdict_too_many": _say(_verdict(0), _verdict(1)),
     "another_question": _say(lambda number: json.dumps([number - 1, 0, [1.0, "ok", "", 0.0, ""]]).encode()),
     "garbage": _say(lambda _: b"\xff\x00garbage"),
     "half_a_verdict": _say(_verdict(0, 1.0, "ok")),

@@ -174,7 +174,7 @@ def test_what_goes_wrong_inside_is_no_score(function: str, task: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "returned", "said"),
+    ("name", "returned", "message"),
     [
         ("trl", "[1.0]", "1 results came back for 3 completions"),
         ("trl", "[1.0] * 4", "4 results came back for 3 completions"),
@@ -185,16 +185,16 @@ def test_what_goes_wrong_inside_is_no_score(function: str, task: Task) -> None:
         ("openrlhf", "{'rewards': []}", "0 rewards came back for 1 completion"),
     ],
 )
-def test_another_number_of_results_is_never_a_score(tmp_path: Path, name: str, returned: str, said: str) -> None:
+def test_another_number_of_results_is_never_a_score(tmp_path: Path, name: str, returned: str, message: str) -> None:
     heads = {"trl": "completions, **columns", "openrlhf": "queries, prompts, labels"}
     (tmp_path / "group.py").write_text(f"def f({heads[name]}):\n    return {returned}\n")
     verdicts = judge(RewardSpec(name=f"{name}:{tmp_path}/group.py:f"), TEXT, "a", "b", "c")
     assert {(verdict.score, verdict.outcome) for verdict in verdicts} == {(None, "contract error")}
-    assert said in verdicts[0].detail
+    assert message in verdicts[0].detail
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         (
             named("trl_ids"),
@@ -212,8 +212,8 @@ def test_another_number_of_results_is_never_a_score(tmp_path: Path, name: str, r
         (RewardSpec(name="trl:foreign.py:re"), "not of a module"),
     ],
 )
-def test_what_cannot_run_is_refused(spec: RewardSpec, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_run_is_refused(spec: RewardSpec, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build(spec)
 
 

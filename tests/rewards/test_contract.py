@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs.rewards import RewardSpec
-from rewards.contract import HOSTILE, ROWS, check_contract
-from rewards.offline import Row, read_rows
+from rewards.contract import HOSTILE_TEXTS, MAX_ROWS, check_contract
+from rewards.offline import CompletionRow, read_completions
 from rewards.types import Verdict
 
 REWARDS = """
@@ -75,16 +75,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def rows_of(*values: dict[str, object]) -> list[Row]:
+def rows_of(*values: dict[str, object]) -> list[CompletionRow]:
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
-    return list(read_rows(Path("rows.jsonl")))
+    return list(read_completions(Path("rows.jsonl")))
 
 
 def check(
-    name: str, rows: list[Row], timeout_seconds: float = 10
-) -> tuple[dict[str, tuple[bool | None, str]], list[tuple[Row, Verdict | None]]]:
+    name: str, rows: list[CompletionRow], timeout_seconds: float = 10
+) -> tuple[dict[str, tuple[bool | None, str]], list[tuple[CompletionRow, Verdict | None]]]:
     clauses, judged = check_contract(RewardSpec(name=f"mine.py:{name}"), rows, timeout_seconds=timeout_seconds)
-    return {clause.name: (clause.kept, clause.seen) for clause in clauses}, judged
+    return {clause.name: (clause.kept, clause.evidence) for clause in clauses}, judged
 
 
 def broken(clauses: dict[str, tuple[bool | None, str]]) -> set[str]:
@@ -95,7 +95,7 @@ def test_a_sound_reward_keeps_every_promise() -> None:
     clauses, judged = check("sound", rows_of(*ROWS_OF))
     assert all(kept for kept, _ in clauses.values()), clauses
     assert clauses["gold answers"][1] == "2 of 2"
-    assert clauses["survives hostile text"][1] == f"{len(HOSTILE)} of {len(HOSTILE)}"
+    assert clauses["survives hostile text"][1] == f"{len(HOSTILE_TEXTS)} of {len(HOSTILE_TEXTS)}"
     assert [verdict.score for _, verdict in judged if verdict] == [1.0, 0.0, 1.0, 1.0]
 
 
@@ -124,7 +124,7 @@ def test_a_result_for_the_whole_group_is_found_with_one_row_too(here: Path) -> N
     (here / "mine.py").write_text("def longest(completions, **columns):\n    return [float(len(completions))]\n")
     clauses, _ = check_contract(RewardSpec(name="trl:mine.py:longest"), rows_of(ROWS_OF[0]), timeout_seconds=10)
     [clause] = [clause for clause in clauses if clause.name == "a result for each of a group"]
-    assert clause.kept is False and "1 results came back for 3 completions" in clause.seen
+    assert clause.kept is False and "1 results came back for 3 completions" in clause.evidence
 
 
 def test_whether_the_truth_is_seen_is_told(here: Path) -> None:
@@ -136,9 +136,9 @@ def test_whether_the_truth_is_seen_is_told(here: Path) -> None:
     rows, spec = rows_of(row), RewardSpec(name="verl:mine.py:compute_score")
     with pytest.raises(ValueError, match="--truth reward_model"):
         check_contract(spec, rows, timeout_seconds=10)
-    clauses, _ = check_contract(spec, list(read_rows(Path("rows.jsonl"), "reward_model")), timeout_seconds=10)
+    clauses, _ = check_contract(spec, list(read_completions(Path("rows.jsonl"), "reward_model")), timeout_seconds=10)
     assert all(clause.kept for clause in clauses), clauses
-    [row_without] = read_rows(Path("rows.jsonl"), "answer")
+    [row_without] = read_completions(Path("rows.jsonl"), "answer")
     assert "no column 'answer'" in row_without.problem
     (here / "mine.py").write_text(REWARDS.replace("task.truth in completion", "completion"))
     found, _ = check("needs_words", rows_of({"prompt": "q", "completion": "4"}))
@@ -161,8 +161,8 @@ def test_the_first_case_is_named() -> None:
 
 
 def test_only_the_first_rows_are_tried() -> None:
-    _, judged = check("sound", rows_of(*ROWS_OF * ROWS))
-    assert len(judged) == ROWS
+    _, judged = check("sound", rows_of(*ROWS_OF * MAX_ROWS))
+    assert len(judged) == MAX_ROWS
 
 
 @pytest.mark.parametrize("expected", ["1.0", True, [1]])

@@ -13,8 +13,8 @@ import pytest
 
 import rewards.guard
 from configs.rewards import RewardPoolConfig, RewardSpec
-from rewards.guard import Guard, inspect, refuse_idle, unjudgeable
-from rewards.types import CONTRACT_ERROR, Post, Status, Task, Verdict
+from rewards.guard import Guard, inspect, refuse_idle_workers, unjudgeable
+from rewards.types import CONTRACT_ERROR, Placement, Status, Task, Verdict
 from tests.rewards import hostile
 
 LIMIT = 20.0
@@ -66,15 +66,15 @@ def test_a_batch_of_the_wrong_shape_breaks_the_contract(behaviour: str, form: st
         assert f"{2 if behaviour == 'too_few' else 4} results came back for 3 completions" in verdicts[1].detail
 
 
-@pytest.mark.parametrize(("score", "given"), [(1e39, 1e39), (-1e100, -1e100), (1.01e100, None), (-1e308, None)])
+@pytest.mark.parametrize(("score", "accepted"), [(1e39, 1e39), (-1e100, -1e100), (1.01e100, None), (-1e308, None)])
 def test_a_score_too_large_to_be_averaged_is_the_fault_of_the_reward(
-    tmp_path: Path, score: float, given: float | None
+    tmp_path: Path, score: float, accepted: float | None
 ) -> None:
     (tmp_path / "large.py").write_text(f"def large(task, completion):\n    return {score!r}\n")
     with Guard([RewardSpec(name=f"{tmp_path}/large.py:large")], timeout_seconds=10) as guard:
         [verdict] = guard.judge("large", TASK, ["a"])
-    assert (verdict.score, verdict.status) == (given, Status.OK if given is not None else INFRA)
-    assert given is not None or "between -1e+100 and 1e+100" in verdict.detail
+    assert (verdict.score, verdict.status) == (accepted, Status.OK if accepted is not None else INFRA)
+    assert accepted is not None or "between -1e+100 and 1e+100" in verdict.detail
 
 
 def test_what_a_policy_wrote_reaches_no_terminal(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_what_a_policy_wrote_reaches_no_terminal(tmp_path: Path) -> None:
     )
     specs = [RewardSpec(name=f"{tmp_path}/quotes.py:{name}") for name in ("fails", "says", "Refuses")]
     with Guard(specs, timeout_seconds=10) as guard:
-        failed, said = guard.judge("fails", TASK, [text])[0], guard.judge("says", TASK, [text])[0]
+        failed, verdict = guard.judge("fails", TASK, [text])[0], guard.judge("says", TASK, [text])[0]
         [problem] = guard.check("Refuses", [Task("", text)])
     escaped = r"\x1b]0;owned\x07 \x9b2J \u202eabc" + "\ttab\nline " + r"\ud800 " + "\u00e9 \u4e2d"
     assert failed.detail.startswith(f"ValueError: {escaped}")
-    assert (said.detail, problem) == (escaped, escaped) and "\x1b" not in said.outcome
+    assert (verdict.detail, problem) == (escaped, escaped) and "\x1b" not in verdict.outcome
 
 
 @pytest.mark.parametrize("form", hostile.FORMS)
@@ -105,7 +105,7 @@ def test_a_fork_that_goes_on_is_never_taken_for_another_completion(form: str) ->
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "said"),
+    ("behaviour", "message"),
     [
         ("raise", "ZeroDivisionError: integer division or modulo by zero (hostile.py, line "),
         ("raise_base", "SIGINT"),
@@ -118,9 +118,9 @@ def test_a_fork_that_goes_on_is_never_taken_for_another_completion(form: str) ->
         ("garbage", "makes no sense"),
     ],
 )
-def test_the_detail_says_what_happened(behaviour: str, said: str) -> None:
+def test_the_detail_says_what_happened(behaviour: str, message: str) -> None:
     [verdict] = judge(behaviour, ["bad"])
-    assert said in verdict.detail
+    assert message in verdict.detail
 
 
 def test_verdicts_and_numbers_pass_through() -> None:
@@ -215,26 +215,26 @@ def test_a_wrong_spec_is_a_value_error() -> None:
 def test_a_process_that_cannot_start_is_told_from_a_wrong_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="exit code 5"):
         Guard(hostile.specs("pid", setup="exit"), timeout_seconds=LIMIT, build=hostile.build).start()
-    monkeypatch.setattr(rewards.guard, "START_SECONDS", 1.0)
+    monkeypatch.setattr(rewards.guard, "DEFAULT_START_SECONDS", 1.0)
     with pytest.raises(RuntimeError, match="within 1 s"):
         Guard(hostile.specs("pid", setup="hang"), timeout_seconds=LIMIT, build=hostile.build).start()
 
 
 def test_a_reward_is_set_up_before_it_judges_and_again_in_the_next_process(tmp_path: Path) -> None:
-    made = tmp_path / "set_up"
-    specs = hostile.specs("kill_itself", setup=str(made))
+    setups = tmp_path / "set_up"
+    specs = hostile.specs("kill_itself", setup=str(setups))
     with Guard(specs, timeout_seconds=LIMIT, build=hostile.build) as guard:
         guard.start()
-        assert made.read_text() == "x"
+        assert setups.read_text() == "x"
         guard.judge("kill_itself", TASK, ["bad"])
-        assert made.read_text() == "xx"  # the second attempt
+        assert setups.read_text() == "xx"  # the second attempt
 
 
 def test_a_model_is_loaded_only_where_it_judges(tmp_path: Path) -> None:
     loaded = tmp_path / "loaded"
     specs, config = hostile.specs("pid", pool="model", setup=str(loaded), start_seconds=50.0), RewardPoolConfig()
     [post] = inspect(specs, config, hostile.build).values()
-    assert post == Post("pid", "model", 0.0, 50.0) and post.crew == "pid"
+    assert post == Placement("pid", "model", 0.0, 50.0) and post.worker_group == "pid"
     assert unjudgeable(specs, config, [TASK], hostile.build) == [None]
     assert not loaded.exists()
     with Guard(specs, timeout_seconds=LIMIT, build=hostile.build) as guard:
@@ -269,24 +269,24 @@ def test_tasks_are_checked_where_they_apply() -> None:
 def test_rewards_are_inspected_before_anything_is_launched() -> None:
     specs, config = hostile.specs("length", pool="sandbox") + hostile.specs("pid"), RewardPoolConfig()
     posts = inspect(specs, config, hostile.build)
-    assert {label: post.crew for label, post in posts.items()} == {"length": "sandbox", "pid": "rule"}
+    assert {label: post.worker_group for label, post in posts.items()} == {"length": "sandbox", "pid": "rule"}
     with pytest.raises(ValueError, match="once"):
         inspect(hostile.specs("length", "length"), config, build=hostile.build)
 
 
-@pytest.mark.parametrize(("truth", "said"), [("raise", "KeyError"), ("hang", "1 s"), ("exit", "exit code 5")])
-def test_a_check_that_fails_is_the_fault_of_the_reward(truth: str, said: str) -> None:
+@pytest.mark.parametrize(("truth", "message"), [("raise", "KeyError"), ("hang", "1 s"), ("exit", "exit code 5")])
+def test_a_check_that_fails_is_the_fault_of_the_reward(truth: str, message: str) -> None:
     with Guard(hostile.specs("pid"), timeout_seconds=SHORT, build=hostile.build) as guard:
-        with pytest.raises(ValueError, match=f"'pid' .*'rows:1': .*{said}"):
+        with pytest.raises(ValueError, match=f"'pid' .*'rows:1': .*{message}"):
             guard.check("pid", [TASK, Task("", truth, row="rows:1")])
         assert guard.check("pid", [TASK]) == [None]
 
 
 def test_workers_of_a_pool_without_rewards_are_refused() -> None:
     config = RewardPoolConfig(workers={"rule": 2, "helpful": 1})
-    refuse_idle(config, [Post("length", "rule", 0.0, None), Post("helpful", "model", 0.0, None)])
+    refuse_idle_workers(config, [Placement("length", "rule", 0.0, None), Placement("helpful", "model", 0.0, None)])
     with pytest.raises(ValueError, match=r"reward_pool\.workers\.helpful .*rule, safety.*remove"):
-        refuse_idle(config, [Post("length", "rule", 0.0, None), Post("safety", "model", 0.0, None)])
+        refuse_idle_workers(config, [Placement("length", "rule", 0.0, None), Placement("safety", "model", 0.0, None)])
 
 
 def test_off_the_main_thread() -> None:

@@ -276,7 +276,7 @@ def test_judging_draws_no_random_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("length_constraints:number_words", {"num_word": 3}, "did you mean 'num_words'"),
         ("length_constraints:number_words", {"num_words": None}, "lacks num_words"),
@@ -292,8 +292,8 @@ def test_judging_draws_no_random_number() -> None:
         ("punctuation:no_comma", {"relation": "less than"}, "takes no 'relation'"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(name: str, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said) as refusal:
+def test_arguments_that_do_not_fit_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
         InstructionReward().check(task(name, **changes))
     assert name in str(refusal.value)
 
@@ -305,7 +305,7 @@ def test_whole_numbers_may_have_become_floats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("truth", "said"),
+    ("truth", "message"),
     [
         ({"instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}, "did you mean 'punctuation:no_comma'"),
         ({"instruction_id_list": [], "kwargs": []}, "at least one id"),
@@ -317,12 +317,12 @@ def test_whole_numbers_may_have_become_floats() -> None:
         (None, "truth must be"),
     ],
 )
-def test_a_truth_that_is_none_is_refused(truth: Any, said: str) -> None:
+def test_a_truth_that_is_none_is_refused(truth: Any, message: str) -> None:
     for call in (
         lambda: InstructionReward().check(Task("", truth)),
         lambda: InstructionReward().score(Task("", truth), "x"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             call()
 
 

@@ -27,8 +27,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
 
 
 def spec(server: Judge, **args: Any) -> RewardSpec:
-    given: dict[str, Any] = {"url": server.url, "model": "m", "rubric": RUBRIC, "seconds": LIMIT}
-    return RewardSpec(name="judge", args=given | args)
+    settings: dict[str, Any] = {"url": server.url, "model": "m", "rubric": RUBRIC, "seconds": LIMIT}
+    return RewardSpec(name="judge", args=settings | args)
 
 
 def judge(server: Judge, *completions: str, **args: Any) -> list[Verdict]:
@@ -61,7 +61,7 @@ def test_what_may_pass_is_asked_again(server: Judge, trouble: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         ("say it is good", "no marks"),
         ("say [[7]] or [[8]]", "2 marks"),
@@ -72,11 +72,11 @@ def test_what_may_pass_is_asked_again(server: Judge, trouble: str) -> None:
         ('raw {"choices": [{"message": {"content": "[[3]] or"}, "finish_reason": "length"}]}', "cut short"),
     ],
 )
-def test_garbage_is_asked_for_again_and_never_a_score(server: Judge, answer: str, said: str) -> None:
+def test_garbage_is_asked_for_again_and_never_a_score(server: Judge, answer: str, message: str) -> None:
     verdicts = judge(server, answer, "say [[6]]")
     assert verdicts[1].score == 6.0
     assert verdicts[0].status is Status.INFRA_ERROR and verdicts[0].score is None
-    assert "no score in 3 answers" in verdicts[0].detail and said in verdicts[0].detail
+    assert "no score in 3 answers" in verdicts[0].detail and message in verdicts[0].detail
     assert server.asked[answer] == 6  # the guard asks for a failed verdict once more
 
 
@@ -156,7 +156,7 @@ def test_tasks_without_a_truth_the_rubric_shows_are_refused_before_the_run(serve
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ({"url": "judge:8000"}, "url='judge:8000'"),
         ({"url": "http://user:pass@judge/v1"}, "api_key_env"),
@@ -166,10 +166,10 @@ def test_tasks_without_a_truth_the_rubric_shows_are_refused_before_the_run(serve
         ({"modell": "m"}, "did you mean 'model'"),
     ],
 )
-def test_wrong_arguments_are_refused(args: dict[str, Any], said: str) -> None:
-    given: dict[str, Any] = {"url": "http://judge/v1", "model": "m", "rubric": RUBRIC}
-    with pytest.raises(ValueError, match=said):
-        build(RewardSpec(name="judge", args=given | args))
+def test_wrong_arguments_are_refused(args: dict[str, Any], message: str) -> None:
+    settings: dict[str, Any] = {"url": "http://judge/v1", "model": "m", "rubric": RUBRIC}
+    with pytest.raises(ValueError, match=message):
+        build(RewardSpec(name="judge", args=settings | args))
 
 
 def test_paths_are_whole_where_they_cross_to_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

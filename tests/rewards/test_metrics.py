@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.metrics import Passage, summarize, summarize_pool
+from rewards.metrics import JobTimes, summarize, summarize_workers
 from rewards.types import Status, Verdict
 
 
@@ -44,12 +44,12 @@ def test_outcomes_are_shares_of_the_scored() -> None:
 
 def test_a_pool_of_two_workers() -> None:
     passages = [
-        Passage(10.0, 10.0, 12.0),
-        Passage(10.0, 10.0, 11.0),
-        Passage(10.0, 11.0, 13.0),  # waits for the second worker
-        Passage(10.5, 12.0, 14.0),  # waits for the first
+        JobTimes(10.0, 10.0, 12.0),
+        JobTimes(10.0, 10.0, 11.0),
+        JobTimes(10.0, 11.0, 13.0),  # waits for the second worker
+        JobTimes(10.5, 12.0, 14.0),  # waits for the first
     ]
-    metrics = summarize_pool("sandbox", passages, workers=2, replaced=1)
+    metrics = summarize_workers("sandbox", passages, workers=2, replaced=1)
     assert metrics == {
         "reward_pool/sandbox/queue_depth_max": 2.0,  # from 10.5 to 11
         "reward_pool/sandbox/latency_p50": pytest.approx(2.5),  # of 1, 2, 3 and 3.5
@@ -57,11 +57,11 @@ def test_a_pool_of_two_workers() -> None:
         "reward_pool/sandbox/utilisation": pytest.approx(7 / (2 * 4)),
         "reward_pool/sandbox/replaced": 1.0,
     }
-    assert summarize_pool("sandbox", [], workers=2, replaced=0) == {}
+    assert summarize_workers("sandbox", [], workers=2, replaced=0) == {}
 
 
 def test_nothing_waits_for_a_free_worker() -> None:
-    passages = [Passage(float(n), float(n), n + 1.0) for n in range(3)]
-    metrics = summarize_pool("rule", passages, workers=1, replaced=0)
+    passages = [JobTimes(float(n), float(n), n + 1.0) for n in range(3)]
+    metrics = summarize_workers("rule", passages, workers=1, replaced=0)
     assert metrics["reward_pool/rule/queue_depth_max"] == 0.0
     assert metrics["reward_pool/rule/utilisation"] == 1.0

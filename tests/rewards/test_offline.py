@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.rewards import RewardSpec
-from rewards.offline import Row, count_rows, judge_rows, read_rows
+from rewards.offline import CompletionRow, count_completions, judge_rows, read_completions
 from rewards.types import Status, Verdict
 
 REWARDS = """
@@ -45,21 +45,23 @@ def row(completion: str, **columns: object) -> dict[str, object]:
 
 def judged(
     *lines: bytes | dict[str, object], name: str = "mine", workers: int = 1, timeout_seconds: float = 10
-) -> list[tuple[Row, Verdict | None]]:
+) -> list[tuple[CompletionRow, Verdict | None]]:
     encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     Path("rows.jsonl").write_bytes(b"\n".join(encoded))
     spec = RewardSpec(name=f"mine.py:{name}")
-    return list(judge_rows(read_rows(Path("rows.jsonl")), spec, workers=workers, timeout_seconds=timeout_seconds))
+    return list(
+        judge_rows(read_completions(Path("rows.jsonl")), spec, workers=workers, timeout_seconds=timeout_seconds)
+    )
 
 
 def test_order_is_kept_by_many_workers() -> None:
     results = judged(*(row("x" * (number % 7)) for number in range(60)), workers=3)
     assert [where.where for where, _ in results] == [f"rows.jsonl:{number}" for number in range(1, 61)]
-    assert [said.score for _, said in results if said] == [float(number % 7 == 5) for number in range(60)]
+    assert [verdict.score for _, verdict in results if verdict] == [float(number % 7 == 5) for number in range(60)]
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b"no json", "not JSON"),
         (b'{"prompt": "a"', "not JSON"),
@@ -76,18 +78,18 @@ def test_order_is_kept_by_many_workers() -> None:
         (b'{"prompt": [{"role": "user"}], "completion": "b"}', "prompt is neither"),
     ],
 )
-def test_a_bad_row_is_told_and_the_others_are_judged(line: bytes, said: str) -> None:
+def test_a_bad_row_is_told_and_the_others_are_judged(line: bytes, message: str) -> None:
     results = judged(row("xxxxx"), line, b"   ", row("y"))
-    assert [found.where for found, _ in results] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:4"]
+    assert [row.where for row, _ in results] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:4"]
     scores = [verdict and verdict.score for _, verdict in results]
     assert scores == [1.0, None, 0.0]
-    assert re.match(said, results[1][0].problem)
-    assert count_rows(Path("rows.jsonl")) == 3
+    assert re.match(message, results[1][0].problem)
+    assert count_completions(Path("rows.jsonl")) == 3
 
 
 def test_a_row_that_breaks_the_checker_costs_only_itself() -> None:
     results = judged(row("xxxxx"), row("die"), row("hang"), row("xxxxx"), timeout_seconds=3)
-    assert [said and (said.score, said.status) for _, said in results] == [
+    assert [verdict and (verdict.score, verdict.status) for _, verdict in results] == [
         (1.0, Status.OK),
         (None, Status.INFRA_ERROR),
         (None, Status.TIMEOUT),
@@ -98,7 +100,7 @@ def test_a_row_that_breaks_the_checker_costs_only_itself() -> None:
 def test_a_task_the_reward_refuses_is_a_bad_row(here: Path) -> None:
     (here / "mine.py").write_text("def mine(completions, solution):\n    return [1.0 for _ in completions]\n")
     spec = RewardSpec(name="trl:mine.py:mine")
-    rows = [Row("a:1", row("x", solution="s")), Row("a:2", row("x"))]
+    rows = [CompletionRow("a:1", row("x", solution="s")), CompletionRow("a:2", row("x"))]
     (_, good), (refused, none) = judge_rows(rows, spec, workers=1, timeout_seconds=10)
     assert good is not None and good.score == 1.0
     assert none is None and "needs the column 'solution'" in refused.problem
@@ -125,4 +127,4 @@ def test_a_wrong_reward_and_a_missing_file_are_told_at_once() -> None:
     with pytest.raises(ValueError, match="did you mean 'mine'"):
         judged(row("x"), name="mien")
     with pytest.raises(ValueError, match=r"'nowhere\.jsonl'"):
-        count_rows(Path("nowhere.jsonl"))
+        count_completions(Path("nowhere.jsonl"))

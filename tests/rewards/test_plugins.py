@@ -7,8 +7,9 @@ import pytest
 
 import rewards.math
 from configs.rewards import RewardSpec
+from pipeline.judging.checkpoint import CheckpointJudge
 from rewards.guard import Guard
-from rewards.plugins import FACTORIES, absolute, load, locate, names, source_file
+from rewards.plugins import FACTORIES, MODEL_KINDS, absolute, import_reward, list_rewards, locate, source_file
 from rewards.registry import build
 from rewards.types import Task
 
@@ -57,7 +58,7 @@ def test_files_of_one_name_are_two(here: Path) -> None:
 
 def test_a_file_runs_once_and_leaves_nothing_beside_it(here: Path) -> None:
     (here / "mine.py").write_text("made = []\nclass A:\n    made.append(1)\nclass B:\n    pass\n")
-    first, second = load(locate("mine.py:A")), load(locate("mine.py:B"))
+    first, second = import_reward(locate("mine.py:A")), import_reward(locate("mine.py:B"))
     assert sys.modules[first.__module__] is sys.modules[second.__module__]
     assert sys.modules[first.__module__].made == [1]
     assert [file.name for file in here.iterdir()] == ["mine.py"]
@@ -88,7 +89,7 @@ def test_entry_points(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(here / "x", monkeypatch, "theirs", polite="theirs.rules:score", math="theirs.rules:score")
     assert build(RewardSpec(name="polite")).score(TASK, "") == 1.0
     assert locate("math").where == "rewards.math"  # not theirs
-    listed = {listing.name: listing for listing in names()}
+    listed = {listing.name: listing for listing in list_rewards()}
     assert (listed["polite"].pool, listed["polite"].summary) == ("rule", "Always one.")
     assert set(listed) == {*FACTORIES, "polite"} and listed["math"].summary.startswith("1.0 when")
     with pytest.raises(ValueError, match="did you mean 'polite'"):
@@ -98,9 +99,14 @@ def test_entry_points(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         locate("polite")
 
 
+def test_rewards_that_load_a_checkpoint_are_listed_with_the_kind_of_model() -> None:
+    classes = {name: import_reward(locate(name)) for name in FACTORIES if name != "refusal"}  # a function
+    assert {name for name, reward in classes.items() if issubclass(reward, CheckpointJudge)} == set(MODEL_KINDS)
+
+
 def test_a_broken_entry_point_does_not_break_the_list(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(here / "x", monkeypatch, "broken", lost="no_such_module:score")
-    [lost] = [listing for listing in names() if listing.name == "lost"]
+    [lost] = [listing for listing in list_rewards() if listing.name == "lost"]
     assert "no module 'no_such_module'" in lost.summary
 
 
@@ -114,7 +120,7 @@ def test_the_source_is_found_without_running_it(here: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("import os\n\ndef score(task completion):\n    pass\n", r"mine.py:3: SyntaxError: "),
         ("x = 1\nimport no_such_thing\n", r"mine\.py:2: ModuleNotFoundError: .*'no_such_thing'"),
@@ -126,9 +132,9 @@ def test_the_source_is_found_without_running_it(here: Path, monkeypatch: pytest.
         ("\x00", r"mine.py: (SyntaxError|ValueError): source code"),
     ],
 )
-def test_a_file_that_does_not_load_is_told_with_its_line(here: Path, source: str, said: str) -> None:
+def test_a_file_that_does_not_load_is_told_with_its_line(here: Path, source: str, message: str) -> None:
     (here / "mine.py").write_text(source)
-    with pytest.raises(ValueError, match=rf"^reward 'mine.py:score': .*{said}"):
+    with pytest.raises(ValueError, match=rf"^reward 'mine.py:score': .*{message}"):
         build(RewardSpec(name="mine.py:score"))
 
 
@@ -139,7 +145,7 @@ def test_a_module_that_does_not_load_is_told_with_its_line(here: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("mien.py:score", r"'mien\.py' .*: did you mean 'mine\.py'"),
         ("./mien.py:score", r"'\./mien\.py' .*: did you mean 'mine\.py'"),
@@ -154,9 +160,9 @@ def test_a_module_that_does_not_load_is_told_with_its_line(here: Path, monkeypat
         ("..rules:score", "no module"),
     ],
 )
-def test_names_that_lead_nowhere(here: Path, name: str, said: str) -> None:
+def test_names_that_lead_nowhere(here: Path, name: str, message: str) -> None:
     (here / "mine.py").write_text(ONE)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         build(RewardSpec(name=name))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         source_file(RewardSpec(name=name))

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 
 import rewards.pool
 from configs.rewards import RewardPoolConfig, RewardSpec
-from rewards.pool import Judged, RewardPool, RewardWorker
+from rewards.pool import GroupVerdicts, RewardPool, RewardWorker
 from rewards.types import RewardsUnavailable, Status, Task
 from tests.rewards import hostile
 from tests.rewards.judging.server import RUBRIC, judge_server
@@ -40,7 +40,7 @@ def start() -> Iterator[Any]:
         pool.close()
 
 
-def scores(judged: Judged, label: str) -> list[float | None]:
+def scores(judged: GroupVerdicts, label: str) -> list[float | None]:
     return [verdicts[label].score for verdicts in judged]
 
 
@@ -142,7 +142,7 @@ def test_the_breaker_stops_the_run(start: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_fault_of_the_pool_itself_is_raised(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = start(hostile.specs("length"))
-    monkeypatch.setattr(rewards.pool, "_ask", lambda *_: 1 // 0)
+    monkeypatch.setattr(rewards.pool, "_judge", lambda *_: 1 // 0)
     pool.submit(0, Task("", ""), ["a"])
     with pytest.raises(ZeroDivisionError):
         pool.gather()
@@ -172,7 +172,7 @@ def kill(worker: Any) -> None:
 def test_groups_of_killed_workers_are_judged_again(start: Any) -> None:
     pool = start(hostile.specs("length"), workers={"rule": 2})
     for groups in (1, 4):  # a lone group's second try must not go to the other dead worker
-        for worker in list(pool._crews["rule"]._workers):
+        for worker in list(pool._worker_groups["rule"]._workers):
             kill(worker)
         for index in range(groups):
             pool.submit(index, Task("", ""), ["a", "bb"])
@@ -203,11 +203,11 @@ def test_losing_two_workers_is_an_infra_error_and_never_a_score(start: Any) -> N
 
 def test_a_stopped_worker_is_replaced(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = start(hostile.specs("length"))
-    [worker] = pool._crews["rule"]._workers
+    [worker] = pool._worker_groups["rule"]._workers
     pid: Any = ray.get(worker.__ray_call__.remote(lambda _: os.getpid()), timeout=30)
     os.kill(pid, signal.SIGSTOP)
     monkeypatch.setattr(rewards.pool, "_HEARTBEAT_SECONDS", 1.0)
-    monkeypatch.setattr(rewards.pool, "_ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr(rewards.pool, "_ALIVE_SECONDS", 3.0)
     pool.submit(0, Task("", ""), ["abc"])
     assert scores(pool.gather()[0], "length") == [3.0]
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs.rewards import RewardSpec
 from rewards.guard import Guard
-from rewards.plugins import FACTORIES, load, locate
+from rewards.plugins import FACTORIES, import_reward, locate
 from rewards.registry import build
 from rewards.types import Task
 
@@ -21,7 +21,7 @@ def plain(task, completion, bonus=0.0):
 async def waiting(task, completion):
     return float(completion == task.truth)
 
-def said(task, completion):
+def abstains(task, completion):
     return Verdict(None, Status.ABSTAIN, "no opinion") if not completion else Verdict(1.0, outcome="fine")
 
 class Plain:
@@ -54,7 +54,7 @@ def test_every_form_judges(here: Path) -> None:
     specs = [
         RewardSpec(name="forms.py:plain", args={"bonus": 0.25}),
         RewardSpec(name="forms.py:waiting"),
-        RewardSpec(name="forms.py:said"),
+        RewardSpec(name="forms.py:abstains"),
         RewardSpec(name="./forms.py:Plain", args={"word": "63"}),
         RewardSpec(name=str(here / "forms.py:Batch")),
         RewardSpec(name="forms.py:asks"),
@@ -63,20 +63,20 @@ def test_every_form_judges(here: Path) -> None:
     with Guard(specs, timeout_seconds=10) as guard:
         guard.start()
         scores = {
-            spec.label: [said.score for said in guard.judge(spec.label, task, ["63", "", "62"])] for spec in specs
+            spec.label: [verdict.score for verdict in guard.judge(spec.label, task, ["63", "", "62"])] for spec in specs
         }
         assert scores == {
             "plain": [1.25, 0.25, 0.25],
             "waiting": [1.0, 0.0, 0.0],
-            "said": [1.0, None, 1.0],
+            "abstains": [1.0, None, 1.0],
             "Plain": [1.0, 0.0, 0.0],
             "Batch": [1.0, 0.0, 0.0],
             "asks": [0.5, 0.5, 0.5],
         }
-        assert {label: post.pool for label, post in guard.posts.items()} == {
+        assert {label: post.pool for label, post in guard.placements.items()} == {
             "plain": "rule",
             "waiting": "rule",
-            "said": "rule",
+            "abstains": "rule",
             "Plain": "rule",
             "Batch": "model",
             "asks": "sandbox",
@@ -84,7 +84,7 @@ def test_every_form_judges(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "args", "said"),
+    ("source", "args", "message"),
     [
         (
             "def mine(completion):\n    return 1.0",
@@ -115,15 +115,15 @@ def test_every_form_judges(here: Path) -> None:
         ("def mine(queries, prompts, labels): ...", {}, "put 'openrlhf:'"),
     ],
 )
-def test_a_reward_that_does_not_fit_is_told(here: Path, source: str, args: dict[str, object], said: str) -> None:
+def test_a_reward_that_does_not_fit_is_told(here: Path, source: str, args: dict[str, object], message: str) -> None:
     (here / "mine.py").write_text(source)
-    with pytest.raises(ValueError, match=rf"^reward 'mine.py:mine': .*{said}"):
+    with pytest.raises(ValueError, match=rf"^reward 'mine.py:mine': .*{message}"):
         build(RewardSpec(name="mine.py:mine", args=args))
 
 
 def test_our_own_rewards_are_there_and_say_what_they_do() -> None:
     for name in FACTORIES:
-        factory = load(locate(name))
+        factory = import_reward(locate(name))
         assert callable(factory) and factory.__doc__, name
 
 
@@ -132,7 +132,7 @@ def test_arguments_arrive() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "said"),
+    ("name", "args", "message"),
     [
         ("maths", {}, r"^unknown reward 'maths': did you mean 'math'\?"),
         ("reasoning_gym", {"extrakt": "whole"}, r"reasoning_gym.*'extrakt'.*did you mean 'extract'"),
@@ -141,8 +141,8 @@ def test_arguments_arrive() -> None:
         ("math", {"precision": 6}, r"math.*'precision'"),
     ],
 )
-def test_wrong_specs_name_what_is_wrong(name: str, args: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_wrong_specs_name_what_is_wrong(name: str, args: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build(RewardSpec(name=name, args=args))
 
 
@@ -150,10 +150,10 @@ def test_the_room_is_light() -> None:
     """What a judging process imports: no torch, no ray, and no checker before one is asked for."""
     heavy = ("torch", "ray", "vllm", "transformers", "sympy", "reasoning_gym")
     program = f"import sys, rewards.guard; sys.exit(str([name for name in {heavy} if name in sys.modules]))"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert found.stderr.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert completed.stderr.strip() == "[]"
     program = (
         f"import sys, rewards.math, rewards.gym; sys.exit(str([name for name in {heavy[:4]} if name in sys.modules]))"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert found.stderr.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert completed.stderr.strip() == "[]"

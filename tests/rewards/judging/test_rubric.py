@@ -100,7 +100,7 @@ def test_a_rubric_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"rubric": None}, "'rubric' and 'rubric_file'"),
         ({"rubric_file": "x"}, "'rubric' and 'rubric_file'"),
@@ -111,8 +111,8 @@ def test_a_rubric_in_a_file(tmp_path: Path) -> None:
         ({"lowest": 10.0}, "lowest=10 .*highest=10"),
     ],
 )
-def test_a_rubric_that_cannot_work_is_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_rubric_that_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         rubric(**settings)
 
 
