@@ -14,7 +14,7 @@ from pipeline.grpo.experience import Experience, JudgedGroup
 from pipeline.grpo.figures import length_slope, rollout_figures
 from pipeline.grpo.fleet import Fleet
 from pipeline.grpo.mix import DECIMALS, mix, shape_overlong, statistics
-from pipeline.objectives.advantage import Rewards, has_spread
+from pipeline.objectives.advantage import Array, has_spread
 from rewards.types import Verdict
 from rollout.types import Group
 
@@ -23,7 +23,7 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Ex
     """Sample and judge until P groups have spread, or until the rounds of dynamic sampling are used up (DAPO, section
     3.2, arXiv:2503.14476). Always returns P groups, those with spread first.
 
-    The number of the round selects the prompts and the sampling seed, so that a resumed run repeats it. Rewards are
+    The number of the round selects the prompts and the sampling seed, so that a resumed run repeats it. Array are
     mixed, and metrics taken, over all sampled groups. Raises RolloutError or RewardsUnavailable as the handles do.
     """
     num_prompts, max_rounds = config.prompts_per_step, config.dynamic_sampling.max_rounds
@@ -62,7 +62,7 @@ def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: in
 
 def mixed_rewards(
     config: GRPOConfig, verdicts: list[list[dict[str, Verdict]]], lengths_PG: NDArray[np.int64]
-) -> tuple[Rewards, Rewards, dict[str, float]]:
+) -> tuple[Array, Array, dict[str, float]]:
     """Mix the verdicts and add the punishment of overlong completions.
 
     Returns rewards_PG; totals_PG, the same before any normalisation, for the reported mean (after normalisation each

@@ -6,7 +6,7 @@ Shape suffixes: P prompts, G completions of a prompt.
 from dataclasses import dataclass
 
 from pipeline.data.prompts import Prompt
-from pipeline.objectives.advantage import Rewards
+from pipeline.objectives.advantage import Array
 from rewards.types import Verdict
 from rollout.types import Group
 
@@ -33,5 +33,5 @@ class Experience:
     """
 
     groups: list[JudgedGroup]
-    rewards_PG: Rewards
+    rewards_PG: Array
     metrics: dict[str, float]

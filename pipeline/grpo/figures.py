@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.objectives.advantage import Rewards
+from pipeline.objectives.advantage import Array
 from rollout.types import Completion
 
 GRAM = 4
 """Tokens of the n-grams whose repetition is counted."""
 
 
-def rollout_figures(completions: Sequence[Completion], rewards_PG: Rewards) -> dict[str, float]:
+def rollout_figures(completions: Sequence[Completion], rewards_PG: Array) -> dict[str, float]:
     """Figures of all completions that a step sampled. The entropy, in nats a token, is estimated as the mean of -log p
     over the sampled tokens."""
     judged = rewards_PG[~np.isnan(rewards_PG)]

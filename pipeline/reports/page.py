@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
-from pipeline.disk.run_record import DONE, FAILED, INTERRUPTED, KILLED, RUNNING, STOPPED, UNDECIDED
+from pipeline.disk.run_record import State
 from pipeline.gates.decision import asked, came_of
 from pipeline.reports.charts import interval_axis, svg_points
 from pipeline.reports.files import duration, weights_hash
@@ -22,9 +23,10 @@ from pipeline.reports.results import figure_intervals, ruling_interval
 
 REPORT = "report.html"
 _COLORS = (
-    dict.fromkeys((DONE, "promote"), "good")
-    | dict.fromkeys((RUNNING, UNDECIDED, "ask"), "busy")
-    | dict.fromkeys((FAILED, STOPPED, INTERRUPTED, KILLED, "stop", "roll_back"), "bad")
+    dict.fromkeys((Ending.DONE.word, "promote"), "good")
+    | dict.fromkeys((State.RUNNING, Ending.UNDECIDED.word, "ask"), "busy")
+    | dict.fromkeys((Ending.FAULT.word, Ending.STOPPED.word, Ending.INTERRUPTED.word, State.KILLED), "bad")
+    | dict.fromkeys(("stop", "roll_back"), "bad")
 )
 """Colours of the states of stages and the verdicts of gates; the other states are grey."""
 _MAX_CHARACTERS = 4000

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.disk.ending import Ending
 from pipeline.disk.files import read_json_or_none
 from pipeline.disk.recorded import FIGURES, LINEAGE, changes, read_figures
-from pipeline.disk.run_record import DONE, RUNNING, RunRecord, StageRecord
+from pipeline.disk.run_record import RunRecord, StageRecord, State
 from pipeline.gates.decision import read_decision
 from pipeline.gates.kept import FIGURES as SUITES
 from pipeline.reports.curves import STEP_SECONDS, trend
@@ -41,9 +42,9 @@ def write_recipe_html(record: RunRecord) -> None:
         run,
         "run.html",
         title=run.resolve().name,
-        reload=record.state == RUNNING,
+        reload=record.state == State.RUNNING,
         record=record,
-        done=sum(stage.state == DONE for stage in record.stages.values()),
+        done=sum(stage.state == Ending.DONE.word for stage in record.stages.values()),
         seconds={name: _seconds(run / name, stage, now) for name, stage in record.stages.items()},
         results={name: _result(run / name, stage) for name, stage in record.stages.items()},
         pages={name for name in record.stages if (run / name / REPORT).is_file()},

@@ -10,9 +10,10 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from configs.gate import HoldRule, ImproveRule, ThresholdRule
+from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_json_lines
 from pipeline.disk.lock import locked
-from pipeline.disk.run_record import DONE, RUNNING, WAITING, RunRecord, StageRecord
+from pipeline.disk.run_record import RunRecord, StageRecord, State
 from pipeline.gates.decision import Decision, write_decision
 from pipeline.gates.rules import Ruling
 from pipeline.reports.recipe_page import write_recipe_html
@@ -31,7 +32,7 @@ STAGES = {
     "prefer": ("grpo", ["gate_reason", "rm_helpful"]),
     "eval": ("eval", ["prefer"]),
 }
-STATES = {"prefer": RUNNING, "eval": WAITING}
+STATES = {"prefer": State.RUNNING, "eval": State.WAITING}
 
 
 def make_run(run: Path, steps: int = 30) -> Path:
@@ -55,14 +56,14 @@ def make_run(run: Path, steps: int = 30) -> Path:
         name: StageRecord(
             kind,
             parents,
-            state=STATES.get(name, DONE),
+            state=STATES.get(name, Ending.DONE.word),
             reason="waits for prefer" if name == "eval" else "",
             started=None if name == "eval" else time.time() - 700 + 100 * place,
             ended=None if name in STATES else time.time() - 605 + 100 * place,
         )
         for place, (name, (kind, parents)) in enumerate(STAGES.items())
     }
-    RunRecord(run.name, str(run), stages, RUNNING, reason=HOSTILE, started=time.time() - 700).write()
+    RunRecord(run.name, str(run), stages, State.RUNNING, reason=HOSTILE, started=time.time() - 700).write()
     return run
 
 
