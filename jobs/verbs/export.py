@@ -12,10 +12,7 @@ OutputFolder = Annotated[Path, Argument(metavar="OUT", help="The folder to write
 
 
 @app.command("import-gguf")
-def convert_gguf(
-    file: Annotated[Path, Argument(metavar="FILE", help="The GGUF file.")],
-    output: OutputFolder,
-) -> int:
+def convert_gguf(file: Annotated[Path, Argument(metavar="FILE", help="The GGUF file.")], output: OutputFolder) -> int:
     """Dequantise a Llama GGUF file into a checkpoint folder for transformers and vLLM.
 
     The tokenizer and the chat template are included. Needs the extra `gguf`.

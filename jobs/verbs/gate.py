@@ -95,7 +95,10 @@ def _excerpt(text: object) -> str:
 def decide(
     run: RunName,
     gate: Annotated[str, Argument(metavar="GATE", help="The gate's name in the recipe.")],
-    verdict: Annotated[Literal["promote", "stop", "roll_back"], Argument(help="The fate of the candidate.")],
+    verdict: Annotated[
+        Literal["promote", "stop", "roll_back"],
+        Argument(metavar="promote|stop|roll_back", help="The fate of the candidate."),
+    ],
     runs_dir: RunsDir = Path("runs"),
 ) -> int:
     """Decide for a gate that asks, or that stopped the run.

@@ -141,11 +141,7 @@ def new(name: Annotated[str, Argument(metavar="NAME", help="Name of the function
 
 @app.command()
 def check(
-    name: RewardName,
-    arguments: RewardArguments,
-    data: DataFile,
-    truth: TruthColumn = None,
-    timeout: TimeLimit = 5.0,
+    name: RewardName, arguments: RewardArguments, data: DataFile, truth: TruthColumn = None, timeout: TimeLimit = 5.0
 ) -> int:
     """Try a reward on your rows and on hostile text.
 
