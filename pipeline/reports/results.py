@@ -38,7 +38,7 @@ def figure_intervals(figures: Figures) -> list[Interval]:
 
 
 def calibration(file: Path) -> list[Interval]:
-    """Accuracy of a reward model in bins of equal confidence, with Wilson intervals; the bound is the mean confidence."""
+    """Accuracy of a reward model by confidence, with Wilson intervals; the bound is the mean confidence."""
     return [
         Interval(
             f"{row['low']:.0%} to {row['high']:.0%} sure",
