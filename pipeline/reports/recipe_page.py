@@ -36,7 +36,7 @@ def write_recipe_html(record: RunRecord) -> None:
     for name in decisions:
         write_html(run / name)
     evaluations = [each for name, stage in record.stages.items() for each in _evaluations(run / name, stage)]
-    first, last = evaluations[:1], evaluations[1:][-1:]
+    first, last = (evaluations[0], evaluations[-1]) if len(evaluations) > 1 else (None, None)
     lineages = {name: lineage for name in record.stages if (lineage := read_json_or_none(run / name / LINEAGE))}
     write_page(
         run,
@@ -52,11 +52,7 @@ def write_recipe_html(record: RunRecord) -> None:
         evaluations=evaluations,
         improved=list(_improved(evaluations)),
         decisions=decisions,
-        comparisons=[
-            comparison
-            for a, b in zip(first, last, strict=False)
-            for comparison in compare(a.folder, b.folder, (a.name, b.name))
-        ],
+        comparisons=compare(first.folder, last.folder, (first.name, last.name)) if first and last else [],
         changes=[(name, text) for name in lineages for text in changes(run / name, content=False)],
         lineages=lineages,
     )

@@ -38,17 +38,17 @@ def figure_intervals(figures: Figures) -> list[Interval]:
 
 
 def calibration(file: Path) -> list[Interval]:
-    """How often a reward model was right where it was about equally sure; the bound is how often it should be."""
+    """Accuracy of a reward model by confidence, with Wilson intervals; the bound is the mean confidence."""
     return [
         Interval(
-            f"{bin['low']:.0%} to {bin['high']:.0%} sure",
-            bin["accuracy"],
-            *wilson_interval(bin["accuracy"] * bin["pairs"], bin["pairs"]),
-            note=f"{bin['accuracy']:.0%} right of {bin['pairs']} pairs",
-            bound=bin["confidence"],
+            f"{row['low']:.0%} to {row['high']:.0%} sure",
+            row["accuracy"],
+            *wilson_interval(row["accuracy"] * row["pairs"], row["pairs"]),
+            note=f"{row['accuracy']:.0%} right of {row['pairs']} pairs",
+            bound=row["confidence"],
         )
-        for bin in read_json_lines(file)
-        if bin["pairs"]
+        for row in read_json_lines(file)
+        if row["pairs"]
     ]
 
 
@@ -73,7 +73,7 @@ def _bound(rule: Rule) -> float | None:
 
 
 def kept_and_dropped(figures: Figures) -> dict[str, dict[str, int]]:
-    """How many were kept, and how many dropped for each reason, of each kind and source of data."""
+    """Counts of what was kept, and dropped for each reason, by kind and source of data."""
     fates: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for key, value in figures.items():
         if match := re.fullmatch(r"(?:(.+)/)?dropped/(.+)", key):

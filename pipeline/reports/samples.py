@@ -146,7 +146,7 @@ def _rollout_answer(heading: str, record: SampleRecord, note: str = "") -> CardA
 
 
 def outcomes(records: Sequence[SampleRecord]) -> dict[str, Counter[str]]:
-    """How often each reward's verdicts had which outcome, or without a score which status."""
+    """Counts of each reward's outcomes; a verdict without a score counts by its status."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         for label, verdict in record["verdicts"].items():

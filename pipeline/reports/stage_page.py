@@ -26,6 +26,7 @@ def write_html(folder: Path) -> None:
     lineage, expert_load = (read_json_or_none(folder / name) or {} for name in (LINEAGE, EXPERT_LOAD))
     stage_type, undecided = lineage.get("type", ""), not (folder / DECISION).is_file()
     suites = _suites(stage_type, figures or {})
+    documents = (folder / CONFIG, folder / LINEAGE)
     samples = [record for records in steps.values() for record in records]
     write_page(
         folder,
@@ -58,7 +59,7 @@ def write_html(folder: Path) -> None:
         failures=failures(samples),
         lineage=lineage,
         data_hashes=list(data_hashes(lineage)) if lineage else [],
-        documents=[(name, (folder / name).read_text()) for name in (CONFIG, LINEAGE) if (folder / name).is_file()],
+        documents=[(file.name, file.read_text(encoding="utf-8")) for file in documents if file.is_file()],
     )
 
 
@@ -79,13 +80,10 @@ def _alarms(folder: Path, rows: Sequence[MetricsRow]) -> list[str]:
 
 def _suites(stage_type: str, figures: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Figures of an evaluation by suite, or of a reward model by held-out set."""
-    if stage_type == "eval":
-        return by_suite(figures)
-    return (
-        by_suite({k.removeprefix("eval/"): v for k, v in figures.items() if k.startswith("eval/")})
-        if stage_type == "rm"
-        else {}
-    )
+    prefix = {"eval": "", "rm": "eval/"}.get(stage_type)
+    if prefix is None:
+        return {}
+    return by_suite({key.removeprefix(prefix): value for key, value in figures.items() if key.startswith(prefix)})
 
 
 def _expert_interval(router: str, counts: Sequence[int]) -> Interval:
