@@ -139,6 +139,10 @@ class _WorkerGroup:
             self._workers.append(actor.remote(*self._arguments))
             return self._workers[-1]
 
+    def _dismiss(self, worker: Any) -> None:
+        ray.kill(worker)
+        self._workers.remove(worker)
+
     def _run(self, job: _Job) -> _JudgedJob:
         started, reason = time.monotonic(), ""
         worker = self._idle.get_nowait()
@@ -150,8 +154,7 @@ class _WorkerGroup:
                 verdicts = _judge(worker, job)
             except RayError as error:
                 reason = str(error)
-                ray.kill(worker)
-                self._workers.remove(worker)
+                self._dismiss(worker)
                 worker = None  # a new one for the second try, since the other idle ones may have died of the same cause
             else:
                 self._idle.put(worker)
