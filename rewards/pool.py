@@ -35,6 +35,7 @@ _HEARTBEAT_SECONDS = 10.0
 _ALIVE_SECONDS = 30.0
 _CLOSE_SECONDS = 5.0
 _ATTEMPTS = 2
+_PENDING = Verdict(None, Status.INFRA_ERROR, "not judged yet")
 
 GroupVerdicts = list[dict[str, Verdict]]
 """The verdicts of a group: for each completion by reward label."""
@@ -138,6 +139,10 @@ class _WorkerGroup:
             self._workers.append(actor.remote(*self._arguments))
             return self._workers[-1]
 
+    def _dismiss(self, worker: Any) -> None:
+        ray.kill(worker)
+        self._workers.remove(worker)
+
     def _run(self, job: _Job) -> _JudgedJob:
         started, reason = time.monotonic(), ""
         worker = self._idle.get_nowait()
@@ -149,8 +154,7 @@ class _WorkerGroup:
                 verdicts = _judge(worker, job)
             except RayError as error:
                 reason = str(error)
-                ray.kill(worker)
-                self._workers.remove(worker)
+                self._dismiss(worker)
                 worker = None  # a new one for the second try, since the other idle ones may have died of the same cause
             else:
                 self._idle.put(worker)
@@ -219,7 +223,7 @@ class RewardPool:
         _refuse_missing_gpus(placements.values(), config)
         self._group_of = {label: placement.worker_group for label, placement in placements.items()}
         self._breaker = CircuitBreaker(max_failure_rate=config.max_failure_rate, window=BREAKER_WINDOW)
-        self._sizes: dict[int, int] = {}
+        self._groups: dict[int, GroupVerdicts] = {}
         self._jobs: list[Future[_JudgedJob]] = []
         self._verdicts: defaultdict[str, list[Verdict]] = defaultdict(list)
         self._judged: defaultdict[str, list[_JudgedJob]] = defaultdict(list)
@@ -246,9 +250,10 @@ class RewardPool:
         for an index that was submitted since the last `gather`.
         """
         labels = applicable(task, list(self._group_of))
-        if index in self._sizes:
+        if index in self._groups:
             raise ValueError(f"group {index} was submitted twice")
-        self._sizes[index] = len(completions)
+        # In the order of the rewards, whatever the order of judging, so that sums are the same in every run.
+        self._groups[index] = [dict.fromkeys(labels, _PENDING) for _ in completions]
         for name, workers in self._worker_groups.items():
             members = [label for label in labels if self._group_of[label] == name]
             if members:
@@ -261,16 +266,10 @@ class RewardPool:
         """
         began = time.monotonic()
         jobs, self._jobs = self._jobs, []
-        sizes, self._sizes = self._sizes, {}
-        unordered: dict[int, GroupVerdicts] = {index: [{} for _ in range(size)] for index, size in sizes.items()}
+        groups, self._groups = self._groups, {}
         for future in as_completed(jobs):  # ends, since every job does
-            self._collect(future.result(), unordered)
+            self._collect(future.result(), groups)
         self._waited += time.monotonic() - began
-        # In the order of submission and of the rewards, so that sums don't depend on the order of judging.
-        groups = {
-            index: [{label: verdicts[label] for label in self._group_of if label in verdicts} for verdicts in group]
-            for index, group in unordered.items()
-        }
         for group in groups.values():
             for verdicts in group:
                 for label, verdict in verdicts.items():

@@ -43,8 +43,8 @@ _OWN_FILES = (__file__, inspect.getfile(Verdict))
 
 Build = Callable[[RewardSpec], Reward]
 Form = Literal["one by one", "concurrent", "batch"]
-"""How a reward judges the completions of a group: `score` on one after the other, an async `score` on all side by side
-in one event loop, or `score_batch` on all in one call."""
+"""The calls of a reward for a group: `score` for one completion after the other, an async `score` for all side by side
+in one event loop, or `score_batch` for all in one call."""
 
 _Send = Callable[[int | None, object], None]
 _Result = TypeVar("_Result")

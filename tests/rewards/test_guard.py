@@ -13,7 +13,7 @@ import pytest
 
 import rewards.guard
 from configs.rewards import RewardPoolConfig, RewardSpec
-from rewards.guard import Guard, inspect, refuse_idle_workers, unjudgeable
+from rewards.guard import Guard, Judges, inspect, refuse_idle_workers, unjudgeable
 from rewards.types import CONTRACT_ERROR, Placement, Status, Task, Verdict
 from tests.rewards import hostile
 
@@ -272,6 +272,15 @@ def test_rewards_are_inspected_before_anything_is_launched() -> None:
     assert {label: post.worker_group for label, post in posts.items()} == {"length": "sandbox", "pid": "rule"}
     with pytest.raises(ValueError, match="once"):
         inspect(hostile.specs("length", "length"), config, build=hostile.build)
+
+
+def test_one_process_places_the_rewards_and_checks_the_tasks(tmp_path: Path) -> None:
+    setups = tmp_path / "set_up"
+    with Judges(hostile.specs("length", setup=str(setups)), RewardPoolConfig(), hostile.build) as judges:
+        problems = judges.problems(TASKS[:2])
+    assert judges.placements == {"length": Placement("length", "rule", 0.0, None)}
+    assert problems[0] is None and problems[1] is not None
+    assert setups.read_text() == "x"
 
 
 @pytest.mark.parametrize(("truth", "message"), [("raise", "KeyError"), ("hang", "1 s"), ("exit", "exit code 5")])

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 import rewards.pool
 from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards.pool import GroupVerdicts, RewardPool, RewardWorker
-from rewards.types import RewardsUnavailable, Status, Task
+from rewards.types import Placement, RewardsUnavailable, Status, Task
 from tests.rewards import hostile
 from tests.rewards.judging.server import RUBRIC, judge_server
 
@@ -111,6 +111,16 @@ def test_math_by_its_own_name() -> None:
     pool = RewardPool(hostile.specs("math"), RewardPoolConfig())
     pool.submit(0, Task("What is 6 * 7?", "42"), [r"\boxed{42}", r"\boxed{6 \cdot 7}", "43"])
     assert scores(pool.gather()[0], "math") == [1.0, 0.0, 0.0]
+    pool.close()
+
+
+def test_known_placements_spare_a_process(tmp_path: Path) -> None:
+    specs, setups = hostile.specs("length", setup=str(tmp_path / "set_up")), tmp_path / "set_up"
+    placements = {"length": Placement("length", "rule", 0.0, None)}
+    pool = RewardPool(specs, RewardPoolConfig(), hostile.build, placements)
+    pool.submit(0, Task("", ""), ["abc"])
+    assert scores(pool.gather()[0], "length") == [3.0]
+    assert setups.read_text() == "x"  # the worker's own process
     pool.close()
 
 
