@@ -45,10 +45,7 @@ def judge_tests(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, 
     with TemporaryDirectory(prefix="alignyard-") as name, ExitStack() as boxes:
         folder = Path(name)
         tests_end, solution_end = socketpair()
-        with (
-            tests_end,
-            solution_end,
-        ):  # closed here once the boxes have them, so that either side notices the other's end
+        with tests_end, solution_end:  # closed once the boxes have them, or neither would notice the other's end
             solution = boxes.enter_context(
                 _start(sandbox, "solution", "serve_solution", solution_end, stdin, folder, limits)
             )
@@ -86,7 +83,7 @@ def limits_of_tests(limits: Limits) -> Limits:
 
 
 def _with_prompt(truth: Truth, source: str) -> str:
-    """Return `source`, behind the prompt where it is only the body of the prompt's last function."""
+    """Return `source`, behind the prompt if it is only the body of the prompt's last function."""
     stub = truth.last_stub
     first = next((line for line in source.splitlines() if line.strip()), "")
     if stub and first[:1].isspace() and not re.search(rf"^\s*(?:async\s+)?def\s+{stub}\b", source, re.M):

@@ -111,7 +111,7 @@ class Sandbox:
         """Start `command` in a box of its own, which ends with the `with` block; `finish` waits for it.
 
         folder: the program's working folder, FOLDER inside. Where this process is root, the folder and its files are
-        shared with the box's own user. writable: whether the program may write there. pass_fds: descriptors it
+        shared with the box's own user. writable: the program may write there. pass_fds: descriptors it
         inherits. The same thread must leave the block: bubblewrap dies with the thread that started it.
 
         Raises RuntimeError or OSError if the box cannot be made.
