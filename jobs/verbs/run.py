@@ -228,19 +228,19 @@ def _tell_started(order: "Order") -> int:
 
 def _dry_run(recipe: "Recipe", args: argparse.Namespace) -> int:
     from pipeline.disk.run_record import refuse_other_recipe
-    from pipeline.run.dry_run import Choice, plan, refuse, told_layout, told_model, told_sources
+    from pipeline.run.dry_run import Choice, describe_layout, describe_model, describe_sources, dry_run, refuse_problems
 
     folder = Path(recipe.runs_dir, recipe.name)
     refuse_other_recipe(recipe, folder)
-    stages = plan(recipe, folder, Choice(args.start, args.until, args.only))
+    stages = dry_run(recipe, folder, Choice(args.start, args.until, args.only))
     for stage in stages:
         OUT.print(f"\n[bold]{stage.name}[/] ({stage.config.type}): {stage.action}", highlight=False)
         table = Table.grid(padding=(0, 2, 0, 2))
         for title, told in (
             ("after", ", ".join(stage.waits_for)),
-            ("model", told_model(stage.config, recipe)),
-            ("layout", "; ".join(told_layout(stage.config, recipe))),
-            ("data", "\n".join(told_sources(stage.config))),
+            ("model", describe_model(stage.config, recipe)),
+            ("layout", "; ".join(describe_layout(stage.config, recipe))),
+            ("data", "\n".join(describe_sources(stage.config))),
         ):
             if told:
                 table.add_row(title, Text(told))
@@ -251,5 +251,5 @@ def _dry_run(recipe: "Recipe", args: argparse.Namespace) -> int:
     lacking = [stage.name for stage in stages if stage.lacks]
     if lacking:
         OUT.print(f"before it can run here: what {', '.join(lacking)} lack", style="yellow", soft_wrap=True)
-    refuse([stage for stage in stages if stage.differs])
+    refuse_problems([stage for stage in stages if stage.differs])
     return 0

@@ -59,7 +59,7 @@ TRAINING = (
 )
 MACHINE = (
     Chart("Tokens a second", "", {"rollout/tokens_per_second": "spoken", "train/tokens_per_second": "trained"}),
-    Chart("Memory of the fullest rank", "GiB", {"memory/peak_gib": "measured", "memory/predicted_gib": "predicted"}),
+    Chart("Memory of the fullest rank", "GiB", {"memory/peak_gib": "peak"}),
     Chart("Reward pools at work", "share of workers' time", {"reward_pool/*/utilisation": ""}),
     Chart("Waiting for a verdict", "seconds, median of groups", {"reward_pool/*/latency_p50": ""}),
     Chart("Groups waiting for a worker", "most at a time", {"reward_pool/*/queue_depth_max": ""}),

@@ -62,7 +62,7 @@ class TrainEngine:
         if self.device.type == "cpu":
             # Gloo serves; the shared-memory op would compile for two minutes at the first start of every machine.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.memory = StepMemory(spec, self.device)
+        self.memory = StepMemory(self.device)
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
         self.world_size = torch.distributed.get_world_size()
         self._model, model = score_model(spec) if spec.is_reward_model else causal_lm(spec)

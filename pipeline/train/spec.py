@@ -14,7 +14,9 @@ from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
 
 PEAK = "memory/peak_gib"
-"""Metric: the most memory of a rank in a step."""
+"""Metric: peak memory of the fullest rank in a step."""
+LONGEST = "memory/longest_tokens"
+"""Metric: tokens of that rank's longest micro-batch in the step."""
 
 
 @dataclass(frozen=True)
