@@ -59,7 +59,7 @@ def _figures(gate: Path) -> dict[str, float]:
 
 def _is_promoted(gate: Path) -> bool:
     decision = read_decision(gate)
-    return decision is not None and decision.verdict == "promote"
+    return decision is not None and decision.action == "promote"
 
 
 def _print_markdown(seeds: list[str], columns: list[list[str]]) -> None:

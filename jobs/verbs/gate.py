@@ -72,12 +72,12 @@ def _show_decision(decision: "Decision") -> None:
     if decision.best:
         OUT.print("the best checkpoint that the candidate's stage kept:")
         OUT.print(rules_table(decision.best))
-    verdict = Text(decision.verdict.replace("_", " "), style="bold")
+    verdict = Text(decision.action.replace("_", " "), style="bold")
     by = "decided by you" if decision.decided_by == "user" else "by the rules"
     verdict.append(f" ({by})", style="dim")
     if decision.promoted:
         verdict.append(f"; what follows starts from {decision.promoted}", style="not bold")
-    elif decision.decided_by == "user" and decision.verdict != "stop":
+    elif decision.decided_by == "user" and decision.action != "stop":
         verdict.append("; carried out when the recipe is run again", style="not bold")
     OUT.print(verdict)
 
@@ -108,11 +108,11 @@ def _decide(args: argparse.Namespace) -> int:
     folder, decision = run / args.gate, _decision(run, args.gate)
     if read_figures(folder) is not None:
         raise ValueError(
-            f"gate '{args.gate}' is done ({decision.verdict.replace('_', ' ')}), and what follows may have started "
+            f"gate '{args.gate}' is done ({decision.action.replace('_', ' ')}), and what follows may have started "
             f"from '{decision.promoted}'; to decide otherwise, run the recipe under another name"
         )
     with locked(folder):
-        write_decision(folder, replace(decision, verdict=args.verdict, decided_by="user", promoted=None))
+        write_decision(folder, replace(decision, action=args.verdict, decided_by="user", promoted=None))
     OUT.print(f"{args.gate}: {args.verdict.replace('_', ' ')}. Run the recipe again to go on", highlight=False)
     return 0
 

@@ -99,7 +99,7 @@ def _title(folder: Path, lineage: dict[str, Any]) -> Text:
     facts = [
         "done" if read_figures(folder) is not None else f"{len(rows)} steps so far" if rows else "",
         small_curve(rows)[1],
-        decision.verdict.replace("_", " ") if decision else "",
+        decision.action.replace("_", " ") if decision else "",
     ]
     title = Text(folder.name, style="bold")
     title.append(f" ({lineage['type']})", style="not bold")

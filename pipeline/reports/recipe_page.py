@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.disk.recorded import FIGURES, LINEAGE, METRICS, changes, read_figures
+from pipeline.gates.cache import EVALUATION_FIGURES
 from pipeline.gates.decision import DECISION, read_decision
-from pipeline.gates.kept import FIGURES as EVALUATED
 from pipeline.reports.curves import small_curve
 from pipeline.reports.files import duration, read_json, read_metrics
 from pipeline.reports.page import Inside, Markup, pill, section, table, tag, write_page
@@ -111,7 +111,7 @@ def _evaluated(stage: Stage) -> Iterator[Evaluated]:
             yield Evaluated(stage.name, stage.folder, figures)
         return
     for name in ("parent", "candidate"):
-        suites = read_json(stage.folder / name / EVALUATED)
+        suites = read_json(stage.folder / name / EVALUATION_FIGURES)
         if suites:
             figures = {f"{suite}/{figure}": value for suite, of in suites.items() for figure, value in of.items()}
             yield Evaluated(f"{stage.name}, {name}", stage.folder / name, figures)
@@ -162,7 +162,7 @@ def _stop(stage: Stage) -> Markup:
     curve, said = small_curve(read_metrics(stage.folder)) if (stage.folder / METRICS).is_file() else (Markup(), "")
     if decision := read_decision(stage.folder):
         said = ", ".join(f"{ruling.rule.figure} {ruling.outcome}" for ruling in decision.rulings)
-        said = f"{decision.verdict.replace('_', ' ')}: {said}"
+        said = f"{decision.action.replace('_', ' ')}: {said}"
     elif stage.type == "eval":
         figures = read_json(stage.folder / FIGURES)
         said = ", ".join(f"{key} {value:.3g}" for key, value in figures.items() if f"{key}_low" in figures)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.gate import HoldRule, ImproveRule, Rule, ThresholdRule
-from pipeline.gates.decision import Decision, asked, came_of, read_decision
+from pipeline.gates.decision import Decision, describe_rule, describe_ruling, read_decision
 from pipeline.gates.rules import Ruling, lower_is_better
 from pipeline.reports.files import read_json_lines
 from pipeline.reports.page import Inside, Markup, folded, pill, section, table, tag
@@ -70,7 +70,10 @@ def gate(folder: Path) -> list[Markup]:
 
 def decision_plots(decision: Decision) -> list[Markup]:
     """The interval that each rule of a gate rests on: of the difference from the parent, or of a figure."""
-    return [forest(asked(each.rule), [_interval(each)], zero=each.difference is not None) for each in decision.rulings]
+    return [
+        forest(describe_rule(each.rule), [_interval(each)], zero=each.difference is not None)
+        for each in decision.rulings
+    ]
 
 
 def beside(before: Path, after: Path, names: tuple[str, str]) -> Iterator[Markup]:
@@ -83,7 +86,7 @@ def beside(before: Path, after: Path, names: tuple[str, str]) -> Iterator[Markup
 
 def verdict(decision: Decision) -> Markup:
     """A gate's verdict in a word."""
-    return pill(decision.verdict.replace("_", " "), VERDICTS[decision.verdict])
+    return pill(decision.action.replace("_", " "), VERDICTS[decision.action])
 
 
 def comparisons(folder: Path, figures: Figures) -> list[Markup]:
@@ -167,13 +170,13 @@ def _bound(rule: Rule) -> float | None:
 def _rulings(rulings: Sequence[Ruling]) -> Markup:
     rows = [
         [
-            asked(ruling.rule),
+            describe_rule(ruling.rule),
             _number(ruling.parent),
             _number(ruling.candidate),
             _number(ruling.difference),
             f"{ruling.low:.3g} to {ruling.high:.3g}",
             ruling.samples,
-            tag("span", came_of(ruling), class_=KINDS[ruling.outcome]),
+            tag("span", describe_ruling(ruling), class_=KINDS[ruling.outcome]),
         ]
         for ruling in rulings
     ]

@@ -100,9 +100,17 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
         tell(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
         alarms = Alarms(config, report.note)
         alarms.resume(read_metrics(folder))
-        validation = (
-            Validation(config, gate, suites, rollout, checkpoints, folder / "validation") if gate and suites else None
-        )
+        validation = None
+        if config.validation and gate and suites:
+            validation = Validation(
+                gate,
+                suites,
+                rollout,
+                checkpoints,
+                folder / "validation",
+                every_steps=config.validation.every_steps,
+                last_step=config.steps,
+            )
         probe = probe_sequences(len(tokenizer), max_model_len=config.rollout.max_model_len)
         fleet = Fleet(policy, rollout, rewards, checkpoints, config, probe)
         run(config, prompts, fleet, report, alarms, validation.figures if validation else lambda _: {})
