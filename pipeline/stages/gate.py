@@ -44,7 +44,7 @@ def run(
     hashes: dict[str, str],
     user_action: Action | None,
 ) -> Decision:
-    """Decide on the candidate by the rules. Rolling back promotes the best kept checkpoint if it passes, else the parent.
+    """Decide on the candidate by the rules. Rolling back promotes the best checkpoint if it passes, else the parent.
 
     candidate, parent: results by suite. evaluate_best: returns those of the best checkpoint that the candidate's stage
     kept; None where it kept none. paths: of `candidate`, `parent` and `best`. hashes: of checkpoints and suites, kept
