@@ -153,7 +153,7 @@ class AnswerSampler:
 def distinct_prompts(prompts: Prompts) -> list[Prompt]:
     """Drop prompts that differ from an earlier one in case or white space alone."""
     first: dict[str, Prompt] = {}
-    for prompt in (prompts[index] for index in range(len(prompts))):
+    for prompt in prompts:
         first.setdefault(prompt_key(prompt.task.conversation), prompt)
     return list(first.values())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.gate import HoldRule, ImproveRule, Rule, ThresholdRule
+from pipeline.disk.recorded import EVALUATION
 from pipeline.gates.decision import Decision, describe_rule, describe_ruling, read_decision
 from pipeline.gates.rules import Ruling, lower_is_better
 from pipeline.reports.files import read_json_lines
@@ -14,7 +15,7 @@ from pipeline.reports.page import Inside, Markup, folded, pill, section, table, 
 from pipeline.reports.samples import Side, answers, before_and_after, compared
 from pipeline.reports.shapes import Interval, bars, forest, reliability
 
-DATA, EVALUATION = "data", "evaluation"
+DATA = "data"
 
 Figures = Mapping[str, float]
 
