@@ -5,7 +5,7 @@ The stage `eval`, gates, and the validation within a training stage all evaluate
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,6 @@ from configs.evaluation import (
 from configs.references import PREFIX
 from configs.rewards import RewardPoolConfig
 from configs.sampling import SamplingConfig
-from pipeline.cluster.start import start_all, start_rewards
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import BadRows, Row, source_files
 from pipeline.disk.files import write_atomic, write_json_lines
@@ -47,6 +46,8 @@ from pipeline.evaluation.suites import Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
 from rewards.guard import inspect, refuse_idle, unjudgeable
+from rewards.plugins import absolute
+from rewards.pool import RewardPool
 from rewards.types import Task
 from rollout.pool import RolloutPool
 
@@ -129,8 +130,9 @@ class Evaluation:
             if prepared.bad_rows is not None and prepared.bad_rows.counts:
                 prepared.bad_rows.write(folder / f"{name}.bad_rows.jsonl")
             specs = prepared.suite.rewards()
-            start = partial(start_rewards, specs, self._reward_pool)
-            with start_all(start) if specs else nullcontext([None]) as (rewards,):
+            # The engines run already, and so does their cluster.
+            judges = closing(RewardPool(list(map(absolute, specs)), self._reward_pool)) if specs else nullcontext()
+            with judges as rewards:
                 results[name] = prepared.run(Session(rollout, rewards, sampling, seed))
             if results[name].records:
                 write_json_lines(folder / f"{name}.jsonl", [asdict(record) for record in results[name].records])

@@ -62,7 +62,7 @@ class CheckpointJudge(Settings):
 
     @property
     def promised(self) -> bool:
-        """Whether the checkpoint is the result of another stage, which may not exist yet."""
+        """True for the result of another stage, which may not exist yet."""
         return self.path.startswith(PREFIX)
 
     @property

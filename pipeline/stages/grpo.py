@@ -15,13 +15,13 @@ from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import source_files, tell
 from pipeline.evaluation.evaluate import Evaluation, check_suites
-from pipeline.gates.validation import Validation
 from pipeline.grpo.batches import training_batches
 from pipeline.grpo.collect import collect
 from pipeline.grpo.experience import Experience
 from pipeline.grpo.figures import over_updates
 from pipeline.grpo.fleet import Fleet
 from pipeline.grpo.sync import probe_sequences
+from pipeline.grpo.validation import Validation
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.alarms import Alarms
 from pipeline.reports.report import Report, Sample, read_metrics

@@ -12,7 +12,7 @@ from configs.grpo import GRPOConfig
 from configs.stages import Recipe
 from configs.train import CheckpointConfig
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.gates.validation import Validation
+from pipeline.grpo.validation import Validation
 from pipeline.run.stage import validating
 from pipeline.stages.grpo import check_validation
 from pipeline.train.checkpoints import Checkpoints
