@@ -12,7 +12,6 @@ from configs.data import Source
 from configs.evaluation import MultipleChoiceSuite
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
 from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, batched_likelihoods, suite_result
-from rewards.types import Status
 from rollout.types import Likelihood
 
 
@@ -100,13 +99,9 @@ def choices_result(answered: Iterable[tuple[Question, Sequence[Likelihood]]]) ->
                 prompt=question.context,
                 truth=question.choices[question.answer].strip(),
                 completion=question.choices[chosen].strip(),
-                mode="greedy",
                 score=float(chosen == question.answer),
-                status=Status.OK,
                 outcome="right" if chosen == question.answer else "wrong",
-                detail="",
                 num_tokens=num_tokens[chosen],
-                truncated=False,
                 parts={f"{index} {text.strip()}": sums[index] for index, text in enumerate(question.choices)},
             )
         )

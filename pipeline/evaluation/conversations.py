@@ -110,11 +110,7 @@ def _unasked(index: int, task: Task, turn: int, error: BadRowError) -> Iterator[
             prompt=task.prompt,
             truth=task.truth,
             completion="",
-            mode="greedy",
-            score=None,
             status=Status.ABSTAIN,
             outcome="not asked",
             detail=str(error),
-            num_tokens=0,
-            truncated=False,
         )

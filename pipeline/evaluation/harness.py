@@ -154,12 +154,8 @@ def _record(index: int, task: str, sample: Mapping[str, Any]) -> CompletionRecor
         prompt=str(sample["arguments"][0][0]),
         truth=sample["target"],
         completion=response if isinstance(response, str) else str(sample["resps"]),
-        mode="greedy",
         score=next(iter(numbers.values()), None),
         status=Status.OK if numbers else Status.ABSTAIN,
-        outcome="",
         detail="" if sample["filter"] == "none" else f"filter {sample['filter']}",
-        num_tokens=0,
-        truncated=False,
         parts=dict(numbers),
     )

@@ -50,8 +50,8 @@ def _mbpp(row: Row) -> Task:
         "classes": list(dict.fromkeys(classes)),
         "setup": setup,
     }
-    asked = _WRITE.format(prompt=prompt.strip(), tests="\n".join(tests))
-    return Task(asked, truth, row=row.where, metadata=row.values)
+    text = _WRITE.format(prompt=prompt.strip(), tests="\n".join(tests))
+    return Task(text, truth, row=row.where, metadata=row.values)
 
 
 def _text(row: Row, name: str) -> str:

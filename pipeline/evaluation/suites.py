@@ -56,13 +56,13 @@ class CompletionRecord:
     prompt: str
     truth: Any
     completion: str
-    mode: DecodingMode
-    score: float | None
-    status: Status
-    outcome: str
-    detail: str
-    num_tokens: int
-    truncated: bool
+    mode: DecodingMode = "greedy"
+    score: float | None = None
+    status: Status = Status.OK
+    outcome: str = ""
+    detail: str = ""
+    num_tokens: int = 0
+    truncated: bool = False
     parts: dict[str, float | None] = field(default_factory=dict[str, float | None])
     """Scores by reward, instruction or choice, where there are several."""
 

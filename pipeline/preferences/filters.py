@@ -121,7 +121,7 @@ def _past_share(comparisons: list[Comparison], shares: Mapping[str, float]) -> R
         raise ValueError(f"shares: {counts[domain]} comparisons are of domain '{domain}', which has no share; give one")
     for domain in shares.keys() - counts.keys():
         raise ValueError(
-            f"shares.{domain}: no comparison of this domain is left ({dict(counts)} are); remove its share"
+            f"shares.{domain}: no comparison of this domain is left, only {dict(counts)}; remove its share"
         )
     total = min(counts[domain] / share for domain, share in shares.items())
     places = Counter({domain: round(total * share) for domain, share in shares.items()})
