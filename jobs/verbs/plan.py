@@ -26,7 +26,7 @@ examples:
   alignyard plan my.yaml --cluster 16xA100 --model-config config.json --mean-share 0.3 --json plan.json
   alignyard plan demo --cluster 1xcpu --measured runs/demo
 """
-GIB = 2**30
+_GIB = 2**30
 SHOWN_LAYOUTS = 20
 """Layouts of a sweep in the table; --json gets all of them."""
 
@@ -128,7 +128,7 @@ def _print_measured(stage: "PlannedStage", folder: Path, device: "Device") -> No
     largest = max(steps, key=lambda row: row[PEAK])
     tokens = int(largest[LONGEST])
     predicted = predicted_peak(stage, device, tokens)
-    comparison = "no prediction of this stage" if predicted is None else f"predicted {predicted / GIB:.2f}"
+    comparison = "no prediction of this stage" if predicted is None else f"predicted {predicted / _GIB:.2f}"
     measured = f"measured {largest[PEAK]:.2f} GiB in step {largest['step']:.0f}, micro-batch of {tokens} tokens"
     OUT.print(f"  peak of a rank: {measured}; {comparison}", highlight=False, soft_wrap=True)
 
@@ -141,11 +141,11 @@ def _memory_table(plan: "Plan") -> Table:
     table = Table("GiB of a device", *plan.memory, title="memory")
     names = dict.fromkeys(name for parts in plan.memory.values() for name in parts)
     for name in names:
-        table.add_row(name, *(f"{parts[name] / GIB:.2f}" if name in parts else "" for parts in plan.memory.values()))
+        table.add_row(name, *(f"{parts[name] / _GIB:.2f}" if name in parts else "" for parts in plan.memory.values()))
     table.add_section()
-    table.add_row("in all", *(f"{sum(parts.values()) / GIB:.2f}" for parts in plan.memory.values()))
+    table.add_row("in all", *(f"{sum(parts.values()) / _GIB:.2f}" for parts in plan.memory.values()))
     if plan.host:
-        table.caption = f"and {plan.host / GIB:.1f} GiB a device of its machine's memory"
+        table.caption = f"and {plan.host / _GIB:.1f} GiB a device of its machine's memory"
     return table
 
 
@@ -170,7 +170,7 @@ def _print_sweep(plans: list["Plan"]) -> None:
     table = Table("layout", "fullest phase", "GiB", "seconds a step", title=f"{len(plans)} layouts tried")
     for plan in plans[:SHOWN_LAYOUTS]:
         phase = max(plan.memory, key=lambda name: sum(plan.memory[name].values()))
-        table.add_row(str(plan.placement), phase, f"{plan.fullest / GIB:.1f}", plan.reason or f"{plan.step:.4g}")
+        table.add_row(str(plan.placement), phase, f"{plan.fullest / _GIB:.1f}", plan.reason or f"{plan.step:.4g}")
     OUT.print(table, highlight=False)
 
 

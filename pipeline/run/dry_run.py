@@ -17,7 +17,7 @@ from pipeline.run.stage import check_stage, standing
 from pipeline.weights.resolve import architecture_file
 
 UNKNOWN_SIZE = "size unknown here: not fetched"
-SOURCES = get_args(get_args(Source)[0])
+_SOURCES = get_args(get_args(Source)[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def describe_layout(config: AnyStage, recipe: Recipe) -> list[str]:
 
 def describe_sources(config: AnyStage) -> list[str]:
     """Describe each source of a stage's rows once."""
-    sources = (source for _, source in walk(config) if isinstance(source, SOURCES))
+    sources = (source for _, source in walk(config) if isinstance(source, _SOURCES))
     return list(dict.fromkeys(map(_describe_source, sources)))
 
 
