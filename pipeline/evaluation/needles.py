@@ -18,6 +18,7 @@ from pipeline.data.chat import ChatFormat
 from pipeline.data.rows import BadRowError
 from pipeline.evaluation.generation import completion_record, rates
 from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, suite_result, with_progress
+from pipeline.evaluation.texts import read_utf8
 from rewards.types import Task, Verdict
 from rollout.types import Group
 
@@ -62,7 +63,7 @@ def load_needles(suite: NeedleSuite, tokenizer: PreTrainedTokenizerFast, seed: i
     Key, number and part of the text are drawn from `seed` and the needle's own name. Raises ValueError for a length
     without room for the question, and for a text that isn't UTF-8, is too short or spells a special token.
     """
-    chat, sentences = ChatFormat(tokenizer), _read(suite.path) if suite.path else None
+    chat, sentences = ChatFormat(tokenizer), _sentences(suite.path) if suite.path else None
     needles: list[Needle] = []
     for length, depth, index in product(suite.lengths, suite.depths, range(suite.samples)):
         rng = Random(f"{seed}:{length}:{depth:g}:{index}")
@@ -145,13 +146,9 @@ def _longest(
     return token_ids
 
 
-def _read(path: str) -> list[str]:
-    """Read the sentences of a text."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"path='{path}' is not UTF-8: {error}; convert the file") from error
-    return [" ".join(sentence.split()) for sentence in END_OF_SENTENCE.split(text.strip())]
+def _sentences(path: str) -> list[str]:
+    text = read_utf8(Path(path)).strip()
+    return [" ".join(sentence.split()) for sentence in END_OF_SENTENCE.split(text)]
 
 
 def _rotated(sentences: Sequence[str], rng: Random) -> list[str]:

@@ -31,12 +31,7 @@ def load_text(suite: TextSuite, tokenizer: PreTrainedTokenizerFast) -> Text:
     reproduced by the tokenizer, whose score would be that of another text.
     """
     path = Path(suite.path)
-    if not path.is_file():
-        raise ValueError(f"path='{path}': no such file; give a UTF-8 text file")
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"path='{path}' is not UTF-8: {error}; convert the file") from error
+    text = read_utf8(path)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     token_ids = cast(list[int], encoding["input_ids"])
     _check_unchanged(path, text, tokenizer, token_ids)
@@ -53,6 +48,16 @@ def load_text(suite: TextSuite, tokenizer: PreTrainedTokenizerFast) -> Text:
         for start, window in zip(starts, windows, strict=True)
     ]
     return Text(path.name, windows, names, len(text[skipped:].encode()))
+
+
+def read_utf8(path: Path) -> str:
+    """Read a text file as it is, line ends included. Raises ValueError for a missing file and for other encodings."""
+    if not path.is_file():
+        raise ValueError(f"path='{path}': no such file; give a UTF-8 text file")
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"path='{path}' is not UTF-8: {error}; convert the file") from error
 
 
 def run_text(text: Text, session: Session) -> SuiteResult:

@@ -61,13 +61,13 @@ class SelfJudge(Rubric, CheckpointJudge):
     def score_batch(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[Verdict]:
         """Judge the completions; one whose judge's prompt is unusable gets an abstention."""
         questions = [self._question_ids(task, text) for task, text in zip(tasks, completions, strict=True)]
-        verdicts = iter(self._judged([question for question in questions if isinstance(question, list)]))
+        verdicts = iter(self._verdicts([question for question in questions if isinstance(question, list)]))
         return [
             next(verdicts) if isinstance(question, list) else Verdict(None, Status.ABSTAIN, question)
             for question in questions
         ]
 
-    def _judged(self, questions: list[list[int]]) -> list[Verdict]:
+    def _verdicts(self, questions: list[list[int]]) -> list[Verdict]:
         votes: list[list[Vote]] = [[] for _ in questions]
         reasons = [""] * len(questions)
         missing = [index for index in range(len(questions)) for _ in range(self.votes)]
