@@ -247,16 +247,16 @@ def conduct(order: Order) -> Ending:
 
 def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     from pipeline.cluster.room import nodes
-    from pipeline.run.dry_run import Choice, plan, refuse
+    from pipeline.run.dry_run import Choice, dry_run, refuse_problems
 
     record.address = record.address or jobs.address
     # A conductor that was killed leaves jobs on a cluster that still runs.
     survivors = jobs.stop(jobs.running(order.folder, stages=True))
     if survivors:
         raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(survivors)}")
-    planned = plan(order.recipe, order.folder, Choice(order.start, order.until, order.only))
+    planned = dry_run(order.recipe, order.folder, Choice(order.start, order.until, order.only))
     cluster_nodes = nodes()
-    refuse(planned)
+    refuse_problems(planned)
     for stage in planned:
         stage_record = record.stages[stage.name]
         if stage.standing == "done":

@@ -36,7 +36,7 @@ def demo(steps: int) -> dict[str, float]:
         subprocess.run([*command, f"seed={seed}", f"name={folder.name}"], check=False)
         reasoning, preference = (_gate_figures(folder / gate) for gate in GATES)
         decisions = [read_decision(folder / gate) for gate in GATES]
-        promoted += sum(decision is not None and decision.verdict == "promote" for decision in decisions)
+        promoted += sum(decision is not None and decision.action == "promote" for decision in decisions)
         for row, (figure, factor) in FIGURES_OF_ROWS.items():
             stages = {
                 "sft": reasoning[f"parent/{figure}"] * factor,

@@ -61,11 +61,11 @@ def _print_decision(decision: "Decision") -> None:
     if decision.best:
         OUT.print("the best checkpoint that the candidate's stage kept:")
         OUT.print(rules_table(decision.best))
-    verdict = Text(decision.verdict.replace("_", " "), style="bold")
+    verdict = Text(decision.action.replace("_", " "), style="bold")
     verdict.append(f" ({'decided by you' if decision.decided_by == 'user' else 'by the rules'})", style="dim")
     if decision.promoted:
         verdict.append(f"; the next stage starts from {decision.promoted}", style="not bold")
-    elif decision.decided_by == "user" and decision.verdict != "stop":
+    elif decision.decided_by == "user" and decision.action != "stop":
         verdict.append("; carried out when the recipe is run again", style="not bold")
     OUT.print(verdict)
 
@@ -119,7 +119,7 @@ def decide(
     folder, decision = run_path / gate, _decision(run_path, gate)
     if read_figures(folder) is not None:
         raise ValueError(
-            f"gate '{gate}' is done ({decision.verdict.replace('_', ' ')}), and the next stage may have started from "
+            f"gate '{gate}' is done ({decision.action.replace('_', ' ')}), and the next stage may have started from "
             f"'{decision.promoted}'; to decide otherwise, run the recipe under another name"
         )
     with locked(folder):

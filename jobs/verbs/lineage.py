@@ -94,7 +94,7 @@ def _title(folder: Path, record: dict[str, Any]) -> Text:
     facts = [
         "done" if read_figures(folder) is not None else f"{len(rows)} steps so far" if rows else "",
         trend(rows),
-        decision.verdict.replace("_", " ") if decision else "",
+        decision.action.replace("_", " ") if decision else "",
     ]
     title = Text(folder.name, style="bold")
     title.append(f" ({record['type']})", style="not bold")

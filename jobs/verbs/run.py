@@ -217,19 +217,19 @@ def _print_started(order: "Order") -> int:
 
 def _dry_run(recipe: "Recipe", selection: dict[str, str | None]) -> int:
     from pipeline.disk.run_record import refuse_other_recipe
-    from pipeline.run.dry_run import Choice, plan, refuse, told_layout, told_model, told_sources
+    from pipeline.run.dry_run import Choice, describe_layout, describe_model, describe_sources, dry_run, refuse_problems
 
     folder = Path(recipe.runs_dir, recipe.name)
     refuse_other_recipe(recipe, folder)
-    stages = plan(recipe, folder, Choice(**selection))
+    stages = dry_run(recipe, folder, Choice(**selection))
     for stage in stages:
         OUT.print(f"\n[bold]{stage.name}[/] ({stage.config.type}): {stage.action}", highlight=False)
         table = Table.grid(padding=(0, 2, 0, 2))
         for title, text in (
             ("after", ", ".join(stage.waits_for)),
-            ("model", told_model(stage.config, recipe)),
-            ("layout", "; ".join(told_layout(stage.config, recipe))),
-            ("data", "\n".join(told_sources(stage.config))),
+            ("model", describe_model(stage.config, recipe)),
+            ("layout", "; ".join(describe_layout(stage.config, recipe))),
+            ("data", "\n".join(describe_sources(stage.config))),
         ):
             if text:
                 table.add_row(title, Text(text))
@@ -240,5 +240,5 @@ def _dry_run(recipe: "Recipe", selection: dict[str, str | None]) -> int:
     lacking = [stage.name for stage in stages if stage.lacks]
     if lacking:
         OUT.print(f"before it can run here: what {', '.join(lacking)} lack", style="yellow", soft_wrap=True)
-    refuse([stage for stage in stages if stage.differs])
+    refuse_problems([stage for stage in stages if stage.differs])
     return 0

@@ -1,12 +1,12 @@
 """Load and tokenise prompts with the tasks that they pose."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from configs.data import COLUMN, GymSource, PromptData
+from configs.data import COLUMN, GymSource, PromptData, Source
 from configs.rewards import RewardPoolConfig, RewardSpec
 from pipeline.data.chat import ChatFormat
 from pipeline.data.messages import has_tools, text_only
@@ -42,13 +42,22 @@ class Prompts:
         Raises ValueError for an unreadable source, a share of bad rows above `config.max_bad_share`, and a tokenizer
         without chat template.
         """
-        chat, bad_rows, prompts = ChatFormat(tokenizer), BadRows(), []
-        for row in read_rows(config.source, bad_rows):
+        chat = ChatFormat(tokenizer)
+        return cls.read(config.source, lambda row: _prompt(config, chat, row), config.max_bad_share, seed)
+
+    @classmethod
+    def read(cls, source: Source, prompt_of: Callable[[Row], Prompt], max_bad_share: float, seed: int) -> "Prompts":
+        """Make a prompt of each row of `source` by `prompt_of`, which raises BadRowError for a bad one.
+
+        Raises ValueError for an unreadable source, or more than `max_bad_share` of bad rows.
+        """
+        bad_rows, prompts = BadRows(), list[Prompt]()
+        for row in read_rows(source, bad_rows):
             try:
-                prompts.append(_prompt(config, chat, row))
+                prompts.append(prompt_of(row))
             except BadRowError as error:
                 bad_rows.add(row.where, error)
-        bad_rows.check(config.max_bad_share)
+        bad_rows.check(max_bad_share)
         return cls(prompts, bad_rows, seed)
 
     def without(self, problems: Sequence[str | None], max_bad_share: float) -> "Prompts":
@@ -63,6 +72,9 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self._prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self._prompts)
 
     def __getitem__(self, index: int) -> Prompt:
         return self._prompts[index]

@@ -14,6 +14,8 @@ CONFIG, LINEAGE = "config.json", "lineage.json"
 FIGURES = "figures.json"
 """Written when a stage is done: an evaluation's results, or a training's last metrics."""
 METRICS, DECISION, CHECKPOINTS = "metrics.jsonl", "decision.json", "checkpoints"
+EVALUATION = "evaluation"
+"""Folder with the records of a reward model's last evaluation."""
 RESULTS = (FIGURES, METRICS, DECISION, f"{CHECKPOINTS}/step-*", "answers/*.jsonl")
 """Files and folders that show that a stage has a result; an empty file doesn't."""
 ABSENT = "(absent)"

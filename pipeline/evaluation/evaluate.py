@@ -1,11 +1,11 @@
-"""Suites on a checkpoint: everything read first, then each suite spoken, judged and written down in turn.
+"""Evaluation of a checkpoint: read all suites first, then run each suite and write its records.
 
-The stage `eval`, gates, and the validation within a training stage all evaluate by this one path.
+The stage `eval`, gates, and the validation within a training stage all evaluate through `Evaluation`.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,36 +31,38 @@ from configs.evaluation import (
 from configs.references import PREFIX
 from configs.rewards import RewardPoolConfig
 from configs.sampling import SamplingConfig
-from pipeline.cluster.start import start_all, start_rewards
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import BadRows, Row, source_files
 from pipeline.disk.files import write_atomic, write_json_lines
 from pipeline.evaluation.choices import load_choices, run_choices
 from pipeline.evaluation.conversations import conversation_task, run_conversations
+from pipeline.evaluation.generation import load_prompts
 from pipeline.evaluation.harness import check_harness, load_harness, run_harness
 from pipeline.evaluation.ifeval import instruction_task, run_ifeval
 from pipeline.evaluation.needles import load_needles, run_needles
 from pipeline.evaluation.programs import program_task
 from pipeline.evaluation.refusals import request_task, run_refusals
-from pipeline.evaluation.speaking import load_prompts
-from pipeline.evaluation.suites import Rollout, Session, SuiteResult
+from pipeline.evaluation.suites import Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
 from rewards.guard import inspect, refuse_idle_workers, unjudgeable
+from rewards.plugins import absolute
+from rewards.pool import RewardPool
 from rewards.types import Task
+from rollout.pool import RolloutPool
 
 
 def check_suites(suites: Mapping[str, AnySuite], reward_pool: RewardPoolConfig) -> None:
-    """Raise ValueError for a file, reward or task that isn't there, before anything is started."""
+    """Raise ValueError for a missing file, reward or task, before anything starts."""
     for name, suite in suites.items():
-        for key, read in suite.reads().items():
+        for key, source in suite.reads().items():
             try:
-                if not isinstance(read, Path):
-                    source_files(read)
-                paths = read.paths if isinstance(read, DatasetSource) else [read] if isinstance(read, Path) else []
-                for path in map(str, paths):
+                if not isinstance(source, Path):
+                    source_files(source)
+                paths = source.paths if isinstance(source, DatasetSource) else []
+                for path in map(str, [source] if isinstance(source, Path) else paths):
                     if not path.startswith(PREFIX) and not Path(path).exists():
-                        raise ValueError(f"'{path}' is not there")
+                        raise ValueError(f"'{path}' does not exist")
             except ValueError as error:
                 raise ValueError(f"suites.{name}.{key}: {error}") from error
         if isinstance(suite, LMEvalSuite):
@@ -71,8 +73,8 @@ def check_suites(suites: Mapping[str, AnySuite], reward_pool: RewardPoolConfig) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A suite that has read what it asks."""
+class _PreparedSuite:
+    """A suite with its prompts or texts loaded."""
 
     suite: AnySuite
     run: Callable[[Session], SuiteResult]
@@ -80,9 +82,15 @@ class _Prepared:
 
 
 class Evaluation:
-    """Suites that are ready to be run, on one set of weights or on several."""
+    """Suites that are ready to run, on one set of weights or on several.
 
-    def __init__(self, prepared: Mapping[str, _Prepared], reward_pool: RewardPoolConfig) -> None:
+    Example:
+        evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed)
+        results = evaluation.run(rollout, config.sampling, config.seed, folder)
+        results["sums"].figures["pass@1_greedy"]
+    """
+
+    def __init__(self, prepared: Mapping[str, _PreparedSuite], reward_pool: RewardPoolConfig) -> None:
         self._prepared = dict(prepared)
         self._reward_pool = reward_pool
 
@@ -94,11 +102,11 @@ class Evaluation:
         reward_pool: RewardPoolConfig,
         seed: int,
     ) -> "Evaluation":
-        """Reads every prompt and text of `suites`, and says which rows are bad.
+        """Load every prompt and text of `suites`, and report bad rows.
 
-        Raises ValueError, naming the suite, for what can't be read and where too many rows are bad.
+        Raises ValueError, with the name of the suite, for an unreadable source and too many bad rows.
         """
-        prepared: dict[str, _Prepared] = {}
+        prepared: dict[str, _PreparedSuite] = {}
         for name, suite in suites.items():
             try:
                 prepared[name] = _prepare(suite, tokenizer, reward_pool, seed)
@@ -109,12 +117,12 @@ class Evaluation:
                 rich.get_console().print(f"suites.{name}: {bad_rows.summary()}", markup=False)
         return cls(prepared, reward_pool)
 
-    def run(self, rollout: Rollout, sampling: SamplingConfig, seed: int, folder: Path) -> dict[str, SuiteResult]:
-        """Results of every suite by name; each suite's rewards have a pool of their own while it runs.
+    def run(self, rollout: RolloutPool, sampling: SamplingConfig, seed: int, folder: Path) -> dict[str, SuiteResult]:
+        """Run every suite, each with a pool of its own for its rewards, and return the results by name.
 
-        Writes into `folder`, which it makes: `<suite>.jsonl`, the records; `<suite>.bad_rows.jsonl`, where rows are
-        bad; at last `items.json`, by suite, figure and item the values behind the figures. Raises whatever the handles
-        raise (RewardsUnavailable when judging breaks down).
+        Writes to `folder`: `<suite>.jsonl`, the records; `<suite>.bad_rows.jsonl`, the bad rows; at last `items.json`,
+        the values behind the figures by suite, figure and item. Raises the exceptions of the handles
+        (RewardsUnavailable for broken judges).
         """
         folder.mkdir(parents=True, exist_ok=True)
         results: dict[str, SuiteResult] = {}
@@ -122,8 +130,9 @@ class Evaluation:
             if prepared.bad_rows is not None and prepared.bad_rows.counts:
                 prepared.bad_rows.write(folder / f"{name}.bad_rows.jsonl")
             specs = prepared.suite.rewards()
-            start = partial(start_rewards, specs, self._reward_pool)
-            with start_all(start) if specs else nullcontext([None]) as (rewards,):
+            # The engines run already, and so does their cluster.
+            judges = closing(RewardPool(list(map(absolute, specs)), self._reward_pool)) if specs else nullcontext()
+            with judges as rewards:
                 results[name] = prepared.run(Session(rollout, rewards, sampling, seed))
             if results[name].records:
                 write_json_lines(folder / f"{name}.jsonl", [asdict(record) for record in results[name].records])
@@ -134,7 +143,7 @@ class Evaluation:
 
 def _prepare(
     suite: AnySuite, tokenizer: PreTrainedTokenizerFast, reward_pool: RewardPoolConfig, seed: int
-) -> _Prepared:
+) -> _PreparedSuite:
     def prompts_of(prompted: PromptedSuite, task_of: Callable[[Row], Task]) -> Prompts:
         prompts = load_prompts(prompted, tokenizer, task_of, seed)
         problems = unjudgeable(prompted.rewards(), reward_pool, [prompt.task for prompt in prompts])
@@ -143,25 +152,25 @@ def _prepare(
     match suite:
         case TaskSuite():
             prompts = judgeable(suite.prompts, suite.rewards(), reward_pool, tokenizer, seed)
-            return _Prepared(suite, partial(run_tasks, suite, prompts), prompts.bad_rows)
+            return _PreparedSuite(suite, partial(run_tasks, suite, prompts), prompts.bad_rows)
         case HumanEvalSuite() | MBPPSuite():
             prompts = prompts_of(suite, program_task(suite))
-            return _Prepared(suite, partial(run_tasks, suite, prompts), prompts.bad_rows)
+            return _PreparedSuite(suite, partial(run_tasks, suite, prompts), prompts.bad_rows)
         case IFEvalSuite():
             prompts = prompts_of(suite, instruction_task)
-            return _Prepared(suite, partial(run_ifeval, prompts), prompts.bad_rows)
+            return _PreparedSuite(suite, partial(run_ifeval, prompts), prompts.bad_rows)
         case ConversationSuite():
             prompts = prompts_of(suite, conversation_task(suite))
-            return _Prepared(suite, partial(run_conversations, suite, prompts, tokenizer), prompts.bad_rows)
+            return _PreparedSuite(suite, partial(run_conversations, suite, prompts, tokenizer), prompts.bad_rows)
         case RefusalSuite():
             prompts = prompts_of(suite, request_task(suite))
-            return _Prepared(suite, partial(run_refusals, suite, prompts), prompts.bad_rows)
+            return _PreparedSuite(suite, partial(run_refusals, suite, prompts), prompts.bad_rows)
         case MultipleChoiceSuite():
             questions, bad_rows = load_choices(suite, tokenizer)
-            return _Prepared(suite, partial(run_choices, questions), bad_rows)
+            return _PreparedSuite(suite, partial(run_choices, questions), bad_rows)
         case NeedleSuite():
-            return _Prepared(suite, partial(run_needles, load_needles(suite, tokenizer, seed)))
+            return _PreparedSuite(suite, partial(run_needles, load_needles(suite, tokenizer, seed)))
         case TextSuite():
-            return _Prepared(suite, partial(run_text, load_text(suite, tokenizer)))
+            return _PreparedSuite(suite, partial(run_text, load_text(suite, tokenizer)))
         case LMEvalSuite():
-            return _Prepared(suite, partial(run_harness, suite, load_harness(suite), tokenizer))
+            return _PreparedSuite(suite, partial(run_harness, suite, load_harness(suite), tokenizer))

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from configs.base import neighbour
 from configs.evaluation import LMEvalSuite
-from pipeline.evaluation.suites import Items, Record, Session, SuiteResult, result
+from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, suite_result
 from rewards.types import Status
 
 FEWSHOT_SEED = 1234
-"""Which worked examples are drawn; the harness's own."""
+"""Seed that draws the worked examples, the harness's own."""
 
 
 def check_harness(suite: LMEvalSuite) -> None:
@@ -25,10 +25,10 @@ def check_harness(suite: LMEvalSuite) -> None:
 
 
 def load_harness(suite: LMEvalSuite) -> Any:
-    """The task with its documents, or the tasks of a group, as the harness holds them.
+    """Load a task with its documents, or the tasks of a group, in the harness's form.
 
-    Raises ValueError for a task the harness doesn't know or can't load, and for one that would run what the model
-    writes: only a sandbox does.
+    Raises ValueError for a task that is unknown or can't be loaded, and for one that runs the model's code outside of a
+    sandbox.
     """
     check_harness(suite)
     own = suite.task.endswith((".yaml", ".yml"))
@@ -43,8 +43,8 @@ def load_harness(suite: LMEvalSuite) -> Any:
         loaded = manager.load([_with_files(suite) if suite.data_files else suite.task])
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(
-            f"task='{suite.task}' can't be loaded: {type(error).__name__}: {error}; install what it lacks; where "
-            "the hub is out of reach, give its documents by data_files"
+            f"task='{suite.task}' can't be loaded: {type(error).__name__}: {error}; install its requirements; "
+            "without access to the hub, give its documents by data_files"
         ) from error
     for task in loaded["tasks"].values():
         if suite.num_fewshot is not None or task.get_config("num_fewshot") is None:
@@ -52,17 +52,17 @@ def load_harness(suite: LMEvalSuite) -> Any:
         task.set_fewshot_seed(FEWSHOT_SEED)
         if getattr(task, "UNSAFE_CODE", False):
             raise ValueError(
-                f"task='{suite.task}' would run what the model writes, outside any sandbox; take the suite human_eval, "
-                "mbpp, or one of type task with the reward 'code'"
+                f"task='{suite.task}' runs the model's code outside of a sandbox; take the suite human_eval, mbpp, or "
+                "one of type task with the reward 'code'"
             )
     return loaded
 
 
 def run_harness(suite: LMEvalSuite, loaded: Any, tokenizer: PreTrainedTokenizerFast, session: Session) -> SuiteResult:
-    """The harness's own figures, under its names (`acc`, `exact_match,strict-match` with the filter); for several tasks
-    at once over all their documents, with what can't be averaged as `<task>/<metric>`.
+    """Run the tasks and return the harness's own figures, under its names (`acc`, `exact_match,strict-match`).
 
-    What a figure is the mean of are its items: a document's id is its task and its place in it.
+    The figures of several tasks are means over all their documents, or `<task>/<metric>` where a mean is not possible.
+    An item is a document; its id is its task and its index.
     """
     from lm_eval.evaluator import evaluate
 
@@ -78,7 +78,7 @@ def run_harness(suite: LMEvalSuite, loaded: Any, tokenizer: PreTrainedTokenizerF
         apply_chat_template=suite.chat,
         fewshot_as_multiturn=suite.chat,
     )
-    rates = {"truncated_rate": model.num_truncated / model.num_spoken} if model.num_spoken else {}
+    rates = {"truncated_rate": model.num_truncated / model.num_completions} if model.num_completions else {}
     return harness_result(evaluated["results"], evaluated["samples"], rates)
 
 
@@ -87,40 +87,41 @@ def harness_result(
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
     rates: dict[str, float],
 ) -> SuiteResult:
-    """Figures and items from what the harness gives: by task its figures, called `<metric>,<filter>`, and samples.
+    """Convert the harness's figures, by task and `<metric>,<filter>`, and its samples by task.
 
-    A metric has items where their mean is the harness's figure. They are the documents' values, or, where a document
-    has a list of them (IFEval's instructions), those of the list, by their place.
+    A metric has items where their mean is the harness's figure. An item is the value of a document, or one value of a
+    document's list (IFEval's instructions).
     """
     items: dict[str, Items] = {}
     others: dict[str, float] = {}
-    for task, of_task in figures.items():
-        for key, value in of_task.items():
-            metric, _, chosen = key.partition(",")
-            if not isinstance(value, int | float) or not chosen or metric.endswith("_stderr"):
+    for task, task_figures in figures.items():
+        for key, value in task_figures.items():
+            metric, _, filter_name = key.partition(",")
+            if not isinstance(value, int | float) or not filter_name or metric.endswith("_stderr"):
                 continue
-            name = metric if chosen == "none" else key
-            values = dict(_values(task, metric, [sample for sample in samples[task] if sample["filter"] == chosen]))
+            name = metric if filter_name == "none" else key
+            filtered = [sample for sample in samples[task] if sample["filter"] == filter_name]
+            values = dict(_values(task, metric, filtered))
             if values and abs(sum(values.values()) / len(values) - value) < 1e-9:
                 items.setdefault(name, {}).update(values)
             else:
                 others[name if len(figures) == 1 else f"{task}/{name}"] = float(value)
     shares = [name for name, values in items.items() if set(values.values()) <= {0.0, 1.0} and not _nested(values)]
     records = [_record(index, task, sample) for task in samples for index, sample in enumerate(samples[task])]
-    return result(items, shares, others | rates, records)
+    return suite_result(items, shares, others | rates, records)
 
 
 @cache
 def _manager(*, include_defaults: bool) -> Any:
-    """Who knows the tasks. The harness's own are 14,000 files, which takes seconds to read: once for all suites."""
-    from lm_eval.tasks import TaskManager  # seconds, for this suite only
+    """Return the harness's index of tasks, cached because reading its 14,000 files takes seconds."""
+    from lm_eval.tasks import TaskManager  # takes seconds to import
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return TaskManager(include_defaults=include_defaults)
 
 
 def _with_files(suite: LMEvalSuite) -> dict[str, Any]:
-    """The task in a group of one, which is how the harness lets its settings be replaced."""
+    """Wrap the task in a group of one, the harness's way to override a task's settings."""
     suffix = Path(next(iter(suite.data_files.values()))).suffix
     source = {
         "dataset_path": "parquet" if suffix == ".parquet" else "json",
@@ -136,29 +137,25 @@ def _values(task: str, metric: str, samples: Sequence[Mapping[str, Any]]) -> Ite
         if isinstance(value, bool | int | float):
             yield item, float(value)
         elif isinstance(value, list):
-            yield from ((f"{item}#{place}", float(one)) for place, one in enumerate(value))
+            yield from ((f"{item}#{index}", float(part)) for index, part in enumerate(value))
 
 
 def _nested(items: Items) -> bool:
     return any("#" in item.rpartition(":")[2] for item in items)
 
 
-def _record(index: int, task: str, sample: Mapping[str, Any]) -> Record:
-    """A sample; its score is its first metric that is a number."""
+def _record(index: int, task: str, sample: Mapping[str, Any]) -> CompletionRecord:
+    """Record a sample. Its score is its first metric that is a number."""
     numbers = {key: float(sample[key]) for key in sample["metrics"] if isinstance(sample[key], bool | int | float)}
-    said = sample["resps"][0][0] if isinstance(sample["resps"][0][0], str) else sample["resps"]
-    return Record(
+    response = sample["resps"][0][0]
+    return CompletionRecord(
         index=index,
         row=f"{task}:{sample['doc_id']}",
         prompt=str(sample["arguments"][0][0]),
         truth=sample["target"],
-        completion=str(said),
-        mode="greedy",
+        completion=response if isinstance(response, str) else str(sample["resps"]),
         score=next(iter(numbers.values()), None),
         status=Status.OK if numbers else Status.ABSTAIN,
-        outcome="",
         detail="" if sample["filter"] == "none" else f"filter {sample['filter']}",
-        num_tokens=0,
-        truncated=False,
         parts=dict(numbers),
     )

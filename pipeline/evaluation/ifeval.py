@@ -1,12 +1,12 @@
-"""Verifiable instructions, prompt by prompt and instruction by instruction."""
+"""Verifiable instructions, judged by prompt and by instruction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.data.prompts import Prompts
 from pipeline.data.rows import BadRowError, Row
-from pipeline.evaluation.speaking import rates, record
-from pipeline.evaluation.suites import Items, Record, Session, SuiteResult, result, watched
+from pipeline.evaluation.generation import completion_record, rates
+from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, suite_result, with_progress
 from rewards.types import Task, Verdict
 from rollout.types import Group
 
@@ -14,7 +14,7 @@ MODES = ("strict", "loose")
 
 
 def instruction_task(row: Row) -> Task:
-    """The task of a row in IFEval's form. Raises BadRowError where a column is missing or doesn't fit the others."""
+    """Make the task of a row in IFEval's form. Raises BadRowError for a missing column, or columns that don't match."""
     prompt, instructions, kwargs = (row.column(name) for name in ("prompt", "instruction_id_list", "kwargs"))
     if not isinstance(prompt, str):
         raise BadRowError("not a text", f"prompt={prompt!r}"[:120])
@@ -25,63 +25,64 @@ def instruction_task(row: Row) -> Task:
 
 
 def run_ifeval(prompts: Prompts, session: Session) -> SuiteResult:
-    """One greedy completion of every prompt, and whether it follows each of its instructions.
+    """Generate one greedy completion of every prompt and check each of its instructions.
 
-    IFEval's four accuracies (Zhou et al., arXiv:2311.07911, section 3): `prompt_strict` and `prompt_loose`, the share
-    of prompts all of whose instructions are followed, with intervals; `instruction_strict` and `instruction_loose`, the
-    share of instructions, which have none: those of one prompt depend on each other. An instruction's item id is its
-    row's and its place. A prompt counts where all its instructions were judged.
+    The figures are IFEval's four accuracies (Zhou et al., arXiv:2311.07911, section 3). `prompt_strict` and
+    `prompt_loose` are the shares of prompts with all instructions followed, with intervals; a prompt counts where all
+    its instructions were judged. `instruction_strict` and `instruction_loose` are the shares of instructions, without
+    intervals, since those of one prompt depend on each other. An instruction's item id is its row and its index.
     """
-    assert session.rewards is not None
-    asked = [prompts[i] for i in range(len(prompts))]
-    parts = [_one_by_one(prompt.task) for prompt in asked]
-    places = [(i, place) for i, tasks in enumerate(parts) for place in range(len(tasks))]
-    number = {place: index for index, place in enumerate(places)}
+    assert session.rewards is not None, "a suite that generates has judges"
+    tasks = [_single_tasks(prompt.task) for prompt in prompts]
+    places = [(index, place) for index, of_prompt in enumerate(tasks) for place in range(len(of_prompt))]
+    numbers = {place: number for number, place in enumerate(places)}
     groups: dict[int, Group] = {}
-    stream = session.rollout.generate([prompt.token_ids for prompt in asked], session.greedy, 1, session.seed)
-    for group in watched(stream, "ifeval, greedy", len(asked)):
+    stream = session.rollout.generate([prompt.token_ids for prompt in prompts], session.greedy, 1, session.seed)
+    for group in with_progress(stream, "ifeval, greedy", len(prompts)):
         groups[group.index] = group
-        for place, task in enumerate(parts[group.index]):
-            session.rewards.submit(number[group.index, place], task, [group.completions[0].text])
+        for place, task in enumerate(tasks[group.index]):
+            session.rewards.submit(numbers[group.index, place], task, [group.completions[0].text])
     judged = session.rewards.gather()
-    records = [
-        _record(i, prompt.task, groups[i], [judged[number[i, place]][0] for place in range(len(parts[i]))])
-        for i, prompt in enumerate(asked)
-    ]
-    return ifeval_result(records)
+    return ifeval_result(
+        [
+            _record(i, prompt.task, groups[i], [judged[numbers[i, place]][0] for place in range(len(tasks[i]))])
+            for i, prompt in enumerate(prompts)
+        ]
+    )
 
 
-def ifeval_result(records: Sequence[Record]) -> SuiteResult:
-    """The figures of `run_ifeval`, from records whose `parts` are `<mode>:<place>:<instruction>`."""
+def ifeval_result(records: Sequence[CompletionRecord]) -> SuiteResult:
+    """Return the figures of `run_ifeval`, from records whose `parts` are `<mode>:<index>:<instruction>`."""
     items: dict[str, Items] = {f"{level}_{mode}": {} for level in ("prompt", "instruction") for mode in MODES}
-    for of_prompt in records:
+    for record in records:
         for mode in MODES:
-            scores = {part: score for part, score in of_prompt.parts.items() if part.startswith(f"{mode}:")}
-            given = {part.split(":")[1]: score for part, score in scores.items() if score is not None}
-            items[f"instruction_{mode}"] |= {f"{of_prompt.row}#{place}": score for place, score in given.items()}
-            if len(given) == len(scores):
-                items[f"prompt_{mode}"][of_prompt.row] = float(all(given.values()))
-    return result(items, [f"prompt_{mode}" for mode in MODES], rates(records), records)
+            parts = {part: score for part, score in record.parts.items() if part.startswith(f"{mode}:")}
+            scores = {part.split(":")[1]: score for part, score in parts.items() if score is not None}
+            items[f"instruction_{mode}"] |= {f"{record.row}#{place}": score for place, score in scores.items()}
+            if len(scores) == len(parts):
+                items[f"prompt_{mode}"][record.row] = float(all(scores.values()))
+    return suite_result(items, [f"prompt_{mode}" for mode in MODES], rates(records), records)
 
 
-def _one_by_one(task: Task) -> list[Task]:
-    """A task for each of the instructions."""
+def _single_tasks(task: Task) -> list[Task]:
+    """Split a task into one task for each instruction."""
     pairs = zip(task.truth["instruction_id_list"], task.truth["kwargs"], strict=True)
     return [
-        replace(task, truth={"instruction_id_list": [name], "kwargs": [given]}, row=f"{task.row}#{place}")
-        for place, (name, given) in enumerate(pairs)
+        replace(task, truth={"instruction_id_list": [name], "kwargs": [kwargs]}, row=f"{task.row}#{place}")
+        for place, (name, kwargs) in enumerate(pairs)
     ]
 
 
-def _record(index: int, task: Task, group: Group, judged: Sequence[Mapping[str, Verdict]]) -> Record:
-    """The record of one prompt: its score says whether every instruction is followed, strictly."""
-    worst = min((verdicts["strict"] for verdicts in judged), key=_badness)
-    names = task.truth["instruction_id_list"]
-    parts = {f"{mode}:{place}:{names[place]}": of[mode].score for mode in MODES for place, of in enumerate(judged)}
-    detail = "; ".join(of["strict"].detail for of in judged if of["strict"].detail)
-    return replace(record(index, task, group, 0, "greedy", {"strict": worst}), parts=parts, detail=detail)
-
-
-def _badness(verdict: Verdict) -> float:
-    """Lowest for a verdict without a score, then by score."""
-    return -1.0 if verdict.score is None else verdict.score
+def _record(index: int, task: Task, group: Group, judged: Sequence[Mapping[str, Verdict]]) -> CompletionRecord:
+    """Record one prompt. Its score says whether every instruction is followed, strictly."""
+    names, strict = task.truth["instruction_id_list"], [verdicts["strict"] for verdicts in judged]
+    # A missing score is worse than 0, so that one unjudged instruction leaves the prompt unjudged.
+    worst = min(strict, key=lambda verdict: -1.0 if verdict.score is None else verdict.score)
+    parts = {
+        f"{mode}:{place}:{names[place]}": verdicts[mode].score
+        for mode in MODES
+        for place, verdicts in enumerate(judged)
+    }
+    detail = "; ".join(verdict.detail for verdict in strict if verdict.detail)
+    record = completion_record(index, task, group, 0, "greedy", {"strict": worst})
+    return replace(record, parts=parts, detail=detail)

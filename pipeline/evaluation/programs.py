@@ -1,4 +1,4 @@
-"""Rows of HumanEval and MBPP as tasks of the reward `code` (what a task's truth is: `rewards.code.truth`)."""
+"""Rows of HumanEval and MBPP as tasks of the reward `code`; `rewards.code.truth` documents their truth."""
 
 import ast
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _WRITE = "{prompt}\n\nWrite it in Python, in one block of code, so that these te
 
 
 def program_task(suite: HumanEvalSuite | MBPPSuite) -> Callable[[Row], Task]:
-    """What makes a task of a row of the suite's form. It raises BadRowError for a row without a column it needs."""
+    """Return a function from a row to its task. It raises BadRowError for a row without a needed column."""
     return _human_eval if isinstance(suite, HumanEvalSuite) else _mbpp
 
 
@@ -27,7 +27,7 @@ def _human_eval(row: Row) -> Task:
 
 
 def _mbpp(row: Row) -> Task:
-    """The function, and the classes, that the tests call are those of their names that the row's own `code` defines."""
+    """Take as entry points the functions and classes that `code` defines and the tests use."""
     prompt = _text(row, "text" if row.values.get("text") is not None else "prompt")
     tests, code = row.column("test_list"), _text(row, "code")
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
@@ -50,8 +50,8 @@ def _mbpp(row: Row) -> Task:
         "classes": list(dict.fromkeys(classes)),
         "setup": setup,
     }
-    asked = _WRITE.format(prompt=prompt.strip(), tests="\n".join(tests))
-    return Task(asked, truth, row=row.where, metadata=row.values)
+    text = _WRITE.format(prompt=prompt.strip(), tests="\n".join(tests))
+    return Task(text, truth, row=row.where, metadata=row.values)
 
 
 def _text(row: Row, name: str) -> str:

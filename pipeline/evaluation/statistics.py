@@ -1,14 +1,17 @@
-"""The figures of an evaluation, as pure functions of counts."""
+"""Figures of evaluations as pure functions of counts."""
 
 import math
 from statistics import NormalDist
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Chance that at least one of k completions is right, unbiased from num_samples of which num_correct are.
+    """Estimate, without bias, the chance that at least one of k completions is right.
 
     1 - C(n - c, k) / C(n, k) (Chen et al., arXiv:2107.03374, eq. 1), as a product that neither overflows nor cancels.
     Raises ValueError unless 0 <= num_correct <= num_samples and 1 <= k <= num_samples.
+
+    Example:
+        pass_at_k(num_samples=4, num_correct=1, k=2)  # 0.5
     """
     if not (0 <= num_correct <= num_samples and 1 <= k <= num_samples):
         raise ValueError(
@@ -21,11 +24,14 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def wilson_interval(passes: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Low and high end of a proportion's confidence interval (Wilson, 1927: the score test turned round).
+    """Return the ends of a proportion's confidence interval (Wilson, 1927: the inverted score test).
 
-    Unlike p +- z sqrt(p(1-p)/n) it keeps its promise for small totals and for proportions near 0 and 1. Items that
-    depend on each other count as fewer, which need be no whole number. Raises ValueError unless 0 <= passes <= total,
-    total >= 1 and 0 < confidence < 1.
+    Unlike p +- z sqrt(p(1-p)/n), it has its coverage for small totals and for proportions near 0 and 1 too. Passes and
+    total may be fractions, as dependent items are worth fewer independent ones. Raises ValueError unless
+    0 <= passes <= total, total >= 1 and 0 < confidence < 1.
+
+    Example:
+        wilson_interval(8, 10)  # (0.49, 0.94)
     """
     if not (0 <= passes <= total and total >= 1 and 0 < confidence < 1):
         raise ValueError(
@@ -37,16 +43,16 @@ def wilson_interval(passes: float, total: float, confidence: float = 0.95) -> tu
     centre = share + z2 / (2 * total)
     half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * total)) / total)
     scale = 1 + z2 / total
-    # The ends are exact where nothing or everything passed; rounding would put them a hair outside [0, 1].
+    # Rounding could put an end just outside of [0, 1] where nothing or everything passed, so these are exact.
     low = 0.0 if passes == 0 else (centre - half) / scale
     high = 1.0 if passes == total else (centre + half) / scale
     return low, high
 
 
 def bits_per_byte(total_nll_nats: float, num_bytes: int) -> float:
-    """Negative log-likelihood of a text in bits, per byte of it: comparable between tokenizers.
+    """Return a text's negative log-likelihood in bits per byte, which compares across tokenizers.
 
-    Raises ValueError when there are no bytes.
+    Raises ValueError without bytes.
     """
     if num_bytes < 1:
         raise ValueError(f"bits per byte needs num_bytes >= 1, got {num_bytes}")

@@ -1,11 +1,11 @@
-"""What every suite is made of: what it runs on, its figures, and the values behind them.
+"""The parts common to all suites: the handles they run on, their records, and their figures with intervals.
 
-What could not be judged is no failure: it leaves every denominator and is counted as `unjudged_rate`.
+A completion that could not be judged is no failure: it leaves every denominator and counts as `unjudged_rate`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import rich
 from rich.progress import track
@@ -13,140 +13,115 @@ from rich.table import Table
 
 from configs.sampling import SamplingConfig
 from pipeline.evaluation.statistics import wilson_interval
-from rewards.types import Status, Task, Verdict
-from rollout.types import Group, Likelihood
+from rewards.types import Status
+from rollout.types import Likelihood
+
+if TYPE_CHECKING:  # readers of results need no Ray
+    from rewards.pool import RewardPool
+    from rollout.pool import RolloutPool
 
 SEQUENCES_PER_BATCH = 256
-"""Sequences asked for at once: what an engine has to finish within its timeout."""
+"""Sequences in one request for likelihoods, which an engine must finish within its timeout."""
 
-Mode = Literal["greedy", "sampled"]
+DecodingMode = Literal["greedy", "sampled"]
 Items = dict[str, float]
-"""Of one figure the value of each item, by the item's id."""
-T = TypeVar("T")
-
-
-class Rollout(Protocol):
-    """What speaks and scores: the part of `rollout.pool.RolloutPool` that an evaluation needs."""
-
-    def generate(
-        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
-    ) -> Iterator[Group]:
-        """Groups as they finish; `index` is the prompt's place."""
-        ...
-
-    def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
-        """The log-probabilities of each sequence from its place in `starts` on."""
-        ...
-
-
-class Judge(Protocol):
-    """What judges: the part of `rewards.pool.RewardPool` that an evaluation needs."""
-
-    def submit(self, index: int, task: Task, completions: list[str]) -> None:
-        """Hand over one group."""
-        ...
-
-    def gather(self) -> Mapping[int, Sequence[Mapping[str, Verdict]]]:
-        """Per group and completion its verdicts by reward."""
-        ...
+"""Values of one figure by the item's id."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a suite is run with. `sampling` is that of sampled completions; a greedy one takes its max_tokens. `rewards`
-    is None for a suite that nobody judges."""
+    """The engines and judges that a suite runs on. `rewards` is None for a suite without judged completions."""
 
-    rollout: Rollout
-    rewards: Judge | None
+    rollout: "RolloutPool"
+    rewards: "RewardPool | None"
     sampling: SamplingConfig
+    """For sampled completions; greedy ones take its max_tokens alone."""
     seed: int
 
     @property
     def greedy(self) -> SamplingConfig:
-        """How the greedy completion is drawn."""
+        """The settings of greedy decoding."""
         return SamplingConfig(temperature=0.0, max_tokens=self.sampling.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One judged completion; `index` is its prompt's place in the suite, `row` the task's in its source.
-
-    `parts` are the scores by reward, by instruction or by choice, where there are several.
-    """
+class CompletionRecord:
+    """One completion and its verdict."""
 
     index: int
+    """Index of its prompt in the suite."""
     row: str
+    """The row of its task in the source."""
     prompt: str
     truth: Any
     completion: str
-    mode: Mode
-    score: float | None
-    status: Status
-    outcome: str
-    detail: str
-    num_tokens: int
-    truncated: bool
+    mode: DecodingMode = "greedy"
+    score: float | None = None
+    status: Status = Status.OK
+    outcome: str = ""
+    detail: str = ""
+    num_tokens: int = 0
+    truncated: bool = False
     parts: dict[str, float | None] = field(default_factory=dict[str, float | None])
+    """Scores by reward, instruction or choice, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """The figures of a suite by name, and what is behind them.
-
-    items: by figure and item the values whose mean the figure is. An item's id is its row in the source, the same for
-    every checkpoint, so that two evaluations can be paired; what was not judged is no item. Rates of the run itself
-    (`unjudged_rate`, `truncated_rate`, `mean_length`) have none. records: what was said, in the order of the source.
-    """
+    """The figures of a suite, and the values and records behind them."""
 
     figures: dict[str, float]
     items: dict[str, Items] = field(default_factory=dict[str, Items])
-    records: list[Record] = field(default_factory=list[Record])
+    """Values, by figure and item, whose mean is the figure.
 
-
-def result(
-    items: Mapping[str, Items], shares: Iterable[str], rest: Mapping[str, float], records: Sequence[Record]
-) -> SuiteResult:
-    """The means of `items` as figures, then `rest`. A figure without items is absent.
-
-    shares: the figures whose items are 0 or 1: they get `_low` and `_high`, the ends of their 95 % Wilson interval.
+    An item's id is its row in the source, the same for every checkpoint, so two evaluations can be paired. Unjudged
+    completions are no items. Rates of the run (`unjudged_rate`, `truncated_rate`, `mean_length`) have none.
     """
-    figures: dict[str, float] = {}
-    for name, values in items.items():
-        if not values:
-            continue
-        figures[name] = sum(values.values()) / len(values)
-        if name in shares:
-            figures[f"{name}_low"], figures[f"{name}_high"] = wilson_interval(round(sum(values.values())), len(values))
+    records: list[CompletionRecord] = field(default_factory=list[CompletionRecord])
+    """Completions in the order of the source."""
+
+
+def suite_result(
+    items: Mapping[str, Items], shares: Iterable[str], rest: Mapping[str, float], records: Sequence[CompletionRecord]
+) -> SuiteResult:
+    """Take the means of `items` as figures and add `rest`. A figure without items is absent.
+
+    shares: figures whose items are 0 or 1. They get `_low` and `_high`, the ends of a 95 % Wilson interval.
+    """
     present = {name: dict(values) for name, values in items.items() if values}
+    figures: dict[str, float] = {}
+    for name, values in present.items():
+        total = sum(values.values())
+        figures[name] = total / len(values)
+        if name in shares:
+            figures[f"{name}_low"], figures[f"{name}_high"] = wilson_interval(round(total), len(values))
     return SuiteResult(figures | dict(rest), present, list(records))
 
 
 def results_table(results: Mapping[str, SuiteResult]) -> Table:
-    """The figures of all suites, a line each; ends of intervals stand beside what they are of."""
+    """Tabulate the figures of all suites, each with its interval."""
     table = Table("suite", "figure", "value", "95 % interval", box=None, header_style="bold")
-    for suite, of_suite in results.items():
-        figures = of_suite.figures
-        for name, value in figures.items():
-            if name.endswith(("_low", "_high")):
-                continue
-            interval = (
-                f"{figures[f'{name}_low']:.4g} - {figures[f'{name}_high']:.4g}" if f"{name}_low" in figures else ""
-            )
-            table.add_row(suite, name, f"{value:.4g}", interval)
+    for suite, result in results.items():
+        for name, value in result.figures.items():
+            if not name.endswith(("_low", "_high")):
+                ends = [result.figures.get(f"{name}_{end}") for end in ("low", "high")]
+                interval = " - ".join(f"{end:.4g}" for end in ends if end is not None)
+                table.add_row(suite, name, f"{value:.4g}", interval)
     return table
 
 
-def likelihoods(
-    rollout: Rollout, sequences: Sequence[list[int]], starts: Sequence[int], description: str
+def batched_likelihoods(
+    rollout: "RolloutPool", sequences: Sequence[list[int]], starts: Sequence[int], description: str
 ) -> Iterator[Likelihood]:
-    """Yield the log-probabilities of each sequence from its place in `starts` on, computed in batches."""
+    """Yield each sequence's log-probabilities from its index in `starts` on, computed in batches."""
     firsts = range(0, len(sequences), SEQUENCES_PER_BATCH)
-    for first in watched(firsts, description, len(firsts)):
+    for first in with_progress(firsts, description, len(firsts)):
         batch = slice(first, first + SEQUENCES_PER_BATCH)
         yield from rollout.likelihoods(list(sequences[batch]), list(starts[batch]))
 
 
-def watched(stream: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """The stream, with a progress bar where a person sees one."""
+def with_progress(stream: Iterable[_T], description: str, total: int) -> Iterable[_T]:
+    """Iterate over `stream`, with a progress bar on a terminal."""
     console = rich.get_console()
     return track(stream, description, total, console=console, transient=True, disable=not console.is_terminal)

@@ -1,41 +1,42 @@
-"""Tasks judged by a reward."""
+"""Suites of tasks that one reward judges."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from configs.evaluation import JudgedSuite
 from pipeline.data.prompts import Prompts
-from pipeline.evaluation.speaking import judged_by, rates, speak
+from pipeline.evaluation.generation import generate, rates
 from pipeline.evaluation.statistics import pass_at_k
-from pipeline.evaluation.suites import Items, Record, Session, SuiteResult, result
+from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, suite_result
 
 
 def run_tasks(suite: JudgedSuite, prompts: Prompts, session: Session) -> SuiteResult:
-    """One greedy and `suite.samples` sampled completions of every prompt, judged by the suite's one reward.
+    """Judge one greedy and `suite.samples` sampled completions of every prompt by the suite's one reward.
 
-    For the figures see `task_result`. Raises whatever the handles raise (RewardsUnavailable when judging breaks down).
+    See `task_result` for the figures. Raises the exceptions of the handles (RewardsUnavailable for broken judges).
     """
     [spec] = suite.rewards()
-    asked = judged_by([prompts[i] for i in range(len(prompts))], spec.label)
-    records = speak(asked, session, "greedy", 1, spec.label)
+    judged = [replace(prompt, task=replace(prompt.task, kind=spec.label)) for prompt in prompts]  # overrides the rows
+    records = generate(judged, session, "greedy", 1, spec.label)
     if suite.samples:
-        records += speak(asked, session, "sampled", suite.samples, spec.label)
+        records += generate(judged, session, "sampled", suite.samples, spec.label)
     return task_result(records, suite.pass_score, suite.k)
 
 
-def task_result(records: Sequence[Record], pass_score: float, ks: Sequence[int]) -> SuiteResult:
-    """Figures of judged completions: the greedy ones, then the sampled ones, each in the order of the prompts.
+def task_result(records: Sequence[CompletionRecord], pass_score: float, ks: Sequence[int]) -> SuiteResult:
+    """Return the figures of the greedy, then the sampled completions, each in the order of the prompts.
 
-    A pass is a score of at least `pass_score`, and only judged completions count. `pass@1_greedy`, the share of prompts
-    whose greedy completion passes, with its interval; `pass@1_sampled`, the mean over prompts of their samples' share
-    of passes; `pass@<k>`, the mean over prompts with at least k judged samples; `score_mean`, the mean over prompts of
-    their samples' mean score, and `score_mean_greedy`. Besides, what `rates` gives.
+    A completion passes with a score of at least `pass_score`; only judged ones count. `pass@1_greedy` is the share of
+    prompts whose greedy completion passes, with its interval; `pass@1_sampled` the mean over prompts of the share of
+    samples that pass; `pass@<k>` the unbiased estimate, over prompts with at least k judged samples; `score_mean` the
+    mean over prompts of the samples' mean score; `score_mean_greedy` that of greedy completions. See also `rates`.
     """
     greedy = {record.row: record.score for record in records if record.mode == "greedy" and record.score is not None}
     sampled: dict[str, list[float]] = {}
-    of_samples = (record for record in records if record.mode == "sampled")
-    for _, of_prompt in groupby(of_samples, key=lambda record: record.index):
-        completions = list(of_prompt)
+    samples = (record for record in records if record.mode == "sampled")
+    for _, group in groupby(samples, key=lambda record: record.index):
+        completions = list(group)
         scores = [record.score for record in completions if record.score is not None]
         if scores:
             sampled[completions[0].row] = scores
@@ -48,4 +49,4 @@ def task_result(records: Sequence[Record], pass_score: float, ks: Sequence[int])
         }
     items["score_mean"] = {row: sum(scores) / len(scores) for row, scores in sampled.items()}
     items["score_mean_greedy"] = greedy
-    return result(items, ["pass@1_greedy"], rates(records), records)
+    return suite_result(items, ["pass@1_greedy"], rates(records), records)

@@ -1,4 +1,4 @@
-"""What a gate's decision rests on, item by item, from the files it keeps."""
+"""The items behind a gate's decision, from the files in its folder."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.gates.kept import read_evaluation
+from pipeline.gates.cache import read_evaluation
 from pipeline.gates.rules import lower_is_better
 
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """An item that the candidate does worse on; the records hold what was said, None where a suite keeps none."""
+    """An item on which the candidate does worse, with its values and both completions' records.
+
+    A record is None where the suite keeps none.
+    """
 
     item: str
     parent: float
@@ -22,30 +25,30 @@ class Regression:
 
 
 def regressions(folder: Path, figure: str, most: int) -> tuple[list[Regression], int]:
-    """The worst of the items of `SUITE/FIGURE` on which a gate's candidate is worse than the parent, at most `most`,
-    and how many there are; none where the figure has no items. `folder` is the gate's."""
+    """Return the items of `SUITE/FIGURE` that got worse, the worst first and at most `most`, and their number.
+
+    folder: the gate's. A figure without items has no regressions.
+    """
     suite, _, name = figure.partition("/")
-    before, now = (read_evaluation(folder / who)[suite].items.get(name, {}) for who in ("parent", "candidate"))
+    sides = [folder / side for side in ("parent", "candidate")]
+    before, now = (read_evaluation(side)[suite].items.get(name, {}) for side in sides)
     sign = -1 if lower_is_better(figure) else 1
     gains = {item: sign * (now[item] - before[item]) for item in before.keys() & now.keys()}
     worse = sorted((item for item in gains if gains[item] < 0), key=lambda item: (gains[item], item))
     mode = "greedy" if name.endswith("greedy") else "sampled"
-    said = [_records(folder / who / f"{suite}.jsonl", set(worse[:most]), mode) for who in ("parent", "candidate")]
-    shown = [
-        Regression(item, before[item], now[item], *(records.get(item) for records in said)) for item in worse[:most]
-    ]
+    records = [_records(side / f"{suite}.jsonl", set(worse[:most]), mode) for side in sides]
+    shown = [Regression(item, before[item], now[item], *(of.get(item) for of in records)) for item in worse[:most]]
     return shown, len(worse)
 
 
 def _records(file: Path, items: set[str], mode: str) -> dict[str, Mapping[str, Any]]:
-    """Of each item one record, of `mode` where there is one."""
+    """Return one record of each item, of `mode` where there is one."""
     if not file.is_file():
         return {}
-    found: dict[str, Mapping[str, Any]] = {}
+    records: dict[str, Mapping[str, Any]] = {}
     with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            record = json.loads(line)
+        for record in map(json.loads, lines):
             item = str(record.get("row", ""))
-            if item in items and (item not in found or found[item].get("mode") != mode == record.get("mode")):
-                found[item] = record
-    return found
+            if item in items and (item not in records or records[item].get("mode") != mode == record.get("mode")):
+                records[item] = record
+    return records

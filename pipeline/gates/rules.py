@@ -1,13 +1,14 @@
-"""A gate's rules as pure functions of per-item figures: holds, fails, or undecided where the interval leaves both open.
+"""A gate's rules as pure functions of per-item figures: each holds, fails, or is undecided.
 
-Two evaluations are compared item by item, so that what makes an item hard for both cancels out. Intervals are of the
-mean over items: a percentile bootstrap (Efron, 1979), or Wilson's for a threshold on a share. With few or
-identical items the interval of a bootstrap is too narrow, so two pseudo-items are added, one on either side; for paired
-shares that is the adjustment of Bonett and Price (Statistics in Medicine 31, 2012), one discordant pair each way.
+Two evaluations are compared item by item, so that an item's own difficulty cancels. A rule is undecided where the
+interval of the mean over items leaves both possible. Intervals are a percentile bootstrap (Efron, 1979), or Wilson's
+for a threshold on a share. With few or identical items a bootstrap is too narrow, so two pseudo-items are added, one on
+either side. For paired shares that is the adjustment of Bonett and Price (Statistics in Medicine 31, 2012): one
+discordant pair each way.
 
-Items `ROW#1`, `ROW#2`, ... are of one row (the turns of a conversation, a prompt's instructions) and depend on each
-other. So whole rows are drawn, with all their items (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8), and
-the two pseudo-items are rows. An item named otherwise is a row of its own.
+Items `ROW#1`, `ROW#2`, ... belong to one row (the turns of a conversation, a prompt's instructions) and depend on each
+other. The bootstrap therefore draws whole rows (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8), and the
+pseudo-items are rows. An item with any other name is a row of its own.
 
 Shape suffixes: N items, R rows, B resamples.
 """
@@ -26,8 +27,8 @@ from configs.gate import HoldRule, ImproveRule, Rule, ThresholdRule
 from pipeline.evaluation.statistics import wilson_interval
 from pipeline.evaluation.suites import SuiteResult
 
-Floats = NDArray[np.float64]
-Outcome = Literal["holds", "fails", "undecided"]
+_Array = NDArray[np.float64]
+RuleOutcome = Literal["holds", "fails", "undecided"]
 
 LOWER_IS_BETTER = (
     "bits_per_byte",
@@ -44,151 +45,166 @@ LOWER_IS_BETTER = (
     "unjudged_rate",
     "word_perplexity",
 )
-"""Figures that improve by falling, by the last part of their name. Of every other one more is better."""
+"""Figures that improve by falling, by the last part of their name. All others improve by rising."""
 
 RESAMPLES = 10_000
-CHUNK = 100
+RESAMPLES_PER_DRAW = 100
 PART_OF_A_ROW = re.compile(r"(.+)#\d+", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What became of one rule.
-
-    candidate, parent: the figure over the items that both evaluations judged; a threshold has no parent and takes all
-    of the candidate's. low, high: the interval of `difference`, candidate less parent, or of a threshold's figure.
-    samples: items it rests on. unpaired: items left out since only one of the two judged them. samples_needed: of an
-    undecided rule, how many items would decide it, with as many a row; None where no number would.
-    """
+    """The outcome of one rule and the figures behind it."""
 
     rule: Rule
     candidate: float
+    """The figure over the items that both evaluations judged; for a threshold, over all of the candidate's."""
     parent: float | None
+    """The parent's figure; None for a threshold."""
     difference: float | None
+    """Candidate less parent; None for a threshold."""
     low: float
+    """Lower end of the interval of `difference`, or of a threshold's figure."""
     high: float
-    outcome: Outcome
+    outcome: RuleOutcome
     samples: int
+    """Items behind the figures."""
     unpaired: int = 0
+    """Items left out because only one evaluation judged them."""
     samples_needed: int | None = None
+    """Items that would decide an undecided rule, with as many a row as now; None where no number would."""
 
 
-def judge(
+def apply_rule(
     rule: Rule, candidate: Mapping[str, SuiteResult], parent: Mapping[str, SuiteResult], *, confidence: float, seed: int
 ) -> Ruling:
-    """Apply `rule` to two evaluations, by suite. `confidence` is the intervals', `seed` the bootstrap's.
+    """Apply `rule` to two evaluations, given by suite.
 
-    Raises ValueError for a figure that the evaluations don't have, or that has no items to compare by, naming those
-    that can be used.
+    confidence: of the intervals. seed: of the bootstrap. Raises ValueError for a figure that the evaluations lack, or
+    that has no items to compare, with the figures that can be used.
+
+    Example:
+        rule = ImproveRule(type="improve", figure="sums/accuracy")
+        apply_rule(rule, candidate, parent, confidence=0.95, seed=0).outcome  # "holds", "fails" or "undecided"
     """
     if isinstance(rule, ThresholdRule):
         return _threshold(rule, candidate, confidence, seed)
-    ours, theirs = _items(rule, candidate), _items(rule, parent)
-    shared = sorted(ours.keys() & theirs.keys())
+    candidate_items, parent_items = _items(rule, candidate), _items(rule, parent)
+    shared = sorted(candidate_items.keys() & parent_items.keys())
     if not shared:
         raise ValueError(f"rule on '{rule.figure}': candidate and parent have no judged item in common to compare by")
-    candidate_N, parent_N = (np.array([items[item] for item in shared]) for items in (ours, theirs))
+    candidate_N, parent_N = (np.array([items[item] for item in shared]) for items in (candidate_items, parent_items))
+    difference = float((candidate_N - parent_N).mean())
     rows = Rows.of(shared, candidate_N - parent_N)
-    wider = rows.with_two_more(0.0, _reach(candidate_N, parent_N))
+    wider = rows.with_pseudo_rows(0.0, _reach(candidate_N, parent_N))
     low, high = bootstrap(wider, confidence, seed)
-    outcome, needed = _decide(
-        rule,
-        estimate=float((candidate_N - parent_N).mean()),
-        low=low,
-        high=high,
-        spread=wider.spread,
-        items=len(shared),
-        independent=len(rows.sums_R),
-        confidence=confidence,
-    )
+    estimate = _Estimate(difference, low, high, wider.spread, len(shared), len(rows.sums_R))
+    outcome, needed = _decide(rule, estimate, confidence)
     return Ruling(
         rule,
         candidate=float(candidate_N.mean()),
         parent=float(parent_N.mean()),
-        difference=float((candidate_N - parent_N).mean()),
+        difference=difference,
         low=low,
         high=high,
         outcome=outcome,
         samples=len(shared),
-        unpaired=len(ours.keys() ^ theirs.keys()),
+        unpaired=len(candidate_items.keys() ^ parent_items.keys()),
         samples_needed=needed,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is resampled: of each row the sum of its items and how many they are."""
+    """The rows that the bootstrap resamples: the sum and the number of each row's items."""
 
-    sums_R: Floats
-    sizes_R: Floats
+    sums_R: _Array
+    sizes_R: _Array
 
     @classmethod
-    def of(cls, names: Sequence[str], values_N: Floats) -> "Rows":
-        """The rows of items, in the order of the first item of each."""
-        row_of = [found[1] if (found := PART_OF_A_ROW.fullmatch(name)) else name for name in names]
-        place = {row: index for index, row in enumerate(dict.fromkeys(row_of))}
-        rows_N = np.array([place[row] for row in row_of])
+    def of(cls, names: Sequence[str], values_N: _Array) -> "Rows":
+        """Group items into rows by their names, in the order of each row's first item."""
+        row_names = [part[1] if (part := PART_OF_A_ROW.fullmatch(name)) else name for name in names]
+        indices = {row: index for index, row in enumerate(dict.fromkeys(row_names))}
+        rows_N = np.array([indices[row] for row in row_names])
         return cls(np.bincount(rows_N, weights=values_N).astype(float), np.bincount(rows_N).astype(float))
 
-    def with_two_more(self, centre: float, reach: float) -> "Rows":
-        """Besides a row `reach` above `centre` and one as far below, each of the mean size."""
+    def with_pseudo_rows(self, centre: float, reach: float) -> "Rows":
+        """Add a row `reach` above `centre` and one as far below, both of the mean size."""
         size = float(self.sizes_R.mean())
         sums = [(centre - reach) * size, (centre + reach) * size]
         return Rows(np.concatenate([self.sums_R, sums]), np.concatenate([self.sizes_R, [size, size]]))
 
     @property
     def spread(self) -> float:
-        """Standard deviation over rows of what a row does to the mean: (sum - mean size) / mean size; over items, where
-        each is a row."""
+        """Standard deviation over rows of (sum - mean * size) / mean size: over items, where each is a row."""
         mean = self.sums_R.sum() / self.sizes_R.sum()
         return float(((self.sums_R - mean * self.sizes_R) / self.sizes_R.mean()).std())
 
     @property
     def effective(self) -> float:
-        """Independent items that these are worth at least: (sum of n)^2 / sum of n^2 over the rows' sizes n, as many as
-        if the items of a row were all the same (Kish, Survey Sampling, 1965)."""
+        """Lower bound of independent items: (sum of n)^2 / sum of n^2 over the rows' sizes n.
+
+        It is exact where the items of a row are all equal (Kish, Survey Sampling, 1965).
+        """
         return float(self.sizes_R.sum() ** 2 / (self.sizes_R**2).sum())
 
 
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    """A mean over items and its interval."""
+
+    value: float
+    low: float
+    high: float
+    spread: float
+    """Standard deviation over independent samples."""
+    items: int
+    independent: float
+    """Independent samples that the items are worth."""
+
+
 def bootstrap(rows: Rows, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile interval of the mean over items, from 10,000 resamples of rows; exact where all rows have one mean."""
+    """Return the percentile interval of the mean over items, from 10,000 resamples of rows.
+
+    It is exact where all rows have the same mean.
+    """
     means_R = rows.sums_R / rows.sizes_R
-    if (means_R == means_R[0]).all():  # rounding in the means would make an interval of it
+    if (means_R == means_R[0]).all():  # resampled means would differ by rounding
         return float(means_R[0]), float(means_R[0])
     rng = np.random.default_rng(seed)
-    num_rows = len(means_R)
-    drawn = (rng.integers(num_rows, size=(CHUNK, num_rows)) for _ in range(RESAMPLES // CHUNK))
-    means_B = np.concatenate([rows.sums_R[of].sum(axis=1) / rows.sizes_R[of].sum(axis=1) for of in drawn])
+    shape = (RESAMPLES_PER_DRAW, len(means_R))
+    draws = (rng.integers(len(means_R), size=shape) for _ in range(RESAMPLES // RESAMPLES_PER_DRAW))
+    means_B = np.concatenate([rows.sums_R[draw].sum(axis=1) / rows.sizes_R[draw].sum(axis=1) for draw in draws])
     low, high = np.quantile(means_B, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
 def samples_needed(spread: float, distance: float, *, samples: float, confidence: float) -> int | None:
-    """Independent samples at which an interval around the same figure, with the same spread, would no longer reach the
-    bound.
+    """Return how many independent samples move the interval off the bound, with the same figure and spread.
 
-    n = (z s / d)^2, where s is the standard deviation over samples, d the distance from the figure to the bound and z
-    the normal quantile of the confidence: half the width of the interval, z s / sqrt(n), is then d. At least one more
-    than `samples`, and never fewer than `fewest`; None at distance 0, where no number would decide.
+    n = (z s / d)^2, with s the standard deviation over samples, d the distance from the figure to the bound and z the
+    normal quantile of the confidence: then d is half the width of the interval, z s / sqrt(n). The result exceeds
+    `samples` and is at least `min_rows`. None at distance 0, where no number decides.
     """
     if distance == 0:
         return None
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return max(math.ceil((z * spread / distance) ** 2), math.floor(samples) + 1, fewest(confidence))
+    return max(math.ceil((z * spread / distance) ** 2), math.floor(samples) + 1, min_rows(confidence))
 
 
-def fewest(confidence: float) -> int:
-    """Rows below which no rule is decided: fewer could all agree by chance (the sign test, 2^-n <= (1 - c) / 2)."""
+def min_rows(confidence: float) -> int:
+    """Return the rows needed to decide at all: fewer could agree by chance (sign test, 2^-n <= (1 - c) / 2)."""
     return math.ceil(math.log2(2 / (1 - confidence)))
 
 
 def lower_is_better(figure: str) -> bool:
-    """Whether `SUITE/FIGURE` improves by falling."""
+    """Return whether `SUITE/FIGURE` improves by falling."""
     return figure.rpartition("/")[2].partition(",")[0] in LOWER_IS_BETTER
 
 
 def value_of(figure: str, evaluation: Mapping[str, SuiteResult]) -> float:
-    """`SUITE/FIGURE` of an evaluation. Raises ValueError, with the figures there are."""
+    """Return `SUITE/FIGURE` of an evaluation. Raises ValueError with the suite's figures for an unknown one."""
     suite, _, name = figure.partition("/")
     figures = evaluation[suite].figures
     if name not in figures:
@@ -197,70 +213,48 @@ def value_of(figure: str, evaluation: Mapping[str, SuiteResult]) -> float:
 
 
 def _threshold(rule: ThresholdRule, evaluation: Mapping[str, SuiteResult], confidence: float, seed: int) -> Ruling:
-    """A figure without items is compared as it is: its interval is a point."""
     suite, _, name = rule.figure.partition("/")
     figure = value_of(rule.figure, evaluation)
     items = evaluation[suite].items.get(name)
-    if not items:
-        sign, bound, _ = _wanted(rule)
+    sign, bound, _ = _bound(rule)
+    if not items:  # the interval of a figure without items is a point
         return Ruling(rule, figure, None, None, figure, figure, "holds" if sign * figure >= bound else "fails", 0)
     values_N = np.array(list(items.values()))
     rows, figure = Rows.of(list(items), values_N), float(values_N.mean())
     if np.isin(values_N, (0, 1)).all():
         independent = rows.effective
         low, high = wilson_interval(figure * independent, independent, confidence)
-        _, bound, _ = _wanted(rule)
-        spread = math.sqrt(max(abs(bound) * (1 - abs(bound)), 0.0))  # Wilson turns the score test round: at the bound
+        spread = math.sqrt(max(abs(bound) * (1 - abs(bound)), 0.0))  # Wilson's is the deviation at the bound
     else:
         independent = float(len(rows.sums_R))
-        wider = rows.with_two_more(figure, float(np.abs(values_N - figure).max()))
+        wider = rows.with_pseudo_rows(figure, float(np.abs(values_N - figure).max()))
         low, high = bootstrap(wider, confidence, seed)
         spread = wider.spread
-    outcome, needed = _decide(
-        rule,
-        estimate=figure,
-        low=low,
-        high=high,
-        spread=spread,
-        items=len(items),
-        independent=independent,
-        confidence=confidence,
-    )
+    estimate = _Estimate(figure, low, high, spread, len(items), independent)
+    outcome, needed = _decide(rule, estimate, confidence)
     return Ruling(rule, figure, None, None, low, high, outcome, len(items), samples_needed=needed)
 
 
-def _wanted(rule: Rule) -> tuple[int, float, bool]:
-    """What a rule asks of a difference or figure x: the sign that makes more better, the bound that sign * x may not
-    be below, and whether it may not be at it either."""
+def _bound(rule: Rule) -> tuple[int, float, bool]:
+    """Return (sign, bound, strict): a rule wants sign * x >= bound of its difference or figure x, or > if strict."""
     if isinstance(rule, ThresholdRule):
         return (1, rule.at_least, False) if rule.at_least is not None else (-1, -(rule.at_most or 0.0), False)
     sign = -1 if lower_is_better(rule.figure) else 1
     return (sign, rule.margin, True) if isinstance(rule, ImproveRule) else (sign, -rule.tolerance, False)
 
 
-def _decide(
-    rule: Rule,
-    *,
-    estimate: float,
-    low: float,
-    high: float,
-    spread: float,
-    items: int,
-    independent: float,
-    confidence: float,
-) -> tuple[Outcome, int | None]:
-    """The outcome by the interval's ends, and the items needed where it is undecided. `independent`: what the items are
-    worth; `spread` is over so many."""
-    sign, bound, strict = _wanted(rule)
-    worst, best = sorted((sign * low, sign * high))
-    if independent >= fewest(confidence):
+def _decide(rule: Rule, estimate: _Estimate, confidence: float) -> tuple[RuleOutcome, int | None]:
+    """Return the outcome by the interval's ends, and the items needed where it is undecided."""
+    sign, bound, strict = _bound(rule)
+    worst, best = sorted((sign * estimate.low, sign * estimate.high))
+    if estimate.independent >= min_rows(confidence):
         if worst > bound or (worst == bound and not strict):
             return "holds", None
         if best < bound or (best == bound and strict):
             return "fails", None
-    distance = abs(sign * estimate - bound)
-    needed = samples_needed(spread, distance, samples=independent, confidence=confidence)
-    return "undecided", needed and math.ceil(needed * items / independent)
+    distance = abs(sign * estimate.value - bound)
+    needed = samples_needed(estimate.spread, distance, samples=estimate.independent, confidence=confidence)
+    return "undecided", needed and math.ceil(needed * estimate.items / estimate.independent)
 
 
 def _items(rule: ImproveRule | HoldRule, evaluation: Mapping[str, SuiteResult]) -> Mapping[str, float]:
@@ -269,14 +263,17 @@ def _items(rule: ImproveRule | HoldRule, evaluation: Mapping[str, SuiteResult]) 
     if not items.get(name):
         usable = ", ".join(f"{suite}/{figure}" for figure in items if items[figure]) or "(none)"
         raise ValueError(
-            f"rule '{rule.type}' on '{rule.figure}': this figure has no items that two evaluations could be compared "
-            f"by; of suite '{suite}' these can be used: {usable}"
+            f"rule '{rule.type}' on '{rule.figure}': this figure has no items to compare two evaluations by; suite "
+            f"'{suite}' has items of: {usable}"
         )
     return items[name]
 
 
-def _reach(candidate_N: Floats, parent_N: Floats) -> float:
-    """How far from 0 the two items more lie: 1 for items that are all 0 or 1, else the largest difference there is. So
-    a hundred equal answers are no proof of equal shares; only of another figure, all equal, is the interval a point."""
+def _reach(candidate_N: _Array, parent_N: _Array) -> float:
+    """Return the distance of the pseudo-items from 0: 1 for shares, else the largest difference of the items.
+
+    So a hundred equal answers do not prove equal shares. Only a figure that is no share, equal on all items, has a
+    point as its interval.
+    """
     shares = np.isin(candidate_N, (0, 1)).all() and np.isin(parent_N, (0, 1)).all()
     return 1.0 if shares else float(np.abs(candidate_N - parent_N).max())

@@ -1,12 +1,11 @@
-"""What judges that load a checkpoint have in common.
+"""The base of judges that load a checkpoint.
 
-Torch, transformers and vLLM are imported where a model or a tokenizer is needed, not with this module: a reward is made
-in every process that looks at a configuration, and sets its threads before torch counts them.
+A reward is constructed in every process that reads a configuration, and a worker sets its threads before torch counts
+them. Torch, transformers and vLLM are therefore imported only where a model or tokenizer is needed.
 """
 
 import json
 import os
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointJudge(Settings):
-    """A judge whose model lies in a folder and is loaded into the judging process by `setup`."""
+    """A judge that loads its model from a folder into the judging process in `setup`."""
 
     pool: ClassVar[PoolName] = "model"
 
@@ -34,24 +33,24 @@ class CheckpointJudge(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights."""
     max_length: int | None = Field(default=None, ge=16)
-    """Longest input in tokens; what is longer is not judged (`abstain`), its prompt alone a bad row. None is the
+    """Longest input in tokens. A longer input is not judged (`abstain`); a longer prompt is a bad row. None takes the
     model's own `max_position_embeddings`."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one worker."""
     gpus: float | None = Field(default=None, ge=0)
-    """GPUs of one worker, kept apart from those of ranks and engines: a whole number, which vLLM splits the model over,
-    or a fraction that judges share. None is one where the cluster has any; 0 computes on the CPU."""
+    """GPUs of one worker, apart from those of ranks and engines: a whole number, over which vLLM splits the model, or a
+    fraction that judges share. None is one where the cluster has any; 0 computes on the CPU."""
     seconds: float = Field(default=30.0, gt=0)
-    """Longest one verdict may take; those of a group, given in one call, have the sum."""
+    """Time limit of one verdict; the verdicts of a group come from one call and share the sum."""
     start_seconds: float = Field(default=600.0, gt=0)
-    """Longest a worker may take to load the model."""
+    """Time limit for a worker to load the model."""
 
     @model_validator(mode="after")
     def _sound(self) -> "CheckpointJudge":
         if self.promised:
             return self
         if not (self.folder / "config.json").is_file():
-            raise ValueError(f"path='{self.path}': no checkpoint there (no config.json; looked from {Path.cwd()})")
+            raise ValueError(f"path='{self.path}' has no config.json (from {Path.cwd()}); give a checkpoint's folder")
         positions = self.described.get("max_position_embeddings")
         if self.max_length is not None and positions is not None and self.max_length > positions:
             raise ValueError(
@@ -63,17 +62,17 @@ class CheckpointJudge(Settings):
 
     @property
     def promised(self) -> bool:
-        """Whether another stage has yet to make the checkpoint, so that nothing can be said of it."""
+        """True for the result of another stage, which may not exist yet."""
         return self.path.startswith(PREFIX)
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoint lies."""
+        """The checkpoint's folder."""
         return Path(self.path).expanduser()
 
     @cached_property
     def described(self) -> dict[str, Any]:
-        """Its config.json."""
+        """The checkpoint's config.json."""
         return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
 
     @cached_property
@@ -83,17 +82,17 @@ class CheckpointJudge(Settings):
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The checkpoint's own, which need not be the policy's. Raises ValueError for one that loses text."""
+        """The checkpoint's own tokenizer. Raises ValueError for one that loses text."""
         from pipeline.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.folder)
 
     def time_limit(self, task: Task) -> float:
-        """Seconds that one verdict may take."""
+        """Return the time limit of one verdict in seconds."""
         return self.seconds
 
     def engine_config(self, kv_cache_gib: float) -> RolloutConfig:
-        """A vLLM engine for this worker."""
+        """Return the settings of this worker's vLLM engine."""
         return RolloutConfig(
             max_model_len=self.longest,
             tensor_parallel_size=max(1, int(self.gpus or 1)),
@@ -102,12 +101,5 @@ class CheckpointJudge(Settings):
         )
 
     def claim_threads(self) -> None:
-        """Give this process its CPU threads. Before torch is imported, which counts them."""
+        """Set this process's CPU threads. Must run before torch is imported, which counts them."""
         os.environ |= compute_environment(self.threads)
-
-
-def refuse_idle(judge: Settings, keys: Iterable[str], where: str) -> None:
-    """Raise ValueError for the first of `keys` that was given to `judge`, since it has no effect there."""
-    for key in keys:
-        if key in judge.model_fields_set:
-            raise ValueError(f"{key} has no effect {where}; remove it")

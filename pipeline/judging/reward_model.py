@@ -6,27 +6,25 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.judging.checkpoint import CheckpointJudge, refuse_idle
+from pipeline.judging.checkpoint import CheckpointJudge
 from rewards.judging.rubric import well_formed
 from rewards.types import Status, Task, Verdict
 
 Item = tuple[list[dict[str, str]], str]
 """A conversation and an answer to it."""
-
-HEAD = "score.weight"
+_HEAD = "score.weight"
 
 
 class RewardModel(CheckpointJudge):
-    """The score that a trained reward model gives an answer to the whole conversation, read at the answer's last token.
+    """Scores an answer by a trained reward model, read at the answer's last token.
 
-    The text is rendered and tokenised anew, by the reward model's own template and tokenizer, through the function that
-    it was trained with. Its number is the score as it stands, of any sign and size: set `mixing` or a weight to match.
-    The completions of a group are scored in one call, packed by tokens, their prompt computed once.
+    The reward model's own template and tokenizer render the conversation, by the function that its training uses. The
+    score is unbounded: set `mixing` or a weight to match. The completions of a group are scored in one call, packed by
+    tokens, with their prompt computed once.
     """
 
     backend: Literal["torch", "vllm"] = "torch"
-    """`torch` runs transformers' model as training does; `vllm` a pooling engine, which large models need: it can split
-    one over GPUs."""
+    """`torch` runs transformers' model, as training does; `vllm` runs a pooling engine, over several GPUs if needed."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens of one forward pass."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
@@ -35,35 +33,36 @@ class RewardModel(CheckpointJudge):
     @model_validator(mode="after")
     def _scores(self) -> "RewardModel":
         if self.backend == "torch":
-            refuse_idle(self, ["kv_cache_gib"], "on backend 'torch'")
+            if "kv_cache_gib" in self.model_fields_set:
+                raise ValueError("kv_cache_gib has no effect on backend 'torch'; remove it")
             if self.gpus is not None and self.gpus > 1:
                 raise ValueError(f"gpus={self.gpus:g}: backend 'torch' uses one; set backend: vllm, or gpus: 1")
         shape = None if self.promised else self._head_shape
         if not self.promised and (shape is None or shape[0] != 1):
-            made_for = ", ".join(self.described.get("architectures") or ["no architecture"])
+            architectures = ", ".join(self.described.get("architectures") or ["no architecture"])
             raise ValueError(
-                f"path='{self.path}' is no reward model ({made_for}; {HEAD} of shape {shape}): it needs a head for one "
-                "score, as a stage of type 'rm' trains it"
+                f"path='{self.path}' is no reward model ({architectures}; {_HEAD} of shape {shape}): it needs a "
+                "head for one score; train it in a stage of type 'rm'"
             )
         return self
 
     def setup(self) -> None:
-        """Load the model. Raises ValueError for a checkpoint that is no reward model, or loses text."""
+        """Load the model. Raises ValueError for a checkpoint that is no reward model, or whose tokenizer loses text."""
         self.claim_threads()
-        _ = self._scores_of
+        _ = self._score
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where the model's template refuses the conversation, or it leaves no room for an answer."""
+        """Raise ValueError if the model's template refuses the conversation, or the prompt is too long."""
         length = len(self._token_ids(task.conversation, ""))
         if length > self.longest:
             raise ValueError(f"the prompt has {length} of its tokens, max_length is {self.longest}")
 
     def score_batch(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[float | Verdict]:
-        """The scores; an abstention where conversation and completion are longer than `max_length`."""
+        """Score the completions; those longer than `max_length` with their conversation get an abstention."""
         items = [(task.conversation, well_formed(text)) for task, text in zip(tasks, completions, strict=True)]
         lengths = [len(self._token_ids(*item)) for item in items]
         fitting = [item for item, length in zip(items, lengths, strict=True) if length <= self.longest]
-        scores = iter(self._scores_of(fitting) if fitting else [])
+        scores = iter(self._score(fitting) if fitting else [])
         return [
             next(scores)
             if length <= self.longest
@@ -83,18 +82,17 @@ class RewardModel(CheckpointJudge):
 
     @cached_property
     def _head_shape(self) -> list[int] | None:
-        """Shape of the head's weight, from the headers of the files."""
+        """Shape of the head's weight, from the safetensors headers."""
         from safetensors import safe_open
 
         for file in sorted(self.folder.glob("*.safetensors")):
             with safe_open(file, framework="numpy") as tensors:
-                if HEAD in tensors.keys():  # noqa: SIM118  not a dict
-                    return list(tensors.get_slice(HEAD).get_shape())
+                if _HEAD in tensors.keys():  # noqa: SIM118  not a dict
+                    return list(tensors.get_slice(_HEAD).get_shape())
         return None
 
     @cached_property
-    def _scores_of(self) -> Callable[[list[Item]], list[float]]:
-        """The loaded model."""
+    def _score(self) -> Callable[[list[Item]], list[float]]:
         if self.backend == "torch":
             from pipeline.judging.scorer import Scorer
 

@@ -1,7 +1,7 @@
-"""A language model of the recipe as its own judge: self-rewarding (DeepSeek-V3, arXiv:2412.19437, section 5.4.2).
+"""A language model of the recipe as judge: self-rewarding (DeepSeek-V3, arXiv:2412.19437, section 5.4.2).
 
-The paper takes the votes of the model itself on open-ended questions as feedback. Here a checkpoint, such as the
-reference of the stage, is asked with a rubric by an engine of the judging process.
+In the paper, the votes of the model itself on open-ended questions are the feedback. Here a checkpoint, such as the
+stage's reference, answers a rubric in an engine of the judging process.
 """
 
 from collections.abc import Sequence
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 
 class SelfJudge(Rubric, CheckpointJudge):
-    """The score that a language model of ours gives by a rubric: its votes' mean, as it stands.
+    """Scores an answer by the mean vote of a language model with a rubric.
 
-    An answer that is no score is drawn again, TRIES times in all; then there is no verdict. What spells a special token
-    is not judged, since it could forge the judge's own words.
+    A vote without a score is sampled again, up to TRIES times; then there is no verdict. A completion that spells a
+    special token is not judged, because it could forge the judge's turn.
     """
 
     temperature: float = Field(default=1.0, ge=0)
-    """Of the judge's answers; 0 is greedy, for one vote."""
+    """Sampling temperature of the judge; 0 is greedy, for one vote."""
     max_tokens: int = Field(default=256, ge=1)
-    """Longest answer of the judge in tokens."""
+    """Longest vote in tokens."""
     seed: int = Field(default=0, ge=0)
-    """Of the draws."""
+    """Seed of the votes."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """KV cache of one worker in GiB."""
 
     @model_validator(mode="after")
-    def _speaks(self) -> "SelfJudge":
+    def _can_vote(self) -> "SelfJudge":
         architectures = [] if self.promised else self.described.get("architectures") or []
         if not self.promised and not any(name.endswith("ForCausalLM") for name in architectures):
             raise ValueError(f"path='{self.path}' is no language model: {architectures}")
         if self.votes > 1 and self.temperature == 0:
-            raise ValueError(f"votes={self.votes} at temperature=0 are all the same; raise it or ask once")
+            raise ValueError(f"votes={self.votes} at temperature=0 are all the same; raise temperature or set votes: 1")
         return self
 
     def setup(self) -> None:
@@ -52,28 +52,28 @@ class SelfJudge(Rubric, CheckpointJudge):
         _ = self._engine
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where the rubric wants a truth the task lacks, or the question can't be asked."""
+        """Raise ValueError if the task lacks the truth in the rubric, or the judge's prompt is unusable."""
         super().check(task)
         question = self._question_ids(task, "")
         if isinstance(question, str):
             raise ValueError(question)
 
     def score_batch(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[Verdict]:
-        """The verdicts; see the class. An abstention where the question can't be asked, as `check` says."""
+        """Judge the completions; one whose judge's prompt is unusable gets an abstention."""
         questions = [self._question_ids(task, text) for task, text in zip(tasks, completions, strict=True)]
-        verdicts = iter(self._judged([question for question in questions if isinstance(question, list)]))
+        verdicts = iter(self._verdicts([question for question in questions if isinstance(question, list)]))
         return [
             next(verdicts) if isinstance(question, list) else Verdict(None, Status.ABSTAIN, question)
             for question in questions
         ]
 
-    def _judged(self, questions: list[list[int]]) -> list[Verdict]:
+    def _verdicts(self, questions: list[list[int]]) -> list[Verdict]:
         votes: list[list[Vote]] = [[] for _ in questions]
-        troubles = [""] * len(questions)
+        reasons = [""] * len(questions)
         missing = [index for index in range(len(questions)) for _ in range(self.votes)]
-        tries = TRIES if self.temperature else 1  # a greedy judge would say the same again
+        tries = TRIES if self.temperature else 1  # greedy votes repeat
         for attempt in range(tries):
-            again: list[int] = []
+            failed: list[int] = []
             answers = self._answers([questions[index] for index in missing], attempt) if missing else []
             for index, answer in zip(missing, answers, strict=True):
                 try:
@@ -81,18 +81,18 @@ class SelfJudge(Rubric, CheckpointJudge):
                         raise NoScore(f"an answer cut short; raise max_tokens: {excerpt(answer.text)}")
                     votes[index].append((self.read(answer.text), answer.text))
                 except NoScore as error:
-                    troubles[index] = str(error)
-                    again.append(index)
-            missing = again
+                    reasons[index] = str(error)
+                    failed.append(index)
+            missing = failed
         return [
-            averaged(given)
-            if len(given) == self.votes
-            else Verdict(None, Status.INFRA_ERROR, f"no score in {tries} answers; the last: {trouble}")
-            for given, trouble in zip(votes, troubles, strict=True)
+            averaged(scores)
+            if len(scores) == self.votes
+            else Verdict(None, Status.INFRA_ERROR, f"no score in {tries} answers; the last: {reason}")
+            for scores, reason in zip(votes, reasons, strict=True)
         ]
 
     def _question_ids(self, task: Task, completion: str) -> list[int] | str:
-        """Token ids of the question, or why it can't be asked."""
+        """Return the judge's prompt, or why it is unusable."""
         from pipeline.data.rows import BadRowError
 
         try:
@@ -106,7 +106,6 @@ class SelfJudge(Rubric, CheckpointJudge):
         return token_ids
 
     def _answers(self, questions: list[list[int]], attempt: int) -> list[Completion]:
-        """What the judge says to each."""
         sampling = SamplingConfig(max_tokens=self.max_tokens, temperature=self.temperature)
         groups = self._engine.generate(questions, sampling, 1, self.seed + attempt)
         return [group.completions[0] for group in sorted(groups, key=lambda group: group.index)]

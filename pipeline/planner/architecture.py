@@ -1,6 +1,6 @@
-"""What a model is made of: parameters, saved activations, KV cache and FLOPs, counted on its `transformers` class.
+"""Parameters, saved activations, KV cache and FLOPs of a model, counted on its `transformers` class.
 
-The model is built on the meta device, where weights have shapes and no bytes; what is counted is what would be trained.
+The model is built on the meta device, where weights have shapes and no bytes.
 
 Legend: D model width, I width of an expert or MLP, E experts, K experts a token is sent to, H attention heads.
 """
@@ -31,22 +31,24 @@ HUB = {
     "Qwen/Qwen3-235B-A22B": "qwen3_235b_a22b",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2_135m",
 }
-"""Models on the hub whose architecture is shipped: nothing is fetched to plan with them."""
+"""Hub models whose architecture is shipped, so that planning fetches nothing."""
 PUBLISHED = Path(configs.__file__).parent / "models" / "published"
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A model in numbers. Parameters leave the multi-token-prediction modules out; `mtp` counts them apart."""
+    """A model in numbers. Only `mtp` counts the parameters of multi-token-prediction modules."""
 
     name: str
     family: str
-    """Its `model_type`."""
+    """The config's `model_type`."""
     total: int
+    """All parameters."""
     experts: int
     """Parameters of the routed experts, all layers."""
     embedding: int
-    """Parameters of the input embedding, of which a token reads one row; 0 where it is also the head."""
+    """Parameters of the input embedding, of which a token reads one row; 0 where it is tied to the head."""
     mtp: int
     num_layers: int
     num_moe_layers: int
@@ -60,21 +62,28 @@ class Architecture:
     layer_experts: int
     """Parameters of the routed experts of one layer."""
     kv: int
-    """Elements of KV cache that a token leaves, all layers: of MLA the latent and its rotary key."""
+    """Elements of a token's KV cache, all layers. Of MLA: the latent and its rotary key."""
     kv_shards: int
-    """Into how many parts tensor parallelism can cut the KV cache; MLA's latent is whole on every device."""
+    """Parts into which tensor parallelism can cut the KV cache. MLA's latent is whole on every device."""
     saved: int
-    """Elements that autograd keeps of a token for the backward pass, all layers, in bfloat16 on a GPU."""
+    """Elements of a token that autograd saves for the backward pass, all layers, in bfloat16 on a GPU."""
     saved_lean: int
-    """The same in float32 on the CPU, where experts and norms are our own."""
+    """The same in float32 on the CPU, where the project has its own experts and norms."""
     attention_flops: int
-    """FLOPs of a forward pass for each position that a token attends to, all layers, as training computes them."""
+    """FLOPs of a forward pass per attended position, all layers, in training."""
     decode_flops: int
-    """The same while decoding, where MLA works on the latent."""
+    """FLOPs per attended position in decoding, where MLA works on the latent."""
+    dtype: str = "bfloat16"
+    """Precision of weights and activations."""
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element."""
+        return ELEMENT_BYTES[self.dtype]
 
     @property
     def active(self) -> int:
-        """Parameters that a token meets: all but the experts it isn't sent to, and the embedding, which is read."""
+        """Parameters that compute a token: without the experts it is not routed to, and without the embedding."""
         unused = self.experts * (self.num_experts - self.experts_per_token) // self.num_experts if self.experts else 0
         return self.total - unused - self.embedding
 
@@ -84,29 +93,29 @@ class Architecture:
         return self.total - self.experts
 
 
-def architecture_of(model: str) -> Architecture:
-    """The architecture of a checkpoint's folder, of a hub name in HUB, of a config.json (a name that ends in .json), or
-    of a shipped `init_config`.
+def architecture_of(model: str, dtype: str = "bfloat16") -> Architecture:
+    """Return the architecture of a checkpoint's folder, a hub name in HUB, a config.json or a shipped `init_config`.
 
-    Raises ValueError with the remedy where it isn't known, or is none that `transformers` knows.
+    Raises ValueError with the remedy for an unknown model, and for one that `transformers` does not know.
+
+    Example:
+        architecture_of("deepseek-ai/DeepSeek-V3").active  # 36.6 billion
     """
     if model in HUB:
-        return read_architecture(PUBLISHED / f"{HUB[model]}.json")
-    file = Path(model).expanduser() / "config.json"
-    if file.is_file():
-        return read_architecture(file)
-    if "/" in model and not model.endswith(".json"):
-        raise ValueError(
-            f"model '{model}': its architecture is not shipped, and nothing is fetched to plan; give its config.json "
-            f"by --model-config FILE. Shipped: {', '.join(HUB)}"
-        )
-    return read_architecture(architecture_file(model))
+        config_json = PUBLISHED / f"{HUB[model]}.json"
+    elif not (config_json := Path(model).expanduser() / "config.json").is_file():
+        if "/" in model and not model.endswith(".json"):
+            raise ValueError(
+                f"model '{model}': its architecture is not shipped, and planning fetches nothing; give its config.json "
+                f"by --model-config FILE. Shipped: {', '.join(HUB)}"
+            )
+        config_json = architecture_file(model)
+    return replace(read_architecture(config_json), dtype=dtype)
 
 
 @cache
 def read_architecture(config_json: Path) -> Architecture:
-    """Counts the model that a `transformers` config.json describes. Raises ValueError where it isn't one, or one of
-    another form than the planner knows."""
+    """Count the model that a `transformers` config.json describes. Raises ValueError where the planner can't."""
     model = meta_model(config_json)
     try:
         return _counted(model, config_json.stem if config_json.stem != "config" else config_json.parent.name)
@@ -115,7 +124,7 @@ def read_architecture(config_json: Path) -> Architecture:
 
 
 def as_reward_model(model: Architecture) -> Architecture:
-    """The same with a head of one number in the place of that of the vocabulary."""
+    """Replace the head of the vocabulary by a head for one score."""
     own_head = model.vocab * model.hidden if model.embedding else 0
     return replace(model, total=model.total - own_head + model.hidden, vocab=1)
 
@@ -125,26 +134,24 @@ def _counted(model: Any, name: str) -> Architecture:
     attention = _Attention.of(config, head_norms=any(".q_norm." in name for name, _ in model.named_parameters()))
     layers: dict[str, int] = {}
     experts: dict[str, int] = {}
-    for name, weights in model.named_parameters():
-        layer = layer_of(name)
-        kind = experts if "experts" in name.split(".") else layers
-        kind[layer] = kind.get(layer, 0) + weights.numel()
+    for parameter, weights in model.named_parameters():
+        layer = layer_of(parameter)
+        counts = experts if "experts" in parameter.split(".") else layers
+        counts[layer] = counts.get(layer, 0) + weights.numel()
     decoder = {layer: count for layer, count in layers.items() if layer}
-    num_layers = len(decoder)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = head.weight is embedding.weight
-    hidden, num_experts = config.hidden_size, _experts_of(config) if experts else 0
-    own = next(iter(experts.values()), 0)
-    # A module is a layer like the last, two norms of its inputs and one before the head, and what joins two widths.
-    mtp = (list(decoder.values())[-1] + own + 2 * hidden**2 + 3 * hidden) if decoder else 0
+    hidden, num_experts = config.hidden_size, _num_experts(config) if experts else 0
+    layer_experts = next(iter(experts.values()), 0)
+    # A module is a layer like the last, two norms of its inputs, one before the head, and a projection of two widths.
+    mtp = list(decoder.values())[-1] + layer_experts + 2 * hidden**2 + 3 * hidden
     return Architecture(
         name=name,
         family=config.model_type,
         total=sum(layers.values()) + sum(experts.values()),
         experts=sum(experts.values()),
-        embedding=0 if tied else embedding.weight.numel(),
+        embedding=0 if head.weight is embedding.weight else embedding.weight.numel(),
         mtp=mtp * (getattr(config, "num_nextn_predict_layers", 0) or 0),
-        num_layers=num_layers,
+        num_layers=len(decoder),
         num_moe_layers=len(experts),
         num_experts=num_experts,
         experts_per_token=config.num_experts_per_tok if num_experts else 0,
@@ -152,34 +159,34 @@ def _counted(model: Any, name: str) -> Architecture:
         vocab=config.vocab_size,
         heads=config.num_attention_heads,
         layer=max(decoder.values()),
-        layer_experts=own,
-        kv=attention.kv * num_layers,
+        layer_experts=layer_experts,
+        kv=attention.kv * len(decoder),
         kv_shards=attention.kv_shards,
         saved=sum(_saved(config, attention, moe=layer in experts, lean=False) for layer in decoder),
         saved_lean=sum(_saved(config, attention, moe=layer in experts, lean=True) for layer in decoder),
-        attention_flops=attention.flops * num_layers,
-        decode_flops=attention.decode_flops * num_layers,
+        attention_flops=attention.flops * len(decoder),
+        decode_flops=attention.decode_flops * len(decoder),
     )
 
 
 def meta_model(config_json: Path) -> Any:
-    """The model of a config.json without its weights. Raises ValueError where `transformers` knows no such model."""
+    """Build the model of a config.json without its weights. Raises ValueError for an unknown `model_type`."""
     settings: dict[str, Any] = json.loads(config_json.read_text(encoding="utf-8"))
     if settings.get("model_type") not in CONFIG_MAPPING:
-        raise ValueError(f"{config_json}: model_type '{settings.get('model_type')}' is none that transformers knows")
-    settings.setdefault("vocab_size", len(byte_tokenizer()))  # as a fresh model's is
+        raise ValueError(f"{config_json}: transformers does not know model_type '{settings.get('model_type')}'")
+    settings.setdefault("vocab_size", len(byte_tokenizer()))  # a fresh model's vocabulary
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
 
 
 def layer_of(name: str) -> str:
-    """The decoder layer that a tensor belongs to, as its name begins; empty for what is in none."""
+    """Return the prefix that names a tensor's decoder layer, or "" for a tensor outside of the layers."""
     parts = name.split(".")
     return next((".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdigit()), "")
 
 
-def told_parameters(count: int) -> str:
-    """`1.9M parameters`."""
+def format_parameters(count: int) -> str:
+    """Format a count, as in `1.9M parameters`."""
     for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
         if count >= unit:
             return f"{count / unit:.3g}{name} parameters"
@@ -191,11 +198,11 @@ class _Attention:
     """One layer's attention, in elements and FLOPs of one token."""
 
     inputs: int
-    """Elements that its projections keep."""
+    """Elements that its projections save."""
     normed: int
     """Elements that its inner norms take."""
     scores: int
-    """Elements that scaled dot products keep: queries, keys, values, outputs and a sum for each head."""
+    """Elements that scaled dot products save: queries, keys, values, outputs and a sum for each head."""
     kv: int
     kv_shards: int
     flops: int
@@ -232,19 +239,22 @@ class _Attention:
 
 
 def _saved(config: PreTrainedConfig, attention: _Attention, *, moe: bool, lean: bool) -> int:
-    """Elements that autograd keeps of one token in one layer. `lean`: our own norms and experts (float32, CPU); else
-    norms keep a float32 copy beside their result, and the experts each token's rows."""
+    """Return the elements of one token that autograd saves in one layer.
+
+    lean: the project's own norms and experts (float32 on the CPU). Otherwise norms save a float32 copy beside their
+    result, and experts save each token's rows.
+    """
     width_D: int = config.hidden_size
     norm = 1 if lean else 3
     saved = 2 * norm * width_D + norm * attention.normed + attention.inputs + attention.scores
     if not moe:
         return saved + width_D + 4 * config.intermediate_size
-    routed_K, width_I, num_E = config.num_experts_per_tok, config.moe_intermediate_size, _experts_of(config)
+    routed_K, width_I, num_E = config.num_experts_per_tok, config.moe_intermediate_size, _num_experts(config)
     shared_I = (getattr(config, "n_shared_experts", 0) or 0) * width_I
     router = width_D + 3 * num_E if lean else 2 * width_D + 7 * num_E
     experts = routed_K * (2 * width_I + 7) if lean else routed_K * (2 * width_D + 4 * width_I + 14)
     return saved + router + experts + 4 * shared_I + (0 if lean or not shared_I else width_D)
 
 
-def _experts_of(config: PreTrainedConfig) -> int:
+def _num_experts(config: PreTrainedConfig) -> int:
     return next(getattr(config, key) for key in ("n_routed_experts", "num_local_experts") if hasattr(config, key))

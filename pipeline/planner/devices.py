@@ -1,4 +1,4 @@
-"""What devices can do, as their makers say or as was measured; and clusters of them."""
+"""Memory, speed and links of devices, from data sheets or measurements, and clusters of them."""
 
 import re
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ class Device:
     flops: dict[str, float]
     """Dense FLOP/s of matrix products by dtype."""
     bandwidth: float
-    """Of its own memory."""
+    """Bandwidth of its own memory."""
     link: float
-    """To another device of the same machine."""
+    """Bandwidth to another device of the same machine."""
     network: float
-    """To a device of another machine."""
+    """Bandwidth to a device of another machine."""
     host_link: float
-    """To the memory of its machine."""
+    """Bandwidth to the memory of its machine."""
     host_memory: int
-    """Bytes of the machine's memory that are its share."""
+    """Its share of the machine's memory, in bytes."""
     host_bandwidth: float
     """Its share of the bandwidth of the machine's memory."""
     per_machine: int
     runtime: int
-    """Bytes that a process takes beside tensors: kernels, communicators, DeepSpeed's own."""
-    measured: bool
-    """Whether the figures were measured, so that all of them can be had; a data sheet's can't."""
+    """Bytes of a process beside tensors: kernels, communicators, DeepSpeed's own."""
+    is_cpu: bool
+    """Whether it is a CPU. A CPU's figures were measured, so programs reach all of them; a data sheet's are peaks."""
     source: str
 
 
 def _hopper(name: str, memory: int, flops: float, bandwidth: float, link: float, source: str) -> Device:
     return Device(
         name, memory * GIB, {"bfloat16": flops, "float32": 67e12}, bandwidth, link, 50e9, 64e9, 256 * GIB, 70e9, 8,
-        runtime=2 * GIB, measured=False, source=source,
+        runtime=2 * GIB, is_cpu=False, source=source,
     )  # fmt: skip
 
 
@@ -53,12 +53,12 @@ DEVICES = {
         _hopper("H20", 96, 148e12, 4.0e12, 450e9, "vendors' tables, for want of a data sheet; network as DGX H100"),
         Device(
             "A100", 80 * GIB, {"bfloat16": 312e12, "float32": 19.5e12}, 2.04e12, 300e9, 25e9, 32e9, 128 * GIB, 45e9, 8,
-            runtime=2 * GIB, measured=False,
+            runtime=2 * GIB, is_cpu=False,
             source="NVIDIA A100 80 GB SXM data sheet; 8 x 200 Gb/s InfiniBand (DGX A100)",
         ),
         Device(
             "cpu", 24 * GIB, {"bfloat16": 20e9, "float32": 157e9}, 14e9, 14e9, 1e9, 14e9, 24 * GIB, 14e9, 1,
-            runtime=80 * 2**20, measured=True,
+            runtime=80 * 2**20, is_cpu=True,
             source="measured: 2 cores with AVX2, a matrix product and a copy of memory",
         ),
     )
@@ -73,11 +73,11 @@ class Cluster:
     device: Device
 
     def crosses(self, size: int) -> bool:
-        """Whether a group of so many neighbouring devices spans machines."""
+        """Return whether a group of `size` neighbouring devices spans machines."""
         return size > self.device.per_machine
 
     def rate(self, size: int) -> float:
-        """Bytes a second and device, one way, within a group of so many devices."""
+        """Return bytes a second and device, one way, within a group of `size` devices."""
         return self.device.network if self.crosses(size) else self.device.link
 
     def __str__(self) -> str:
@@ -85,15 +85,15 @@ class Cluster:
 
 
 def cluster_of(text: str) -> Cluster:
-    """`96xH20`: so many devices of a kind. Raises ValueError for anything else, naming the kinds."""
-    found = re.fullmatch(r"([1-9]\d*)x(\w+)", text)
-    if found is None:
-        raise ValueError(f"--cluster {text}: say how many of what, as in 96xH20; known: {_known()}")
-    if found[2].lower() not in DEVICES:
-        known = [device.name for device in DEVICES.values()]
-        raise ValueError(f"--cluster {text}: no figures for '{found[2]}'; {neighbour(found[2], known)}")
-    return Cluster(int(found[1]), DEVICES[found[2].lower()])
+    """Parse a cluster such as `96xH20`. Raises ValueError for anything else, with the devices that are known.
 
-
-def _known() -> str:
-    return ", ".join(device.name for device in DEVICES.values())
+    Example:
+        cluster_of("8xH100").device.memory // GIB  # 80
+    """
+    known = [device.name for device in DEVICES.values()]
+    parsed = re.fullmatch(r"([1-9]\d*)x(\w+)", text)
+    if parsed is None:
+        raise ValueError(f"--cluster {text}: write a number and a device, as in 96xH20; known: {', '.join(known)}")
+    if parsed[2].lower() not in DEVICES:
+        raise ValueError(f"--cluster {text}: no figures for '{parsed[2]}'; {neighbour(parsed[2], known)}")
+    return Cluster(int(parsed[1]), DEVICES[parsed[2].lower()])

@@ -1,13 +1,12 @@
-"""Layouts of a stage on a cluster: whether one fits, what a step takes on it, and the quickest that fits."""
+"""Layouts of a stage on a cluster: whether one fits, the seconds of its step, and the fastest that fits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from configs.train import OffloadConfig
 from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
-from pipeline.planner.asked import Asked
 from pipeline.planner.cost import generate_seconds, sync_seconds, train_seconds
-from pipeline.planner.devices import GIB, Cluster
+from pipeline.planner.devices import GIB, Cluster, Device
 from pipeline.planner.memory import (
     Parts,
     RolloutLayout,
@@ -20,30 +19,112 @@ from pipeline.planner.memory import (
     total,
     train_state,
 )
+from pipeline.planner.stage import PlannedStage
 
 USABLE = 0.92
-"""Share of a device's memory that may be planned with; the rest is what fragments."""
-MOST_SPREAD = 64
-MOST_TENSOR_PARALLEL = 32
+"""Share of a device's memory to plan with; fragmentation takes the rest."""
+MAX_EXPERT_PARALLEL = 64
+MAX_TENSOR_PARALLEL = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A stage's ranks, and its engines where it has some, laid out on a cluster."""
+
+    stage: PlannedStage
+    train: TrainLayout
+    rollout: RolloutLayout | None
+    cluster: Cluster
+
+    def __str__(self) -> str:
+        return f"{self.train}; {self.rollout}" if self.rollout else str(self.train)
+
+    def memory(self) -> dict[str, Parts]:
+        """Return the bytes on the fullest device by phase.
+
+        Idle ranks and engines sleep, except on the CPU; ranks without ZeRO and a frozen reference stay. A sync needs
+        both awake.
+        """
+        stage, device = self.stage, self.cluster.device
+        state, _ = train_state(stage.model, self.train, reference=stage.reference)
+        lean = device.is_cpu and stage.model.dtype == "float32"
+        peak = step_working(stage.model, self.train, longest=stage.work.longest, lean=lean)
+        if self.rollout is None:
+            return {"train": merged(state, peak, {"runtime": float(device.runtime)})}
+        runtime = {"runtime": 2.0 * device.runtime}
+        engine = {
+            name if name == "KV cache" else f"engine's {name}": size
+            for name, size in rollout_state(stage.model, self.rollout).items()
+        }
+        stays_awake = device.is_cpu or self.train.zero_stage == 0
+        asleep = state if stays_awake else {name: size for name, size in state.items() if name == "reference"}
+        return {
+            "train": merged(state, peak, engine if device.is_cpu else {}, runtime),
+            "sync": merged(state, sync_working(stage.model, self.train), engine, runtime),
+            "generate": merged(asleep, engine, runtime),
+        }
+
+    def host(self) -> float:
+        """Return the bytes in the machine's memory: offloaded parts, and the sleeping ranks or engines."""
+        if self.cluster.device.is_cpu:
+            return 0.0  # it is the device's own memory
+        state, offloaded = train_state(self.stage.model, self.train, reference=False)
+        if self.rollout is None:
+            return total(offloaded)
+        engine = rollout_state(self.stage.model, replace(self.rollout, kv_cache=0.0))
+        return total(offloaded) + max(total(state) if self.train.zero_stage else 0.0, total(engine))
+
+    def obstacle(self) -> str:
+        """Return why the placement does not fit, or ""."""
+        device, judges = self.cluster.device, self.stage.judge_devices
+        engines = self.rollout.engines * self.rollout.tensor_parallel if self.rollout else 0
+        devices = max(self.train.ranks, engines) + judges
+        if devices > self.cluster.count and not device.is_cpu:
+            judging = f", and {judges} for judges" if judges else ""
+            shared = f"{self.train.ranks} ranks and {engines} of engines share theirs{judging}"
+            return f"takes {devices} devices ({shared}) of {self.cluster}"
+        usable = USABLE * device.memory
+        for phase, parts in self.memory().items():
+            if (needed := total(parts)) > usable:
+                largest = sorted(parts, key=lambda name: -parts[name])[:3]
+                details = ", ".join(f"{name} {parts[name] / GIB:.1f}" for name in largest)
+                return f"{phase}: {needed / GIB:.1f} GiB of {usable / GIB:.1f} ({details})"
+        if self.host() > USABLE * device.host_memory:
+            return f"host: {self.host() / GIB:.0f} GiB a device of {USABLE * device.host_memory / GIB:.0f}"
+        return ""
+
+    def seconds(self) -> tuple[dict[str, float], float]:
+        """Return (seconds of a step by phase, seconds of `generate` that the longest completions cost)."""
+        model, work = self.stage.model, self.stage.work
+        seconds = train_seconds(model, work, self.train, self.cluster)
+        if self.rollout is None:
+            return seconds, 0.0
+        generated, tail = generate_seconds(model, work, self.rollout, self.cluster.device)
+        return {"generate": generated} | seconds | {"sync": sync_seconds(model, self.train, self.cluster)}, tail
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A stage on a layout: bytes of a device by phase and component, seconds of a step by phase.
+    """Memory and time of a placement. There are no seconds where it does not fit."""
 
-    There are no seconds where it doesn't fit.
-    """
-
-    train: TrainLayout
-    rollout: RolloutLayout | None
+    placement: Placement
     memory: dict[str, Parts]
+    """Bytes of a device by phase and component."""
     host: float
     """Bytes of the machine's memory that a device's share of the stage takes at most."""
     seconds: dict[str, float]
+    """Seconds of a step by phase."""
     tail: float
-    """Seconds of `generate` that the longest completions cost, compared with all being of the mean length."""
+    """Seconds of `generate` that the longest completions cost, compared with all having the mean length."""
     reason: str
-    """Why it doesn't fit; empty where it does."""
+    """Why it does not fit; empty where it does."""
+
+    @classmethod
+    def of(cls, placement: Placement) -> "Plan":
+        """Compute the plan of a placement, whether it fits or not."""
+        reason = placement.obstacle()
+        seconds, tail = ({}, 0.0) if reason else placement.seconds()
+        return cls(placement, placement.memory(), placement.host(), seconds, tail, reason)
 
     @property
     def step(self) -> float:
@@ -51,167 +132,91 @@ class Plan:
         return sum(self.seconds.values())
 
     @property
-    def excess(self) -> float:
-        """Bytes of the fullest phase, by which plans that don't fit are compared."""
+    def fullest(self) -> float:
+        """Bytes of the fullest phase, which orders the plans that don't fit."""
         return max(total(parts) for parts in self.memory.values())
 
-    def __str__(self) -> str:
-        return f"{self.train}; {self.rollout}" if self.rollout else str(self.train)
+
+def own_plan(stage: PlannedStage, cluster: Cluster) -> Plan:
+    """Plan the layout that the stage's configuration sets."""
+    train = TrainLayout.of(stage.trainer, stage.moments)
+    rollout = RolloutLayout.of(stage.rollout) if stage.rollout else None
+    return Plan.of(Placement(stage, train, rollout, cluster))
 
 
-def own_plan(asked: Asked, cluster: Cluster) -> Plan:
-    """The plan of the layout that the configuration sets."""
-    rollout = asked.rollout
-    train = TrainLayout.of(asked.trainer, asked.moments)
-    engines = None
-    if rollout is not None:
-        engines = RolloutLayout(
-            rollout.num_engines,
-            rollout.tensor_parallel_size,
-            rollout.kv_cache_gib * GIB,
-            rollout.max_num_seqs,
-            tuple(rollout.fp8),
-        )
-    return plan_of(asked, train, engines, cluster)
-
-
-def plan_of(asked: Asked, train: TrainLayout, rollout: RolloutLayout | None, cluster: Cluster) -> Plan:
-    """The plan of one layout, whether it fits or not."""
-    memory = phases(asked, train, rollout, cluster)
-    host = _host(asked, train, rollout, cluster)
-    reason = _reason(asked, train, rollout, memory, host, cluster)
-    if reason:
-        return Plan(train, rollout, memory, host, {}, 0.0, reason)
-    seconds = train_seconds(asked.model, asked.work, train, cluster, asked.dtype)
-    tail = 0.0
-    if rollout is not None:
-        generated, tail = generate_seconds(asked.model, asked.work, rollout, cluster.device, asked.dtype)
-        synced = sync_seconds(asked.model, train, cluster, asked.dtype)
-        seconds = {"generate": generated} | seconds | {"sync": synced}
-    return Plan(train, rollout, memory, host, seconds, tail, reason)
-
-
-def sweep(asked: Asked, cluster: Cluster) -> list[Plan]:
-    """Every layout that is tried, those that fit first, the quickest first of these."""
+def sweep(stage: PlannedStage, cluster: Cluster) -> list[Plan]:
+    """Plan every layout tried: first those that fit, by seconds of a step; then the others, by memory."""
     plans = [
-        plan_of(asked, train, rollout, cluster)
-        for train in train_layouts(asked, cluster)
-        for rollout in rollout_layouts(asked, train, cluster)
+        Plan.of(Placement(stage, train, rollout, cluster))
+        for train in train_layouts(stage, cluster)
+        for rollout in rollout_layouts(stage, train, cluster)
     ]
-    return sorted(plans, key=lambda plan: (bool(plan.reason), plan.excess if plan.reason else plan.step))
+    return sorted(plans, key=lambda plan: (bool(plan.reason), plan.fullest if plan.reason else plan.step))
 
 
-def phases(asked: Asked, train: TrainLayout, rollout: RolloutLayout | None, cluster: Cluster) -> dict[str, Parts]:
-    """Bytes on the fullest device by phase. Whoever doesn't work sleeps, where it can: not on the CPU, and a rank not
-    without ZeRO; a frozen reference stays. During a sync both are awake."""
-    model, dtype, device = asked.model, asked.dtype, cluster.device
-    lean = device.measured and dtype == "float32"
-    state, _ = train_state(model, train, dtype, reference=asked.reference)
-    peak = step_working(model, train, dtype, longest=asked.work.longest, lean=lean)
-    runtime = {"runtime": float(device.runtime)}
-    if rollout is None:
-        return {"train": merged(state, peak, runtime)}
-    engine = rollout_state(model, rollout, dtype)
-    asleep = {name: size for name, size in state.items() if name == "reference"}
-    both = {"runtime": 2.0 * device.runtime}
-    engine_asleep: Parts = {}
-    if device.measured:
-        asleep, engine_asleep = state, _named(engine)
-    elif train.zero_stage == 0:
-        asleep = state
-    return {
-        "train": merged(state, peak, engine_asleep, both),
-        "sync": merged(state, sync_working(model, train, dtype), _named(engine), both),
-        "generate": merged(asleep, _named(engine), both),
-    }
+def predicted_peak(stage: PlannedStage, device: Device, tokens: int) -> float | None:
+    """Predict the bytes that a rank's step of micro-batches up to `tokens` long reaches, as `memory/peak_gib` does.
+
+    None for a stage that the memory model does not cover. A GPU's peak is without its runtime and without the parts
+    that are offloaded; a CPU's has both.
+    """
+    if not stage.predictable:
+        return None
+    layout = replace(TrainLayout.of(stage.trainer, stage.moments), micro_batch_tokens=tokens)
+    state, offloaded = train_state(stage.model, layout, reference=stage.reference)
+    lean = device.is_cpu and stage.model.dtype == "float32"
+    working = step_working(stage.model, layout, longest=0, lean=lean)
+    return total(state, working) + (total(offloaded) + device.runtime if device.is_cpu else 0)
 
 
-def train_layouts(asked: Asked, cluster: Cluster) -> Iterator[TrainLayout]:
-    """Layouts of the ranks: as many as divide the work of an update evenly, spread in every way DeepSpeed allows."""
-    free = cluster.count - (0 if cluster.device.measured else asked.judges)
-    ranks = max((n for n in range(1, max(free, 1) + 1) if asked.divided % n == 0), default=1)
-    model = asked.model
-    spreads = [1]
+def train_layouts(stage: PlannedStage, cluster: Cluster) -> Iterator[TrainLayout]:
+    """Yield layouts of the ranks: the most ranks that divide an update evenly, in every way that DeepSpeed allows."""
+    model, free = stage.model, _free_devices(stage, cluster)
+    ranks = max(n for n in range(1, free + 1) if stage.batch_size % n == 0)
+    expert_parallel = [1]
     if model.family in EXPERT_PARALLEL_FAMILIES:
-        spreads = [n for n in _powers(min(ranks, MOST_SPREAD)) if ranks % n == 0 and model.num_experts % n == 0]
-    own = asked.trainer.micro_batch_tokens
-    sizes = sorted({max(own // cut, min(own, asked.work.longest)) for cut in (1, 2, 4)}, reverse=True)
-    for stage in (0, 1) if ranks == 1 else (1, 2, 3):
-        for spread in spreads:
-            for tokens in sizes:
+        sizes = _powers_of_two(min(ranks, MAX_EXPERT_PARALLEL))
+        expert_parallel = [n for n in sizes if ranks % n == 0 and model.num_experts % n == 0]
+    own = stage.trainer.micro_batch_tokens
+    micro_batches = sorted({max(own // cut, min(own, stage.work.longest)) for cut in (1, 2, 4)}, reverse=True)
+    for zero_stage in (0, 1) if ranks == 1 else (1, 2, 3):
+        for spread in expert_parallel:
+            for tokens in micro_batches:
                 for checkpointing in (False, True):
-                    for offload in _offloads(stage, cluster):
-                        yield TrainLayout(ranks, stage, spread, tokens, checkpointing, offload, asked.moments)
+                    for offload in _offloads(zero_stage, cluster.device):
+                        yield TrainLayout(ranks, zero_stage, spread, tokens, checkpointing, offload, stage.moments)
 
 
-def rollout_layouts(asked: Asked, train: TrainLayout, cluster: Cluster) -> Iterator[RolloutLayout | None]:
-    """Layouts of the engines beside these ranks: as many as there is room for, with the KV cache that is left, up to
-    what all completions need at once."""
-    if asked.rollout is None:
+def rollout_layouts(stage: PlannedStage, train: TrainLayout, cluster: Cluster) -> Iterator[RolloutLayout | None]:
+    """Yield layouts of the engines beside the ranks: as many as there is room for.
+
+    The KV cache takes the memory that is left, up to what all completions need at once.
+    """
+    if stage.rollout is None:
         yield None
         return
-    model, device, work = asked.model, cluster.device, asked.work
-    free = max(1, cluster.count - (0 if device.measured else asked.judges))
-    for size in _powers(1 if device.measured else min(free, MOST_TENSOR_PARALLEL)):
-        if model.heads % size:
+    device, free = cluster.device, _free_devices(stage, cluster)
+    for size in _powers_of_two(1 if device.is_cpu else min(free, MAX_TENSOR_PARALLEL)):
+        if stage.model.heads % size:
             continue
-        engines = free // size
-        empty = RolloutLayout(engines, size, 0.0, asked.rollout.max_num_seqs, tuple(asked.rollout.fp8))
-        token = kv_bytes(model, empty, asked.dtype)
-        at_once = min(asked.rollout.max_num_seqs, -(-work.sequences // engines))
-        fullest = max(total(parts) for name, parts in phases(asked, train, empty, cluster).items() if name != "train")
-        left = USABLE * device.memory - fullest
-        least = asked.rollout.max_model_len * token
-        yield replace(empty, kv_cache=max(least, min(at_once * work.longest * token, left)))
+        empty = RolloutLayout(free // size, size, 0.0, stage.rollout.max_num_seqs, tuple(stage.rollout.fp8))
+        token_bytes = kv_bytes(stage.model, empty)
+        at_once = min(empty.max_seqs, -(-stage.work.sequences // empty.engines))
+        phases = Placement(stage, train, empty, cluster).memory()
+        unused = USABLE * device.memory - max(total(parts) for name, parts in phases.items() if name != "train")
+        least = stage.rollout.max_model_len * token_bytes
+        yield replace(empty, kv_cache=max(least, min(at_once * stage.work.longest * token_bytes, unused)))
 
 
-def _named(engine: Parts) -> Parts:
-    return {f"engine's {name}" if name != "KV cache" else name: size for name, size in engine.items()}
+def _free_devices(stage: PlannedStage, cluster: Cluster) -> int:
+    return max(1, cluster.count - (0 if cluster.device.is_cpu else stage.judge_devices))
 
 
-def _host(asked: Asked, train: TrainLayout, rollout: RolloutLayout | None, cluster: Cluster) -> float:
-    """Bytes in the machine's memory: what is offloaded, and who sleeps."""
-    if cluster.device.measured:
-        return 0.0  # it is the device's own
-    state, offloaded = train_state(asked.model, train, asked.dtype, reference=False)
-    if rollout is None:
-        return total(offloaded)
-    engine = rollout_state(asked.model, replace(rollout, kv_cache=0.0), asked.dtype)
-    return total(offloaded) + max(total(state) if train.zero_stage else 0.0, total(engine))
-
-
-def _reason(
-    asked: Asked,
-    train: TrainLayout,
-    rollout: RolloutLayout | None,
-    memory: dict[str, Parts],
-    host: float,
-    cluster: Cluster,
-) -> str:
-    device = cluster.device
-    engines = rollout.engines * rollout.tensor_parallel if rollout else 0
-    devices = max(train.ranks, engines) + asked.judges
-    if devices > cluster.count and not device.measured:
-        judging = f", and {asked.judges} for judges" if asked.judges else ""
-        return (
-            f"takes {devices} devices ({train.ranks} ranks and {engines} of engines share theirs{judging}) of {cluster}"
-        )
-    usable = USABLE * device.memory
-    for phase, parts in memory.items():
-        if (asks := total(parts)) > usable:
-            largest = sorted(parts, key=lambda name: -parts[name])[:3]
-            told = ", ".join(f"{name} {parts[name] / GIB:.1f}" for name in largest)
-            return f"{phase}: {asks / GIB:.1f} GiB of {usable / GIB:.1f} ({told})"
-    if host > USABLE * device.host_memory:
-        return f"host: {host / GIB:.0f} GiB a device of {USABLE * device.host_memory / GIB:.0f}"
-    return ""
-
-
-def _offloads(stage: int, cluster: Cluster) -> list[OffloadConfig | None]:
-    if stage == 0 or cluster.device.measured:
+def _offloads(zero_stage: int, device: Device) -> list[OffloadConfig | None]:
+    if zero_stage == 0 or device.is_cpu:
         return [None]
-    return [None, OffloadConfig()] + [OffloadConfig(parameters=True)] * (stage == 3)
+    return [None, OffloadConfig()] + ([OffloadConfig(parameters=True)] if zero_stage == 3 else [])
 
 
-def _powers(most: int) -> list[int]:
-    return [2**n for n in range(most.bit_length()) if 2**n <= most]
+def _powers_of_two(most: int) -> list[int]:
+    return [2**n for n in range(most.bit_length())]

@@ -1,14 +1,15 @@
-"""Which comparisons are kept, and why the others are not.
+"""Filters of comparisons, which count every dropped one by its reason.
 
-Each filter says of every comparison that is left the reason to drop it, or None. They work in an order of their own, by
-a hash of content and seed: neither what is dropped nor the order of what is kept depends on the order of the rows.
+A filter returns for each comparison the reason to drop it, or None. The comparisons are first sorted by a hash of
+content and seed, so the order of the rows decides neither the dropped ones nor the order of the result.
 """
 
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from configs.preferences import PairFilters
 from pipeline.data.comparisons import Comparison
@@ -19,120 +20,116 @@ Reasons = list[str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Filtered:
-    """What is kept, and each of the others with the reason it was dropped for."""
+class FilterResult:
+    """The comparisons kept, and each dropped one with its reason."""
 
     kept: list[Comparison]
     dropped: list[tuple[str, Comparison]]
 
 
-def filtered(
+def filter_comparisons(
     comparisons: Sequence[Comparison], filters: PairFilters, shares: Mapping[str, float], seed: int
-) -> Filtered:
-    """`comparisons` through every filter in turn, then cut down to the `shares` of their domains, if there are any.
+) -> FilterResult:
+    """Apply every filter in turn, then cut domains down to their `shares`, if any.
 
-    Raises ValueError where `shares` leaves out a domain that is there, or names one of which nothing is left.
+    Raises ValueError where `shares` leaves out a domain, or names one without comparisons.
     """
     steps: list[Callable[[list[Comparison]], Reasons]] = [
-        lambda left: _narrow(left, filters.min_margin),
-        lambda left: _uneven(left, filters.max_length_ratio),
+        partial(_narrow_margins, min_margin=filters.min_margin),
+        partial(_uneven_lengths, max_ratio=filters.max_length_ratio),
         _exact_duplicates,
-        lambda left: _surplus(left, filters.pairs_per_prompt),
-        lambda left: _near_duplicates(left, filters.max_similarity),
+        partial(_prompt_surplus, most=filters.pairs_per_prompt),
+        partial(_near_duplicates, max_similarity=filters.max_similarity),
     ]
     if filters.balance_length:
-        steps.append(_unbalanced)
+        steps.append(_length_surplus)
     if shares:
-        steps.append(lambda left: _past_share(left, shares))
-    left = sorted(comparisons, key=lambda one: (_digest(one, seed), one.source, one.row))
+        steps.append(partial(_past_share, shares=shares))
+    kept = sorted(comparisons, key=lambda comparison: (_digest(comparison, seed), comparison.source, comparison.row))
     dropped: list[tuple[str, Comparison]] = []
     for step in steps:
-        reasons = step(left)
-        dropped += [(reason, one) for reason, one in zip(reasons, left, strict=True) if reason is not None]
-        left = [one for reason, one in zip(reasons, left, strict=True) if reason is None]
-    return Filtered(left, dropped)
+        judged = list(zip(step(kept), kept, strict=True))
+        dropped += [(reason, comparison) for reason, comparison in judged if reason is not None]
+        kept = [comparison for reason, comparison in judged if reason is None]
+    return FilterResult(kept, dropped)
 
 
-def is_longer(comparison: Comparison) -> int:
-    """1 where the best answer has more characters than the worst, -1 where it has fewer, else 0."""
+def longer_answer(comparison: Comparison) -> int:
+    """Return 1 where the best answer has more characters than the worst, -1 where it has fewer, else 0."""
     better, worse = len(comparison.answers[0]), len(comparison.answers[-1])
     return (better > worse) - (better < worse)
 
 
-def _narrow(left: list[Comparison], min_margin: float) -> Reasons:
+def _narrow_margins(comparisons: list[Comparison], min_margin: float) -> Reasons:
     def reason(margin: float | None) -> str | None:
         if margin is None or 0 < margin >= min_margin:
             return None
         return "equal scores" if margin == 0 else "margin"
 
-    return [reason(one.margin) for one in left]
+    return [reason(comparison.margin) for comparison in comparisons]
 
 
-def _uneven(left: list[Comparison], max_ratio: float | None) -> Reasons:
-    def too_uneven(one: Comparison) -> bool:
-        lengths = sorted((len(one.answers[0]), len(one.answers[-1])))
-        return max_ratio is not None and lengths[1] > max_ratio * lengths[0]
+def _uneven_lengths(comparisons: list[Comparison], max_ratio: float | None) -> Reasons:
+    def is_uneven(comparison: Comparison) -> bool:
+        shorter, longer = sorted((len(comparison.answers[0]), len(comparison.answers[-1])))
+        return max_ratio is not None and longer > max_ratio * shorter
 
-    return ["length ratio" if too_uneven(one) else None for one in left]
+    return ["length ratio" if is_uneven(comparison) else None for comparison in comparisons]
 
 
-def _exact_duplicates(left: list[Comparison]) -> Reasons:
+def _exact_duplicates(comparisons: list[Comparison]) -> Reasons:
     seen: set[tuple[str, str]] = set()
     reasons: Reasons = []
-    for one in left:
-        content = one.domain, _digest(one)
+    for comparison in comparisons:
+        content = comparison.domain, _digest(comparison)
         reasons.append("exact duplicate" if content in seen else None)
         seen.add(content)
     return reasons
 
 
-def _surplus(left: list[Comparison], per_prompt: int) -> Reasons:
-    ranks: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    for index, one in enumerate(left):
-        ranks[one.domain, prompt_key(one.messages)].append(index)
+def _prompt_surplus(comparisons: list[Comparison], most: int) -> Reasons:
+    indices: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, comparison in enumerate(comparisons):
+        indices[comparison.domain, prompt_key(comparison.messages)].append(index)
     kept: set[int] = set()
-    for of_prompt in ranks.values():
-        kept.update(sorted(of_prompt, key=lambda index: -(left[index].margin or 0.0))[:per_prompt])
-    return [None if index in kept else "more of one prompt" for index in range(len(left))]
+    for of_prompt in indices.values():
+        kept.update(sorted(of_prompt, key=lambda index: -(comparisons[index].margin or 0.0))[:most])
+    return [None if index in kept else "more of one prompt" for index in range(len(comparisons))]
 
 
-def _near_duplicates(left: list[Comparison], max_similarity: float) -> Reasons:
-    texts = [" ".join([*(message["content"] for message in one.messages), *one.answers]) for one in left]
-    duplicate = near_duplicates(texts, [prompt_key(one.messages) for one in left], max_similarity)
-    return ["near-duplicate" if found else None for found in duplicate]
+def _near_duplicates(comparisons: list[Comparison], max_similarity: float) -> Reasons:
+    texts = [" ".join([*(message["content"] for message in each.messages), *each.answers]) for each in comparisons]
+    groups = [prompt_key(comparison.messages) for comparison in comparisons]
+    return ["near-duplicate" if found else None for found in near_duplicates(texts, groups, max_similarity)]
 
 
-def _unbalanced(left: list[Comparison]) -> Reasons:
+def _length_surplus(comparisons: list[Comparison]) -> Reasons:
     surplus: Counter[str] = Counter()
-    for one in left:
-        surplus[one.domain] += is_longer(one)
-
-    def reasons() -> Iterator[str | None]:
-        for one in left:
-            drop = is_longer(one) == 1 and surplus[one.domain] > 0
-            surplus[one.domain] -= drop
-            yield "length balance" if drop else None
-
-    return list(reasons())
+    for comparison in comparisons:
+        surplus[comparison.domain] += longer_answer(comparison)
+    reasons: Reasons = []
+    for comparison in comparisons:
+        drop = longer_answer(comparison) == 1 and surplus[comparison.domain] > 0
+        surplus[comparison.domain] -= drop
+        reasons.append("length balance" if drop else None)
+    return reasons
 
 
-def _past_share(left: list[Comparison], shares: Mapping[str, float]) -> Reasons:
-    counts = Counter(one.domain for one in left)
+def _past_share(comparisons: list[Comparison], shares: Mapping[str, float]) -> Reasons:
+    counts = Counter(comparison.domain for comparison in comparisons)
     for domain in counts.keys() - shares.keys():
         raise ValueError(f"shares: {counts[domain]} comparisons are of domain '{domain}', which has no share; give one")
     for domain in shares.keys() - counts.keys():
         raise ValueError(
-            f"shares.{domain}: no comparison of this domain is left, so none of any; it has {dict(counts)}"
+            f"shares.{domain}: no comparison of this domain is left, only {dict(counts)}; remove its share"
         )
     total = min(counts[domain] / share for domain, share in shares.items())
     places = Counter({domain: round(total * share) for domain, share in shares.items()})
-
-    def reasons() -> Iterator[str | None]:
-        for one in left:
-            places[one.domain] -= 1
-            yield "share of the domain" if places[one.domain] < 0 else None
-
-    return list(reasons())
+    reasons: Reasons = []
+    for comparison in comparisons:
+        places[comparison.domain] -= 1
+        reasons.append("share of the domain" if places[comparison.domain] < 0 else None)
+    return reasons
 
 
 def _digest(comparison: Comparison, seed: int | None = None) -> str:

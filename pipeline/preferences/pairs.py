@@ -1,50 +1,47 @@
-"""The model's own answers to a prompt, set against each other by their scores (DeepSeek-V2 section 4.2)."""
+"""Pairs of a model's own answers to a prompt, by their scores (DeepSeek-V2 section 4.2)."""
 
 from collections.abc import Sequence
 
 from pipeline.data.comparisons import Comparison
-from pipeline.preferences.answers import Answer, Answered
+from pipeline.preferences.answers import Answer, AnsweredPrompt
 
 
-def usable(answers: Sequence[Answer]) -> list[Answer]:
-    """The answers that were judged and say something, each text once, from best to worst; of equal scores the earlier
-    drawn first. What could not be judged is no bad answer: it is left out."""
-    texts: dict[str, Answer] = {}
+def ranked_answers(answers: Sequence[Answer]) -> list[tuple[float, Answer]]:
+    """Return scores and answers from best to worst, each text once; of equal scores the first sampled comes first.
+
+    Empty and unjudged answers are left out: an answer that could not be judged is not a bad one.
+    """
+    by_text: dict[str, tuple[float, Answer]] = {}
     for answer in answers:
         if answer.score is not None and answer.text.strip():
-            texts.setdefault(answer.text.strip(), answer)
-    return sorted(texts.values(), key=_falling)
+            by_text.setdefault(answer.text.strip(), (answer.score, answer))
+    return sorted(by_text.values(), key=lambda ranked: -ranked[0])
 
 
-def pairs(answered: Answered, source: str, domain: str) -> list[Comparison]:
-    """The best answer against the worst, the next best against the next worst, and so on while scores differ: widest
-    margins first, and every text in one pair only.
+def pair_answers(answered: AnsweredPrompt, source: str, domain: str) -> list[Comparison]:
+    """Pair the best answer with the worst, the second best with the second worst, and so on while scores differ.
 
-    An answer that was cut short may be the worse one, never the better: its end is not the model's.
+    Each text is in one pair only, so the widest margins come first. A truncated answer may be the worse one but never
+    the better.
     """
-    task, ranked = answered.prompt.task, usable(answered.answers)
-    made: list[Comparison] = []
+    task, ranked = answered.prompt.task, ranked_answers(answered.answers)
+    comparisons: list[Comparison] = []
     low = len(ranked) - 1
-    for high, better in enumerate(ranked):
+    for high, (score, better) in enumerate(ranked):
         if not better.ended:
             continue
-        worse = ranked[low]
-        if low <= high or _falling(worse) <= _falling(better):
+        worst_score, worse = ranked[low]
+        if low <= high or worst_score >= score:
             break
-        scores = [-_falling(better), -_falling(worse)]
-        made.append(Comparison(task.conversation, [better.text, worse.text], scores, source, domain, task.row))
+        texts, scores = [better.text, worse.text], [score, worst_score]
+        comparisons.append(Comparison(task.conversation, texts, scores, source, domain, task.row))
         low -= 1
-    return made
+    return comparisons
 
 
-def unpaired(answered: Answered) -> str:
-    """Why `pairs` makes nothing of these answers."""
-    ranked = usable(answered.answers)
+def unpaired_reason(answered: AnsweredPrompt) -> str:
+    """Return why `pair_answers` makes no pair of these answers."""
+    ranked = ranked_answers(answered.answers)
     if len(ranked) < 2:
         return "fewer than two different answers judged"
-    return "equal scores" if _falling(ranked[0]) == _falling(ranked[-1]) else "no better answer ended"
-
-
-def _falling(answer: Answer) -> float:
-    assert answer.score is not None
-    return -answer.score
+    return "equal scores" if ranked[0][0] == ranked[-1][0] else "no better answer ended"

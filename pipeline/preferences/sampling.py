@@ -1,56 +1,43 @@
-"""Sampling of answers for a stage: its sources of prompts checked and read, its engines and judges started."""
+"""Setting up the sampling of answers: the checks, prompts and sampler of the stages `preferences` and `sample`."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from configs.data import PromptData
-from configs.preferences import PreferencesConfig
+from configs.preferences import PreferencesConfig, SampledPairs
 from configs.rewards import RewardPoolConfig, RewardSpec
-from configs.sample import SampleConfig
-from pipeline.cluster.start import start_all, start_rewards, start_rollout
+from configs.sample import SampleConfig, SampledDomain
+from pipeline.cluster.start import start_rewards, start_rollout
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import report_bad_rows, source_files
-from pipeline.preferences.answers import Asked, Sampler, Speaker, distinct
+from pipeline.preferences.answers import AnswerSampler, PromptSet, distinct_prompts
 from rewards.guard import inspect, refuse_idle_workers
 from rewards.pool import RewardPool
 
-
-class SourceOfPrompts(Protocol):
-    """What is asked in one domain, and who judges the answers."""
-
-    @property
-    def prompts(self) -> PromptData:
-        """The prompts."""
-        ...
-
-    @property
-    def reward(self) -> RewardSpec | None:
-        """The reward."""
-        ...
+SampledSource = SampledPairs | SampledDomain
 
 
-def check_sources(sources: Sequence[SourceOfPrompts], pool: RewardPoolConfig) -> None:
-    """Raise ValueError for a source or reward that isn't there, and for workers that would have nothing to do."""
+def check_sources(sources: Iterable[SampledSource], pool: RewardPoolConfig) -> None:
+    """Raise ValueError for a missing source or reward, and for pools of workers that no reward uses."""
+    rewards: list[RewardSpec] = []
     for source in sources:
         source_files(source.prompts.source)
-    inspected = [inspect([source.reward], pool) for source in sources if source.reward is not None]
-    refuse_idle_workers(pool, [name for pools in inspected for name in pools.values()])
+        rewards += [source.reward] if source.reward is not None else []
+    refuse_idle_workers(pool, [name for reward in rewards for name in inspect([reward], pool).values()])
 
 
-def ask(
-    sources: Mapping[str, SourceOfPrompts],
+def load_prompt_sets(
+    sources: Mapping[str, SampledSource],
     pool: RewardPoolConfig,
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
     folder: Path,
-) -> dict[str, Asked]:
-    """What is asked of every source by its name; bad rows, and those that could not be judged, are told and kept."""
-    asked: dict[str, Asked] = {}
+) -> dict[str, PromptSet]:
+    """Load the prompts of every source by its name; report bad rows and prompts that its reward can't judge."""
+    prompt_sets: dict[str, PromptSet] = {}
     for name, source in sources.items():
         if source.reward is None:
             prompts = Prompts.load(source.prompts, tokenizer, seed)
@@ -59,27 +46,22 @@ def ask(
         report_bad_rows(
             prompts.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: Console().print(text, markup=False)
         )
-        asked[name] = Asked(distinct(prompts), source.reward)
-    return asked
+        prompt_sets[name] = PromptSet(distinct_prompts(prompts), source.reward)
+    return prompt_sets
 
 
-def sampler(config: SampleConfig | PreferencesConfig, model: Path, ends: Sequence[int], folder: Path) -> Sampler:
-    """Asks the checkpoint `model` for answers that end at one of `ends`, and keeps them below `folder`; engines and
-    judges start where they must."""
-    assert config.model is not None and config.sampling is not None and config.rollout is not None
-    dtype, rollout = config.model.dtype, config.rollout
+def answer_sampler(
+    config: SampleConfig | PreferencesConfig, model: Path, ends: Sequence[int], folder: Path
+) -> AnswerSampler:
+    """Return a sampler of the checkpoint `model` that stores answers in `folder`/answers.
 
-    @contextmanager
-    def speaking() -> Iterator[Speaker]:
-        with start_all(lambda: start_rollout(model, rollout, dtype=dtype, seed=config.seed, ends=ends)) as (speaker,):
-            yield speaker
+    ends: token ids that end an answer. Engines and judges start when an answer is missing.
+    """
+    assert config.model and config.sampling and config.rollout, "a stage that samples sets these together"
 
-    @contextmanager
-    def judging(spec: RewardSpec | None) -> Iterator[RewardPool | None]:
-        if spec is None:
-            yield None
-            return
-        with start_all(lambda: start_rewards([spec], config.reward_pool)) as (rewards,):
-            yield rewards
+    def start_judges(spec: RewardSpec) -> RewardPool:
+        return start_rewards([spec], config.reward_pool)
 
-    return Sampler(folder / "answers", config.samples, config.sampling, rollout, config.seed, speaking, judging)
+    engines = partial(start_rollout, model, config.rollout, dtype=config.model.dtype, seed=config.seed, ends=ends)
+    answers, samples = folder / "answers", config.samples
+    return AnswerSampler(answers, samples, config.sampling, config.rollout, config.seed, engines, start_judges)

@@ -1,4 +1,4 @@
-"""Which of a model's answers become training conversations: rejection sampling (DeepSeek-V3 section 5.1)."""
+"""Selection of a model's answers as training conversations: rejection sampling (DeepSeek-V3 section 5.1)."""
 
 import hashlib
 from collections import Counter
@@ -8,53 +8,53 @@ from statistics import fmean
 
 from configs.sample import SampledDomain
 from pipeline.data.prompts import Prompt
-from pipeline.preferences.answers import Answer, Answered
+from pipeline.preferences.answers import Answer, AnsweredPrompt
 
 
 @dataclass(frozen=True, slots=True)
-class Selected:
-    """Prompts with an answer that is kept, how many other answers were dropped for which reason, and the share of the
-    prompts that had an answer to keep."""
+class Selection:
+    """Selected answers with their prompts, and the dropped ones counted by reason."""
 
     kept: list[tuple[Prompt, Answer]]
     dropped: Counter[str]
     solved: float
+    """Share of the prompts with an answer to keep."""
 
     def figures(self) -> dict[str, float]:
-        """`solved`, `kept`, the kept ones' mean `tokens`, and `dropped/REASON`."""
+        """Return `solved`, `kept`, the mean `tokens` of kept answers, and `dropped/REASON`."""
         figures = {"solved": self.solved, "kept": float(len(self.kept))}
         if self.kept:
             figures["tokens"] = fmean(answer.num_tokens for _, answer in self.kept)
         return figures | {f"dropped/{reason.replace(' ', '_')}": float(n) for reason, n in self.dropped.items()}
 
 
-def select(answered: Sequence[Answered], domain: SampledDomain, seed: int) -> Selected:
-    """The answers of one domain that its settings keep; what did not end, or could not be judged, never is."""
+def select_answers(answered_prompts: Sequence[AnsweredPrompt], domain: SampledDomain, seed: int) -> Selection:
+    """Select answers by the settings of their domain; truncated and unjudged ones are always dropped."""
     kept: list[tuple[Prompt, Answer]] = []
     dropped: Counter[str] = Counter()
     solved = 0
-    for one in answered:
-        good: dict[str, Answer] = {}
-        for answer in sorted(one.answers, key=_best_first):
+    for answered in answered_prompts:
+        selected: dict[str, Answer] = {}
+        for answer in sorted(answered.answers, key=_best_first):
             reason = _flaw(answer, domain)
-            if reason is None and answer.text.strip() in good:
+            if reason is None and answer.text.strip() in selected:
                 reason = "same text"
-            if reason is None and len(good) == domain.keep:
+            if reason is None and len(selected) == domain.keep:
                 reason = "more than keep"
             if reason is None:
-                good[answer.text.strip()] = answer
+                selected[answer.text.strip()] = answer
             else:
                 dropped[reason] += 1
-        kept += [(one.prompt, answer) for answer in good.values()]
-        solved += bool(good)
+        kept += [(answered.prompt, answer) for answer in selected.values()]
+        solved += bool(selected)
     if domain.max_rows is not None and len(kept) > domain.max_rows:
         dropped["more than max_rows"] = len(kept) - domain.max_rows
-        kept = sorted(kept, key=lambda pair: _draw(pair, seed))[: domain.max_rows]
-    return Selected(kept, dropped, solved / max(len(answered), 1))
+        kept = sorted(kept, key=lambda pair: _draw(*pair, seed))[: domain.max_rows]
+    return Selection(kept, dropped, solved / max(len(answered_prompts), 1))
 
 
 def _flaw(answer: Answer, domain: SampledDomain) -> str | None:
-    """Why an answer may not be kept, whatever the others are like."""
+    """Return why an answer may not be kept, regardless of the others."""
     if not answer.ended:
         return "did not end"
     if not answer.text.strip():
@@ -72,6 +72,5 @@ def _best_first(answer: Answer) -> tuple[float, int]:
     return (0.0 if answer.score is None else -answer.score, answer.num_tokens)
 
 
-def _draw(pair: tuple[Prompt, Answer], seed: int) -> str:
-    prompt, answer = pair
+def _draw(prompt: Prompt, answer: Answer, seed: int) -> str:
     return hashlib.sha256(f"{seed}/{prompt.task.conversation}/{answer.text}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Rows to a data set on disk, a prompt always on the same side of the split."""
+"""Writing rows as a data set, each prompt always on the same side of the split."""
 
 import hashlib
 import json
@@ -12,32 +12,32 @@ from datasets import Dataset, DatasetDict, Features
 from pipeline.data.messages import Message
 from pipeline.disk.files import new_folder
 
-datasets.disable_progress_bars()  # datasets draws its own, beside ours
+datasets.disable_progress_bars()  # they would interrupt the stage's own
 
 TRAIN, HELD_OUT = "train", "held_out"
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
-    """What tells prompts apart: a hash of who says what, in which case and white space don't count."""
-    said = [[message["role"], " ".join(message["content"].casefold().split())] for message in messages]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    """Hash a prompt's roles and texts, ignoring case and white space."""
+    content = [[message["role"], " ".join(message["content"].casefold().split())] for message in messages]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def is_held_out(messages: Sequence[Message], share: float) -> bool:
-    """Whether a prompt belongs to the held-out `share`, for good: whatever the seed and wherever it comes from.
+def is_held_out_prompt(messages: Sequence[Message], share: float) -> bool:
+    """Return whether a prompt belongs to the held-out `share`, whatever its source and the seed.
 
-    Its first question decides, so a dialogue and what goes on from it are on the same side.
+    Its first question decides, so a dialogue and its continuation are on the same side.
     """
-    opening = next((place for place, message in enumerate(messages) if message["role"] == "user"), 0)
+    opening = next((index for index, message in enumerate(messages) if message["role"] == "user"), 0)
     return int(prompt_key(messages[: opening + 1])[:16], 16) < share * 16**16
 
 
 def save_splits(folder: Path, rows: Sequence[dict[str, Any]], held_out: Sequence[bool], features: Features) -> None:
-    """Writes `rows` to the splits `train` and, if there is one, `held_out` below `folder`, whole or not at all."""
+    """Write `rows` as the splits `train` and, if any, `held_out` of a data set in `folder`, whole or not at all."""
     splits = DatasetDict()
     for name, side in ((TRAIN, False), (HELD_OUT, True)):
-        chosen = [row for row, held in zip(rows, held_out, strict=True) if held == side]
-        if chosen or name == TRAIN:
-            splits[name] = Dataset.from_list(chosen, features=features)
+        side_rows = [row for row, is_held_out in zip(rows, held_out, strict=True) if is_held_out == side]
+        if side_rows or name == TRAIN:
+            splits[name] = Dataset.from_list(side_rows, features=features)
     with new_folder(folder) as partial:
         splits.save_to_disk(partial)

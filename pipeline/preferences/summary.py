@@ -1,4 +1,4 @@
-"""What a stage made of its sources, in figures and for people."""
+"""Figures and tables of a stage that samples or reads preference data."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,19 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.data.comparisons import Comparison
-from pipeline.preferences.answers import Answered
-from pipeline.preferences.filters import Filtered, is_longer
-from pipeline.preferences.pairs import unpaired, usable
+from pipeline.preferences.answers import AnsweredPrompt
+from pipeline.preferences.filters import FilterResult, longer_answer
+from pipeline.preferences.pairs import ranked_answers, unpaired_reason
 
-SHOWN = 3
-"""Pairs shown to people."""
+SHOWN_PAIRS = 3
+"""Pairs in the table on the console."""
 
 
-def answer_figures(answered: Sequence[Answered]) -> dict[str, float]:
-    """Of what was sampled for one source: `prompts` and `answers`, the mean `score` of those judged, and as shares of
-    all `unjudged` and `cut_short`."""
-    answers = [answer for one in answered for answer in one.answers]
+def answer_figures(answered_prompts: Sequence[AnsweredPrompt]) -> dict[str, float]:
+    """Return figures of one source: `prompts`, `answers`, the mean `score`, and the shares `unjudged`, `cut_short`."""
+    answers = [answer for answered in answered_prompts for answer in answered.answers]
     scores = [answer.score for answer in answers if answer.score is not None]
-    figures = {"prompts": float(len(answered)), "answers": float(len(answers))}
+    figures = {"prompts": float(len(answered_prompts)), "answers": float(len(answers))}
     if scores:
         figures["score"] = fmean(scores)
     return figures | {
@@ -31,86 +30,84 @@ def answer_figures(answered: Sequence[Answered]) -> dict[str, float]:
     }
 
 
-def pair_figures(answered: Sequence[Answered], paired: Sequence[bool]) -> dict[str, float]:
-    """`answer_figures`, and of the prompts without a pair how many for which reason; `left_out` are answers that were
-    not judged, are empty or say the same as another."""
-    left_out = sum(len(one.answers) - len(usable(one.answers)) for one in answered)
-    reasons = Counter(unpaired(one) for one, has_pair in zip(answered, paired, strict=True) if not has_pair)
+def pair_figures(answered_prompts: Sequence[AnsweredPrompt], paired: Sequence[bool]) -> dict[str, float]:
+    """Return `answer_figures`, `left_out` answers, and prompts `without_pair` by reason.
+
+    An answer is left out if it is empty, unjudged or equal to another. paired: whether each prompt has a pair.
+    """
+    left_out = sum(len(each.answers) - len(ranked_answers(each.answers)) for each in answered_prompts)
+    reasons = Counter(
+        unpaired_reason(answered) for answered, pair in zip(answered_prompts, paired, strict=True) if not pair
+    )
     return (
-        answer_figures(answered)
+        answer_figures(answered_prompts)
         | {"left_out": float(left_out), "without_pair": float(reasons.total())}
         | {f"without_pair/{_key(reason)}": float(count) for reason, count in reasons.items()}
     )
 
 
-def filter_figures(result: Filtered, held_out: Sequence[bool]) -> dict[str, float]:
-    """How many comparisons were `given`, `dropped` and `kept`, and of these `held_out`; dropped ones by reason; all by
-    source and domain. Of the kept ones the mean `margin` where there are scores, and `better_longer`: the share where
-    the better answer is the longer one, of those that differ in length."""
-    every = result.kept + [one for _, one in result.dropped]
+def filter_figures(result: FilterResult, held_out: Sequence[bool]) -> dict[str, float]:
+    """Return the counts `given`, `kept`, `held_out` and `dropped`, by reason, source and domain where they vary.
+
+    Of the kept comparisons also the mean `margin`, and `better_longer`: the share, among those of unequal length, with
+    the better answer the longer one.
+    """
+    given = result.kept + [comparison for _, comparison in result.dropped]
     figures = {
-        "given": float(len(every)),
+        "given": float(len(given)),
         "kept": float(len(result.kept)),
         "held_out": float(sum(held_out)),
         "dropped": float(len(result.dropped)),
     }
     for reason, count in Counter(reason for reason, _ in result.dropped).items():
         figures[f"dropped/{_key(reason)}"] = float(count)
-    for part, name_of in (("source", lambda one: one.source), ("domain", lambda one: one.domain)):
-        given, kept = Counter(map(name_of, every)), Counter(map(name_of, result.kept))
-        for name in sorted(given):
-            figures |= {f"{part}/{name}/given": float(given[name]), f"{part}/{name}/kept": float(kept[name])}
-    margins = [one.margin for one in result.kept if one.margin is not None]
+    for part in ("source", "domain"):
+        kept = Counter(getattr(comparison, part) for comparison in result.kept)
+        for name, count in sorted(Counter(getattr(comparison, part) for comparison in given).items()):
+            figures |= {f"{part}/{name}/given": float(count), f"{part}/{name}/kept": float(kept[name])}
+    margins = [comparison.margin for comparison in result.kept if comparison.margin is not None]
     if margins:
         figures["margin"] = fmean(margins)
-    longer = [is_longer(one) == 1 for one in result.kept if is_longer(one)]
+    longer = [longer_answer(comparison) == 1 for comparison in result.kept if longer_answer(comparison)]
     if longer:
         figures["better_longer"] = fmean(longer)
     return figures
 
 
-def table(result: Filtered, held_out: Sequence[bool]) -> Group:
-    """The same for people: a line for each source and domain, then why comparisons were dropped, then some of them."""
-    parts: dict[tuple[str, str], list[Comparison]] = {}
-    given: Counter[tuple[str, str]] = Counter()
-    for one in result.kept + [one for _, one in result.dropped]:
-        given[one.source, one.domain] += 1
-    for one in result.kept:
-        parts.setdefault((one.source, one.domain), []).append(one)
-    kept = Table("source", "domain", "given", "kept", "margin", "better longer", box=None, header_style="bold")
-    for source, domain in sorted(given):
-        of_part = parts.get((source, domain), [])
-        figures = filter_figures(Filtered(of_part, []), [])
+def comparisons_table(result: FilterResult, held_out: Sequence[bool]) -> Group:
+    """Tabulate comparisons by source and domain, dropped ones by reason, and a few that were kept."""
+    given = Counter((each.source, each.domain) for each in result.kept + [each for _, each in result.dropped])
+    counts = Table("source", "domain", "given", "kept", "margin", "better longer", box=None, header_style="bold")
+    for (source, domain), count in sorted(given.items()):
+        kept = [each for each in result.kept if (each.source, each.domain) == (source, domain)]
+        figures = filter_figures(FilterResult(kept, []), [])
         cells = (f"{figures[name]:.3g}" if name in figures else "" for name in ("margin", "better_longer"))
-        kept.add_row(source, domain, str(given[source, domain]), str(len(of_part)), *cells)
+        counts.add_row(source, domain, str(count), str(len(kept)), *cells)
     reasons = Table("dropped", "", box=None, header_style="bold")
     for reason, count in Counter(reason for reason, _ in result.dropped).most_common():
         reasons.add_row(reason, str(count))
     total = Text(f"{len(result.kept) - sum(held_out)} comparisons to train on, {sum(held_out)} held out")
-    return Group(kept, *([reasons] if result.dropped else []), total, samples_table(result.kept))
-
-
-def samples_table(comparisons: Sequence[Comparison]) -> Table:
-    """Some comparisons, of different sources first."""
-    firsts = {one.source: one for one in reversed(comparisons)}
-    others = [one for one in comparisons if one is not firsts[one.source]]
-    shown = Table("prompt", "best", "worst", box=None, header_style="bold", style="dim", expand=True)
-    for one in [*firsts.values(), *others][:SHOWN]:
-        shown.add_row(*map(_shown, (one.messages[-1]["content"], one.answers[0], one.answers[-1])))
-    return shown
+    return Group(counts, *([reasons] if result.dropped else []), total, _pairs_table(result.kept))
 
 
 def counts_table(head: Sequence[str], rows: Mapping[str, Sequence[float]]) -> Table:
-    """A table of figures, a line for each name."""
+    """Tabulate figures, a row for each name."""
     lines = Table(*head, box=None, header_style="bold")
     for name, values in rows.items():
         lines.add_row(name, *(f"{value:.4g}" for value in values))
     return lines
 
 
-def _shown(text: str) -> Text:
-    """On one line and harmless to a terminal: what is not printable is written as in a program."""
-    return Text(repr(text)[1:-1], no_wrap=True, overflow="ellipsis")
+def _pairs_table(comparisons: Sequence[Comparison]) -> Table:
+    """Tabulate the first comparison of each source, then others."""
+    firsts = {comparison.source: comparison for comparison in reversed(comparisons)}
+    others = [comparison for comparison in comparisons if comparison is not firsts[comparison.source]]
+    pairs = Table("prompt", "best", "worst", box=None, header_style="bold", style="dim", expand=True)
+    for comparison in [*firsts.values(), *others][:SHOWN_PAIRS]:
+        texts = (comparison.messages[-1]["content"], comparison.answers[0], comparison.answers[-1])
+        # repr() escapes control characters, which could act on the terminal.
+        pairs.add_row(*(Text(repr(text)[1:-1], no_wrap=True, overflow="ellipsis") for text in texts))
+    return pairs
 
 
 def _key(reason: str) -> str:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
 from pipeline.disk.run_record import State
-from pipeline.gates.decision import asked, came_of
+from pipeline.gates.decision import describe_rule, describe_ruling
 from pipeline.reports.charts import interval_axis, svg_points
 from pipeline.reports.files import duration, weights_hash
 from pipeline.reports.results import figure_intervals, ruling_interval
@@ -90,8 +90,8 @@ def _environment() -> Environment:
     environment.globals |= {
         "figure_intervals": figure_intervals,
         "interval_axis": interval_axis,
-        "outcome_text": came_of,
-        "rule_text": asked,
+        "outcome_text": describe_ruling,
+        "rule_text": describe_rule,
         "ruling_interval": ruling_interval,
         "script_hash": b64encode(hashlib.sha256(script).digest()).decode(),
         "svg_points": svg_points,

@@ -10,8 +10,8 @@ from pipeline.disk.ending import Ending
 from pipeline.disk.files import read_json_or_none
 from pipeline.disk.recorded import FIGURES, LINEAGE, changes, read_figures
 from pipeline.disk.run_record import RunRecord, StageRecord, State
+from pipeline.gates.cache import EVALUATION_FIGURES
 from pipeline.gates.decision import read_decision
-from pipeline.gates.kept import FIGURES as SUITES
 from pipeline.reports.curves import STEP_SECONDS, trend
 from pipeline.reports.files import read_metrics
 from pipeline.reports.page import REPORT, write_page
@@ -69,7 +69,7 @@ def _result(folder: Path, stage: StageRecord) -> str:
     """One line on what came of a stage."""
     if decision := read_decision(folder):
         outcomes = ", ".join(f"{ruling.rule.figure} {ruling.outcome}" for ruling in decision.rulings)
-        return f"{decision.verdict.replace('_', ' ')}: {outcomes}"
+        return f"{decision.action.replace('_', ' ')}: {outcomes}"
     if stage.type == "eval":
         figures = read_figures(folder) or {}
         return ", ".join(f"{key} {value:.3g}" for key, value in figures.items() if f"{key}_low" in figures)
@@ -81,7 +81,7 @@ def _evaluations(folder: Path, stage: StageRecord) -> Iterator[EvaluatedModel]:
     if stage.type == "eval" and (figures := read_json_or_none(folder / FIGURES)):
         yield EvaluatedModel(folder.name, folder, figures)
     for role in ("parent", "candidate"):
-        if suites := read_json_or_none(folder / role / SUITES):
+        if suites := read_json_or_none(folder / role / EVALUATION_FIGURES):
             figures = {f"{suite}/{key}": value for suite, of_suite in suites.items() for key, value in of_suite.items()}
             yield EvaluatedModel(f"{folder.name}, {role}", folder / role, figures)
 

@@ -1,4 +1,4 @@
-"""What running a recipe would do, told before anything starts."""
+"""The dry run of a recipe: each stage's action, model, layout, data and problems, before anything starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from pipeline.run.stage import check_stage, standing
 from pipeline.weights.architecture import architecture_file
 
 UNKNOWN_SIZE = "size unknown here: not fetched"
-SOURCES = get_args(get_args(Source)[0])
+_SOURCES = get_args(get_args(Source)[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which stages of a recipe are to run, as `run` takes it (see configs.graph.chosen)."""
+    """The options of `alignyard run` that select stages (see configs.graph.chosen)."""
 
     start: str | None = None
     until: str | None = None
@@ -30,8 +30,8 @@ class Choice:
 
 
 @dataclass(slots=True)
-class Planned:
-    """A stage in the plan."""
+class DryRunStage:
+    """A stage in a dry run."""
 
     name: str
     config: AnyStage
@@ -39,13 +39,13 @@ class Planned:
     chosen: bool
     standing: Literal["new", "started", "done"] = "new"
     differs: str = ""
-    """How what its folder holds differs from what it would be now."""
+    """Difference between the run in its folder and its present configuration."""
     lacks: str = ""
-    """What it needs and is not to be found from here."""
+    """Inputs that this machine does not find."""
 
     @property
     def action(self) -> str:
-        """What would be done with it."""
+        """The action that `alignyard run` would take, in a word."""
         if self.differs:
             return "refused"
         if self.standing == "done":
@@ -55,18 +55,18 @@ class Planned:
         return "resumed" if self.standing == "started" else "runs"
 
 
-def plan(recipe: Recipe, folder: Path, choice: Choice | None = None) -> list[Planned]:
-    """The stages in order, each looked at as far as it can be before its inputs are there; `folder` is the run's.
+def dry_run(recipe: Recipe, folder: Path, choice: Choice | None = None) -> list[DryRunStage]:
+    """Check every stage, in order, as far as its inputs exist; `folder` is the run's.
 
-    Raises ValueError for a choice that the recipe doesn't have, or that needs stages which are not done.
+    Raises ValueError for a stage that the recipe doesn't have, and for a choice that needs stages which are not done.
     """
     choice, stages = choice or Choice(), graph(recipe)
     names = chosen(stages, start=choice.start, until=choice.until, only=choice.only)
-    planned: dict[str, Planned] = {}
+    checked: dict[str, DryRunStage] = {}
     for name, config in recipe.stages.items():
-        stage = planned[name] = Planned(name, config, stages[name], name in names)
+        stage = checked[name] = DryRunStage(name, config, stages[name], name in names)
         try:
-            if all(planned[parent].standing == "done" for parent in stages[name]):
+            if all(checked[parent].standing == "done" for parent in stages[name]):
                 stage.standing = standing(config, folder / name, recipe)
         except ValueError as error:
             stage.differs = str(error)
@@ -76,25 +76,28 @@ def plan(recipe: Recipe, folder: Path, choice: Choice | None = None) -> list[Pla
                 check_stage(config)
         except ValueError as error:
             stage.lacks = str(error)
-    undone = missing(stages, names, [name for name in planned if planned[name].standing == "done"])
+    undone = missing(stages, names, [name for name in checked if checked[name].standing == "done"])
     if undone:
-        said = f"not done in '{folder}': {', '.join(undone)}, which {', '.join(names)} need; run these first"
-        differs = [f"{name}: {planned[name].differs}" for name in undone if planned[name].differs]
-        raise ValueError("\n".join([said, *differs]))
-    return list(planned.values())
+        message = f"not done in '{folder}': {', '.join(undone)}, which {', '.join(names)} need; run these first"
+        differs = [f"{name}: {checked[name].differs}" for name in undone if checked[name].differs]
+        raise ValueError("\n".join([message, *differs]))
+    return list(checked.values())
 
 
-def refuse(stages: list[Planned]) -> None:
-    """Raises ValueError with everything that stands against the plan."""
-    against = [
-        f"{stage.name}: {why}" for stage in stages for why in (stage.differs, stage.lacks) if stage.chosen and why
+def refuse_problems(stages: list[DryRunStage]) -> None:
+    """Raise ValueError with every problem of the chosen stages."""
+    problems = [
+        f"{stage.name}: {problem}"
+        for stage in stages
+        for problem in (stage.differs, stage.lacks)
+        if stage.chosen and problem
     ]
-    if against:
-        raise ValueError("\n".join(against))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
-def told_model(config: AnyStage, recipe: Recipe) -> str:
-    """The model a stage starts from and its parameters in all, where they are known without fetching anything."""
+def describe_model(config: AnyStage, recipe: Recipe) -> str:
+    """Describe the model that a stage starts from, with its number of parameters where nothing has to be fetched."""
     model = config.candidate if config.type == "gate" else config.model
     if model is None:
         return ""
@@ -102,13 +105,13 @@ def told_model(config: AnyStage, recipe: Recipe) -> str:
         return f"{model.init_config}, {_size(architecture_file(model.init_config))}"
     path = str(model.path)
     if path.startswith(PREFIX):
-        of_parent = told_model(recipe.stages[path.removeprefix(PREFIX)], recipe)
-        return f"{path}, {of_parent.rpartition(', ')[2]}"
+        parent = describe_model(recipe.stages[path.removeprefix(PREFIX)], recipe)
+        return f"{path}, {parent.rpartition(', ')[2]}"
     return f"{path}, {_size(Path(path).expanduser() / 'config.json')}"
 
 
-def told_layout(config: AnyStage, recipe: Recipe) -> list[str]:
-    """How a stage is spread over processes."""
+def describe_layout(config: AnyStage, recipe: Recipe) -> list[str]:
+    """Describe a stage's ranks, engines and judges, a line each."""
     lines: list[str] = []
     trainer: TrainerConfig | None = getattr(config, "trainer", None)
     if trainer is not None:
@@ -117,28 +120,29 @@ def told_layout(config: AnyStage, recipe: Recipe) -> list[str]:
     rollout: RolloutConfig | None = getattr(config, "rollout", None)
     if rollout is not None:
         lines.append(f"{rollout.num_engines} x engine, TP {rollout.tensor_parallel_size}")
-    judges = [some for some in demand(config, recipe).actors if not some.shares]
-    return lines + [f"{some.count} x {some.noun}" for some in judges]
+    judges = [actors for actors in demand(config, recipe).actors if not actors.shares]
+    return lines + [f"{actors.count} x {actors.noun}" for actors in judges]
 
 
-def told_sources(config: AnyStage) -> list[str]:
-    """Where a stage's rows come from."""
-    return list(dict.fromkeys(_told_source(source) for _, source in walk(config) if isinstance(source, SOURCES)))
+def describe_sources(config: AnyStage) -> list[str]:
+    """Describe each source of a stage's rows once."""
+    sources = (source for _, source in walk(config) if isinstance(source, _SOURCES))
+    return list(dict.fromkeys(map(_describe_source, sources)))
 
 
 def _size(config_json: Path) -> str:
     if not config_json.is_file():
         return UNKNOWN_SIZE
-    from pipeline.planner.architecture import meta_model, told_parameters  # with torch, which no run waits for
+    from pipeline.planner.architecture import format_parameters, meta_model  # imports torch, so only here
 
     try:
         model = meta_model(config_json)
     except ValueError as error:
         return f"size unknown: {error}"
-    return told_parameters(sum(weights.numel() for weights in model.parameters()))
+    return format_parameters(sum(weights.numel() for weights in model.parameters()))
 
 
-def _told_source(source: Any) -> str:
+def _describe_source(source: Any) -> str:
     kind, settings = source.type, source.model_dump(exclude_defaults=True)
     named = settings.get("paths") or [settings.get("path") or settings.get("task") or ""]
     rows = f"{settings['size']} rows" if "size" in settings else ""

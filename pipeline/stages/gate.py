@@ -13,18 +13,18 @@ from pipeline.disk.files import link
 from pipeline.errors import DecisionNeeded, RunStopped
 from pipeline.evaluation.evaluate import check_suites
 from pipeline.evaluation.suites import SuiteResult
+from pipeline.gates.cache import cached_evaluation, model_hash, suites_hash
 from pipeline.gates.decision import (
+    Action,
     Decision,
-    Verdict,
-    asked,
-    outcome_of,
+    action_for,
+    describe_rule,
+    overall_outcome,
     read_decision,
     rules_table,
-    verdict_of,
     write_decision,
 )
-from pipeline.gates.kept import Compared, kept, model_hash
-from pipeline.gates.rules import judge
+from pipeline.gates.rules import apply_rule
 from pipeline.stages import evaluate
 from pipeline.stages.context import Context
 from pipeline.weights.resolve import check_template, resolve_model
@@ -42,34 +42,33 @@ def run(
     evaluate_best: Callable[[], Results] | None,
     paths: Mapping[str, str],
     hashes: dict[str, str],
-    user_verdict: Verdict | None,
+    user_action: Action | None,
 ) -> Decision:
-    """Judge the candidate against the parent. To roll back is to promote the best kept checkpoint if it passes the
-    rules, and the parent otherwise.
+    """Decide on the candidate by the rules. Rolling back promotes the best checkpoint if it passes, else the parent.
 
     candidate, parent: results by suite. evaluate_best: returns those of the best checkpoint that the candidate's stage
     kept; None where it kept none. paths: of `candidate`, `parent` and `best`. hashes: of checkpoints and suites, kept
-    with the decision. user_verdict: overrules the rules.
+    with the decision. user_action: overrules the rules.
     """
-    judged = partial(judge, confidence=config.confidence, seed=config.seed)
-    rulings = [judged(rule, candidate, parent) for rule in config.rules]
-    verdict = user_verdict or verdict_of(rulings, config)
-    promoted, of_best = None, []
-    if verdict == "promote":
+    apply = partial(apply_rule, confidence=config.confidence, seed=config.seed)
+    rulings = [apply(rule, candidate, parent) for rule in config.rules]
+    action = user_action or action_for(rulings, config)
+    promoted, best_rulings = None, []
+    if action == "promote":
         promoted = "candidate"
-    elif verdict == "roll_back":
+    elif action == "roll_back":
         promoted = "parent"
         if evaluate_best is not None:
             best = evaluate_best()
-            of_best = [judged(rule, best, parent) for rule in config.rules]
-            promoted = "best" if outcome_of(of_best) == "holds" else "parent"
+            best_rulings = [apply(rule, best, parent) for rule in config.rules]
+            promoted = "best" if overall_outcome(best_rulings) == "holds" else "parent"
     return Decision(
-        verdict,
+        action,
         rulings,
         hashes,
-        decided_by="user" if user_verdict else "rules",
+        decided_by="user" if user_action else "rules",
         promoted=paths[promoted] if promoted else None,
-        best=of_best,
+        best=best_rulings,
     )
 
 
@@ -77,7 +76,7 @@ def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, floa
     """Evaluate, decide in `folder`, and link the promoted checkpoint as `hf`. Returns the figures of both, named
     `candidate/SUITE/FIGURE` and `parent/SUITE/FIGURE`.
 
-    An evaluation of the same weights on the same suites is reused. Raises RunStopped where the verdict is to stop,
+    An evaluation of the same weights on the same suites is reused. Raises RunStopped where the action is to stop,
     DecisionNeeded where it is to ask.
     """
     console = Console()
@@ -86,15 +85,15 @@ def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, floa
     hashes = {name: model_hash(checkpoint, models[name]) for name, checkpoint in checkpoints.items()}
     if hashes.get("best") == hashes["candidate"]:  # the last step was the best: there is nothing to roll back to
         del checkpoints["best"], hashes["best"]
-    hashes["suites"] = Compared.of(folder).suites
+    hashes["suites"] = suites_hash(folder)
     figures: dict[str, float] = {}
 
     def results_of(name: str) -> Results:
-        kept_in = context.evaluations / f"{hashes[name][:HASH_LENGTH]}-{hashes['suites'][:HASH_LENGTH]}"
-        if not kept_in.is_dir():
+        cache = context.evaluations / f"{hashes[name][:HASH_LENGTH]}-{hashes['suites'][:HASH_LENGTH]}"
+        if not cache.is_dir():
             console.print(f"[dim]evaluating the {name}: {os.path.relpath(checkpoints[name], folder)}")
-        results = kept(kept_in, partial(evaluate.run, config, models[name], checkpoints[name]))
-        link(folder / name, kept_in)
+        results = cached_evaluation(cache, partial(evaluate.run, config, models[name], checkpoints[name]))
+        link(folder / name, cache)
         for suite, result in results.items():
             figures.update({f"{name}/{suite}/{figure}": value for figure, value in result.figures.items()})
         return results
@@ -102,7 +101,7 @@ def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, floa
     paths = {name: os.path.relpath(checkpoint, folder) for name, checkpoint in checkpoints.items()}
     evaluate_best = partial(results_of, "best") if "best" in checkpoints else None
     candidate, parent = results_of("candidate"), results_of("parent")
-    decision = run(config, candidate, parent, evaluate_best, paths, hashes, _user_verdict(folder, hashes))
+    decision = run(config, candidate, parent, evaluate_best, paths, hashes, _user_action(folder, hashes))
     write_decision(folder, decision)
     _print(decision, console)
     _apply(decision, folder)
@@ -124,12 +123,12 @@ def checkpoint_folders(config: GateConfig, folder: Path) -> dict[str, Path]:
     return folders | ({"best": best.resolve()} if best.is_dir() else {})
 
 
-def _user_verdict(folder: Path, hashes: Mapping[str, str]) -> Verdict | None:
-    """The verdict of `alignyard gate decide`, if it was about these checkpoints and suites."""
+def _user_action(folder: Path, hashes: Mapping[str, str]) -> Action | None:
+    """The action of `alignyard gate decide`, if it was about these checkpoints and suites."""
     decision = read_decision(folder)
     if decision is None or decision.decided_by != "user" or decision.hashes != hashes:
         return None
-    return decision.verdict
+    return decision.action
 
 
 def _print(decision: Decision, console: Console) -> None:
@@ -139,7 +138,7 @@ def _print(decision: Decision, console: Console) -> None:
         console.print(rules_table(decision.best))
     promoted = f"; the next stage starts from {decision.promoted}" if decision.promoted else ""
     by = " (the user's decision)" if decision.decided_by == "user" else ""
-    console.print(f"[bold]{decision.verdict.replace('_', ' ')}[/]{by}{promoted}")
+    console.print(f"[bold]{decision.action.replace('_', ' ')}[/]{by}{promoted}")
 
 
 def _apply(decision: Decision, folder: Path) -> None:
@@ -149,11 +148,11 @@ def _apply(decision: Decision, folder: Path) -> None:
         return
     command = f"`alignyard gate decide {folder.parent} {folder.name} promote|stop|roll_back`"
     rules = {
-        outcome: [asked(ruling.rule) for ruling in decision.rulings if ruling.outcome == outcome]
+        outcome: [describe_rule(ruling.rule) for ruling in decision.rulings if ruling.outcome == outcome]
         for outcome in ("fails", "undecided")
     }
     reason = "; ".join(f"{outcome}: {', '.join(texts)}" for outcome, texts in rules.items() if texts)
-    if decision.verdict == "ask":
+    if decision.action == "ask":
         raise DecisionNeeded(
             f"gate '{folder.name}' can't decide ({reason}). Decide by {command}, then run the recipe again"
         )

@@ -15,13 +15,13 @@ from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.evaluation.evaluate import Evaluation, check_suites
-from pipeline.gates.validation import Validation
 from pipeline.grpo.batches import training_batches
 from pipeline.grpo.collect import collect
 from pipeline.grpo.experience import Experience
 from pipeline.grpo.figures import over_updates
 from pipeline.grpo.fleet import Fleet
 from pipeline.grpo.sync import probe_sequences
+from pipeline.grpo.validation import Validation
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.alarms import Alarms
 from pipeline.reports.report import Report, Sample, read_metrics
@@ -101,9 +101,17 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
         report_bad_rows(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
         alarms = Alarms(config, report.note)
         alarms.resume(read_metrics(folder))
-        validation = (
-            Validation(config, gate, suites, rollout, checkpoints, folder / "validation") if gate and suites else None
-        )
+        validation = None
+        if config.validation and gate and suites:
+            validation = Validation(
+                gate,
+                suites,
+                rollout,
+                checkpoints,
+                folder / "validation",
+                every_steps=config.validation.every_steps,
+                last_step=config.steps,
+            )
         probe = probe_sequences(len(tokenizer), max_model_len=config.rollout.max_model_len)
         fleet = Fleet(policy, rollout, rewards, checkpoints, config, probe)
         run(config, prompts, fleet, report, alarms, validation.figures if validation else lambda _: {})

@@ -13,12 +13,12 @@ from pipeline.data.chat import turn_ends
 from pipeline.data.comparisons import Comparison, read_comparisons
 from pipeline.data.rows import BadRows, report_bad_rows, source_files
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.preferences.answers import Asked, Sampler
-from pipeline.preferences.filters import Filtered, filtered
-from pipeline.preferences.pairs import pairs
-from pipeline.preferences.sampling import ask, check_sources, sampler
-from pipeline.preferences.split import is_held_out, save_splits
-from pipeline.preferences.summary import filter_figures, pair_figures, table
+from pipeline.preferences.answers import AnswerSampler, PromptSet
+from pipeline.preferences.filters import FilterResult, filter_comparisons
+from pipeline.preferences.pairs import pair_answers
+from pipeline.preferences.sampling import answer_sampler, check_sources, load_prompt_sets
+from pipeline.preferences.split import is_held_out_prompt, save_splits
+from pipeline.preferences.summary import comparisons_table, filter_figures, pair_figures
 from pipeline.stages.context import Context
 from pipeline.weights.resolve import check_template, resolve_model
 
@@ -36,24 +36,24 @@ FEATURES = Features(
 
 def run(
     config: PreferencesConfig,
-    asked: Mapping[str, Asked],
-    sampler: Sampler | None,
+    prompt_sets: Mapping[str, PromptSet],
+    sampler: AnswerSampler | None,
     read: Sequence[Comparison],
     folder: Path,
-) -> tuple[Filtered, list[bool], dict[str, float]]:
+) -> tuple[FilterResult, list[bool], dict[str, float]]:
     """Sample k answers a prompt, judge them, set the best against the worst; filter, split, and write `folder`/data.
 
     Returns what was kept and dropped, which of the kept ones are held out, and the figures. Raises ValueError where
     nothing is left to train on.
     """
     comparisons, figures = list(read), dict[str, float]()
-    for name, answered in (sampler.answers(asked) if sampler is not None else {}).items():
-        made = [pairs(one, name, config.sampled[name].domain) for one in answered]
-        comparisons += [pair for of_prompt in made for pair in of_prompt]
-        of_source = pair_figures(answered, [bool(of_prompt) for of_prompt in made])
+    for name, answered in (sampler.answers(prompt_sets) if sampler is not None else {}).items():
+        pairs = [pair_answers(each, name, config.sampled[name].domain) for each in answered]
+        comparisons += [pair for of_prompt in pairs for pair in of_prompt]
+        of_source = pair_figures(answered, [bool(of_prompt) for of_prompt in pairs])
         figures |= {f"sampled/{name}/{figure}": value for figure, value in of_source.items()}
-    result = filtered(comparisons, config.filters, config.shares, config.seed)
-    held_out = [is_held_out(one.messages, config.held_out) for one in result.kept]
+    result = filter_comparisons(comparisons, config.filters, config.shares, config.seed)
+    held_out = [is_held_out_prompt(one.messages, config.held_out) for one in result.kept]
     figures |= filter_figures(result, held_out)
     if not len(held_out) > sum(held_out):
         told = {name: value for name, value in figures.items() if value and "/kept" not in name}
@@ -66,15 +66,15 @@ def launch(config: PreferencesConfig, folder: Path, context: Context) -> dict[st
     """Read and sample comparisons, and write the data set to `folder`/data. Returns its figures."""
     console = Console()
     read = _read(config, folder, console)
-    asked: dict[str, Asked] = {}
-    own_sampler: Sampler | None = None
+    prompt_sets: dict[str, PromptSet] = {}
+    sampler: AnswerSampler | None = None
     if config.model is not None:
         model = resolve_model(config.model, workdir=folder)
         tokenizer = load_tokenizer(model, config.model.chat_template)
-        asked = ask(config.sampled, config.reward_pool, tokenizer, config.seed, folder)
-        own_sampler = sampler(config, model, turn_ends(tokenizer), folder)
-    result, held_out, figures = run(config, asked, own_sampler, read, folder)
-    console.print(table(result, held_out))
+        prompt_sets = load_prompt_sets(config.sampled, config.reward_pool, tokenizer, config.seed, folder)
+        sampler = answer_sampler(config, model, turn_ends(tokenizer), folder)
+    result, held_out, figures = run(config, prompt_sets, sampler, read, folder)
+    console.print(comparisons_table(result, held_out))
     return figures
 
 
@@ -82,7 +82,7 @@ def check(config: PreferencesConfig) -> None:
     """Raise ValueError for a chat template, source or reward that does not exist."""
     if config.model is not None:
         check_template(config.model)
-    check_sources(list(config.sampled.values()), config.reward_pool)
+    check_sources(config.sampled.values(), config.reward_pool)
     for source in config.read.values():
         source_files(source.data.source)
 

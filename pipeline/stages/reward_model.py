@@ -11,7 +11,8 @@ from pipeline.data.comparisons import Comparison, Comparisons, TokenizedComparis
 from pipeline.data.order import refuse_repeats
 from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.data.trees import Tree, scored_tree
-from pipeline.evaluation.comparisons import EVALUATION, ComparisonResult, evaluate, write_records
+from pipeline.disk.recorded import EVALUATION
+from pipeline.evaluation.comparisons import ComparisonResult, evaluate_comparisons, write_records
 from pipeline.evaluation.suites import SuiteResult, results_table
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
@@ -48,7 +49,9 @@ def run(
         eval_due = config.eval_every_steps and step % config.eval_every_steps == 0
         if held_out and (eval_due or step == steps):
             with watch("eval"):
-                results = {name: evaluate(rows, ranks.scores, config.loss) for name, rows in held_out.items()}
+                results = {
+                    name: evaluate_comparisons(rows, ranks.scores, config.loss) for name, rows in held_out.items()
+                }
             for name, result in results.items():
                 write_records(folder, name, result)
                 metrics |= {f"eval/{name}/{figure}": value for figure, value in result.figures.items()}

@@ -11,10 +11,10 @@ from configs.sample import SampleConfig
 from pipeline.data.chat import turn_ends
 from pipeline.data.prompts import Prompt
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.preferences.answers import Answer, Asked, Sampler
-from pipeline.preferences.sampling import ask, check_sources, sampler
-from pipeline.preferences.selection import select
-from pipeline.preferences.split import is_held_out, save_splits
+from pipeline.preferences.answers import Answer, AnswerSampler, PromptSet
+from pipeline.preferences.sampling import answer_sampler, check_sources, load_prompt_sets
+from pipeline.preferences.selection import select_answers
+from pipeline.preferences.split import is_held_out_prompt, save_splits
 from pipeline.preferences.summary import answer_figures, counts_table
 from pipeline.stages.context import Context
 from pipeline.weights.resolve import check_template, resolve_model
@@ -29,7 +29,9 @@ FEATURES = Features(
 )
 
 
-def run(config: SampleConfig, asked: Mapping[str, Asked], sampler: Sampler, folder: Path) -> dict[str, float]:
+def run(
+    config: SampleConfig, prompt_sets: Mapping[str, PromptSet], sampler: AnswerSampler, folder: Path
+) -> dict[str, float]:
     """Sample k answers a prompt, judge them, keep the best of those that ended and passed; split, write `folder`/data.
 
     Returns the figures, by domain: those of `answer_figures`, prompts `solved` (with an answer that may be kept) as a
@@ -39,10 +41,10 @@ def run(config: SampleConfig, asked: Mapping[str, Asked], sampler: Sampler, fold
     figures: dict[str, float] = {}
     rows: list[dict[str, object]] = []
     held_out: list[bool] = []
-    for name, answered in sampler.answers(asked).items():
-        selected = select(answered, config.domains[name], config.seed)
+    for name, answered in sampler.answers(prompt_sets).items():
+        selected = select_answers(answered, config.domains[name], config.seed)
         rows += [_row(prompt, answer, name) for prompt, answer in selected.kept]
-        held_out += [is_held_out(prompt.task.conversation, config.held_out) for prompt, _ in selected.kept]
+        held_out += [is_held_out_prompt(prompt.task.conversation, config.held_out) for prompt, _ in selected.kept]
         figures |= {f"{name}/{figure}": value for figure, value in answer_figures(answered).items()}
         figures |= {f"{name}/{figure}": value for figure, value in selected.figures().items()}
     figures |= {"kept": float(len(rows)), "held_out": float(sum(held_out))}
@@ -56,10 +58,10 @@ def launch(config: SampleConfig, folder: Path, context: Context) -> dict[str, fl
     """Read the prompts, start engines and judges, and sample into `folder`. Returns the figures by domain."""
     model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
-    asked = ask(config.domains, config.reward_pool, tokenizer, config.seed, folder)
-    figures = run(config, asked, sampler(config, model, turn_ends(tokenizer), folder), folder)
+    prompt_sets = load_prompt_sets(config.domains, config.reward_pool, tokenizer, config.seed, folder)
+    figures = run(config, prompt_sets, answer_sampler(config, model, turn_ends(tokenizer), folder), folder)
     columns = ("prompts", "score", "solved", "kept", "tokens", "cut_short", "unjudged")
-    rows = {name: [figures.get(f"{name}/{column}", float("nan")) for column in columns] for name in asked}
+    rows = {name: [figures.get(f"{name}/{column}", float("nan")) for column in columns] for name in prompt_sets}
     Console().print(counts_table(("domain", *columns), rows))
     return figures
 
@@ -67,7 +69,7 @@ def launch(config: SampleConfig, folder: Path, context: Context) -> dict[str, fl
 def check(config: SampleConfig) -> None:
     """Raise ValueError for a chat template, source or reward that does not exist."""
     check_template(config.model)
-    check_sources(list(config.domains.values()), config.reward_pool)
+    check_sources(config.domains.values(), config.reward_pool)
 
 
 def _row(prompt: Prompt, answer: Answer, domain: str) -> dict[str, object]:

@@ -49,7 +49,7 @@ class TrainEngine:
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
         self.device = prepare_torch()
-        self.memory = StepMemory(spec, self.device)  # before the model, whose memory it measures
+        self.memory = StepMemory(self.device)  # before the model, whose memory it measures
         join_ranks(self.device)
         self.world_size = torch.distributed.get_world_size()
         self._model, self.engine = build_engine(spec)

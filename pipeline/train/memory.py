@@ -1,49 +1,46 @@
-"""The most memory that a rank took in a step, measured and as the planner predicts it.
+"""A rank's peak of memory in each step, and the longest micro-batch behind it.
 
-On a GPU it is what its tensors took. On the CPU it is what the process grew by since before there was a model, which
-counts freed blocks that the C library keeps; docs/planner.md says how far that is from the prediction.
+On a GPU the peak is that of its tensors. On the CPU it is the growth of the process since before its model was built,
+which includes freed blocks that the C library keeps. `alignyard plan --measured RUN` compares it with the prediction.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from pipeline.data.trees import MicroBatch
-from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
-from pipeline.planner.devices import DEVICES, GIB
-from pipeline.planner.memory import TrainLayout, step_working, total, train_state
-from pipeline.train.spec import PEAK, TrainSpec
+from pipeline.train.spec import LONGEST, PEAK
 
-PREDICTED = "memory/predicted_gib"
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PROC_STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class StepMemory:
-    """Figures of a rank's memory; made before its model is."""
+    """Measures each step of a rank. Construct it before the model."""
 
-    def __init__(self, spec: TrainSpec, device: torch.device) -> None:
-        self._spec, self._device = spec, device
-        self._model = _countable(spec)
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._tokens = 0
-        self._measures = device.type != "cpu" or os.access(RESET, os.W_OK)  # some containers' kernels have no such file
+        # Some containers' kernels have no clear_refs, without which a peak cannot be reset.
+        self._measures = device.type != "cpu" or os.access(CLEAR_REFS, os.W_OK)
         self._before = resident("VmRSS") if device.type == "cpu" else 0
 
     def begin(self, batch: Sequence[MicroBatch]) -> None:
-        """Before the passes of a part of a step."""
+        """Reset the peak before the first passes of a step, and note the length of its micro-batches."""
         if not self._measures:
             return
         if self._tokens == 0 and self._device.type == "cpu":
-            RESET.write_text("5", encoding="ascii")  # the peak starts anew
+            CLEAR_REFS.write_text("5", encoding="ascii")
         elif self._tokens == 0:
             torch.cuda.reset_peak_memory_stats(self._device)
         self._tokens = max(self._tokens, *(len(row.token_ids_T) for row in batch))
 
     def figures(self) -> dict[str, float]:
-        """At the end of a step: nothing where it can't be measured, no prediction of what the planner does not plan
-        (docs/planner.md)."""
+        """Return the peak in GiB and the tokens of the longest micro-batch of the step that ends here.
+
+        Empty where the kernel does not report a peak.
+        """
         if not self._measures:
             return {}
         tokens, self._tokens = self._tokens, 0
@@ -51,28 +48,10 @@ class StepMemory:
             peak = resident("VmHWM") - self._before
         else:
             peak = torch.cuda.max_memory_allocated(self._device)
-        predicted = {} if self._model is None else {PREDICTED: self._predicted(self._model, tokens) / GIB}
-        return {PEAK: peak / GIB} | predicted
-
-    def _predicted(self, model: Architecture, tokens: int) -> float:
-        spec, cpu = self._spec, self._device.type == "cpu"
-        layout = replace(TrainLayout.of(spec.trainer, spec.optimizer.moments), micro_batch_tokens=tokens)
-        state = total(*train_state(model, layout, spec.dtype, reference=spec.with_reference)[: 1 + cpu])
-        working = step_working(model, layout, spec.dtype, longest=0, lean=cpu and spec.dtype == "float32")
-        return state + total(working) + (DEVICES["cpu"].runtime if cpu else 0)
-
-
-def _countable(spec: TrainSpec) -> Architecture | None:
-    if spec.mtp or spec.trainer.fp8:
-        return None
-    try:
-        model = architecture_of(str(spec.model))
-    except ValueError:  # a family that the planner can't count is trained all the same
-        return None
-    return as_reward_model(model) if spec.is_reward_model else model
+        return {PEAK: peak / 2**30, LONGEST: float(tokens)}
 
 
 def resident(name: str) -> int:
-    """Bytes: VmRSS those of now, VmHWM the most there were."""
-    lines = STATUS.read_text(encoding="ascii").splitlines()
+    """Resident bytes of this process: `VmRSS` for the present, `VmHWM` for the peak."""
+    lines = PROC_STATUS.read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024

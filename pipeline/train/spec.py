@@ -16,7 +16,9 @@ from configs.train import OptimizerConfig, TrainerConfig
 Objective = ObjectiveConfig | PairwiseLoss | PointwiseLoss | None
 """GRPO's, a reward model's, or None for supervised training."""
 PEAK = "memory/peak_gib"
-"""Metric: peak memory of a rank in a step."""
+"""Metric: peak memory of the fullest rank in a step."""
+LONGEST = "memory/longest_tokens"
+"""Metric: tokens of that rank's longest micro-batch in the step."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from configs.gate import ImproveRule
 from jobs.cli import main
 from pipeline.disk.files import link, write_json_lines
 from pipeline.evaluation.suites import SuiteResult
+from pipeline.gates.cache import cached_evaluation
 from pipeline.gates.decision import Decision, read_decision, write_decision
 from pipeline.gates.evidence import regressions
-from pipeline.gates.kept import kept
-from pipeline.gates.rules import judge
+from pipeline.gates.rules import apply_rule
 
 HASHES = {"candidate": "a", "parent": "b", "suites": "c"}
 
@@ -28,7 +28,7 @@ def evaluation(folder: Path, right: Sequence[int], answer: str) -> dict[str, Sui
         write_json_lines(into / "text.jsonl", rows)
         return {"text": SuiteResult({"accuracy": len(right) / 100}, items)}
 
-    return kept(folder, evaluate)
+    return cached_evaluation(folder, evaluate)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def run_folder(tmp_path: Path) -> Path:
     for role, right in (("candidate", range(48)), ("parent", range(50))):
         results.append(evaluation(tmp_path / "evaluations" / role, right, f"{role}'s"))
         link(folder / role, tmp_path / "evaluations" / role)
-    ruling = judge(ImproveRule(type="improve", figure="text/accuracy"), *results, confidence=0.95, seed=0)
+    ruling = apply_rule(ImproveRule(type="improve", figure="text/accuracy"), *results, confidence=0.95, seed=0)
     write_decision(folder, Decision("ask", [ruling], HASHES))
     return folder.parent
 
@@ -67,7 +67,7 @@ def test_decide_writes_the_decision_for_the_gate(run_folder: Path, capsys: pytes
     before = read_decision(run_folder / "gate")
     assert alignyard("decide", str(run_folder), "gate", "promote") == 0
     decision = read_decision(run_folder / "gate")
-    assert decision is not None and (decision.verdict, decision.decided_by) == ("promote", "user")
+    assert decision is not None and (decision.action, decision.decided_by) == ("promote", "user")
     assert before is not None and (decision.hashes, decision.rulings) == (before.hashes, before.rulings)
     assert alignyard("show", str(run_folder)) == 0
     assert "decided by you" in capsys.readouterr().out

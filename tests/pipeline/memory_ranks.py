@@ -1,4 +1,4 @@
-"""One rank of a test: the peaks of three steps, of a short row, of a long one and of the short one again.
+"""One rank of a test: peak and longest micro-batch of three steps, of a short row, a long one and the short one again.
 
 test_memory.py calls main with MODEL OUT, the process group in the environment. The figures go to OUT as JSON.
 """

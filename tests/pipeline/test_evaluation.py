@@ -18,7 +18,7 @@ from configs.sampling import SamplingConfig
 from pipeline.data.prompts import Prompts
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.statistics import bits_per_byte, pass_at_k, wilson_interval
-from pipeline.evaluation.suites import Judge, Rollout, Session, SuiteResult, results_table
+from pipeline.evaluation.suites import Session, SuiteResult, results_table
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
 from pipeline.models.tokenizer import byte_tokenizer
@@ -124,7 +124,7 @@ def load_prompts(size: int) -> tuple[Prompts, list[str]]:
     return prompts, [prompts[i].task.truth for i in range(len(prompts))]
 
 
-def session(rollout: Rollout, rewards: Judge | None = None) -> Session:
+def session(rollout: Any, rewards: Any = None) -> Session:
     return Session(rollout, rewards, SamplingConfig(max_tokens=8), seed=0)
 
 

@@ -14,8 +14,8 @@ from pipeline.evaluation.comparisons import (
     COMPARISONS_PER_CALL,
     ScoredComparison,
     comparison_figures,
-    evaluate,
-    reliability,
+    evaluate_comparisons,
+    reliability_bins,
     write_records,
 )
 from pipeline.evaluation.statistics import wilson_interval
@@ -71,14 +71,14 @@ def test_calibration_by_hand() -> None:
     figures = comparison_figures([sure, sure, sure, wrong], PAIRWISE)
     assert figures["calibration_error"] == pytest.approx(0, abs=1e-6)
     assert comparison_figures([wrong], PAIRWISE)["calibration_error"] == pytest.approx(3 / 4)
-    [used] = [each for each in reliability([sure, sure, sure, wrong]) if each.pairs]
+    [used] = [each for each in reliability_bins([sure, sure, sure, wrong]) if each.pairs]
     assert (used.low, used.high, used.pairs, used.accuracy) == (0.75, pytest.approx(0.8), 4, 0.75)
 
 
 def test_calibration_does_not_depend_on_which_answer_is_named_first() -> None:
     """A pair that is no more than even counts half: a coin that says so is calibrated."""
     assert comparison_figures([scored(0.0, 0.0)], PAIRWISE)["calibration_error"] == 0
-    bins = reliability([scored(1000.0, 0.0), scored(0.0, 1000.0)])
+    bins = reliability_bins([scored(1000.0, 0.0), scored(0.0, 1000.0)])
     assert bins[-1].pairs == 2 and bins[-1].accuracy == 0.5 and sum(each.pairs for each in bins) == 2
 
 
@@ -132,7 +132,7 @@ def pairs(file: Path, number: int) -> Comparisons:
 
 
 def test_files_of_rewardbenchs_form_have_an_accuracy_by_subset(tmp_path: Path) -> None:
-    result = evaluate(pairs(tmp_path / "bench.jsonl", 9), by_length, PAIRWISE)
+    result = evaluate_comparisons(pairs(tmp_path / "bench.jsonl", 9), by_length, PAIRWISE)
     assert result.figures["accuracy"] == pytest.approx(6 / 9)
     assert result.figures["accuracy/domain/terse"] == 1 and result.figures["accuracy/domain/verbose"] == 0
     assert result.figures["flip_gap_max"] == 0
@@ -148,7 +148,7 @@ def test_a_score_that_depends_on_the_answers_beside_it_shows(tmp_path: Path) -> 
     def first_is_best(trees: list[Tree]) -> list[list[float]]:
         return [[-float(place) for place in range(len(tree.branches))] for tree in trees]
 
-    result = evaluate(pairs(tmp_path / "bench.jsonl", 3), first_is_best, PAIRWISE)
+    result = evaluate_comparisons(pairs(tmp_path / "bench.jsonl", 3), first_is_best, PAIRWISE)
     assert result.figures["accuracy"] == 1 and result.figures["flip_gap_max"] == 2
 
 
@@ -160,7 +160,7 @@ def test_many_comparisons_are_scored_in_parts_and_stay_in_order(tmp_path: Path) 
         return by_length(trees)
 
     number = COMPARISONS_PER_CALL + 10
-    result = evaluate(pairs(tmp_path / "many.jsonl", number), counted, PAIRWISE)
+    result = evaluate_comparisons(pairs(tmp_path / "many.jsonl", number), counted, PAIRWISE)
     assert parts[:2] == [COMPARISONS_PER_CALL, 10]
     assert [record.domain == "verbose" for record in result.records] == [i % 3 == 0 for i in range(number)]
     assert result.figures["accuracy/domain/terse"] == 1

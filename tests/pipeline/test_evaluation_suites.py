@@ -23,11 +23,11 @@ from configs.sampling import SamplingConfig
 from pipeline.data.prompts import Prompts
 from pipeline.evaluation.choices import load_choices, run_choices
 from pipeline.evaluation.conversations import conversation_task, run_conversations
+from pipeline.evaluation.generation import load_prompts
 from pipeline.evaluation.ifeval import instruction_task, run_ifeval
 from pipeline.evaluation.programs import program_task
 from pipeline.evaluation.refusals import request_task, run_refusals
-from pipeline.evaluation.speaking import load_prompts
-from pipeline.evaluation.suites import Judge, Session, SuiteResult
+from pipeline.evaluation.suites import Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.models.tokenizer import byte_tokenizer
 from rewards.registry import build
@@ -83,7 +83,7 @@ def settings(tmp_path: Path, suite_type: str, rows: list[dict[str, Any]], **more
     return {"type": suite_type, "source": {"type": "file", "paths": [str(tmp_path / "rows.jsonl")]}} | more
 
 
-def session(actor: Actor, judge: Judge | None = None) -> Session:
+def session(actor: Any, judge: Any = None) -> Session:
     return Session(actor, judge, SamplingConfig(max_tokens=64), seed=0)
 
 

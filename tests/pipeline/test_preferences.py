@@ -15,27 +15,27 @@ from configs.preferences import PairFilters
 from pipeline.data.comparisons import Comparison, read_comparisons
 from pipeline.data.prompts import Prompt
 from pipeline.data.rows import BadRows
-from pipeline.preferences.answers import Answer, Answered
-from pipeline.preferences.filters import Filtered, filtered, is_longer
-from pipeline.preferences.pairs import pairs, unpaired
+from pipeline.preferences.answers import Answer, AnsweredPrompt
+from pipeline.preferences.filters import FilterResult, filter_comparisons, longer_answer
+from pipeline.preferences.pairs import pair_answers, unpaired_reason
 from pipeline.preferences.similarity import near_duplicates
-from pipeline.preferences.split import is_held_out, prompt_key, save_splits
+from pipeline.preferences.split import is_held_out_prompt, prompt_key, save_splits
 from pipeline.preferences.summary import filter_figures, pair_figures
 from pipeline.stages.preferences import FEATURES, _row
 from rewards.types import Task
 
 
-def answered(*answers: tuple[str, float | None] | Answer) -> Answered:
+def answered(*answers: tuple[str, float | None] | Answer) -> AnsweredPrompt:
     given = [one if isinstance(one, Answer) else Answer(one[0], 5, True, one[1], "") for one in answers]
-    return Answered(Prompt([1], Task("q", "t", row="f:1")), given)
+    return AnsweredPrompt(Prompt([1], Task("q", "t", row="f:1")), given)
 
 
 def cut(text: str, score: float) -> Answer:
     return Answer(text, 5, False, score, "")
 
 
-def said(answered: Answered) -> list[list[str]]:
-    return [pair.answers for pair in pairs(answered, "math", "reason")]
+def said(answered: AnsweredPrompt) -> list[list[str]]:
+    return [pair.answers for pair in pair_answers(answered, "math", "reason")]
 
 
 def comparison(prompt: str, best: str, worst: str, scores: list[float] | None = None, **names: str) -> Comparison:
@@ -45,16 +45,16 @@ def comparison(prompt: str, best: str, worst: str, scores: list[float] | None = 
 
 def run(
     comparisons: list[Comparison], seed: int = 0, shares: dict[str, float] | None = None, **filters: Any
-) -> Filtered:
-    return filtered(comparisons, PairFilters(**filters), shares or {}, seed)
+) -> FilterResult:
+    return filter_comparisons(comparisons, PairFilters(**filters), shares or {}, seed)
 
 
-def reasons(result: Filtered) -> Counter[str]:
+def reasons(result: FilterResult) -> Counter[str]:
     return Counter(reason for reason, _ in result.dropped)
 
 
 def test_the_best_answer_stands_against_the_worst() -> None:
-    (pair,) = pairs(answered(("wrong", 0.0), ("right", 1.0)), "math", "reason")
+    (pair,) = pair_answers(answered(("wrong", 0.0), ("right", 1.0)), "math", "reason")
     assert pair == Comparison(
         [{"role": "user", "content": "q"}], ["right", "wrong"], [1.0, 0.0], "math", "reason", "f:1"
     )
@@ -62,7 +62,7 @@ def test_the_best_answer_stands_against_the_worst() -> None:
 
 def test_several_pairs_have_the_widest_margins_first_and_no_text_twice() -> None:
     given = answered(("d", 0.2), ("a", 1.0), ("c", 0.4), ("a", 1.0), ("b", 0.9), ("e", 0.0), ("e ", 0.0))
-    made = pairs(given, "s", "d")
+    made = pair_answers(given, "s", "d")
     assert [(pair.answers, pair.margin) for pair in made] == [
         (["a", "e"], 1.0),
         (["b", "d"], pytest.approx(0.7)),
@@ -72,16 +72,16 @@ def test_several_pairs_have_the_widest_margins_first_and_no_text_twice() -> None
 
 def test_a_failed_checker_makes_no_rejected_answer() -> None:
     assert said(answered(("right", 1.0), ("unjudged", None))) == []
-    assert unpaired(answered(("right", 1.0), ("unjudged", None))) == "fewer than two different answers judged"
+    assert unpaired_reason(answered(("right", 1.0), ("unjudged", None))) == "fewer than two different answers judged"
     assert said(answered(("right", 1.0), ("unjudged", None), ("wrong", 0.0))) == [["right", "wrong"]]
-    assert unpaired(answered(("a", 0.0), ("b", 0.0))) == "equal scores"
+    assert unpaired_reason(answered(("a", 0.0), ("b", 0.0))) == "equal scores"
 
 
 def test_an_answer_cut_short_may_lose_but_never_win() -> None:
     assert said(answered(cut("long and right", 1.0), ("right", 0.8), cut("long and wrong", 0.0))) == [
         ["right", "long and wrong"]
     ]
-    assert unpaired(answered(cut("long", 1.0), ("wrong", 0.0))) == "no better answer ended"
+    assert unpaired_reason(answered(cut("long", 1.0), ("wrong", 0.0))) == "no better answer ended"
     assert said(answered(cut("long", 1.0), ("wrong", 0.0))) == []
 
 
@@ -94,7 +94,7 @@ def test_pairs_of_any_answers() -> None:
                 for _ in range(draw.randrange(9))
             )
         )
-        made = pairs(given, "s", "d")
+        made = pair_answers(given, "s", "d")
         texts = [text for pair in made for text in pair.answers]
         assert len(set(texts)) == len(texts) and not {"", " "} & set(texts)
         margins = [pair.margin or 0.0 for pair in made]
@@ -258,7 +258,7 @@ def test_length_balance_within_each_domain() -> None:
     given += [comparison(f"t{i}", "s", "long", domain="y") for i in range(4)]
     result = run(given, balance_length=True)
     assert reasons(result) == {"length balance": 4}
-    assert Counter((one.domain, is_longer(one)) for one in result.kept) == {
+    assert Counter((one.domain, longer_answer(one)) for one in result.kept) == {
         ("x", 1): 3,
         ("x", -1): 3,
         ("x", 0): 2,
@@ -280,18 +280,18 @@ def test_domains_are_cut_down_to_the_scarcest() -> None:
 
 def test_a_prompt_is_on_one_side_for_good(tmp_path: Path) -> None:
     given = many(500, 0)
-    held_out = [is_held_out(one.messages, 0.2) for one in given]
+    held_out = [is_held_out_prompt(one.messages, 0.2) for one in given]
     sides: dict[str, set[bool]] = {}
     for one, side in zip(given, held_out, strict=True):
         sides.setdefault(prompt_key(one.messages), set()).add(side)
     assert all(len(side) == 1 for side in sides.values())
-    assert is_held_out([{"role": "user", "content": "The  SAME"}], 0.2) == is_held_out(
+    assert is_held_out_prompt([{"role": "user", "content": "The  SAME"}], 0.2) == is_held_out_prompt(
         comparison("the same", "", "").messages, 0.2
     )
-    assert not any(is_held_out(one.messages, 0.0) for one in given)
-    share = sum(is_held_out(comparison(f"q{i}", "a", "b").messages, 0.2) for i in range(2000)) / 2000
+    assert not any(is_held_out_prompt(one.messages, 0.0) for one in given)
+    share = sum(is_held_out_prompt(comparison(f"q{i}", "a", "b").messages, 0.2) for i in range(2000)) / 2000
     assert share == pytest.approx(0.2, abs=0.03)
-    more = [is_held_out(one.messages, 0.4) for one in given]
+    more = [is_held_out_prompt(one.messages, 0.4) for one in given]
     assert all(after for before, after in zip(held_out, more, strict=True) if before)
     save_splits(tmp_path / "data", [_row(one) for one in given], held_out, FEATURES)
     splits = load_from_disk(tmp_path / "data")
@@ -314,5 +314,5 @@ def test_a_dialogue_and_what_goes_on_from_it_are_on_the_same_side() -> None:
     for number in range(50):
         opening = [{"role": "user", "content": f"question {number}"}]
         going_on = [*opening, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and then?"}]
-        assert is_held_out(opening, 0.5) == is_held_out(going_on, 0.5)
+        assert is_held_out_prompt(opening, 0.5) == is_held_out_prompt(going_on, 0.5)
         assert prompt_key(opening) != prompt_key(going_on)

@@ -7,8 +7,8 @@ import yaml
 from configs.graph import ancestors, chosen, cut_off, graph, missing, ready
 from configs.stages import STAGES, Recipe
 from pipeline.cluster.demand import Node, demand
-from pipeline.planner.architecture import told_parameters
-from pipeline.run.dry_run import Choice, plan, refuse, told_layout, told_model, told_sources
+from pipeline.planner.architecture import format_parameters
+from pipeline.run.dry_run import Choice, describe_layout, describe_model, describe_sources, dry_run, refuse_problems
 
 SFT: dict[str, Any] = {
     "type": "sft",
@@ -152,14 +152,14 @@ def test_without_gpus_threads_are_what_is_scarce() -> None:
 def test_the_plan_says_what_is_known_before_anything_runs(tmp_path: Path) -> None:
     recipe = diamond(grpo=GRPO | {"rewards": [{"name": "math"}], "reward_pool": {}})
     config = recipe.stages["grpo"]
-    assert told_model(config, recipe) == "stage:first, 1.82M parameters"
-    assert told_layout(config, recipe) == ["4 x rank, ZeRO-3", "3 x engine, TP 1"]
-    assert told_sources(config) == ["sums 20 rows"]
+    assert describe_model(config, recipe) == "stage:first, 1.82M parameters"
+    assert describe_layout(config, recipe) == ["4 x rank, ZeRO-3", "3 x engine, TP 1"]
+    assert describe_sources(config) == ["sums 20 rows"]
     far = recipe.stages["first"].model_copy(
         update={"model": STAGES["grpo"].model_fields["model"].annotation(path="org/far")}
     )
-    assert told_model(far, recipe) == "org/far, size unknown here: not fetched"
-    assert [told_parameters(n) for n in (999, 135_000_000, 671_000_000_000)] == [
+    assert describe_model(far, recipe) == "org/far, size unknown here: not fetched"
+    assert [format_parameters(n) for n in (999, 135_000_000, 671_000_000_000)] == [
         "999 parameters",
         "135M parameters",
         "671B parameters",
@@ -168,7 +168,7 @@ def test_the_plan_says_what_is_known_before_anything_runs(tmp_path: Path) -> Non
 
 def test_what_is_wrong_with_a_stage_is_in_the_plan(tmp_path: Path) -> None:
     missing_file = SFT | {"model": {"path": "stage:first"}, "data": {"source": {"type": "file", "paths": ["no.jsonl"]}}}
-    planned = plan(diamond(left=missing_file), tmp_path, Choice(until="left"))
+    planned = dry_run(diamond(left=missing_file), tmp_path, Choice(until="left"))
     assert [(stage.name, stage.action) for stage in planned] == [
         ("first", "runs"),
         ("left", "runs"),
@@ -176,12 +176,12 @@ def test_what_is_wrong_with_a_stage_is_in_the_plan(tmp_path: Path) -> None:
         ("both", "left out"),
     ]
     with pytest.raises(ValueError, match=r"left: .*no\.jsonl"):
-        refuse(planned)
+        refuse_problems(planned)
 
 
 def test_stages_before_the_first_must_be_done(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="first, right"):
-        plan(diamond(), tmp_path, Choice(start="left"))
+        dry_run(diamond(), tmp_path, Choice(start="left"))
 
 
 def test_what_a_stage_is_validated_by_comes_before_it(tmp_path: Path) -> None:

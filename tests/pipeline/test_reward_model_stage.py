@@ -12,7 +12,7 @@ import pytest
 from configs.reward_model import RewardModelConfig
 from pipeline.cluster.room import cluster
 from pipeline.data.comparisons import Comparisons
-from pipeline.evaluation.comparisons import EVALUATION
+from pipeline.disk.recorded import EVALUATION
 from pipeline.judging.scorer import Scorer
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.stages.context import Context

@@ -1,7 +1,6 @@
 """Sampled answers: kept as they come, never sampled twice, and selected for training."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from configs.sampling import RolloutConfig, SamplingConfig
 from pipeline.data.conversations import Conversations
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.preferences.answers import Answer, Answered, Asked, Sampler, distinct
-from pipeline.preferences.selection import select
+from pipeline.preferences.answers import Answer, AnsweredPrompt, AnswerSampler, PromptSet, distinct_prompts
+from pipeline.preferences.selection import select_answers
 from pipeline.stages import sample
 from rewards.types import Status, Task, Verdict
 from rollout.types import Completion, Group
@@ -51,6 +50,8 @@ class Guesser:
             ]
             yield Group(index, prompts[index], completions)
 
+    def close(self) -> None: ...
+
 
 class ExactJudge:
     """1 for the truth, 0 for anything else, no verdict on 7."""
@@ -69,23 +70,18 @@ class ExactJudge:
         judged, self._judged = self._judged, {}
         return judged
 
+    def close(self) -> None: ...
 
-def sampler(folder: Path, speaker: Guesser, seed: int = 0) -> Sampler:
-    @contextmanager
-    def speaking() -> Iterator[Guesser]:
-        yield speaker
 
-    @contextmanager
-    def judging(spec: RewardSpec | None) -> Iterator[ExactJudge | None]:
-        yield None if spec is None else ExactJudge()
-
+def sampler(folder: Path, engines: Guesser, seed: int = 0) -> AnswerSampler:
     rollout = RolloutConfig(max_model_len=64, max_num_seqs=10)  # 4 x 10 places, 4 answers: batches of 10 prompts
-    return Sampler(folder, 4, SamplingConfig(max_tokens=8), rollout, seed, speaking, judging)
+    handles: Any = (lambda: engines, lambda _: ExactJudge())
+    return AnswerSampler(folder, 4, SamplingConfig(max_tokens=8), rollout, seed, *handles)
 
 
-def asked(**source: Any) -> dict[str, Asked]:
+def asked(**source: Any) -> dict[str, PromptSet]:
     data = PromptData.model_validate({"source": SOURCE | source})
-    return {"sums": Asked(distinct(Prompts.load(data, byte_tokenizer())), EXACT)}
+    return {"sums": PromptSet(distinct_prompts(Prompts.load(data, byte_tokenizer())), EXACT)}
 
 
 def test_repeated_prompts_are_asked_once() -> None:
@@ -102,9 +98,9 @@ def test_killed_anywhere_it_samples_only_what_is_missing(tmp_path: Path) -> None
     assert whole.asked == number and [one.prompt for one in expected["sums"]] == sources["sums"].prompts
     kept = 0
     for lives in (3, 10, 14):
-        speaker = Guesser(lives)
+        engines = Guesser(lives)
         with pytest.raises(Killed):
-            sampler(tmp_path / "killed", speaker).answers(sources)
+            sampler(tmp_path / "killed", engines).answers(sources)
         kept += lives // 10
         assert len(list((tmp_path / "killed").glob("*.jsonl"))) == kept
     last = Guesser(-1)
@@ -126,7 +122,7 @@ def test_what_could_not_be_judged_has_no_score(tmp_path: Path) -> None:
     answers = [answer for one in sampler(tmp_path, Guesser(-1)).answers(asked())["sums"] for answer in one.answers]
     assert all((answer.score is None) == (answer.text == "7") for answer in answers)
     assert {answer.outcome for answer in answers if answer.text == "7"} == {"timeout"}
-    unasked = {"free": Asked(asked()["sums"].prompts, None)}
+    unasked = {"free": PromptSet(asked()["sums"].prompts, None)}
     given = sampler(tmp_path, Guesser(-1)).answers(unasked)["free"]
     assert all(answer.score is None and answer.outcome == "" for one in given for answer in one.answers)
 
@@ -135,8 +131,10 @@ def domain(**settings: Any) -> SampledDomain:
     return SampledDomain.model_validate({"prompts": {"source": SOURCE}, "reward": {"name": "exact"}} | settings)
 
 
-def answered(*answers: tuple[str, int, bool, float | None], row: str = "f:1") -> Answered:
-    return Answered(Prompt([1], Task(f"q {row}", "t", row=row)), [Answer(*answer, outcome="") for answer in answers])
+def answered(*answers: tuple[str, int, bool, float | None], row: str = "f:1") -> AnsweredPrompt:
+    return AnsweredPrompt(
+        Prompt([1], Task(f"q {row}", "t", row=row)), [Answer(*answer, outcome="") for answer in answers]
+    )
 
 
 def test_the_best_then_the_shortest_is_kept() -> None:
@@ -149,7 +147,7 @@ def test_the_best_then_the_shortest_is_kept() -> None:
         ("lost", 2, True, None),
         (" ", 1, True, 1.0),
     )
-    selected = select([one], domain(), seed=0)
+    selected = select_answers([one], domain(), seed=0)
     assert [answer.text for _, answer in selected.kept] == ["short"]
     assert selected.dropped == {
         "below min_score": 1,
@@ -160,24 +158,24 @@ def test_the_best_then_the_shortest_is_kept() -> None:
         "empty": 1,
     }
     assert selected.solved == 1.0
-    two = select([one], domain(keep=2, min_score=0.0), seed=0)
+    two = select_answers([one], domain(keep=2, min_score=0.0), seed=0)
     assert [answer.text for _, answer in two.kept] == ["short", "long"]
-    assert select([one], domain(max_tokens=2), seed=0).kept == []
-    assert select([one], domain(max_tokens=2), seed=0).solved == 0.0
+    assert select_answers([one], domain(max_tokens=2), seed=0).kept == []
+    assert select_answers([one], domain(max_tokens=2), seed=0).solved == 0.0
 
 
 def test_without_a_reward_what_ended_is_kept_and_nothing_else() -> None:
     one = answered(("b", 3, True, None), ("a", 2, True, None), ("cut", 1, False, None))
-    selected = select([one], domain(reward=None, keep=2), seed=0)
+    selected = select_answers([one], domain(reward=None, keep=2), seed=0)
     assert [answer.text for _, answer in selected.kept] == ["a", "b"]
 
 
 def test_rows_past_the_budget_are_drawn_by_the_seed() -> None:
     many = [answered((f"a{number}", 2, True, 1.0), row=f"f:{number}") for number in range(30)]
-    first, again, other = (select(many, domain(max_rows=10), seed=seed) for seed in (0, 0, 1))
+    first, again, other = (select_answers(many, domain(max_rows=10), seed=seed) for seed in (0, 0, 1))
     assert first.kept == again.kept != other.kept and len(first.kept) == len(other.kept) == 10
     assert first.dropped == {"more than max_rows": 20} and first.solved == 1.0
-    assert {answer.text for _, answer in select(many[::-1], domain(max_rows=10), seed=0).kept} == {
+    assert {answer.text for _, answer in select_answers(many[::-1], domain(max_rows=10), seed=0).kept} == {
         answer.text for _, answer in first.kept
     }
 

@@ -11,16 +11,16 @@ from rich.console import Console
 from configs.gate import GateConfig, HoldRule, ImproveRule, ThresholdRule
 from pipeline.disk.files import link, write_json_lines
 from pipeline.evaluation.suites import SuiteResult
+from pipeline.gates.cache import cached_evaluation, read_evaluation, suites_hash
 from pipeline.gates.decision import (
     Decision,
-    asked,
-    outcome_of,
+    action_for,
+    describe_rule,
+    overall_outcome,
     read_decision,
     rules_table,
-    verdict_of,
     write_decision,
 )
-from pipeline.gates.kept import Compared, kept, read_evaluation
 from pipeline.gates.rules import Ruling
 from pipeline.stages import gate
 
@@ -66,27 +66,27 @@ def decide(
 
 def test_a_better_candidate_is_promoted() -> None:
     decision = decide(BETTER)
-    assert (decision.verdict, decision.promoted, decision.decided_by) == ("promote", "../grpo/hf", "rules")
+    assert (decision.action, decision.promoted, decision.decided_by) == ("promote", "../grpo/hf", "rules")
     assert [ruling.outcome for ruling in decision.rulings] == ["holds", "holds"]
 
 
 @pytest.mark.parametrize("candidate", [WORSE, TAXED])
 def test_a_regression_or_a_tax_too_high_stops(candidate: dict[str, SuiteResult]) -> None:
     decision = decide(candidate)
-    assert (decision.verdict, decision.promoted, outcome_of(decision.rulings)) == ("stop", None, "fails")
+    assert (decision.action, decision.promoted, overall_outcome(decision.rulings)) == ("stop", None, "fails")
 
 
 def test_an_undecided_gate_asks_or_does_as_it_is_told() -> None:
-    assert decide(SAME).verdict == "ask" and decide(SAME).promoted is None
+    assert decide(SAME).action == "ask" and decide(SAME).promoted is None
     for told in ("stop", "promote", "roll_back"):
-        assert decide(SAME, on_undecided=told).verdict == told
+        assert decide(SAME, on_undecided=told).action == told
     # What fails fails, whatever else is undecided.
-    assert verdict_of([*decide(SAME).rulings, *decide(WORSE).rulings], config()) == "stop"
+    assert action_for([*decide(SAME).rulings, *decide(WORSE).rulings], config()) == "stop"
 
 
 def test_rolling_back_goes_to_the_best_that_passes_else_to_the_parent() -> None:
     back = decide(WORSE, best=BETTER, on_failure="roll_back")
-    assert (back.verdict, back.promoted, outcome_of(back.best)) == ("roll_back", PLACES["best"], "holds")
+    assert (back.action, back.promoted, overall_outcome(back.best)) == ("roll_back", PLACES["best"], "holds")
     for best in (SAME, WORSE, None):
         back = decide(WORSE, best=best, on_failure="roll_back")
         assert back.promoted == PLACES["parent"] and bool(back.best) == (best is not None)
@@ -94,8 +94,8 @@ def test_rolling_back_goes_to_the_best_that_passes_else_to_the_parent() -> None:
 
 def test_the_user_goes_before_the_rules() -> None:
     said = decide(WORSE, decided="promote")
-    assert (said.verdict, said.promoted, said.decided_by) == ("promote", PLACES["candidate"], "user")
-    assert outcome_of(said.rulings) == "fails"  # the evidence stays what it is
+    assert (said.action, said.promoted, said.decided_by) == ("promote", PLACES["candidate"], "user")
+    assert overall_outcome(said.rulings) == "fails"  # the evidence stays what it is
     assert decide(WORSE, best=BETTER, decided="roll_back").promoted == PLACES["best"]
     assert decide(BETTER, decided="stop").promoted is None
 
@@ -114,14 +114,17 @@ def test_a_decision_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_rules_in_words() -> None:
-    assert asked(ImproveRule(type="improve", figure="s/accuracy")) == "s/accuracy higher"
-    assert asked(ImproveRule(type="improve", figure="s/bits_per_byte", margin=0.1)) == (
+    assert describe_rule(ImproveRule(type="improve", figure="s/accuracy")) == "s/accuracy higher"
+    assert describe_rule(ImproveRule(type="improve", figure="s/bits_per_byte", margin=0.1)) == (
         "s/bits_per_byte lower by more than 0.1"
     )
     assert (
-        asked(HoldRule(type="hold", figure="s/accuracy", tolerance=0.02)) == "s/accuracy no lower than 0.02 from before"
+        describe_rule(HoldRule(type="hold", figure="s/accuracy", tolerance=0.02))
+        == "s/accuracy no lower than 0.02 from before"
     )
-    assert asked(ThresholdRule(type="threshold", figure="s/accuracy", at_least=0.5)) == "s/accuracy at least 0.5"
+    assert (
+        describe_rule(ThresholdRule(type="threshold", figure="s/accuracy", at_least=0.5)) == "s/accuracy at least 0.5"
+    )
     console = Console(width=160)
     with console.capture() as captured:
         console.print(rules_table(decide(SAME).rulings))
@@ -151,24 +154,24 @@ def test_an_evaluation_is_made_once_and_whole_or_not_at_all(tmp_path: Path) -> N
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        kept(folder, dies)
+        cached_evaluation(folder, dies)
     assert list(folder.parent.iterdir()) == []
-    assert kept(folder, speaks(BETTER)) == BETTER == read_evaluation(folder)
-    assert kept(folder, dies) == BETTER
+    assert cached_evaluation(folder, speaks(BETTER)) == BETTER == read_evaluation(folder)
+    assert cached_evaluation(folder, dies) == BETTER
 
     def beaten(into: Path) -> Mapping[str, SuiteResult]:
-        kept(tmp_path / "evaluations" / "second", speaks(BETTER))
+        cached_evaluation(tmp_path / "evaluations" / "second", speaks(BETTER))
         return speaks(WORSE)(into)
 
-    assert kept(tmp_path / "evaluations" / "second", beaten) == BETTER
+    assert cached_evaluation(tmp_path / "evaluations" / "second", beaten) == BETTER
     assert sorted(path.name for path in folder.parent.iterdir()) == ["abc", "second"]
 
 
 def test_an_evaluation_counts_as_another_when_anything_it_depends_on_changes(tmp_path: Path) -> None:
-    def compared(gate: GateConfig, lineage: Mapping[str, Any]) -> Compared:
+    def compared(gate: GateConfig, lineage: Mapping[str, Any]) -> str:
         (tmp_path / "config.json").write_text(gate.model_dump_json())
         (tmp_path / "lineage.json").write_text(json.dumps(lineage))
-        return Compared.of(tmp_path)
+        return suites_hash(tmp_path)
 
     lineage: dict[str, Any] = {
         "models": {"candidate": {"files": {"m": "1"}}},

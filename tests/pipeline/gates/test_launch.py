@@ -96,7 +96,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def test_a_promoted_candidate_is_a_model_by_the_gates_name(run: Run) -> None:
     run.checkpoint("grpo/hf", 80)
-    assert run.gate().verdict == "promote"
+    assert run.gate().action == "promote"
     assert (run.folder / "gate" / "hf").readlink() == Path("../grpo/hf")
     assert run.figures == {"candidate/text/accuracy": 0.8, "parent/text/accuracy": 0.5}
     for who in ("candidate", "parent"):
@@ -110,7 +110,7 @@ def test_a_parent_that_was_the_candidate_of_the_gate_before_is_not_evaluated_aga
     run.checkpoint("more/hf", 100)
     run.gate()
     after = {"candidate": {"path": str(run.folder / "more/hf")}, "parent": {"path": str(run.folder / "gate/hf")}}
-    assert run.gate("second", **after).verdict == "promote"
+    assert run.gate("second", **after).action == "promote"
     assert run.evaluated == ["grpo/hf", "sft/hf", "more/hf"]
     (run.folder / "more/hf/model.safetensors").write_text("81")  # by its content, not by its name
     with pytest.raises(DecisionNeeded):
@@ -132,7 +132,7 @@ def test_an_undecided_gate_asks_and_goes_on_as_it_is_told(run: Run) -> None:
     run.checkpoint("grpo/hf", 51)
     with pytest.raises(DecisionNeeded, match=r"undecided: text/accuracy higher"):
         run.gate()
-    assert run.decision().verdict == "ask" and run.decision().rulings[0].samples_needed
+    assert run.decision().action == "ask" and run.decision().rulings[0].samples_needed
     run.decide("stop")
     with pytest.raises(RunStopped, match="as was decided"):
         run.gate()
@@ -168,7 +168,7 @@ def test_rolling_back(run: Run, best: int, goes_on_from: str) -> None:
     run.checkpoint("grpo/hf", 20)
     run.checkpoint("grpo/bests/step-9/hf", best)
     link(run.folder / "grpo" / "best", run.folder / "grpo" / "bests" / "step-9")
-    assert run.gate(on_failure="roll_back").verdict == "roll_back"
+    assert run.gate(on_failure="roll_back").action == "roll_back"
     assert run.started_from() == goes_on_from
     assert len(run.evaluated) == (2 if best == 20 else 3)  # the best was the last: it is the candidate
 

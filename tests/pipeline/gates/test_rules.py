@@ -9,7 +9,7 @@ import pytest
 from configs.gate import HoldRule, ImproveRule, Rule, ThresholdRule
 from pipeline.evaluation.suites import SuiteResult
 from pipeline.gates import rules
-from pipeline.gates.rules import Rows, Ruling, bootstrap, fewest, judge, samples_needed
+from pipeline.gates.rules import Rows, Ruling, apply_rule, bootstrap, min_rows, samples_needed
 
 IMPROVE = ImproveRule(type="improve", figure="sums/pass@1_greedy")
 HOLD = HoldRule(type="hold", figure="sums/pass@1_greedy", tolerance=0.05)
@@ -24,7 +24,7 @@ def evaluation(values: Sequence[float], name: str = "pass@1_greedy") -> dict[str
 def ruled(
     rule: Rule, candidate: Sequence[float], parent: Sequence[float], name: str = "pass@1_greedy", seed: int = 0
 ) -> Ruling:
-    return judge(rule, evaluation(candidate, name), evaluation(parent, name), confidence=0.95, seed=seed)
+    return apply_rule(rule, evaluation(candidate, name), evaluation(parent, name), confidence=0.95, seed=seed)
 
 
 def drawn(share: float, size: int, seed: int) -> list[float]:
@@ -114,7 +114,7 @@ def test_samples_needed_by_hand() -> None:
     assert samples_needed(0.5, 0.1, samples=50, confidence=0.95) == 97
     assert samples_needed(0.5, 0.1, samples=200, confidence=0.95) == 201  # the bootstrap said no; one more at least
     assert samples_needed(0.5, 0.0, samples=50, confidence=0.95) is None
-    assert fewest(0.95) == 6 and fewest(0.9) == 5 and fewest(0.99) == 8
+    assert min_rows(0.95) == 6 and min_rows(0.9) == 5 and min_rows(0.99) == 8
 
 
 def test_equal_differences() -> None:
@@ -176,11 +176,11 @@ def test_thresholds_on_other_figures() -> None:
 
 def test_items_that_only_one_judged_are_left_out_and_counted() -> None:
     candidate, parent = evaluation([1.0] * 30), evaluation([0.0] * 20)
-    ruling = judge(IMPROVE, candidate, parent, confidence=0.95, seed=0)
+    ruling = apply_rule(IMPROVE, candidate, parent, confidence=0.95, seed=0)
     assert (ruling.samples, ruling.unpaired) == (20, 10)
     with pytest.raises(ValueError, match="judged item"):
         other = {"sums": SuiteResult({"pass@1_greedy": 1.0}, {"pass@1_greedy": {"elsewhere": 1.0}})}
-        judge(IMPROVE, candidate, other, confidence=0.95, seed=0)
+        apply_rule(IMPROVE, candidate, other, confidence=0.95, seed=0)
 
 
 def test_a_figure_that_cannot_be_compared_is_refused_with_those_that_can() -> None:
@@ -219,7 +219,7 @@ def test_rows_are_drawn_whole_by_hand() -> None:
     rows = Rows.of(["a#0", "a#1", "a#2", "b#0"], np.array([1.0, 1.0, 1.0, 0.0]))
     assert bootstrap(rows, 0.4, seed=0) == (0.75, 0.75) and bootstrap(rows, 0.95, seed=0) == (0.0, 1.0)
     assert rows.spread == pytest.approx(0.375)  # (3 - 3/4 * 3) / 2 and (0 - 3/4) / 2: one 3/8 above, one 3/8 below
-    wider = rows.with_two_more(0.0, 1.0)
+    wider = rows.with_pseudo_rows(0.0, 1.0)
     assert wider.sums_R.tolist() == [3, 0, -2, 2] and wider.sizes_R.tolist() == [3, 1, 2, 2]
 
 
@@ -233,18 +233,18 @@ def test_items_that_depend_on_each_other_are_not_taken_for_many() -> None:
         candidate, parent = ([[value] * 4 for value in (rng.random(30) < 0.5).astype(float)] for _ in range(2))
         for named in promoted:
             results = (of_rows(rows, named=named) for rows in (candidate, parent))
-            promoted[named] += judge(IMPROVE, *results, confidence=0.95, seed=seed).outcome == "holds"
+            promoted[named] += apply_rule(IMPROVE, *results, confidence=0.95, seed=seed).outcome == "holds"
     assert promoted[True] / 200 <= 0.025 + 2.5 * math.sqrt(0.025 * 0.975 / 200) < 0.1 < promoted[False] / 200
 
 
 def test_a_row_decides_as_one_item_however_often_it_is_counted() -> None:
     few = ([1.0] * 8 + [0.0] * 4, [0.0] * 8 + [1.0] + [0.0] * 3)
-    alone = judge(IMPROVE, *(of_rows([[value] for value in side]) for side in few), confidence=0.95, seed=0)
-    fivefold = judge(IMPROVE, *(of_rows([[value] * 5 for value in side]) for side in few), confidence=0.95, seed=0)
+    alone = apply_rule(IMPROVE, *(of_rows([[value] for value in side]) for side in few), confidence=0.95, seed=0)
+    fivefold = apply_rule(IMPROVE, *(of_rows([[value] * 5 for value in side]) for side in few), confidence=0.95, seed=0)
     assert (fivefold.low, fivefold.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
     assert (fivefold.samples, alone.samples) == (60, 12) and fivefold.outcome == alone.outcome
     # Five rows decide nothing, though they have 20 items.
-    ruling = judge(IMPROVE, of_rows([[1.0] * 4] * 5), of_rows([[0.0] * 4] * 5), confidence=0.95, seed=0)
+    ruling = apply_rule(IMPROVE, of_rows([[1.0] * 4] * 5), of_rows([[0.0] * 4] * 5), confidence=0.95, seed=0)
     assert ruling.outcome == "undecided" and ruling.samples == 20 and ruling.samples_needed == 24
 
 
@@ -252,7 +252,7 @@ def test_thresholds_on_rows_of_several_items() -> None:
     rule = ThresholdRule(type="threshold", figure="sums/pass@1_greedy", at_least=0.8)
 
     def held(rows: list[list[float]]) -> Ruling:
-        return judge(rule, of_rows(rows), {}, confidence=0.95, seed=0)
+        return apply_rule(rule, of_rows(rows), {}, confidence=0.95, seed=0)
 
     # 100 rows, 90 of them right: Wilson's interval of 90 in 100, though there are 300 items.
     ruling = held([[1.0] * 3] * 90 + [[0.0] * 3] * 10)

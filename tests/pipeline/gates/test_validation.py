@@ -12,7 +12,7 @@ from configs.grpo import GRPOConfig
 from configs.stages import Recipe
 from configs.train import CheckpointConfig
 from pipeline.evaluation.suites import SuiteResult
-from pipeline.gates.validation import Validation
+from pipeline.grpo.validation import Validation
 from pipeline.run.stage import validating
 from pipeline.stages.grpo import check_validation
 from pipeline.train.checkpoints import Checkpoints
@@ -87,12 +87,13 @@ def test_validation_is_due_every_so_many_steps_and_after_the_last(tmp_path: Path
     policy, rollout, accuracies = Policy(), Rollout(), {3: 0.5, 6: 0.9, 7: 0.2}
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), cast(Any, policy))
     validation = Validation(
-        GRPOConfig.model_validate(TRAINING),
         GateConfig.model_validate(GATE),
         cast(Any, Evaluation(policy, accuracies)),
         cast(Any, rollout),
         checkpoints,
         tmp_path / "validation",
+        every_steps=3,
+        last_step=7,
     )
     seen: dict[int, float] = {}
     for step in range(1, 8):
@@ -110,12 +111,13 @@ def test_validation_is_due_every_so_many_steps_and_after_the_last(tmp_path: Path
 def test_a_rule_on_a_figure_that_no_suite_has_is_refused(tmp_path: Path) -> None:
     policy, figure = Policy(), {"type": "improve", "figure": "sums/acuracy"}
     validation = Validation(
-        GRPOConfig.model_validate(TRAINING),
         GateConfig.model_validate(GATE | {"rules": [figure]}),
         cast(Any, Evaluation(policy, {0: 0.5})),
         cast(Any, Rollout()),
         Checkpoints(tmp_path, CheckpointConfig(), cast(Any, policy)),
         tmp_path / "validation",
+        every_steps=3,
+        last_step=7,
     )
     with pytest.raises(ValueError, match="accuracy, bits_per_byte"):
         validation.figures(3)

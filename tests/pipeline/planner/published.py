@@ -54,8 +54,8 @@ def tflops(
     known, machines = architecture_of(model), cluster_of(cluster)
     layout = TrainLayout(machines.count, 1, expert_parallel, length, recompute)
     passes = 4 if recompute else 3
-    seconds = passes * forward_seconds(known, 1, length / 2, machines.device, "bfloat16")
-    seconds += 0 if hidden else (passes - 1) * exchange_seconds(known, 1, layout, machines, "bfloat16")
+    seconds = passes * forward_seconds(known, 1, length / 2, machines.device)
+    seconds += 0 if hidden else (passes - 1) * exchange_seconds(known, 1, layout, machines)
     return 3 * (2 * known.active + length / 2 * known.attention_flops) / seconds * (1 - bubble) / 1e12
 
 
@@ -87,8 +87,8 @@ def step(
         machines.count, 1, expert_parallel, work.longest, recompute, OffloadConfig() if offload else None
     )
     engines = RolloutLayout(machines.count // tensor_parallel, tensor_parallel, 100 * GIB, 1024)
-    phases = {"generate": generate_seconds(known, work, engines, machines.device, "bfloat16")[0]}
-    phases |= train_seconds(known, work, train, machines, "bfloat16", bubble=bubble)
+    phases = {"generate": generate_seconds(known, work, engines, machines.device)[0]}
+    phases |= train_seconds(known, work, train, machines, bubble=bubble)
     return phases | {"sync": 2 * known.total / network_rate(machines, machines.count)}
 
 
@@ -112,16 +112,16 @@ HERE = cluster_of("1xcpu")
 
 def here() -> dict[str, float]:
     """Seconds by phase of `alignyard bench grpo-step`."""
-    known = architecture_of("moe_25m")
+    known = architecture_of("moe_25m", "float32")
     layout = TrainLayout(1, 0, 1, 4400, False)
-    phases = train_seconds(known, BENCH, layout, HERE, "float32")
+    phases = train_seconds(known, BENCH, layout, HERE)
     phases["train"] += phases.pop("update")
     generated = on_cpu(known, BENCH, 64)
-    return phases | {"generate": generated, "sync": sync_seconds(known, layout, HERE, "float32")}
+    return phases | {"generate": generated, "sync": sync_seconds(known, layout, HERE)}
 
 
 def on_cpu(known: Architecture, work: Work, at_once: int) -> float:
-    return generate_seconds(known, work, RolloutLayout(1, 1, GIB, at_once), HERE.device, "float32")[0]
+    return generate_seconds(known, work, RolloutLayout(1, 1, GIB, at_once), HERE.device)[0]
 
 
 def rows() -> Iterator[Case]:
@@ -144,5 +144,5 @@ def rows() -> Iterator[Case]:
     yield Case("bench grpo-step, reference", "s", 1.38, here()["reference"])
     yield Case("bench grpo-step, train", "s", 4.25, here()["train"])
     yield Case("bench grpo-step, sync", "s", 0.47, here()["sync"])
-    smollm2 = architecture_of("HuggingFaceTB/SmolLM2-135M-Instruct")
+    smollm2 = architecture_of("HuggingFaceTB/SmolLM2-135M-Instruct", "float32")
     yield Case("SmolLM2-135M, 8,192 tokens by vLLM, the same CPU", "s", 44, on_cpu(smollm2, BENCH, 64))

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
-from pipeline.planner.architecture import HUB, PUBLISHED, architecture_of
+from pipeline.planner.architecture import HUB, PUBLISHED, architecture_of, as_reward_model
 from tests.pipeline.small_models import FAMILIES, small_config
 
 
@@ -29,6 +29,11 @@ def test_parameters_are_the_papers(model: str, total: str, active: str, mtp: str
         return f"{int(count / 1e8) / 10}" if "." in like else f"{count / 1e9:.0f}"
 
     assert (told(known.total, total), told(known.active, active), told(known.mtp, mtp)) == (total, active, mtp)
+
+
+def test_a_reward_model_has_a_head_for_one_score() -> None:
+    policy = architecture_of("deepseek-ai/DeepSeek-V2-Lite")
+    assert as_reward_model(policy).total == policy.total - policy.vocab * policy.hidden + policy.hidden
 
 
 def test_what_a_token_leaves_in_the_cache() -> None:

@@ -36,11 +36,11 @@ def test_completions_end_at_the_rate_that_gives_their_mean() -> None:
 def test_a_rollout_waits_for_its_longest() -> None:
     model, device = architecture_of(V3), cluster_of("32xH200").device
     layout = RolloutLayout(1, 32, 50 * GIB, 2048)
-    seconds, tail = generate_seconds(model, WORK, layout, device, "bfloat16")
-    even, none = generate_seconds(model, replace(WORK, mean_tokens=4000), layout, device, "bfloat16")
+    seconds, tail = generate_seconds(model, WORK, layout, device)
+    even, none = generate_seconds(model, replace(WORK, mean_tokens=4000), layout, device)
     assert 0 < tail < seconds < even
     assert none == pytest.approx(0, abs=0.1 * even)
-    crowded, _ = generate_seconds(model, WORK, replace(layout, kv_cache=2 * GIB), device, "bfloat16")
+    crowded, _ = generate_seconds(model, WORK, replace(layout, kv_cache=2 * GIB), device)
     assert crowded > 1.5 * seconds  # completions in waves
 
 
@@ -49,7 +49,7 @@ def test_more_ranks_are_quicker_and_recomputing_costs() -> None:
     layout = TrainLayout(64, 1, 8, 4100, False)
 
     def train(layout: TrainLayout) -> float:
-        return train_seconds(model, WORK, layout, cluster_of(f"{layout.ranks}xH100"), "bfloat16")["train"]
+        return train_seconds(model, WORK, layout, cluster_of(f"{layout.ranks}xH100"))["train"]
 
     assert train(replace(layout, ranks=128)) < train(layout) < train(replace(layout, gradient_checkpointing=True))
     assert train(replace(layout, expert_parallel=32)) > train(layout)  # experts on other machines
@@ -60,7 +60,7 @@ def test_what_is_offloaded_comes_slowly() -> None:
     layout = TrainLayout(64, 3, 8, 4100, False)
 
     def seconds(offload: OffloadConfig | None) -> dict[str, float]:
-        return train_seconds(model, WORK, replace(layout, offload=offload), cluster, "bfloat16")
+        return train_seconds(model, WORK, replace(layout, offload=offload), cluster)
 
     resident, host, both = (seconds(offload) for offload in (None, OffloadConfig(), OffloadConfig(parameters=True)))
     nvme = seconds(OffloadConfig(parameters=True, nvme="/nvme"))

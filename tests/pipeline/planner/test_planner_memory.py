@@ -24,13 +24,13 @@ TOY = Architecture(
 )  # fmt: skip
 
 
-def held(layout: TrainLayout, dtype: str = "bfloat16", *, reference: bool = False) -> float:
-    return total(*train_state(TOY, layout, dtype, reference=reference))
+def held(layout: TrainLayout, *, reference: bool = False) -> float:
+    return total(*train_state(TOY, layout, reference=reference))
 
 
 def test_a_toy_by_hand() -> None:
     spread = replace(ONE, ranks=4, expert_parallel=4)
-    device, host = train_state(TOY, spread, "bfloat16", reference=True)
+    device, host = train_state(TOY, spread, reference=True)
     # 200 parameters outside of the experts, 200 of them on each of four ranks; optimizer states of 250 owned.
     assert device == {"weights": 800, "gradients": 800, "reference": 2000, "moments": 2000, "master weights": 1000}
     assert host == {}
@@ -40,38 +40,38 @@ def test_a_toy_by_hand() -> None:
 def test_what_is_offloaded_by_hand() -> None:
     sharded = replace(ONE, ranks=4, zero_stage=3, moments="bfloat16", offload=OffloadConfig())
     optimizer = {"moments": 1000, "master weights": 1000, "float32 gradients": 1000, "gradients": 500}
-    device, host = train_state(TOY, sharded, "bfloat16", reference=True)
+    device, host = train_state(TOY, sharded, reference=True)
     assert (device, host) == ({"weights": 500, "reference": 500}, optimizer)
     everything = replace(sharded, offload=OffloadConfig(parameters=True))
-    device, host = train_state(TOY, everything, "bfloat16", reference=True)
+    device, host = train_state(TOY, everything, reference=True)
     assert (device, host) == ({}, optimizer | {"weights": 500, "reference": 500})
     away = replace(sharded, offload=OffloadConfig(parameters=True, nvme="/nvme"))
-    assert train_state(TOY, away, "bfloat16", reference=True) == ({}, {})
+    assert train_state(TOY, away, reference=True) == ({}, {})
     assert update_working(TOY, sharded) == {}
 
 
 def test_plain_adamw_keeps_no_master_weights() -> None:
-    device, _ = train_state(TOY, replace(ONE, zero_stage=0), "float32", reference=False)
+    device, _ = train_state(replace(TOY, dtype="float32"), replace(ONE, zero_stage=0), reference=False)
     assert device == {"weights": 4000, "gradients": 4000, "moments": 8000}
 
 
 def test_working_memory_by_hand() -> None:
-    plain = train_working(TOY, ONE, "bfloat16", longest=10, lean=False)
+    plain = train_working(TOY, ONE, longest=10, lean=False)
     assert plain == {"activations": 120_000, "backward": 60_000, "logits": 3 * 1000 * 10 * 4}
-    again = train_working(TOY, replace(ONE, gradient_checkpointing=True), "bfloat16", longest=2000, lean=False)
+    again = train_working(TOY, replace(ONE, gradient_checkpointing=True), longest=2000, lean=False)
     assert again["activations"] == 2000 * (4 * 2 + 30) * 2  # the longest sequence is never cut
-    whole = train_working(TOY, replace(ONE, ranks=4, zero_stage=3), "bfloat16", longest=10, lean=False)
+    whole = train_working(TOY, replace(ONE, ranks=4, zero_stage=3), longest=10, lean=False)
     assert (whole["gathered layers"], whole["buckets"]) == (2000, 2000)  # ZeRO-3 keeps a small model gathered
 
 
 def test_an_engine_by_hand() -> None:
     engines = RolloutLayout(2, 4, 77.0, 16)
-    assert rollout_state(TOY, engines, "bfloat16") == {"weights": 500, "KV cache": 77, "logits": 160}
-    assert kv_bytes(TOY, engines, "bfloat16") == 48  # a latent is whole on every device
-    assert kv_bytes(replace(TOY, kv_shards=2), engines, "bfloat16") == 24
+    assert rollout_state(TOY, engines) == {"weights": 500, "KV cache": 77, "logits": 160}
+    assert kv_bytes(TOY, engines) == 48  # a latent is whole on every device
+    assert kv_bytes(replace(TOY, kv_shards=2), engines) == 24
     in_fp8 = replace(engines, fp8=("weights", "kv_cache"))
-    assert rollout_state(TOY, in_fp8, "bfloat16")["weights"] == 250
-    assert kv_bytes(TOY, in_fp8, "bfloat16") == 24
+    assert rollout_state(TOY, in_fp8)["weights"] == 250
+    assert kv_bytes(TOY, in_fp8) == 24
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -99,7 +99,7 @@ def test_experts_that_are_spread_hold_less() -> None:
 )
 def test_a_measured_peak(model: str, layout: TrainLayout, measured: float) -> None:
     # MiB of a rank above what its imports take, three steps, freed memory given back (docs/planner.md).
-    known = architecture_of(model)
-    state, _ = train_state(known, layout, "float32", reference=False)
-    working = train_working(known, layout, "float32", longest=128, lean=True)
+    known = architecture_of(model, "float32")
+    state, _ = train_state(known, layout, reference=False)
+    working = train_working(known, layout, longest=128, lean=True)
     assert total(merged(state, working)) / 2**20 + 80 == pytest.approx(measured, rel=0.15)

@@ -1,0 +1,88 @@
+"""Suites that generate: rows to prompts, prompts to completions, completions to verdicts."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from transformers import PreTrainedTokenizerFast
+
+from configs.evaluation import PromptedSuite
+from pipeline.data.chat import ChatFormat
+from pipeline.data.prompts import Prompt, Prompts
+from pipeline.data.rows import BadRowError, Row
+from pipeline.evaluation.suites import CompletionRecord, DecodingMode, Session, with_progress
+from rewards.types import Task, Verdict
+from rollout.types import Group
+
+
+def load_prompts(
+    suite: PromptedSuite, tokenizer: PreTrainedTokenizerFast, task_of: Callable[[Row], Task], seed: int
+) -> Prompts:
+    """Load a prompt from each row of the suite's source: the conversation of the task that `task_of` makes of it.
+
+    `task_of` raises BadRowError for a bad row. Raises ValueError for an unreadable source or too many bad rows.
+    """
+    chat = ChatFormat(tokenizer)
+
+    def prompt_of(row: Row) -> Prompt:
+        task = task_of(row)
+        token_ids = chat.prompt_ids(chat.check(task.conversation, last_role="user"))
+        if len(token_ids) > suite.max_prompt_length:
+            raise BadRowError("longer than max_prompt_length", f"{len(token_ids)} tokens > {suite.max_prompt_length}")
+        return Prompt(token_ids, task)
+
+    return Prompts.read(suite.source, prompt_of, suite.max_bad_share, seed)
+
+
+def generate(
+    prompts: Sequence[Prompt], session: Session, mode: DecodingMode, num_completions: int, title: str
+) -> list[CompletionRecord]:
+    """Generate completions of every prompt and judge each group while the engines continue, in the prompts' order.
+
+    The rewards in a task's `kind` judge it; the first of them gives a record's score.
+    """
+    assert session.rewards is not None, "a suite that generates has judges"
+    groups: dict[int, Group] = {}
+    sampling = session.greedy if mode == "greedy" else session.sampling
+    stream = session.rollout.generate([prompt.token_ids for prompt in prompts], sampling, num_completions, session.seed)
+    for group in with_progress(stream, f"{title}, {mode}", len(prompts)):
+        groups[group.index] = group
+        completions = [completion.text for completion in group.completions]
+        session.rewards.submit(group.index, prompts[group.index].task, completions)
+    judged = session.rewards.gather()
+    return [
+        completion_record(index, prompt.task, groups[index], place, mode, verdicts)
+        for index, prompt in enumerate(prompts)
+        for place, verdicts in enumerate(judged[index])
+    ]
+
+
+def completion_record(
+    index: int, task: Task, group: Group, place: int, mode: DecodingMode, verdicts: Mapping[str, Verdict]
+) -> CompletionRecord:
+    """Record a group's completion at `place`. Its score is that of the first reward in the task's `kind`."""
+    completion, verdict = group.completions[place], verdicts[task.kind.split()[0]]
+    return CompletionRecord(
+        index=index,
+        row=task.row,
+        prompt=task.prompt,
+        truth=task.truth,
+        completion=completion.text,
+        mode=mode,
+        score=verdict.score,
+        status=verdict.status,
+        outcome=verdict.outcome,
+        detail=verdict.detail,
+        num_tokens=len(completion.token_ids),
+        truncated=completion.finish_reason == "length",
+        parts={label: verdicts[label].score for label in verdicts} if len(verdicts) > 1 else {},
+    )
+
+
+def rates(records: Sequence[CompletionRecord]) -> dict[str, float]:
+    """Return `mean_length` in tokens, `truncated_rate` and `unjudged_rate` of all completions."""
+    if not records:
+        return {}
+    return {
+        "mean_length": sum(record.num_tokens for record in records) / len(records),
+        "truncated_rate": sum(record.truncated for record in records) / len(records),
+        "unjudged_rate": sum(record.score is None for record in records) / len(records),
+    }

@@ -1,0 +1,111 @@
+"""A recipe's training stage as the planner sees it: its model and the work of one step."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from configs.grpo import GRPOConfig
+from configs.model import FirstModelConfig
+from configs.references import PREFIX
+from configs.reward_model import RewardModelConfig
+from configs.sampling import RolloutConfig
+from configs.sft import SFTConfig
+from configs.stages import AnyStage, Recipe
+from configs.train import TrainerConfig
+from pipeline.cluster.demand import demand
+from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
+from pipeline.planner.cost import Work
+
+PLANNED = (SFTConfig, RewardModelConfig, GRPOConfig)
+"""Stages with a step of known size. The data decide how much the other stages sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A training stage, reduced to the settings that its memory and time depend on."""
+
+    model: Architecture
+    work: Work
+    batch_size: int
+    """Prompts, texts or comparisons of one update, which the number of ranks must divide."""
+    trainer: TrainerConfig
+    moments: Literal["float32", "bfloat16"]
+    rollout: RolloutConfig | None
+    reference: bool
+    """Whether a frozen reference model is kept."""
+    judge_devices: int
+    """Devices reserved for models that judge."""
+    steps: int | None
+    predictable: bool
+    """Whether the memory model covers the stage: it knows neither FP8 training nor multi-token prediction."""
+
+
+def planned_stage(
+    config: SFTConfig | RewardModelConfig | GRPOConfig,
+    recipe: Recipe,
+    *,
+    mean_share: float,
+    model_config: str | None = None,
+) -> PlannedStage:
+    """Reduce a training stage of `recipe` to what the planner needs.
+
+    mean_share: mean length of prompts, completions and texts as a share of the longest that the stage allows.
+    model_config: a config.json to plan with instead of the stage's own model.
+    """
+    model = architecture_of(model_config or origin_of(config, recipe), config.model.dtype)
+    is_policy = isinstance(config, GRPOConfig)
+    return PlannedStage(
+        model=as_reward_model(model) if isinstance(config, RewardModelConfig) else model,
+        work=_work(config, mean_share),
+        batch_size=_batch_size(config),
+        trainer=config.trainer,
+        moments=config.optimizer.moments,
+        rollout=config.rollout if is_policy else None,
+        reference=is_policy and config.objective.kl_coef > 0,
+        judge_devices=ceil(sum(actors.gpus for actors in demand(config, recipe).actors if not actors.shares)),
+        steps=config.steps,
+        predictable=not (config.trainer.fp8 or getattr(config, "mtp", None) or getattr(config, "mtp_weight", 0)),
+    )
+
+
+def origin_of(config: AnyStage, recipe: Recipe) -> str:
+    """Return the checkpoint, hub name or architecture that the chain of stages before this one starts from."""
+    model = config.candidate if config.type == "gate" else config.model
+    assert model is not None
+    if isinstance(model, FirstModelConfig) and model.init_config is not None:
+        return model.init_config
+    path = str(model.path)
+    return origin_of(recipe.stages[path.removeprefix(PREFIX)], recipe) if path.startswith(PREFIX) else path
+
+
+def _batch_size(config: SFTConfig | RewardModelConfig | GRPOConfig) -> int:
+    match config:
+        case SFTConfig():
+            return config.conversations_per_step
+        case RewardModelConfig():
+            return config.comparisons_per_step
+        case GRPOConfig():
+            return config.prompts_per_step // config.updates_per_batch
+
+
+def _work(config: SFTConfig | RewardModelConfig | GRPOConfig, share: float) -> Work:
+    match config:
+        case SFTConfig():
+            longest = config.data.max_length
+            return Work(config.conversations_per_step, 1, 0, share * longest, longest, longest)
+        case RewardModelConfig():
+            longest = config.data.max_length
+            half = share * longest / 2  # one half is the prompt, which both answers share
+            return Work(config.comparisons_per_step, 2, half, half, longest, longest)
+        case GRPOConfig():
+            max_tokens, max_prompt = config.sampling.max_tokens, config.prompts.max_prompt_length
+            return Work(
+                prompts=config.prompts_per_step,
+                group_size=config.group_size,
+                prompt_tokens=share * max_prompt,
+                mean_tokens=max_tokens if config.sampling.ignore_eos else share * max_tokens,
+                max_tokens=max_tokens,
+                longest=max_prompt + max_tokens,
+                scored=(config.objective.kl_coef > 0) + (config.updates_per_batch > 1),
+                updates=config.updates_per_batch,
+            )
