@@ -269,11 +269,11 @@ def _verdict_table(judged: Iterable[tuple["CompletionRow", "Verdict | None"]]) -
 
 
 def _clause_table(clauses: Iterable["Clause"]) -> Table:
-    table = plain_table("contract", "", "seen")
+    table = plain_table("contract", "", "evidence")
     results = {True: ("kept", "green"), False: ("BROKEN", "bold red"), None: ("not tried", "yellow")}
     for clause in clauses:
         word, style = results[clause.kept]
-        table.add_row(clause.name, Text(word, style=style), _cell(clause.seen, 400))
+        table.add_row(clause.name, Text(word, style=style), _cell(clause.evidence, 400))
     return table
 
 
