@@ -1,6 +1,6 @@
 """Where conversations, prompts and texts come from."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -97,6 +97,7 @@ class DatasetSource(Settings):
 
 
 Source = Annotated[FileSource | HubSource | GymSource | SumsSource | DatasetSource, Field(discriminator="type")]
+SOURCE_TYPES: tuple[type[Settings], ...] = get_args(get_args(Source)[0])
 
 
 class ConversationData(Settings):

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from configs.base import neighbour
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
-from configs.load import load
+from configs.load import load_config
 from configs.references import references
 from configs.stages import AnyStage, Recipe
 
@@ -31,7 +31,7 @@ def validation_gate(stage: AnyStage, recipe: Recipe | None) -> GateConfig | None
     if not isinstance(stage, GRPOConfig) or stage.validation is None:
         return None
     named = recipe.stages.get(stage.validation.gate) if recipe else None
-    return named if isinstance(named, GateConfig) else load(stage.validation.gate, [], GateConfig).config
+    return named if isinstance(named, GateConfig) else load_config(stage.validation.gate, [], GateConfig).config
 
 
 def ancestors(stages: Graph, name: str) -> set[str]:

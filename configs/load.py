@@ -20,18 +20,18 @@ LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
 RECIPES = Path(__file__).parent / "recipes"
 
-S = TypeVar("S", bound=Settings)
+_S = TypeVar("_S", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded(Generic[S]):
+class LoadedConfig(Generic[_S]):
     """A configuration, and by dotted key of each of its leaves the origin: `default`, a file's name, or `override`."""
 
-    config: S
+    config: _S
     origins: dict[str, str]
 
 
-def load(path: str, overrides: Sequence[str], model: type[S]) -> Loaded[S]:
+def load_config(path: str, overrides: Sequence[str], model: type[_S]) -> LoadedConfig[_S]:
     """Reads the file at `path`, or the shipped recipe of that name, applies `key=value` overrides, and validates.
 
     Keys are dotted (`stages.grpo.steps=3`, `rewards.0.weight=0.5`), values are YAML, and an override replaces what
@@ -41,8 +41,8 @@ def load(path: str, overrides: Sequence[str], model: type[S]) -> Loaded[S]:
     than it looks (`010`, `1:30`, `on`), an unknown key, a wrong type, an impossible combination, an interpolation that
     does not resolve, and an override of a key that does not exist.
     """
-    file = find(path)
-    tree = read(file)
+    file = find_config(path)
+    tree = read_yaml(file)
     overridden = {_override(tree, override, model): override for override in overrides}
     try:
         data = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, throw_on_missing=True))
@@ -60,10 +60,10 @@ def load(path: str, overrides: Sequence[str], model: type[S]) -> Loaded[S]:
         key: "override" if _covering(key, overridden) else file.name if key in given else "default"
         for key, _ in leaves(config.model_dump())
     }
-    return Loaded(config, origins)
+    return LoadedConfig(config, origins)
 
 
-def find(path: str) -> Path:
+def find_config(path: str) -> Path:
     """The file at `path`, or the shipped recipe of that name. Raises ValueError naming the shipped ones."""
     for file in (Path(path), RECIPES / f"{path}.yaml"):
         if file.is_file():
@@ -72,7 +72,7 @@ def find(path: str) -> Path:
     raise ValueError(f"no configuration '{path}': neither a file nor a shipped recipe; shipped recipes: {shipped}")
 
 
-def read(file: Path) -> DictConfig:
+def read_yaml(file: Path) -> DictConfig:
     """The file's YAML with its interpolations unresolved. Raises ValueError where it is not a mapping in UTF-8."""
     try:
         tree = OmegaConf.load(file)

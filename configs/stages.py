@@ -26,8 +26,8 @@ STAGES: dict[str, type[AnyStage]] = {
     "gate": GateConfig,
 }
 
-RESULTS = {"sft": "hf", "grpo": "hf", "gate": "hf", "rm": "hf", "preferences": "data", "sample": "data"}
-"""Folder of what a stage of each type makes, in its own; `stage:NAME` stands for it. An evaluation makes none."""
+RESULT_FOLDERS = {"sft": "hf", "grpo": "hf", "gate": "hf", "rm": "hf", "preferences": "data", "sample": "data"}
+"""Folder of a stage's result within its own, by type; `stage:NAME` stands for it. An evaluation has none."""
 
 LANGUAGE_MODELS = ("sft", "grpo", "gate")
 

@@ -196,10 +196,10 @@ def _add_export_fp8(verbs: Verbs) -> None:
 
 
 def _stage(args: argparse.Namespace) -> int:
-    from configs.load import load
+    from configs.load import load_config
     from configs.stages import STAGES
 
-    config = load(args.file, args.overrides, STAGES[args.stage]).config
+    config = load_config(args.file, args.overrides, STAGES[args.stage]).config
     from pipeline.run.stage import run_stage
 
     run_stage(config, args.output or Path("runs") / Path(args.file).stem)
@@ -208,7 +208,7 @@ def _stage(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     from configs.evaluation import EvalConfig
-    from configs.load import load
+    from configs.load import load_config
 
     file, overrides, name = args.target, args.overrides, Path(args.target).stem
     if args.suite:
@@ -219,7 +219,7 @@ def _eval(args: argparse.Namespace) -> int:
         overrides = [f"model.path={json.dumps(checkpoint)}", *overrides]
     elif Path(args.target).is_dir():
         raise ValueError(f"{args.target} is a folder: say by --suite FILE what to evaluate it on")
-    config = load(file, overrides, EvalConfig).config
+    config = load_config(file, overrides, EvalConfig).config
     from pipeline.run.stage import run_stage
 
     write_figures(run_stage(config, args.output or Path("runs") / name), args.json)
@@ -227,12 +227,12 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> int:
-    from configs.load import find, load, read
+    from configs.load import find_config, load_config, read_yaml
     from configs.stages import STAGES, Recipe
     from jobs.verbs.origins import annotated_yaml
 
-    model = STAGES.get(str(read(find(args.file)).get("type")), Recipe)
-    for line in annotated_yaml(load(args.file, args.overrides, model)):
+    model = STAGES.get(str(read_yaml(find_config(args.file)).get("type")), Recipe)
+    for line in annotated_yaml(load_config(args.file, args.overrides, model)):
         OUT.print(line, soft_wrap=True)
     return 0
 

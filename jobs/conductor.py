@@ -26,7 +26,7 @@ from jobs.command import FAULT, WRONG_INPUT, duration, exit_code, meaning, quiet
 from jobs.command import INTERRUPTED as INTERRUPTED_CODE
 from jobs.stage_job import Outcome
 from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
-from pipeline.cluster.demand import Demand, Node, demand, machines
+from pipeline.cluster.demand import Demand, Node, describe_nodes, stage_demand
 from pipeline.cluster.machine import refuse_here
 from pipeline.disk.files import write_atomic
 from pipeline.disk.lock import locked
@@ -127,8 +127,8 @@ class Conductor:
             self._stages[name].reason = f"needs {', '.join(missing)}"
         for name in ready(self._graph, waiting, done):
             stage = self._stages[name]
-            taken = sum(self._demand(other).share(self._nodes)[0] for other in self._running)
-            asked, there = self._demand(name).share(self._nodes)
+            taken = sum(self._demand(other).scarce_resource(self._nodes)[0] for other in self._running)
+            asked, there = self._demand(name).scarce_resource(self._nodes)
             if self._running and taken + asked > there:
                 unit = "GPUs" if any(node.gpus for node in self._nodes) else "cores"
                 stage.reason = f"asks for {asked:g} of {there:g} {unit}; {', '.join(self._running)} has {taken:g}"
@@ -137,7 +137,7 @@ class Conductor:
         _publish(self._record)
 
     def _demand(self, name: str) -> Demand:
-        return demand(self._order.recipe.stages[name], self._order.recipe)
+        return stage_demand(self._order.recipe.stages[name], self._order.recipe)
 
     def _submit(self, name: str, stage: StageRecord) -> None:
         folder = self._order.folder
@@ -251,22 +251,22 @@ def conduct(order: Order) -> int:
 
 def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
     from pipeline.cluster.room import nodes
-    from pipeline.run.dry_run import Choice, plan, refuse
+    from pipeline.run.dry_run import StageSelection, preview, refuse_unrunnable
 
     record.address = record.address or jobs.address
     # A conductor that was killed leaves jobs on a cluster that still runs.
     left = jobs.stop(jobs.running(order.folder, stages=True))
     if left:
         raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(left)}")
-    planned, there = plan(order.recipe, order.folder, Choice(order.start, order.until, order.only)), nodes()
-    refuse(planned)
+    planned, there = preview(order.recipe, order.folder, StageSelection(order.start, order.until, order.only)), nodes()
+    refuse_unrunnable(planned)
     for stage in planned:
         own = record.stages[stage.name]
-        if stage.standing == "done":
+        if stage.progress == "done":
             own.state, own.reused = DONE, True
-        elif not stage.chosen:
+        elif not stage.selected:
             own.state = LEFT_OUT
-        elif never := demand(stage.config, order.recipe).never(there):
+        elif never := stage_demand(stage.config, order.recipe).why_impossible(there):
             raise ValueError(f"{stage.name}: {never}")
     write_atomic(order.folder / RECIPE, order.recipe.model_dump_json(indent=1))
     record.reason = ""
@@ -335,10 +335,12 @@ def _show(record: RunRecord, order: Order, nodes: list[Node]) -> None:
     table = Table("stage", "", "asks for", "after", box=None, header_style="bold", pad_edge=False)
     for name, stage in record.stages.items():
         state = "reused" if stage.reused else stage.state
-        table.add_row(name, state, str(demand(order.recipe.stages[name], order.recipe)), ", ".join(stage.waits_for))
+        table.add_row(
+            name, state, str(stage_demand(order.recipe.stages[name], order.recipe)), ", ".join(stage.waits_for)
+        )
     console = Console()
     console.print(table)
-    console.print(f"cluster: {machines(nodes)}; run folder {order.folder}", highlight=False, soft_wrap=True)
+    console.print(f"cluster: {describe_nodes(nodes)}; run folder {order.folder}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

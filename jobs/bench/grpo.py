@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 
 from configs.grpo import GRPOConfig
-from configs.load import load
+from configs.load import load_config
 from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.grpo.sync import BUCKET_MIB, probe_sequences, sync_weights
@@ -20,7 +20,7 @@ from pipeline.reports.report import read_metrics
 from pipeline.run.stage import run_stage
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.fresh import create_model
-from rollout.pool import vllm_alone_seconds
+from rollout.pool import vllm_baseline_seconds
 
 GRPO_STEP = Path(__file__).with_name("grpo_step.yaml")
 PROMPT_LENGTHS = (32, 36, 40, 44, 52, 56, 60, 64)
@@ -32,7 +32,7 @@ PHASES = ("generate", "reference", "train", "sync")
 def grpo_step(steps: int) -> dict[str, float]:
     """A GRPO step of 8 prompts x 8 completions x 128 tokens on a 25M-parameter DeepSeek-V3 with a frozen reference,
     beside what vLLM alone takes to generate as many tokens, with its own attention and with ours (see
-    rollout.pool.vllm_alone_seconds). Medians over `steps` steps after one that warms up."""
+    rollout.pool.vllm_baseline_seconds). Medians over `steps` steps after one that warms up."""
     with tempfile.TemporaryDirectory(prefix="alignyard-bench-") as made:
         folder = Path(made)
         config = _grpo_config(folder, steps)
@@ -43,7 +43,7 @@ def grpo_step(steps: int) -> dict[str, float]:
             prompts = [[3 + (7 * i + j) % 256 for j in range(length)] for i, length in enumerate(PROMPT_LENGTHS)]
             request = (model, config.rollout, prompts, config.sampling.of_policy(), config.group_size)
             alone, expanded = (
-                statistics.median(vllm_alone_seconds(*request, repeats=steps, latent=latent))
+                statistics.median(vllm_baseline_seconds(*request, repeats=steps, latent=latent))
                 for latent in (True, False)
             )
     figures = {f"{phase}_seconds": _median(rows, f"time/{phase}_seconds") for phase in PHASES}
@@ -93,7 +93,7 @@ def _grpo_config(folder: Path, steps: int) -> GRPOConfig:
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = create_model("moe_25m", 0, folder / "moe_25m")
     overrides = [f"model.path={model}", f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"]
-    return load(str(GRPO_STEP), overrides, GRPOConfig).config
+    return load_config(str(GRPO_STEP), overrides, GRPOConfig).config
 
 
 def _median(rows: list[dict[str, float]], name: str) -> float:

@@ -8,14 +8,14 @@ import yaml
 from rich.text import Text
 
 from configs.base import Settings
-from configs.load import Loaded
+from configs.load import LoadedConfig
 
 COLOURS = {"default": "dim", "override": "bold yellow"}
 FROM_FILE = "green"
 COMMENT_COLUMN = 56
 
 
-def annotated_yaml(loaded: Loaded[Settings]) -> Iterator[Text]:
+def annotated_yaml(loaded: LoadedConfig[Settings]) -> Iterator[Text]:
     """The lines, coloured by origin. Their plain text is YAML, with the origins as comments."""
     for line, key in _lines(loaded.config.model_dump(), ""):
         if key in loaded.origins:

@@ -50,7 +50,7 @@ def add_plan(verbs: Verbs) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     from configs.base import neighbour
-    from configs.load import load
+    from configs.load import load_config
     from configs.stages import Recipe
     from pipeline.disk.files import write_atomic
     from pipeline.planner.asked import PLANNED, asked_of
@@ -60,7 +60,7 @@ def _plan(args: argparse.Namespace) -> int:
     cluster = cluster_of(args.cluster)
     if not 0 < args.mean_share <= 1:
         raise ValueError(f"--mean-share {args.mean_share}: a share above 0 and up to 1")
-    recipe = load(args.file, args.overrides, Recipe).config
+    recipe = load_config(args.file, args.overrides, Recipe).config
     stages = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, PLANNED)}
     if args.stage is not None and args.stage not in stages:
         raise ValueError(f"--stage {args.stage}: no such stage that trains; {neighbour(args.stage, list(stages))}")

@@ -33,10 +33,10 @@ def add_preferences(verbs: Verbs) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from configs.load import load
+    from configs.load import load_config
     from configs.preferences import PreferencesConfig
 
-    config = load(args.file, args.overrides, PreferencesConfig).config
+    config = load_config(args.file, args.overrides, PreferencesConfig).config
     from pipeline.run.stage import run_stage
 
     run_stage(config, args.output or Path("runs") / Path(args.file).stem)

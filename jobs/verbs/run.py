@@ -74,10 +74,10 @@ def address_of(args: argparse.Namespace) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     from configs.graph import chosen, graph
-    from configs.load import load
+    from configs.load import load_config
     from configs.stages import Recipe
 
-    recipe = load(args.file, args.overrides, Recipe).config
+    recipe = load_config(args.file, args.overrides, Recipe).config
     chosen(graph(recipe), start=args.start, until=args.until, only=args.only)  # a wrong name is told at once
     if args.dry_run:
         return _dry_run(recipe, args)
@@ -87,12 +87,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _submit(args: argparse.Namespace) -> int:
     from configs.base import neighbour
-    from configs.load import load
+    from configs.load import load_config
     from configs.stages import STAGES, Recipe
 
     if args.stage not in STAGES:
         raise ValueError(f"submit {args.stage}: no such type of stage; {neighbour(args.stage, list(STAGES))}")
-    config = load(args.file, args.overrides, STAGES[args.stage]).config
+    config = load_config(args.file, args.overrides, STAGES[args.stage]).config
     output: Path = args.output or Path("runs") / Path(args.file).stem
     recipe = Recipe.model_validate(
         {"name": output.name, "runs_dir": str(output.parent), "stages": {args.stage: config}}
@@ -228,28 +228,35 @@ def _tell_started(order: "Order") -> int:
 
 def _dry_run(recipe: "Recipe", args: argparse.Namespace) -> int:
     from pipeline.disk.run_record import refuse_other_recipe
-    from pipeline.run.dry_run import Choice, plan, refuse, told_layout, told_model, told_sources
+    from pipeline.run.dry_run import (
+        StageSelection,
+        describe_layout,
+        describe_model,
+        describe_sources,
+        preview,
+        refuse_unrunnable,
+    )
 
     folder = Path(recipe.runs_dir, recipe.name)
     refuse_other_recipe(recipe, folder)
-    stages = plan(recipe, folder, Choice(args.start, args.until, args.only))
+    stages = preview(recipe, folder, StageSelection(args.start, args.until, args.only))
     for stage in stages:
         OUT.print(f"\n[bold]{stage.name}[/] ({stage.config.type}): {stage.action}", highlight=False)
         table = Table.grid(padding=(0, 2, 0, 2))
         for title, told in (
             ("after", ", ".join(stage.waits_for)),
-            ("model", told_model(stage.config, recipe)),
-            ("layout", "; ".join(told_layout(stage.config, recipe))),
-            ("data", "\n".join(told_sources(stage.config))),
+            ("model", describe_model(stage.config, recipe)),
+            ("layout", "; ".join(describe_layout(stage.config, recipe))),
+            ("data", "\n".join(describe_sources(stage.config))),
         ):
             if told:
                 table.add_row(title, Text(told))
-        if stage.lacks:
-            table.add_row("lacks", Text(stage.lacks, style="yellow"))
+        if stage.missing_input:
+            table.add_row("lacks", Text(stage.missing_input, style="yellow"))
         OUT.print(table)
     OUT.print(f"\nrun folder: {folder}", highlight=False, soft_wrap=True)
-    lacking = [stage.name for stage in stages if stage.lacks]
+    lacking = [stage.name for stage in stages if stage.missing_input]
     if lacking:
         OUT.print(f"before it can run here: what {', '.join(lacking)} lack", style="yellow", soft_wrap=True)
-    refuse([stage for stage in stages if stage.differs])
+    refuse_unrunnable([stage for stage in stages if stage.conflict])
     return 0

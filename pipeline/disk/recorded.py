@@ -14,7 +14,7 @@ CONFIG, LINEAGE = "config.json", "lineage.json"
 FIGURES = "figures.json"
 """Written when a stage is done: an evaluation's results, or a training's last metrics."""
 METRICS, DECISION, CHECKPOINTS = "metrics.jsonl", "decision.json", "checkpoints"
-RESULTS = (FIGURES, METRICS, DECISION, f"{CHECKPOINTS}/step-*", "answers/*.jsonl")
+RESULT_PATTERNS = (FIGURES, METRICS, DECISION, f"{CHECKPOINTS}/step-*", "answers/*.jsonl")
 """Files and folders that show that a stage has a result; an empty file doesn't."""
 ABSENT = "(absent)"
 
@@ -33,7 +33,8 @@ def read_figures(folder: Path) -> dict[str, float] | None:
 def begun(folder: Path) -> bool:
     """Return whether a stage has a result: a step, a training state, answers, a decision or its figures. Until then
     its folder may be taken over by another configuration."""
-    return any(result.is_dir() or result.stat().st_size for pattern in RESULTS for result in folder.glob(pattern))
+    results = (path for pattern in RESULT_PATTERNS for path in folder.glob(pattern))
+    return any(path.is_dir() or path.stat().st_size for path in results)
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:

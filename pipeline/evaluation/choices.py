@@ -12,7 +12,7 @@ from configs.evaluation import MultipleChoiceSuite
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
 from pipeline.evaluation.suites import Items, Record, Session, SuiteResult, likelihoods, result
 from rewards.types import Status
-from rollout.types import Likelihood
+from rollout.types import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def run_choices(questions: Sequence[Scored], session: Session) -> SuiteResult:
     return choices_result([(scored.question, [next(answers) for _ in scored.choice_ids]) for scored in questions])
 
 
-def choices_result(answered: Iterable[tuple[Question, Sequence[Likelihood]]]) -> SuiteResult:
+def choices_result(answered: Iterable[tuple[Question, Sequence[TokenLogprobs]]]) -> SuiteResult:
     """`accuracy`, where the likeliest choice is the answer; `accuracy_per_byte` and `accuracy_per_token`, where the
     likeliest is that of the highest log-probability per byte of its text, or per token. All with intervals."""
     items: dict[str, Items] = {"accuracy": {}, "accuracy_per_byte": {}, "accuracy_per_token": {}}

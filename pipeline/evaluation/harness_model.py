@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import SamplingConfig
 from pipeline.evaluation.suites import Session, likelihoods, watched
-from rollout.types import Likelihood
+from rollout.types import TokenLogprobs
 
 
 class EngineModel(TemplateLM):
@@ -99,7 +99,7 @@ class EngineModel(TemplateLM):
         answers = self._likelihoods([(context, continuation) for _, context, continuation in requests])
         return [(sum(answer.logprobs), all(rank == 1 for rank in answer.ranks)) for answer in answers]
 
-    def _likelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Likelihood]:
+    def _likelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenLogprobs]:
         sequences = [context + continuation for context, continuation in pairs]
         starts = [len(context) for context, _ in pairs]
         return list(likelihoods(self._session.rollout, sequences, starts, "lm_eval"))

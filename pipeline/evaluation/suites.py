@@ -14,7 +14,7 @@ from rich.table import Table
 from configs.sampling import SamplingConfig
 from pipeline.evaluation.statistics import wilson_interval
 from rewards.types import Status, Task, Verdict
-from rollout.types import Group, Likelihood
+from rollout.types import Group, TokenLogprobs
 
 SEQUENCES_PER_BATCH = 256
 """Sequences asked for at once: what an engine has to finish within its timeout."""
@@ -34,7 +34,7 @@ class Rollout(Protocol):
         """Groups as they finish; `index` is the prompt's place."""
         ...
 
-    def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
+    def continuation_logprobs(self, sequences: list[list[int]], starts: list[int]) -> list[TokenLogprobs]:
         """The log-probabilities of each sequence from its place in `starts` on."""
         ...
 
@@ -138,12 +138,12 @@ def results_table(results: Mapping[str, SuiteResult]) -> Table:
 
 def likelihoods(
     rollout: Rollout, sequences: Sequence[list[int]], starts: Sequence[int], description: str
-) -> Iterator[Likelihood]:
+) -> Iterator[TokenLogprobs]:
     """Yield the log-probabilities of each sequence from its place in `starts` on, computed in batches."""
     firsts = range(0, len(sequences), SEQUENCES_PER_BATCH)
     for first in watched(firsts, description, len(firsts)):
         batch = slice(first, first + SEQUENCES_PER_BATCH)
-        yield from rollout.likelihoods(list(sequences[batch]), list(starts[batch]))
+        yield from rollout.continuation_logprobs(list(sequences[batch]), list(starts[batch]))
 
 
 def watched(stream: Iterable[T], description: str, total: int) -> Iterable[T]:

@@ -127,7 +127,7 @@ def _bound(policy: TrainingRanks, config: SyncConfig, trees: list[Tree], trained
     mean, largest = config.max_mean_gap, config.max_gap
     if mean is not None and largest is not None:
         return Gap(mean, largest)
-    rounding = _gap(trained, [policy.sequence_logprobs_rounded_anew(trees)])
+    rounding = _gap(trained, [policy.perturbed_sequence_logprobs(trees)])
     return Gap(mean or MEAN_MARGIN * rounding.mean, largest or LARGEST_MARGIN * rounding.largest)
 
 

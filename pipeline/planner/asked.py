@@ -11,7 +11,7 @@ from configs.sampling import RolloutConfig
 from configs.sft import SFTConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
-from pipeline.cluster.demand import demand
+from pipeline.cluster.demand import stage_demand
 from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
 from pipeline.planner.cost import Work
 
@@ -47,7 +47,7 @@ def asked_of(config: AnyStage, recipe: Recipe, *, mean_share: float, model_confi
     model = architecture_of(model_config or origin_of(config, recipe))
     if isinstance(config, RewardModelConfig):
         model = as_reward_model(model)
-    judges = sum(some.gpus for some in demand(config, recipe).actors if not some.shares)
+    judges = sum(group.gpus for group in stage_demand(config, recipe).actors if not group.colocated)
     work, divided = _work(config, mean_share)
     policy = isinstance(config, GRPOConfig)
     return Asked(

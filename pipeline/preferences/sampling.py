@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -69,7 +70,8 @@ def sampler(config: SampleConfig | PreferencesConfig, model: Path, ends: Sequenc
 
     @contextmanager
     def speaking() -> Iterator[Speaker]:
-        with start_all(lambda: start_rollout(model, rollout, dtype=dtype, seed=config.seed, ends=ends)) as (speaker,):
+        start = partial(start_rollout, model, rollout, dtype=dtype, seed=config.seed, stop_token_ids=ends)
+        with start_all(start) as (speaker,):
             yield speaker
 
     @contextmanager

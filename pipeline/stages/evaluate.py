@@ -26,7 +26,7 @@ def run(config: EvalConfig | GateConfig, model: ModelConfig, checkpoint: Path, f
     """
     tokenizer = load_tokenizer(checkpoint, model.chat_template)
     evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed)
-    start = partial(start_rollout, dtype=model.dtype, seed=config.seed, ends=turn_ends(tokenizer))
+    start = partial(start_rollout, dtype=model.dtype, seed=config.seed, stop_token_ids=turn_ends(tokenizer))
     with start_all(lambda: start(checkpoint, config.rollout)) as (rollout,):
         return evaluation.run(rollout, config.sampling, config.seed, folder)
 

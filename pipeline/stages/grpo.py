@@ -85,7 +85,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
             config.rollout,
             dtype=config.model.dtype,
             seed=config.seed,
-            ends=turn_ends(tokenizer),
+            stop_token_ids=turn_ends(tokenizer),
             with_routes=config.routing_replay == "rollout",
         ),
         partial(start_ranks, spec),

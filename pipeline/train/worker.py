@@ -148,7 +148,7 @@ class TrainingRanks:
         """Log-probabilities of the trained tokens of each tree, in the order of `trees`; every rank computes all."""
         return self._of_sequences(trees, "logprobs", reference=False)
 
-    def sequence_logprobs_rounded_anew(self, trees: list[Tree]) -> list[Floats]:
+    def perturbed_sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
         """The same, as another program of this precision might compute them (see pipeline.models.rounding)."""
         return self._of_sequences(trees, "logprobs_rounded_anew")
 

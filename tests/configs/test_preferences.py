@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from configs.data import ComparisonData
 from configs.preferences import PreferencesConfig
-from configs.references import resolved
+from configs.references import resolve_references
 from configs.sample import SampleConfig
 
 SUMS: dict[str, Any] = {"source": {"type": "sums", "size": 8}, "max_prompt_length": 16}
@@ -81,6 +81,6 @@ def test_a_column_that_a_form_does_not_have_is_refused(form: str, column: str) -
 def test_references_are_replaced_and_the_rest_stays_valid() -> None:
     own = {"type": "preferences", "sampled": SAMPLED, "read": READ} | SPEAKS | {"model": {"path": "stage:sft"}}
     config = PreferencesConfig.model_validate(own)
-    there = resolved(config, lambda name: Path("/run") / name / "hf")
+    there = resolve_references(config, lambda name: Path("/run") / name / "hf")
     assert there.model is not None and there.model.path == "/run/sft/hf"
     assert there.model_copy(update={"model": config.model}) == config

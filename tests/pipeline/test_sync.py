@@ -194,7 +194,7 @@ class Sure:
     def sequence_logprobs(self, trees: list[Tree]) -> list[np.ndarray]:
         return [np.array([-1.0, -1.0]) for _ in trees]
 
-    def sequence_logprobs_rounded_anew(self, trees: list[Tree]) -> list[np.ndarray]:
+    def perturbed_sequence_logprobs(self, trees: list[Tree]) -> list[np.ndarray]:
         return [np.array([-1.0 - self._rounding, -1.0]) for _ in trees]
 
 
