@@ -84,14 +84,9 @@ class RolloutEngine:
         arguments["enable_return_routed_experts"] = with_routes and not current_platform.is_cpu()
         self._llm = LLM(**arguments)
         self._routes = routes_of(self._llm) if with_routes else None
-        self._policy_version = 0
+        self.policy_version = 0  # number of the sync whose weights are loaded; 0 before the first
         self._awake = True
         self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
-
-    @property
-    def policy_version(self) -> int:
-        """Number of the sync whose weights are loaded; 0 before the first."""
-        return self._policy_version
 
     def generate(
         self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
@@ -111,14 +106,7 @@ class RolloutEngine:
                 f"num_completions={num_completions} at sampling.temperature=0 would sample the same completion again; "
                 "ask for 1, or raise the temperature"
             )
-        longest = self._max_model_len - sampling.max_tokens
-        for index, prompt_ids in enumerate(prompts):
-            if not 1 <= len(prompt_ids) <= longest:
-                raise ValueError(
-                    f"prompt {index} has {len(prompt_ids)} tokens, allowed are 1 to {longest} (rollout.max_model_len="
-                    f"{self._max_model_len} less sampling.max_tokens={sampling.max_tokens}): raise max_model_len or "
-                    "shorten the prompt"
-                )
+        _refuse_prompts(prompts, sampling.max_tokens, self._max_model_len)
         params = SamplingParams(
             n=num_completions,
             temperature=sampling.temperature,
@@ -171,7 +159,7 @@ class RolloutEngine:
         if current_platform.is_cpu():
             self._llm.collective_rpc(pack_output_head)
         self._reset_prefix_cache()
-        self._policy_version = version
+        self.policy_version = version
         self._sync_seconds += time.perf_counter() - started
         return records
 
@@ -220,7 +208,7 @@ class RolloutEngine:
         with closing(self._outputs(prompts, params)) as outputs:
             for output in outputs:
                 texts = [_decode(self._tokenizer, sample.token_ids, self._hidden_ids) for sample in output.outputs]
-                group = _group(output, texts, self._routes, self._policy_version)
+                group = _group(output, texts, self._routes, self.policy_version)
                 self._tokens += sum(len(completion.token_ids) for completion in group.completions)
                 self._generate_seconds += time.perf_counter() - started
                 yield group
@@ -353,6 +341,16 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         has_experts = is_parallel and any(".experts." in name for name in checkpoint_shapes(model))
         return arguments | {"enable_sleep_mode": True, "enable_expert_parallel": has_experts}
     return arguments | cpu_arguments(model, config)
+
+
+def _refuse_prompts(prompts: list[list[int]], max_tokens: int, max_model_len: int) -> None:
+    longest = max_model_len - max_tokens
+    for index, prompt_ids in enumerate(prompts):
+        if not 1 <= len(prompt_ids) <= longest:
+            raise ValueError(
+                f"prompt {index} has {len(prompt_ids)} tokens, allowed are 1 to {longest} (rollout.max_model_len="
+                f"{max_model_len} less sampling.max_tokens={max_tokens}): raise max_model_len or shorten the prompt"
+            )
 
 
 def _refuse_starts(sequences: list[list[int]], starts: list[int], max_model_len: int) -> None:

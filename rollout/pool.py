@@ -27,19 +27,10 @@ class RolloutError(Exception):
 class EngineActor:
     """A `RolloutEngine` in its own process, as a Ray actor."""
 
-    def __init__(
-        self,
-        model: Path,
-        config: RolloutConfig,
-        dtype: str,
-        seed: int,
-        *,
-        stop_token_ids: Sequence[int],
-        with_routes: bool,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         from rollout.engine import RolloutEngine  # vLLM belongs in this process only
 
-        self._engine = RolloutEngine(model, config, dtype, seed, stop_token_ids=stop_token_ids, with_routes=with_routes)
+        self._engine = RolloutEngine(*args, **kwargs)
 
     def generate(self, *request: Any) -> Iterator[Group]:
         """Stream the engine's groups."""

@@ -64,7 +64,7 @@ HEADS = {
 JUDGE_HEADS = {"reward_model": REWARD_MODEL, "self_judge": LANGUAGE_MODEL}
 """Kind of the model that a reward runs, by the reward's name."""
 
-MAX_DEPTH = 3
+MAX_RESULT_DEPTH = 3
 """Largest depth of a stage's result in its folder: `hf`, `best/hf`."""
 
 
@@ -247,7 +247,7 @@ def _parents(inputs: Mapping[str, Any], models: list[InputModel], folder: Path) 
 
 def _producer(result: Path) -> Path | None:
     """Folder of the stage that produced `result`; None for an input from elsewhere."""
-    above = list(result.absolute().parents)[:MAX_DEPTH]
+    above = list(result.absolute().parents)[:MAX_RESULT_DEPTH]
     return next((parent.resolve() for parent in above if (parent / LINEAGE).is_file()), None)
 
 

@@ -21,8 +21,8 @@ from pipeline.weights.resolve import check_template, resolve_model
 def run(config: EvalConfig | GateConfig, model: ModelConfig, checkpoint: Path, folder: Path) -> dict[str, SuiteResult]:
     """Evaluate `checkpoint`, with the chat template and dtype of `model`, on every suite in turn.
 
-    Starts engines for this checkpoint alone, since another may have another architecture. Returns the results by suite;
-    their records stay in `folder`.
+    Starts engines for this checkpoint only, since the next may have another architecture. Returns the results by suite;
+    `folder` keeps their records.
     """
     tokenizer = load_tokenizer(checkpoint, model.chat_template)
     evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed)

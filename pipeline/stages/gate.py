@@ -1,4 +1,4 @@
-"""A gate: compare candidate and parent on the same suites, and decide by rules if the candidate goes on."""
+"""A gate: compare candidate and parent on the same suites, and decide by rules if the candidate is promoted."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ from pipeline.weights.resolve import check_template, resolve_model
 Results = Mapping[str, SuiteResult]
 
 HASH_LENGTH = 16
-"""Characters of a hash in the name of an evaluation's folder."""
+"""Number of characters of each hash in the name of an evaluation's folder."""
 
 
 def run(
@@ -44,57 +44,57 @@ def run(
     hashes: dict[str, str],
     user_verdict: Verdict | None,
 ) -> Decision:
-    """Judge the candidate against the parent. To roll back is to promote the best kept checkpoint if it passes the
-    rules, and the parent otherwise.
+    """Judge the candidate against the parent by the rules. A rollback promotes the best checkpoint of the candidate's
+    stage if it passes the rules, otherwise the parent.
 
-    candidate, parent: results by suite. evaluate_best: returns those of the best checkpoint that the candidate's stage
-    kept; None where it kept none. paths: of `candidate`, `parent` and `best`. hashes: of checkpoints and suites, kept
-    with the decision. user_verdict: overrules the rules.
+    candidate, parent: results by suite. evaluate_best: evaluates the best checkpoint; None if the stage kept none.
+    paths: of `candidate`, `parent` and `best`. hashes: of checkpoints and suites, recorded with the decision.
+    user_verdict: overrules the rules.
     """
-    judged = partial(judge, confidence=config.confidence, seed=config.seed)
-    rulings = [judged(rule, candidate, parent) for rule in config.rules]
+    judge_rule = partial(judge, confidence=config.confidence, seed=config.seed)
+    rulings = [judge_rule(rule, candidate, parent) for rule in config.rules]
     verdict = user_verdict or verdict_of(rulings, config)
-    promoted, of_best = None, []
+    promoted, best_rulings = None, []
     if verdict == "promote":
         promoted = "candidate"
     elif verdict == "roll_back":
         promoted = "parent"
         if evaluate_best is not None:
             best = evaluate_best()
-            of_best = [judged(rule, best, parent) for rule in config.rules]
-            promoted = "best" if outcome_of(of_best) == "holds" else "parent"
+            best_rulings = [judge_rule(rule, best, parent) for rule in config.rules]
+            promoted = "best" if outcome_of(best_rulings) == "holds" else "parent"
     return Decision(
         verdict,
         rulings,
         hashes,
         decided_by="user" if user_verdict else "rules",
         promoted=paths[promoted] if promoted else None,
-        best=of_best,
+        best=best_rulings,
     )
 
 
 def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, float]:
-    """Evaluate, decide in `folder`, and link the promoted checkpoint as `hf`. Returns the figures of both, named
+    """Evaluate both checkpoints, decide in `folder`, and link the promoted one as `hf`. Returns the figures, named
     `candidate/SUITE/FIGURE` and `parent/SUITE/FIGURE`.
 
-    An evaluation of the same weights on the same suites is reused. Raises RunStopped where the verdict is to stop,
-    DecisionNeeded where it is to ask.
+    Evaluations of the same weights on the same suites are reused. Raises RunStopped for the verdict `stop`,
+    DecisionNeeded for `ask`.
     """
     console = Console()
     checkpoints = checkpoint_folders(config, folder)
     models = {"candidate": config.candidate, "parent": config.parent, "best": config.candidate}
     hashes = {name: model_hash(checkpoint, models[name]) for name, checkpoint in checkpoints.items()}
-    if hashes.get("best") == hashes["candidate"]:  # the last step was the best: there is nothing to roll back to
+    if hashes.get("best") == hashes["candidate"]:  # the last step is the best one
         del checkpoints["best"], hashes["best"]
     hashes["suites"] = Compared.of(folder).suites
     figures: dict[str, float] = {}
 
     def results_of(name: str) -> Results:
-        kept_in = context.evaluations / f"{hashes[name][:HASH_LENGTH]}-{hashes['suites'][:HASH_LENGTH]}"
-        if not kept_in.is_dir():
+        evaluation = context.evaluations / f"{hashes[name][:HASH_LENGTH]}-{hashes['suites'][:HASH_LENGTH]}"
+        if not evaluation.is_dir():
             console.print(f"[dim]evaluating the {name}: {os.path.relpath(checkpoints[name], folder)}")
-        results = kept(kept_in, partial(evaluate.run, config, models[name], checkpoints[name]))
-        link(folder / name, kept_in)
+        results = kept(evaluation, partial(evaluate.run, config, models[name], checkpoints[name]))
+        link(folder / name, evaluation)
         for suite, result in results.items():
             figures.update({f"{name}/{suite}/{figure}": value for figure, value in result.figures.items()})
         return results
@@ -117,7 +117,7 @@ def check(config: GateConfig) -> None:
 
 
 def checkpoint_folders(config: GateConfig, folder: Path) -> dict[str, Path]:
-    """Return the folders of `candidate` and `parent`, and of `best` where the candidate's stage kept one."""
+    """Return the folders of `candidate`, `parent`, and `best` if the candidate's stage kept one."""
     models: dict[str, ModelConfig] = {"candidate": config.candidate, "parent": config.parent}
     folders = {name: resolve_model(model, workdir=folder) for name, model in models.items()}
     best = folders["candidate"].parent / "best" / "hf"
@@ -125,7 +125,7 @@ def checkpoint_folders(config: GateConfig, folder: Path) -> dict[str, Path]:
 
 
 def _user_verdict(folder: Path, hashes: Mapping[str, str]) -> Verdict | None:
-    """The verdict of `alignyard gate decide`, if it was about these checkpoints and suites."""
+    """Read the verdict of `alignyard gate decide`, if it is about these checkpoints and suites."""
     decision = read_decision(folder)
     if decision is None or decision.decided_by != "user" or decision.hashes != hashes:
         return None
@@ -143,7 +143,7 @@ def _print(decision: Decision, console: Console) -> None:
 
 
 def _apply(decision: Decision, folder: Path) -> None:
-    """Link the promoted checkpoint as `hf`, or raise the reason for which nothing is promoted."""
+    """Link the promoted checkpoint as `hf`, or raise the reason to promote none."""
     if decision.promoted is not None:
         link(folder / "hf", folder / decision.promoted)
         return

@@ -256,7 +256,6 @@ BF16 = {"path": "x", "dtype": "bfloat16"}
         ("grpo", {"rewards": [{"name": "a.py:f"}, {"name": "trl:b.py:f"}]}, r"got \['f', 'f'\]"),
         ("grpo", {"rewards": [{"name": "math", "gate": 0.5}]}, "single reward"),
         ("grpo", {"mixing": "group"}, "single reward"),
-        ("grpo", {"mixing": "group", "objective": {"normalize_std": False}, "rewards": TWO}, "with mixing"),
         ("grpo", {"mixing": "group", "overlong": {"shaping_tokens": 4}, "rewards": TWO}, "reward `length`"),
         ("grpo", {"reward_pool": {"workers": {"rule": 0}}}, "greater than or equal to 1"),
         ("grpo", {"rewards": [{"name": "math", "weight": float("nan")}]}, "finite"),

@@ -54,7 +54,6 @@ def test_impossible_preferences_are_refused(own: dict[str, Any], said: str) -> N
     [
         ({}, {"keep": 9}, "samples=8"),
         ({}, {"reward": None, "min_score": 0.5}, "min_score has no effect"),
-        ({}, {"max_tokens": 8}, "max_tokens=8"),
         ({}, {"prompts": SUMS | {"reward": "math"}}, r"prompts\.reward"),
         ({"sampling": {"max_tokens": 8, "temperature": 0}}, {}, "all the same"),
         ({"rollout": {"max_model_len": 20}}, {}, r"rollout\.max_model_len=20"),

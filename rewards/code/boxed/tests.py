@@ -36,7 +36,7 @@ class Handle:
         object.__setattr__(self, "_tests", tests)
         object.__setattr__(self, "_number", number)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._tests.ask("call", self, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -249,7 +249,7 @@ class Probe:
     def __init__(self, carry: Any) -> None:
         self._carry = carry
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._carry("pass", (args, kwargs))
         return self
 
