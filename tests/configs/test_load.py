@@ -239,7 +239,7 @@ BF16 = {"path": "x", "dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(
-    ("stage", "changes", "said"),
+    ("stage", "changes", "message"),
     [
         ("grpo", {"group_size": 1}, "group_size"),
         ("grpo", {"sampling": {"max_tokens": 8, "temperature": 0}}, "'temperature'"),
@@ -273,7 +273,7 @@ BF16 = {"path": "x", "dtype": "bfloat16"}
         ("sft", {"optimizer": {"learning_rate": 1.0, "schedule": NEVER_WARM}}, "never ends"),
     ],
 )
-def test_an_impossible_combination_is_refused_with_its_reason(stage: str, changes: dict, said: str) -> None:
+def test_an_impossible_combination_is_refused_with_its_reason(stage: str, changes: dict, message: str) -> None:
     source = {"source": {"type": "sums", "size": 8}}
     stages: dict = {
         "sft": {"data": source, "conversations_per_step": 4, "steps": 5, "optimizer": {"learning_rate": 1e-3}},
@@ -295,7 +295,7 @@ def test_an_impossible_combination_is_refused_with_its_reason(stage: str, change
     }
     config = {"type": stage, "model": {"path": "x"}} | stages[stage]
     STAGES[stage].model_validate(config)
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=message):
         STAGES[stage].model_validate(config | changes)
 
 

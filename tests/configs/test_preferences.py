@@ -22,7 +22,7 @@ READ = {"hh": {"data": {"source": {"type": "file", "paths": ["hh.jsonl"]}, "form
 
 
 @pytest.mark.parametrize(
-    ("own", "said"),
+    ("own", "message"),
     [
         ({}, "nothing to make"),
         ({"sampled": SAMPLED}, "'sampled' needs 'model'"),
@@ -44,13 +44,13 @@ READ = {"hh": {"data": {"source": {"type": "file", "paths": ["hh.jsonl"]}, "form
         ({"read": READ, "filters": {"max_length_ratio": 1.0}}, "greater than 1"),
     ],
 )
-def test_impossible_preferences_are_refused(own: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_impossible_preferences_are_refused(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         PreferencesConfig.model_validate({"type": "preferences"} | own)
 
 
 @pytest.mark.parametrize(
-    ("own", "domain", "said"),
+    ("own", "domain", "message"),
     [
         ({}, {"keep": 9}, "samples=8"),
         ({}, {"reward": None, "min_score": 0.5}, "min_score has no effect"),
@@ -59,13 +59,13 @@ def test_impossible_preferences_are_refused(own: dict[str, Any], said: str) -> N
         ({"rollout": {"max_model_len": 20}}, {}, r"rollout\.max_model_len=20"),
     ],
 )
-def test_impossible_samples_are_refused(own: dict[str, Any], domain: dict[str, Any], said: str) -> None:
+def test_impossible_samples_are_refused(own: dict[str, Any], domain: dict[str, Any], message: str) -> None:
     def config(own: dict[str, Any], domain: dict[str, Any]) -> dict[str, Any]:
         domains = {"math": {"prompts": SUMS, "reward": {"name": "math"}} | domain}
         return {"type": "sample", "domains": domains} | SPEAKS | own
 
     SampleConfig.model_validate(config({}, {}))
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=message):
         SampleConfig.model_validate(config(own, domain))
 
 

@@ -95,7 +95,7 @@ def test_a_recipe_takes_references_to_earlier_stages_that_make_what_fits() -> No
 
 
 @pytest.mark.parametrize(
-    ("stages", "said"),
+    ("stages", "message"),
     [
         ({"grpo": GRPO}, "no earlier stage 'sft'"),
         ({"sft": SFT, "rm": RM, "sampled": SAMPLE, "grpo": GRPO | {"model": {"path": "stage:rm"}}}, "type 'rm', but"),
@@ -125,8 +125,8 @@ def test_a_recipe_takes_references_to_earlier_stages_that_make_what_fits() -> No
         ({"evaluations": SFT}, "evaluations"),
     ],
 )
-def test_a_reference_that_cannot_be_followed_is_refused(stages: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_a_reference_that_cannot_be_followed_is_refused(stages: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         recipe(**stages)
 
 

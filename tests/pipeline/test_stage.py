@@ -102,8 +102,8 @@ def test_a_damaged_training_state_is_told_before_anything_starts(
         write_checksums(state, {"step.json": checksum(state / "step.json")})
     (folder / "checkpoints" / "step-6" / "step.json").write_text('{"step": 600}')
     run_stage(sft(model), folder)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "step.json is not what was written" in told and "resumes from step 3" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "step.json is not what was written" in output and "resumes from step 3" in output
     (folder / "figures.json").unlink()
     (folder / "checkpoints" / "step-3" / "step.json").unlink()
     with pytest.raises(ValueError, match=r"step\.json is missing"):

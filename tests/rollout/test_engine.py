@@ -49,7 +49,9 @@ def engine(module_engine: RolloutEngine, folders: dict[str, Path]) -> Iterator[R
         module_engine.load_weights(tiny.buckets(tiny.weights(folders["first"])), version=0)
 
 
-def say(engine: RolloutEngine, seed: int, sampling: SamplingConfig = SAMPLING, num_completions: int = 4) -> list[Group]:
+def generate(
+    engine: RolloutEngine, seed: int, sampling: SamplingConfig = SAMPLING, num_completions: int = 4
+) -> list[Group]:
     groups = list(engine.generate(PROMPTS, sampling, num_completions, seed))
     return sorted(groups, key=lambda group: group.index)
 
@@ -59,22 +61,22 @@ def completions(groups: list[Group]) -> list[Completion]:
 
 
 def test_agrees_with_transformers_fresh(engine: RolloutEngine) -> None:
-    assert tiny.within_bounds(tiny.rollout_gap(MODELS["first"], say(engine, 1)))
+    assert tiny.within_bounds(tiny.rollout_gap(MODELS["first"], generate(engine, 1)))
     assert tiny.within_bounds(tiny.prompt_gap(MODELS["first"], engine.prompt_logprobs(PROMPTS)))
 
 
 def test_agrees_with_transformers_after_a_sync(engine: RolloutEngine, folders: dict[str, Path]) -> None:
-    before = say(engine, 1)
+    before = generate(engine, 1)
     sent = tiny.buckets(tiny.weights(folders["second"]))
     manifest = engine.load_weights(sent, version=3)
     assert manifest == [record for bucket in sent for record in bucket.records]
-    after = say(engine, 1)
+    after = generate(engine, 1)
     assert {completion.policy_version for completion in completions(after)} == {3}
     assert tiny.within_bounds(tiny.rollout_gap(MODELS["second"], after))
     assert tiny.within_bounds(tiny.prompt_gap(MODELS["second"], engine.prompt_logprobs(PROMPTS)))
     assert tiny.rollout_gap(MODELS["first"], after)[0] > 0.1, "the two models must differ for this to prove anything"
     engine.load_weights(tiny.buckets(tiny.weights(folders["first"])), version=0)
-    assert say(engine, 1) == before
+    assert generate(engine, 1) == before
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
@@ -107,21 +109,21 @@ def test_a_bad_sync_names_the_tensor_and_leaves_the_engine_alone(
 
 
 def test_the_same_seed_says_the_same_to_the_bit(engine: RolloutEngine) -> None:
-    first = say(engine, 7)
-    other = say(engine, 8, SamplingConfig(max_tokens=40, top_p=0.9, temperature=0.7), num_completions=3)
+    first = generate(engine, 7)
+    other = generate(engine, 8, SamplingConfig(max_tokens=40, top_p=0.9, temperature=0.7), num_completions=3)
     engine.prompt_logprobs(PROMPTS[:1])
     torch.manual_seed(123)
-    assert say(engine, 7) == first
-    assert say(engine, 9) != first
+    assert generate(engine, 7) == first
+    assert generate(engine, 9) != first
     assert other != first
 
 
 def test_answers_of_a_group_differ_unless_greedy(engine: RolloutEngine) -> None:
-    for group in say(engine, 2):
+    for group in generate(engine, 2):
         assert len({tuple(completion.token_ids) for completion in group.completions}) == 4
     with pytest.raises(ValueError, match=r"num_completions=4 at sampling\.temperature=0"):
-        say(engine, 2, GREEDY)
-    for group in say(engine, 2, GREEDY, num_completions=1):
+        generate(engine, 2, GREEDY)
+    for group in generate(engine, 2, GREEDY, num_completions=1):
         ids_1T = torch.tensor([group.prompt_ids])
         with torch.no_grad():
             likeliest = MODELS["first"](ids_1T).logits[0, -1].argmax().item()
@@ -129,9 +131,9 @@ def test_answers_of_a_group_differ_unless_greedy(engine: RolloutEngine) -> None:
 
 
 def test_a_completion_ends_with_its_end_token_or_its_length(engine: RolloutEngine) -> None:
-    said = completions(say(engine, 3, SamplingConfig(max_tokens=100), num_completions=8))
-    assert {completion.finish_reason for completion in said} == {"stop", "length"}
-    for completion in said:
+    sampled = completions(generate(engine, 3, SamplingConfig(max_tokens=100), num_completions=8))
+    assert {completion.finish_reason for completion in sampled} == {"stop", "length"}
+    for completion in sampled:
         assert len(completion.logprobs) == len(completion.token_ids)
         ends = [place for place, token in enumerate(completion.token_ids) if token in ENDS]
         if completion.finish_reason == "stop":
@@ -139,33 +141,33 @@ def test_a_completion_ends_with_its_end_token_or_its_length(engine: RolloutEngin
         else:
             assert not ends
             assert len(completion.token_ids) == 100
-    last = {completion.token_ids[-1] for completion in said if completion.finish_reason == "stop"}
+    last = {completion.token_ids[-1] for completion in sampled if completion.finish_reason == "stop"}
     assert last == set(ENDS), "the tokenizer's end, generation_config's and the chat template's"
 
 
 def test_text_has_every_special_token_but_ends_and_padding(engine: RolloutEngine) -> None:
     for ignore_eos in (False, True):
         sampling = SamplingConfig(max_tokens=100, ignore_eos=ignore_eos)
-        said = completions(say(engine, 3, sampling, num_completions=8))
+        sampled = completions(generate(engine, 3, sampling, num_completions=8))
         for token, index in zip(BYTE_SPECIAL_TOKENS, range(8), strict=True):
-            counted = sum(completion.token_ids.count(index) for completion in said)
-            shown = sum(completion.text.count(token) for completion in said)
+            counted = sum(completion.token_ids.count(index) for completion in sampled)
+            shown = sum(completion.text.count(token) for completion in sampled)
             assert shown == (0 if index in (0, *ENDS) else counted), token
             assert counted
 
 
 def test_ignoring_the_end_token_gives_exactly_max_tokens(engine: RolloutEngine) -> None:
-    said = completions(say(engine, 3, SamplingConfig(max_tokens=100, ignore_eos=True), num_completions=8))
-    assert {len(completion.token_ids) for completion in said} == {100}
-    assert {completion.finish_reason for completion in said} == {"length"}
-    assert any(2 in completion.token_ids for completion in said)
+    sampled = completions(generate(engine, 3, SamplingConfig(max_tokens=100, ignore_eos=True), num_completions=8))
+    assert {len(completion.token_ids) for completion in sampled} == {100}
+    assert {completion.finish_reason for completion in sampled} == {"length"}
+    assert any(2 in completion.token_ids for completion in sampled)
     measured = engine.metrics()
     assert measured["rollout/tokens_per_second"] > 0
     assert engine.metrics()["rollout/tokens_per_second"] == 0
 
 
 def test_a_group_is_yielded_before_the_last_is_finished(engine: RolloutEngine) -> None:
-    whole = say(engine, 4)
+    whole = generate(engine, 4)
     stream = engine.generate(PROMPTS, SAMPLING, 4, 4)  # 16 completions, 8 at once
     first = next(stream)
     with pytest.raises(AssertionError, match="two requests"):
@@ -175,11 +177,11 @@ def test_a_group_is_yielded_before_the_last_is_finished(engine: RolloutEngine) -
 
 
 def test_leaving_a_stream_early_ends_the_request(engine: RolloutEngine) -> None:
-    whole = say(engine, 4)
+    whole = generate(engine, 4)
     stream = engine.generate(PROMPTS, SAMPLING, 4, 4)
     next(stream)
     stream.close()
-    assert say(engine, 4) == whole
+    assert generate(engine, 4) == whole
 
 
 def test_a_prompt_without_room_is_named(engine: RolloutEngine) -> None:
@@ -204,14 +206,14 @@ def test_a_setting_or_a_vllm_that_cannot_be_served_is_named(
 
 
 def test_a_sleeping_engine_refuses_until_woken(engine: RolloutEngine) -> None:
-    before = say(engine, 5)
+    before = generate(engine, 5)
     engine.sleep()
     with pytest.raises(RuntimeError, match="sleeps"):
         engine.generate(PROMPTS, SAMPLING, 1, 0)
     with pytest.raises(RuntimeError, match="sleeps"):
         engine.load_weights([], version=1)
     engine.wake()
-    assert say(engine, 5) == before
+    assert generate(engine, 5) == before
 
 
 def test_fp8_that_would_not_run_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def pool(folder: Path) -> Iterator[RolloutPool]:
 
 
 def test_two_engines_speak_as_one(pool: RolloutPool) -> None:
-    """And a fresh process as an engine with a past: engine 1 said its half as the first thing in its life."""
+    """And a fresh process as an engine with a past: engine 1 sampled its half as its first request."""
     with pool.awake():
         groups = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
         again = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}

@@ -35,7 +35,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> RolloutEngine:
     )
 
 
-def say(engine: RolloutEngine, num_completions: int = 4) -> list[Group]:
+def generate(engine: RolloutEngine, num_completions: int = 4) -> list[Group]:
     return sorted(engine.generate(PROMPTS, SAMPLING, num_completions, seed=1), key=lambda group: group.index)
 
 
@@ -88,20 +88,20 @@ def test_routes_are_those_of_the_routers_though_requests_are_preempted(
     engine: RolloutEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preemptions = counted(engine, monkeypatch)
-    assert_as_expected(MODELS[0], say(engine))
+    assert_as_expected(MODELS[0], generate(engine))
     assert preemptions() > 0
 
 
 def test_a_single_completion_and_what_follows_a_probe(engine: RolloutEngine) -> None:
     engine.prompt_logprobs(PROMPTS)
-    assert_as_expected(MODELS[0], say(engine, num_completions=1))
+    assert_as_expected(MODELS[0], generate(engine, num_completions=1))
 
 
 def test_a_stream_that_was_left_leaves_nothing_behind(engine: RolloutEngine) -> None:
     stream: Any = engine.generate(PROMPTS, SAMPLING, 4, seed=2)
     next(stream)
     stream.close()
-    assert_as_expected(MODELS[0], say(engine))
+    assert_as_expected(MODELS[0], generate(engine))
 
 
 def test_replayed_in_training_the_routes_are_the_rollouts_and_the_gap_is_smaller(engine: RolloutEngine) -> None:
@@ -112,7 +112,7 @@ def test_replayed_in_training_the_routes_are_the_rollouts_and_the_gap_is_smaller
                 [Branch(c.token_ids, {"rollout_logprobs": c.logprobs}, c.routed_experts) for c in group.completions],
                 root_experts=group.routed_experts,
             )
-            for group in say(engine)
+            for group in generate(engine)
         ]
     )
     assert row.experts_TLK is not None
@@ -141,4 +141,4 @@ def gap(model: LogprobModel, row: MicroBatch, *, replayed: bool) -> float:
 def test_after_a_sync_the_new_routers_are_heard(engine: RolloutEngine, tmp_path: Path) -> None:
     weights = tiny.weights(tiny.save(MODELS[1], tmp_path))
     engine.load_weights(tiny.buckets(weights), version=1)
-    assert_as_expected(MODELS[1], say(engine))
+    assert_as_expected(MODELS[1], generate(engine))
