@@ -192,7 +192,7 @@ def _check_known(parts: list[str], model: type[Settings], data: Any) -> None:
     node = data
     for part in parts:
         if isinstance(node, str):  # an interpolation: OmegaConf would write into the key that it points at
-            raise ValueError(f"'{part}' stands below the value '{node}'; override that value, or what it points at")
+            raise ValueError(f"'{part}' stands below the value '{node}'; override that value or its source")
         fields = [field for annotation in annotations for below in models_in(annotation) for field in _fields(below)]
         entries = [item_of(annotation) for annotation in annotations if item_of(annotation) is not None]
         if fields:

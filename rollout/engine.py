@@ -317,7 +317,7 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
     if "weights" in config.fp8 and dtype != "bfloat16":
         raise ValueError(
             f"rollout.fp8: 'weights' are quantised from model.dtype=bfloat16 only, not from {dtype}; set that, with "
-            "sync.max_mean_gap and sync.max_gap raised to what is measured, or remove it"
+            "sync.max_mean_gap and sync.max_gap from a measurement (docs/numerics.md), or remove it"
         )
     arguments = {
         "model": str(model),

@@ -157,8 +157,8 @@ def check_lineage(folder: Path, config: AnyStage, resolved: AnyStage, gate: Vali
     ]
     if changed:
         raise ValueError(
-            f"'{folder}' was started from what has changed since: {', '.join(changed)}. Restore it to resume the "
-            "run, or give the run another name"
+            f"inputs of '{folder}' have changed since: {', '.join(changed)}. Restore them to resume the run, or give "
+            "the run another name"
         )
 
 
@@ -211,8 +211,8 @@ def _check_head(model: InputModel, record: Mapping[str, Any], stage_type: str) -
     producer = _producer(model.folder)
     made_by = f", made by stage '{producer.name}' of type {read_lineage(producer)['type']}" if producer else ""
     raise ValueError(
-        f"{model.key}='{model.folder}' is a {head} ({record['head']}{made_by}), but a {model.head} "
-        f"belongs there in this stage of type {stage_type}"
+        f"{model.key}='{model.folder}' is a {head} ({record['head']}{made_by}), but a stage of type {stage_type} needs "
+        f"a {model.head} there"
     )
 
 
@@ -226,9 +226,9 @@ def _check_tokenizer(model: InputModel, record: Mapping[str, Any], folder: Path)
     for part in ("tokenizer", "chat_template"):
         if trained_with[part] != record[part]:
             raise ValueError(
-                f"{model.key}='{model.folder}': its {part} as this stage would use it (sha256 "
-                f"{record[part][:12]}) is not the one that '{producer}', which made the model, was run with (sha256 "
-                f"{trained_with[part][:12]}); use the parent's, or run the parent again with this one"
+                f"{model.key}='{model.folder}': its {part} in this stage (sha256 {record[part][:12]}) is not the one of "
+                f"'{producer}', which trained the model (sha256 {trained_with[part][:12]}); use the parent's, or run the "
+                "parent again with this one"
             )
 
 

@@ -92,7 +92,7 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
         console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     if (folder / FIGURES).is_file():
-        warn(f"'{folder / FIGURES}' is damaged: the stage goes on from what it has kept, and writes it again")
+        warn(f"'{folder / FIGURES}' is damaged: the stage resumes from its newest checkpoint and writes it again")
     refuse_here(resolved, recipe)
     set_aside_damaged(folder, warn)
     write_lineage(folder, folder.name, config, resolved, gate)
@@ -114,11 +114,11 @@ def resolve_stage(config: _StageT, folder: Path, recipe: Recipe | None) -> _Stag
     def result_folder(name: str) -> Path:
         if recipe is None:
             raise ValueError(
-                f"'stage:{name}' names a stage of a recipe, but this stage runs alone; give the folder of what it made"
+                f"'stage:{name}' names a stage of a recipe, but this stage runs alone; give the folder of its result"
             )
         result = folder.parent / name / RESULT_FOLDERS[recipe.stages[name].type]
         if not result.is_dir():
-            raise ValueError(f"'stage:{name}': '{result}' is not there; run stage '{name}' first")
+            raise ValueError(f"'stage:{name}': '{result}' does not exist; run stage '{name}' first")
         return result
 
     return resolve_references(config, result_folder)

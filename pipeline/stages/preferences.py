@@ -57,7 +57,7 @@ def run(
     figures |= filter_figures(result, held_out)
     if all(held_out):
         dropped = {name: value for name, value in figures.items() if value and "/kept" not in name}
-        raise ValueError(f"no comparison is left to train on; what became of them: {dropped}")
+        raise ValueError(f"no comparison is left to train on; dropped: {dropped}")
     save_splits(folder / "data", [comparison_row(row) for row in result.kept], held_out, COMPARISON_FEATURES)
     return result, held_out, figures
 

@@ -47,7 +47,7 @@ def run(config: SampleConfig, asked: Mapping[str, Asked], sampler: Sampler, fold
         figures |= {f"{name}/{figure}": value for figure, value in selected.figures().items()}
     figures |= {"kept": float(len(rows)), "held_out": float(sum(held_out))}
     if len(rows) == sum(held_out):
-        raise ValueError(f"no conversation is left to train on; what became of the answers: {figures}")
+        raise ValueError(f"no conversation is left to train on; figures of the answers: {figures}")
     save_splits(folder / "data", rows, held_out, CONVERSATION_FEATURES)
     return figures
 
