@@ -226,9 +226,9 @@ def _check_tokenizer(model: InputModel, record: Mapping[str, Any], folder: Path)
     for part in ("tokenizer", "chat_template"):
         if trained_with[part] != record[part]:
             raise ValueError(
-                f"{model.key}='{model.folder}': its {part} in this stage (sha256 {record[part][:12]}) is not the one of "
-                f"'{producer}', which trained the model (sha256 {trained_with[part][:12]}); use the parent's, or run the "
-                "parent again with this one"
+                f"{model.key}='{model.folder}': its {part} in this stage (sha256 {record[part][:12]}) is not the one "
+                f"of '{producer}', which trained the model (sha256 {trained_with[part][:12]}); use the parent's, or "
+                "run the parent again with this one"
             )
 
 
