@@ -1,4 +1,4 @@
-"""Settings of `preferences`, `sample` and comparisons that would have no effect or can't work are refused."""
+"""Refused settings of `preferences`, `sample` and comparisons: those without effect and those that can't work."""
 
 from pathlib import Path
 from typing import Any

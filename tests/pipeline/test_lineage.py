@@ -1,4 +1,4 @@
-"""What a stage starts from is written once, and a stage refuses what does not fit."""
+"""The inputs of a stage are recorded once, and a stage refuses to resume with others."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a stage is made from: found wherever it stands, refused where it does not fit, watched for changes."""
+"""Parents and inputs of a stage: found anywhere in its settings, refused where they do not fit, checked for changes."""
 
 import os
 from pathlib import Path

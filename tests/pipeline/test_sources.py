@@ -1,4 +1,4 @@
-"""What a judge is made of: every file that it imports, and none is forgotten."""
+"""The source files of a judge include every file that it imports."""
 
 import shutil
 import subprocess

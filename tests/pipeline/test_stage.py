@@ -1,4 +1,4 @@
-"""A stage on disk, without a cluster: what is refused before one starts, what counts as done, what may be corrected."""
+"""A stage on disk, without a cluster: refusals before one starts, progress, and settings that may be corrected."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""One real engine on a tiny DeepSeek-V3, against transformers: what it says, what it is taught, what it refuses."""
+"""One real engine on a tiny DeepSeek-V3, against transformers: sampling, weight syncs and refusals."""
 
 import json
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def test_agrees_with_transformers_after_a_sync(engine: RolloutEngine, folders: d
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_one_stale_expert_shows(engine: RolloutEngine, folders: dict[str, Path], layer: int) -> None:
-    """Of the experts that the probe's tokens reach: what no token reaches, no log-probability can show."""
+    """The stale expert is one that the probe's tokens reach; others change no log-probability."""
     tokens = tiny.tokens_per_expert(MODELS["second"], layer)
     rarest = min(tokens, key=tokens.__getitem__)
     name = f"model.layers.{layer}.mlp.experts.{rarest}.down_proj.weight"

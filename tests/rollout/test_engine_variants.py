@@ -46,8 +46,8 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Gaps:
-    """Of every variant, the gap (mean, largest) fresh and after a sync; of the one without the head's patch also after
-    another sync with it."""
+    """Gaps (mean, largest) of every variant, fresh and after a sync; without the head's patch also after another sync
+    with it."""
     return gaps_of(SCRIPT, VARIANTS, tmp_path_factory.mktemp("variants"))
 
 
@@ -64,7 +64,7 @@ def test_without_the_reload_patch_experts_are_scrambled(gaps: Gaps) -> None:
 
 
 def test_without_the_head_patch_a_tied_head_is_stale(gaps: Gaps) -> None:
-    """And with it a dense model agrees, fresh and synced."""
+    """With the patch a dense model agrees, fresh and synced."""
     fresh, synced, mended = gaps["no head patch"]
     assert tiny.within_bounds(fresh)
     assert synced[0] > 1e-3

@@ -70,7 +70,7 @@ def assert_as_expected(model: torch.nn.Module, groups: list[Group]) -> None:
 
 
 def counted(engine: RolloutEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How often the engine has preempted a request since."""
+    """Counts the requests that the engine has preempted since."""
     core: Any = engine._llm.llm_engine.engine_core
     scheduler = core.engine_core.scheduler
     count = [0]
