@@ -59,8 +59,8 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Gaps:
-    """Mean gap of every variant from the model and from its weights in FP8 blocks: fresh, after a sync of other weights,
-    and after one of the first. An exported checkpoint is not synced."""
+    """Mean gap of every variant from the model and from its weights in FP8 blocks: fresh, after a sync of other
+    weights, and after one of the first. An exported checkpoint is not synced."""
     return gaps_of(SCRIPT, VARIANTS, tmp_path_factory.mktemp("variants"))
 
 
