@@ -251,15 +251,15 @@ def conduct(order: Order) -> int:
 
 def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> int:
     from pipeline.cluster.room import nodes
-    from pipeline.run.dry_run import StageSelection, preview, refuse_unrunnable
+    from pipeline.run.dry_run import StageSelection, dry_run, refuse_problems
 
     record.address = record.address or jobs.address
     # A conductor that was killed leaves jobs on a cluster that still runs.
     left = jobs.stop(jobs.running(order.folder, stages=True))
     if left:
         raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(left)}")
-    planned, there = preview(order.recipe, order.folder, StageSelection(order.start, order.until, order.only)), nodes()
-    refuse_unrunnable(planned)
+    planned, there = dry_run(order.recipe, order.folder, StageSelection(order.start, order.until, order.only)), nodes()
+    refuse_problems(planned)
     for stage in planned:
         own = record.stages[stage.name]
         if stage.progress == "done":

@@ -233,13 +233,13 @@ def _dry_run(recipe: "Recipe", args: argparse.Namespace) -> int:
         describe_layout,
         describe_model,
         describe_sources,
-        preview,
-        refuse_unrunnable,
+        dry_run,
+        refuse_problems,
     )
 
     folder = Path(recipe.runs_dir, recipe.name)
     refuse_other_recipe(recipe, folder)
-    stages = preview(recipe, folder, StageSelection(args.start, args.until, args.only))
+    stages = dry_run(recipe, folder, StageSelection(args.start, args.until, args.only))
     for stage in stages:
         OUT.print(f"\n[bold]{stage.name}[/] ({stage.config.type}): {stage.action}", highlight=False)
         table = Table.grid(padding=(0, 2, 0, 2))
@@ -258,5 +258,5 @@ def _dry_run(recipe: "Recipe", args: argparse.Namespace) -> int:
     lacking = [stage.name for stage in stages if stage.missing_input]
     if lacking:
         OUT.print(f"before it can run here: what {', '.join(lacking)} lack", style="yellow", soft_wrap=True)
-    refuse_unrunnable([stage for stage in stages if stage.conflict])
+    refuse_problems([stage for stage in stages if stage.conflict])
     return 0

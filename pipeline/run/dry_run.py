@@ -55,13 +55,13 @@ class StagePreview:
         return "resumed" if self.progress == "started" else "runs"
 
 
-def preview(recipe: Recipe, folder: Path, selection: StageSelection | None = None) -> list[StagePreview]:
+def dry_run(recipe: Recipe, folder: Path, selection: StageSelection | None = None) -> list[StagePreview]:
     """Check the stages in order, each as far as it can be checked before its parents are done; `folder` is the run's.
 
     Raises ValueError for a selection that the recipe doesn't have, or that needs stages which are not done.
 
     Example:
-        for stage in preview(recipe, Path("runs/demo"), StageSelection(until="reward")):
+        for stage in dry_run(recipe, Path("runs/demo"), StageSelection(until="reward")):
             print(stage.name, stage.action)
     """
     selection, stages = selection or StageSelection(), graph(recipe)
@@ -88,7 +88,7 @@ def preview(recipe: Recipe, folder: Path, selection: StageSelection | None = Non
     return list(previews.values())
 
 
-def refuse_unrunnable(stages: list[StagePreview]) -> None:
+def refuse_problems(stages: list[StagePreview]) -> None:
     """Raise ValueError with every conflict and missing input of the selected stages."""
     reasons = [
         f"{stage.name}: {reason}"

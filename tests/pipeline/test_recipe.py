@@ -13,8 +13,8 @@ from pipeline.run.dry_run import (
     describe_layout,
     describe_model,
     describe_sources,
-    preview,
-    refuse_unrunnable,
+    dry_run,
+    refuse_problems,
 )
 
 SFT: dict[str, Any] = {
@@ -175,7 +175,7 @@ def test_the_plan_says_what_is_known_before_anything_runs(tmp_path: Path) -> Non
 
 def test_what_is_wrong_with_a_stage_is_in_the_plan(tmp_path: Path) -> None:
     missing_file = SFT | {"model": {"path": "stage:first"}, "data": {"source": {"type": "file", "paths": ["no.jsonl"]}}}
-    planned = preview(diamond(left=missing_file), tmp_path, StageSelection(until="left"))
+    planned = dry_run(diamond(left=missing_file), tmp_path, StageSelection(until="left"))
     assert [(stage.name, stage.action) for stage in planned] == [
         ("first", "runs"),
         ("left", "runs"),
@@ -183,12 +183,12 @@ def test_what_is_wrong_with_a_stage_is_in_the_plan(tmp_path: Path) -> None:
         ("both", "left out"),
     ]
     with pytest.raises(ValueError, match=r"left: .*no\.jsonl"):
-        refuse_unrunnable(planned)
+        refuse_problems(planned)
 
 
 def test_stages_before_the_first_must_be_done(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="first, right"):
-        preview(diamond(), tmp_path, StageSelection(start="left"))
+        dry_run(diamond(), tmp_path, StageSelection(start="left"))
 
 
 def test_what_a_stage_is_validated_by_comes_before_it(tmp_path: Path) -> None:
