@@ -21,7 +21,7 @@ def measure(make, without, root):
     if without:
         setattr(door if hasattr(door, without) else cpu, without, lambda *_: None)
     first, second = getattr(tiny, make)(0), getattr(tiny, make)(1)
-    engine = door.Engine(tiny.save(first, root / "first"), tiny.CONFIG, "float32", seed=0)
+    engine = door.RolloutEngine(tiny.save(first, root / "first"), tiny.CONFIG, "float32", seed=0)
     sampling = SamplingConfig(max_tokens=24)
     fresh = tiny.rollout_gap(first, list(engine.generate(tiny.PROMPTS, sampling, 4, 1)))
     engine.load_weights(tiny.buckets(tiny.weights(tiny.save(second, root / "second"))), version=1)
