@@ -156,13 +156,11 @@ def leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _check_type(data: dict[str, Any], model: type[Settings], file: Path) -> None:
     """Raise ValueError for a stage in place of a recipe, a recipe in place of a stage, or a stage of another type."""
-    types = (
-        data.get("type"),
-        get_args(model.model_fields["type"].annotation)[0] if "type" in model.model_fields else None,
-    )
-    if types[0] != types[1]:
-        actual, wanted = (f"a stage of type '{name}'" if name else "a recipe, without 'type'," for name in types)
-        raise ValueError(f"{file}: {actual} where {wanted} is wanted")
+    actual = data.get("type")
+    wanted = get_args(model.model_fields["type"].annotation)[0] if "type" in model.model_fields else None
+    if actual != wanted:
+        kinds = (f"a stage of type '{name}'" if name else "a recipe, without 'type'," for name in (actual, wanted))
+        raise ValueError(f"{file}: {' where '.join(kinds)} is wanted")
 
 
 def _override(tree: DictConfig, override: str, model: type[Settings]) -> str:
