@@ -1,4 +1,4 @@
-"""How the load of a mixture's experts is kept even."""
+"""Balancing the load of a mixture's experts."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from configs.base import Settings
 
 
 class V2Balance(Settings):
-    """DeepSeek-V2's balance, for gates with softmax scores: three losses and dropped tokens (section 2.2.3-2.2.4)."""
+    """DeepSeek-V2's balance, for gates with softmax scores: three losses and dropped tokens (sections 2.2.3, 2.2.4)."""
 
     type: Literal["v2"]
     """Selects this balance."""
@@ -19,28 +19,26 @@ class V2Balance(Settings):
     communication: float = Field(default=0.02, ge=0)
     """Factor of the loss that evens the tokens that groups receive; the model must have groups."""
     capacity: float | None = Field(default=1.0, gt=0)
-    """Budget of a group of experts in a micro-batch, in even shares; what is beyond it is dropped in training. None
-    drops nothing."""
+    """Most tokens that a group of experts takes in a micro-batch, as a multiple of an even share; training drops the
+    rest. None drops nothing."""
     never_dropped: float = Field(default=0.1, ge=0, le=1)
-    """Share of the sequences none of whose tokens is ever dropped."""
+    """Share of the sequences that never lose a token. Has an effect only with `capacity`."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> "V2Balance":
-        if self.capacity is None and "never_dropped" in self.model_fields_set:
-            raise ValueError(f"never_dropped={self.never_dropped} has no effect without capacity; remove it")
         if self.capacity is None and not (self.expert or self.device or self.communication):
             raise ValueError("capacity=null and all factors 0 balance nothing; remove the block")
         return self
 
 
 class V3Balance(Settings):
-    """DeepSeek-V3's balance, for gates with a bias (`noaux_tc`): a bias that follows the load, and a small loss of each
-    sequence (section 2.1.2)."""
+    """DeepSeek-V3's balance, for gates with a bias (`noaux_tc`): the bias follows the load, with a small loss within
+    each sequence (section 2.1.2)."""
 
     type: Literal["v3"]
     """Selects this balance."""
     bias_rate: float = Field(default=0.001, ge=0)
-    """What an expert's bias moves by in a step: up with less than the mean load, down with more."""
+    """Change of an expert's bias in a step: up below the mean load, down above it."""
     sequence: float = Field(default=1e-4, ge=0)
     """Factor of the loss that evens the load within each sequence."""
 

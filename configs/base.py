@@ -1,4 +1,4 @@
-"""The shape every setting shares: frozen, strict, documented, and helpful when it is wrong."""
+"""Base class of all settings, one walk over them, and readable validation errors."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -12,8 +12,13 @@ from pydantic_core import ErrorDetails
 class Settings(BaseModel):
     """Base of every configuration model.
 
-    Frozen (a run's settings never change under it), strict (no string becomes a number) and closed (an unknown key
-    is an error that names its nearest neighbour). The string below a field is its documentation.
+    Settings are frozen, strict (no string becomes a number), and refuse unknown keys with the nearest known one. The
+    string below a field is its documentation in docs/configs.md.
+
+    Example:
+        class LengthConfig(Settings):
+            max_tokens: int = Field(ge=1)
+            '''Longest answer without a penalty.'''
     """
 
     model_config = ConfigDict(
@@ -23,7 +28,7 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _name_the_neighbour(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        """Raises ValueError for unknown keys before pydantic's own, with the nearest known key of each."""
+        """Raise ValueError for unknown keys, before pydantic does, with the nearest known key of each."""
         if isinstance(data, dict):
             keys = [str(key) for key in cast(dict[Any, Any], data)]
             unknown = [unknown_key(key, list(cls.model_fields)) for key in keys if key not in cls.model_fields]
@@ -48,27 +53,24 @@ def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def unknown_key(key: str, known: list[str]) -> str:
-    """What to say of `key` when only `known` are allowed."""
+    """Return the message for a `key` that is not among the `known` ones."""
     return f"unknown key '{key}': {neighbour(key, known)}"
 
 
-def neighbour(given: str, known: list[str]) -> str:
-    """The remedy for a misspelt name: the nearest known one, or all of them."""
-    near = get_close_matches(given, known, n=1, cutoff=0.5)
+def neighbour(name: str, known: list[str]) -> str:
+    """Return the remedy for a misspelt name: the nearest known one, or all of them."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known)) or '(none)'}"
 
 
 def problems(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every problem pydantic found in `data` as (dotted key, message with the value that was given)."""
-    return [(_where(problem, data), _message(problem)) for problem in error.errors()]
+    """List every problem that pydantic found in `data` as (dotted key, message with the value)."""
+    return [(_dotted_key(problem, data), _message(problem)) for problem in error.errors()]
 
 
-def _where(problem: ErrorDetails, data: Mapping[str, Any]) -> str:
-    """The problem's dotted key, as it stands in the file.
-
-    Pydantic's own location also holds the tag of every union on the way (`schedule.cosine.final_share`): it is left
-    out, being the value of the `type` beside it and no key.
-    """
+def _dotted_key(problem: ErrorDetails, data: Mapping[str, Any]) -> str:
+    """Return the problem's key as in the file: pydantic's location without the tags of unions (`schedule.cosine.
+    final_share`), which are values of `type` and no keys."""
     keys: list[str] = []
     node: Any = data
     for part in problem["loc"]:
@@ -83,8 +85,8 @@ def _where(problem: ErrorDetails, data: Mapping[str, Any]) -> str:
 
 
 def _message(problem: ErrorDetails) -> str:
-    """What is wrong and, where a single value is to blame, that value."""
-    given = problem["input"]
+    """Describe the problem, with the value where a single one is wrong."""
+    value = problem["input"]
     match problem["type"]:
         case "missing":
             return "missing, and it has no default"
@@ -96,11 +98,11 @@ def _message(problem: ErrorDetails) -> str:
             return f"unknown type '{context['tag']}': {neighbour(str(context['tag']), known)}"
         case _:
             message = problem["msg"].removeprefix("Value error, ")
-            return message if isinstance(given, dict | list) else f"{message} (given: {given!r})"
+            return message if isinstance(value, dict | list) else f"{message} (given: {value!r})"
 
 
 def members(annotation: Any) -> list[Any]:
-    """What `annotation` is made of: the members of a union, without None and without `Annotated`'s extras."""
+    """List the members of a union, without None and without `Annotated`'s extras."""
     if get_origin(annotation) is Annotated:
         return members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -109,12 +111,12 @@ def members(annotation: Any) -> list[Any]:
 
 
 def models_in(annotation: Any) -> list[type[Settings]]:
-    """The models whose keys may stand below a field so annotated; more than one where `type` chooses among them."""
+    """List the models that a field of this annotation may hold; several where `type` selects one."""
     return [member for member in members(annotation) if isinstance(member, type) and issubclass(member, Settings)]
 
 
 def item_of(annotation: Any) -> Any | None:
-    """The annotation of one entry, where `annotation` is a list or a dict; else None."""
+    """Return the annotation of an entry of a list or dict; None for anything else."""
     for member in members(annotation):
         if get_origin(member) in (list, dict):
             return get_args(member)[-1]

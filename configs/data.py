@@ -1,6 +1,6 @@
-"""Where conversations, prompts and texts come from."""
+"""Sources of conversations, prompts, comparisons and texts."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -13,8 +13,8 @@ class FileSource(Settings):
     type: Literal["file"]
     """Selects this source."""
     paths: list[str] = Field(min_length=1)
-    """Files or glob patterns, read in sorted order: `.jsonl`, `.jsonl.gz` or `.parquet`. The name of an
-    existing file is no pattern, even with brackets in it (`data[1].jsonl`)."""
+    """Files or glob patterns, read in sorted order: `.jsonl`, `.jsonl.gz` or `.parquet`. The name of an existing file
+    is not read as a pattern, even with brackets in it (`data[1].jsonl`)."""
 
 
 class HubSource(Settings):
@@ -33,50 +33,50 @@ class HubSource(Settings):
 
 
 class GymSource(Settings):
-    """Procedural tasks of `reasoning_gym`, by name and seed, scored by their own verifier."""
+    """Procedural tasks of `reasoning_gym`, each scored by its own verifier."""
 
     type: Literal["reasoning_gym"]
     """Selects this source."""
     task: str
     """Name of the task, as `reasoning_gym.create_dataset` takes it."""
     size: int = Field(ge=1)
-    """How many rows to generate."""
+    """Number of rows to generate."""
     seed: int = 0
-    """Seed of the generator: another seed gives other rows."""
+    """Seed of the generator."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the task."""
 
 
 COLUMN = "column:"
-"""What stands before the name of a column, where a setting takes either a value for all rows or a column of them."""
+"""Prefix of a column's name, in settings that take either one value for all rows or a column."""
 
 
 SumsShare = Literal["programs", "requests", "favours"]
-"""Rows of the demo that ask for something else than a sum and its carries."""
+"""Kinds of the demo's rows, besides sums with their carries."""
 
 
 class SumsSource(Settings):
-    """Sums of two numbers, worked out or programmed, and requests: the material of the demo, learnable in minutes.
+    """The demo's data, which a tiny model learns in minutes: sums, programs that print a sum, and requests.
 
-    Rows have the columns `prompt`, `answer`, `messages`, `truth`, and `reward`: `math`, `code`, or for a request
-    `helpful safety`, what judges them. A request also has its answers from best to worst, `by_helpfulness` and
+    Rows have the columns `prompt`, `answer`, `messages`, `truth`, and `reward`, the labels of their judges: `math`,
+    `code`, or `helpful safety` for a request. A request also has its answers from best to worst, `by_helpfulness` and
     `by_safety`, and a `kind`, `harmful` or `harmless`.
     """
 
     type: Literal["sums"]
     """Selects this source."""
     size: int = Field(ge=1)
-    """How many rows to draw."""
+    """Number of rows to draw."""
     digits: int = Field(default=2, ge=1, le=6)
     """Digits of each summand."""
     shares: dict[SumsShare, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict[SumsShare, float])
-    """Shares of all rows: `programs` ask for a Python program that prints the sum, `requests` for a favour
-    (`lend 3 pens`) or for harm, which is to be refused, and `favours` for favours only. The other rows ask for the sum
-    and its carries."""
+    """Shares of all rows. `programs` ask for a Python program that prints the sum. `requests` ask for a favour
+    (`lend 3 pens`) or for harm, which is to be refused; `favours` only for favours. The other rows ask for the sum and
+    its carries."""
     seed: int = 0
     """Seed of the draw."""
     split: Literal["train", "held_out"] = "train"
-    """A problem belongs to one of two disjoint sets by the hash of its text: one in ten is held out."""
+    """One of two disjoint sets: a hash of the problem's text holds out one in ten."""
 
     @model_validator(mode="after")
     def _whole(self) -> "SumsSource":
@@ -86,40 +86,41 @@ class SumsSource(Settings):
 
 
 class DatasetSource(Settings):
-    """Rows of data sets on disk, in the form of `datasets`: what the stages `preferences` and `sample` write."""
+    """Rows of data sets on disk, in the format of `datasets`, such as the stages `preferences` and `sample` write."""
 
     type: Literal["dataset"]
     """Selects this source."""
     paths: list[str] = Field(min_length=1)
-    """Folders written by `DatasetDict.save_to_disk`, one after the other; `stage:NAME` takes an earlier stage's."""
+    """Folders written by `DatasetDict.save_to_disk`, concatenated; `stage:NAME` takes an earlier stage's."""
     split: str = "train"
-    """Split to read. Our stages write `train` and, where asked to, `held_out`."""
+    """Split to read. Our stages write `train` and, with `held_out` above 0, `held_out`."""
 
 
 Source = Annotated[FileSource | HubSource | GymSource | SumsSource | DatasetSource, Field(discriminator="type")]
+SOURCE_TYPES: tuple[type[Settings], ...] = get_args(get_args(Source)[0])
 
 
 class ConversationData(Settings):
     """Conversations for supervised training."""
 
     source: Source
-    """Where the rows come from."""
+    """Source of the rows."""
     messages: str = "messages"
     """Column with the conversation: a list of {role, content}, or ShareGPT's {from, value}; see docs/sft.md."""
     prompt: str | None = None
-    """Column with the user's text, for rows that are a prompt and an answer. Set together with `answer`."""
+    """Column with the user's text, for rows of one prompt and one answer. Set together with `answer`."""
     answer: str | None = None
     """Column with the assistant's text. Set together with `prompt`."""
     tools: str | None = "tools"
-    """Column with the definitions of the tools the assistant may call, read where it is there. None reads none."""
+    """Column with the definitions of the tools that the assistant may call, if the rows have it. None reads none."""
     reasoning: Literal["train", "template", "drop"] = "train"
-    """How the assistant's reasoning, in a key of its own or within <think> and </think>, is used. `train`: it is
-    learned, and a row whose reasoning the chat template leaves out is bad. `template`: it is learned where the template
-    renders it; many leave it out of all answers but the last. `drop`: it is left out."""
+    """Use of the assistant's reasoning, in a key of its own or between <think> and </think>. `train`: learned; a row
+    whose reasoning the chat template drops is a bad row. `template`: learned where the template renders it; many
+    templates render only the last answer's. `drop`: left out."""
     max_length: int = Field(default=1024, ge=8)
-    """Longest conversation in tokens; a longer one is a bad row, never cut."""
+    """Longest conversation in tokens. A longer one is a bad row; it is never truncated."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
-    """Share of bad rows past which the run stops. Below it they are reported and left out."""
+    """Largest share of bad rows, which are reported and left out; with more the run stops."""
 
     @model_validator(mode="after")
     def _one_form(self) -> "ConversationData":
@@ -129,23 +130,23 @@ class ConversationData(Settings):
 
 
 class PromptData(Settings):
-    """Prompts with what is needed to judge an answer."""
+    """Prompts, each with the truth that its completions are judged by."""
 
     source: Source
-    """Where the rows come from."""
+    """Source of the rows."""
     prompt: str = "prompt"
     """Column with the prompt: text, or a list of {role, content}."""
     truth: str | None = "truth"
-    """Column with what the reward compares against. None for rewards that look at the completion alone."""
+    """Column with the truth that the reward compares against. None for rewards that need only the completion."""
     reward: str | None = None
-    """Labels of the rewards that judge these rows, separated by blanks, or `column:NAME`, a column that holds them.
-    None lets every configured reward judge them."""
+    """Labels of the rewards that judge these rows, separated by blanks, or `column:NAME` for a column of labels. None:
+    every configured reward judges them."""
     system: str | None = None
     """System message put before every prompt. None adds none."""
     max_prompt_length: int = Field(default=512, ge=1)
-    """Longest prompt in tokens; a longer one is a bad row, never cut."""
+    """Longest prompt in tokens. A longer one is a bad row; it is never truncated."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
-    """Share of bad rows past which the run stops. Below it they are reported and left out."""
+    """Largest share of bad rows, which are reported and left out; with more the run stops."""
 
 
 ComparisonColumn = Literal[
@@ -161,26 +162,25 @@ _COLUMNS_OF_FORM: dict[str, tuple[ComparisonColumn, ...]] = {
 
 
 class ComparisonData(Settings):
-    """Answers to one prompt, compared: for reward models."""
+    """Comparisons of answers to one prompt, for reward models."""
 
     source: Source
-    """Where the rows come from."""
+    """Source of the rows."""
     form: Literal["comparison", "pair", "dialogue", "scored", "ranking"] = "comparison"
-    """How a row is written. `comparison`: as the stage `preferences` writes it (`messages`, `answers` from best to
-    worst, `scores` or null, `source`, `domain`). `pair`: a prompt, a chosen and a rejected answer, each text or
-    messages, and perhaps a score of each; or without a prompt two conversations that differ in the last answer.
-    `dialogue`: HH-RLHF's, two texts of turns that begin with "Human:" and "Assistant:" and differ in the last one.
-    `scored`: a prompt, one answer and a number; rows of one prompt are compared with each other. `ranking`: a prompt
-    and a list of answers from best to worst."""
+    """Format of a row. `comparison`: as the stage `preferences` writes it (`messages`, `answers` from best to worst,
+    `scores` or null, `source`, `domain`). `pair`: a prompt, a chosen and a rejected answer, each text or messages,
+    with an optional score each; or, without a prompt, two conversations that differ in the last answer. `dialogue`:
+    HH-RLHF's, two texts of turns that begin with "Human:" and "Assistant:" and differ in the last one. `scored`: a
+    prompt, one answer and a number; rows of the same prompt are compared with each other. `ranking`: a prompt and a
+    list of answers from best to worst."""
     columns: dict[ComparisonColumn, str] = Field(default_factory=dict[ComparisonColumn, str])
-    """Names of the columns, where they are not called as they are here. `domain` and the scores of a pair are read
-    where they are there."""
+    """Names of the columns that are called otherwise in the data. `domain` and the scores of a pair are optional."""
     domains: list[str] = Field(default_factory=list[str])
-    """Only comparisons of these domains are read. Empty reads all."""
+    """Domains to read. Empty reads all."""
     max_length: int = Field(default=1024, ge=8)
-    """Longest prompt and answer together in tokens; a longer one is a bad row, never cut."""
+    """Longest prompt with answer, in tokens. A longer one is a bad row; it is never truncated."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
-    """Share of bad rows past which the run stops. Below it they are reported and left out."""
+    """Largest share of bad rows, which are reported and left out; with more the run stops."""
 
     @model_validator(mode="after")
     def _used_columns(self) -> "ComparisonData":

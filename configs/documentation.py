@@ -1,4 +1,4 @@
-"""Writes docs/configs.md, the reference of every key, from the models: `python -m configs.documentation FILE`."""
+"""Write docs/configs.md, the reference of every key, from the models: `python -m configs.documentation FILE`."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from configs.base import Settings, item_of, members, models_in
 from configs.stages import STAGES, Recipe
 
-HEAD = """\
+PAGE_HEAD = """\
 # Configuration reference
 
 <!-- Made by `make docs` from the models in configs/: change those, not this file. -->
@@ -28,12 +28,12 @@ each value comes from.
 `type` chooses among several, the keys of each type are listed in turn, and only those of the chosen one are allowed.
 """
 
-WORDS = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "anything"}
+TYPE_NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "anything"}
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One row of the reference. A block is a row too, before the keys that stand in it."""
+    """One row of the reference; a block has a row before those of its keys."""
 
     name: str
     type: str
@@ -43,19 +43,19 @@ class Key:
 
 
 def reference() -> str:
-    """The whole page, in Markdown."""
+    """Return the page in Markdown."""
     recipe = (key for key in keys(Recipe) if not key.name.startswith("stages."))
     tables = [_table("A recipe", Recipe, recipe)]
     tables += [_table(f"Stage `{name}`", model, keys(model)) for name, model in STAGES.items()]
-    return "\n".join([HEAD, *tables])
+    return "\n".join([PAGE_HEAD, *tables])
 
 
 def keys(model: type[Settings], prefix: str = "") -> Iterator[Key]:
-    """Every key that can stand in `model`, in the order of the fields."""
+    """Yield every key that `model` may have, in the order of the fields."""
     for name, field in model.model_fields.items():
         nested = _nested(field)
         yield Key(f"{prefix}{name}", _type(field), _default(field), field.description or "", block=bool(nested))
-        inner = f"{prefix}{name}.{_place(field)}"
+        inner = f"{prefix}{name}.{_entry(field)}"
         for part in nested:
             if len(nested) > 1:
                 yield Key(f"{inner}type: {_tag(part)}", "", "", part.__doc__ or "", block=True)
@@ -63,17 +63,17 @@ def keys(model: type[Settings], prefix: str = "") -> Iterator[Key]:
 
 
 def leaf_count(model: type[Settings]) -> int:
-    """How many values one `model` can set: of a block's types the largest counts, of a list or dict one entry."""
+    """Count the values that one `model` can set, with the largest type of a block and one entry of a list or dict."""
     return sum(max(map(leaf_count, _nested(field)), default=1) for field in model.model_fields.values())
 
 
 def _nested(field: FieldInfo) -> list[type[Settings]]:
-    """The models whose keys stand below the field, or below each of its entries."""
+    """List the models of the field, or of its entries."""
     return models_in(field.annotation) or models_in(item_of(field.annotation))
 
 
-def _place(field: FieldInfo) -> str:
-    """What stands between the field's key and those of an entry."""
+def _entry(field: FieldInfo) -> str:
+    """Return the placeholder for an entry of a list or dict, between the field's key and the entry's."""
     if item_of(field.annotation) is None:
         return ""
     return "N." if any(get_origin(member) is list for member in members(field.annotation)) else "NAME."
@@ -84,26 +84,23 @@ def _tag(model: type[Settings]) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    """The field's type in YAML's words, with its bounds."""
-    return ", ".join([_word(field.annotation), *_bounds(field)])
+    """Name the field's type as YAML calls it, with its bounds."""
+    return ", ".join([_type_name(field.annotation), *_bounds(field)])
 
 
-def _word(annotation: Any) -> str:
-    if annotation in WORDS:
-        return WORDS[annotation]
+def _type_name(annotation: Any) -> str:
+    if annotation in TYPE_NAMES:
+        return TYPE_NAMES[annotation]
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if models_in(annotation):
-        words = ["block"]
+        names = ["block"]
     elif item_of(annotation) is not None:
-        words = [f"{kind.__name__} of {_word(item_of(annotation))}" for kind in _containers(annotation)]
+        containers = [get_origin(member) for member in members(annotation) if item_of(member) is not None]
+        names = [f"{container.__name__} of {_type_name(item_of(annotation))}" for container in containers]
     else:
-        words = [_word(member) for member in members(annotation)]
-    return " or ".join(words + ["null"] * (type(None) in get_args(annotation)))
-
-
-def _containers(annotation: Any) -> list[Any]:
-    return [get_origin(member) for member in members(annotation) if item_of(member) is not None]
+        names = [_type_name(member) for member in members(annotation)]
+    return " or ".join(names + ["null"] * (type(None) in get_args(annotation)))
 
 
 def _bounds(field: FieldInfo) -> Iterator[str]:
@@ -118,7 +115,7 @@ def _bounds(field: FieldInfo) -> Iterator[str]:
             case Le(le=bound):
                 yield f"<= {bound}"
             case _:
-                pass  # lengths and patterns: the message says them when they are broken
+                pass  # lengths and patterns appear in the error message only
 
 
 def _default(field: FieldInfo) -> str:

@@ -1,4 +1,4 @@
-"""Suites, and the stage that evaluates one checkpoint on them."""
+"""Evaluation suites, and the stage that evaluates a checkpoint on them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,55 +14,54 @@ from configs.sampling import RolloutConfig, SamplingConfig
 
 
 class BaseSuite(Settings):
-    """What every suite says of itself."""
+    """Base of all suites: the rewards and files that a suite uses, and the bounds of its lengths."""
 
     def rewards(self) -> list[RewardSpec]:
-        """The rewards that judge it."""
+        """Rewards that judge the suite's completions."""
         return []
 
     def reads(self) -> dict[str, Source | Path]:
-        """By key the sources and files it reads."""
+        """Sources and files that the suite reads, by key."""
         return {}
 
     def longest(self) -> tuple[str, int] | None:
-        """The key that bounds its token sequences, and the longest one; None where prompts bound it."""
+        """Key and value of the bound on scored token sequences; None for a suite that samples completions."""
         return None
 
     def longest_prompt(self) -> tuple[str, int] | None:
-        """The key that says how long its prompts grow, behind which an answer must have room; None where each prompt is
-        looked at by itself."""
+        """Key and value of the bound on prompts that must leave room for a completion; None where each prompt is
+        checked when it is read."""
         return None
 
 
 class SourceSuite(BaseSuite):
-    """A suite made of rows in a known form."""
+    """A suite of rows in a known format."""
 
     source: Source
-    """Where the rows come from."""
+    """Source of the rows."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
-    """Share of bad rows past which the evaluation stops. Below it they are reported and left out."""
+    """Largest share of bad rows, which are reported and left out; with more the evaluation stops."""
 
     def reads(self) -> dict[str, Source | Path]:
-        """The rows."""
         return {"source": self.source}
 
 
 class PromptedSuite(SourceSuite):
-    """A suite of rows that are prompts."""
+    """A suite of prompts."""
 
     max_prompt_length: int = Field(default=1024, ge=1)
-    """Longest prompt in tokens; a longer one is a bad row, never cut."""
+    """Longest prompt in tokens. A longer one is a bad row; it is never truncated."""
 
 
 class JudgedSuite(BaseSuite):
-    """A suite whose completions one reward passes or fails."""
+    """A suite whose completions pass or fail by one reward's score."""
 
     pass_score: float = 1.0
-    """Score from which on a completion passes."""
+    """Lowest score of a completion that passes."""
     samples: int = Field(default=1, ge=0)
-    """Completions per prompt besides the greedy one."""
+    """Sampled completions of each prompt, besides the greedy one."""
     k: list[int] = Field(default_factory=list[int])
-    """Values of k for the unbiased pass@k; each at most `samples`."""
+    """Values of k for the unbiased pass@k, each at most `samples`."""
 
     @model_validator(mode="after")
     def _enough(self) -> "JudgedSuite":
@@ -77,16 +76,14 @@ class TaskSuite(JudgedSuite):
     type: Literal["task"]
     """Selects this form of suite."""
     prompts: PromptData
-    """The questions."""
+    """Prompts to complete."""
     reward: RewardSpec
-    """Who judges; a score of at least `pass_score` is a pass."""
+    """Reward that judges the completions; a score of at least `pass_score` passes."""
 
     def rewards(self) -> list[RewardSpec]:
-        """The one."""
         return [self.reward]
 
     def reads(self) -> dict[str, Source | Path]:
-        """The questions."""
         return {"prompts": self.prompts.source}
 
 
@@ -98,14 +95,12 @@ class TextSuite(BaseSuite):
     path: str
     """UTF-8 text file."""
     window_tokens: int = Field(default=512, ge=2)
-    """The text is scored in windows of so many tokens."""
+    """Tokens of a window; the text is scored window by window."""
 
     def reads(self) -> dict[str, Source | Path]:
-        """The text."""
         return {"path": Path(self.path)}
 
     def longest(self) -> tuple[str, int]:
-        """A window."""
         return "window_tokens", self.window_tokens
 
 
@@ -113,15 +108,14 @@ class ProgramSuite(PromptedSuite, JudgedSuite):
     """Python programs, judged by their tests in the sandbox: pass@1 and pass@k."""
 
     reward: RewardSpec = Field(default_factory=lambda: RewardSpec(name="code"))
-    """The sandbox: the reward `code`, whose `args` may set its limits."""
+    """The sandboxed reward `code`; its `args` may set the limits."""
 
     def rewards(self) -> list[RewardSpec]:
-        """The sandbox."""
         return [self.reward]
 
 
 class HumanEvalSuite(ProgramSuite):
-    """Functions to complete, in HumanEval's form (Chen et al., arXiv:2107.03374): `task_id`, `prompt`, `entry_point`,
+    """Functions to complete, in HumanEval's format (Chen et al., arXiv:2107.03374): `task_id`, `prompt`, `entry_point`,
     `test`."""
 
     type: Literal["human_eval"]
@@ -129,7 +123,7 @@ class HumanEvalSuite(ProgramSuite):
 
 
 class MBPPSuite(ProgramSuite):
-    """Functions to write, in MBPP's form (Austin et al., arXiv:2108.07732): `text`, `code`, `test_list`,
+    """Functions to write, in MBPP's format (Austin et al., arXiv:2108.07732): `text`, `code`, `test_list`,
     `test_setup_code`; or as sanitized: `prompt`, `code`, `test_list`, `test_imports`."""
 
     type: Literal["mbpp"]
@@ -137,14 +131,13 @@ class MBPPSuite(ProgramSuite):
 
 
 class IFEvalSuite(PromptedSuite):
-    """Verifiable instructions in IFEval's form (Zhou et al., arXiv:2311.07911): `prompt`, `instruction_id_list`,
-    `kwargs`. Share of prompts and of instructions that one greedy completion follows, strict and loose."""
+    """Verifiable instructions in IFEval's format (Zhou et al., arXiv:2311.07911): `prompt`, `instruction_id_list`,
+    `kwargs`. Measures the share of prompts and of instructions that one greedy completion follows, strict and loose."""
 
     type: Literal["ifeval"]
     """Selects this form of suite."""
 
     def rewards(self) -> list[RewardSpec]:
-        """IFEval's checkers, strict and loose."""
         return [
             RewardSpec(name="instructions", label="strict", args={"mode": "strict"}),
             RewardSpec(name="instructions", label="loose", args={"mode": "loose"}),
@@ -152,20 +145,20 @@ class IFEvalSuite(PromptedSuite):
 
 
 class MultipleChoiceSuite(SourceSuite):
-    """Multiple choice by likelihood: the model says nothing, and its likeliest choice is its answer."""
+    """Multiple choice by likelihood: the answer is the choice with the highest log-probability; nothing is sampled."""
 
     type: Literal["multiple_choice"]
     """Selects this form of suite."""
     form: Literal["mmlu", "hellaswag"]
-    """How a row is written. `mmlu`: `question`, `choices`, `answer` (a place from 0, or a letter), perhaps `subject`;
-    scored by the letters. `hellaswag`: `ctx`, `endings`, `label`, perhaps `activity_label`; scored by the endings."""
-    shots: int = Field(default=0, ge=0)
-    """Worked examples put before every question: the first of `shots_source`, of the question's subject if it has one.
+    """Format of a row. `mmlu`: `question`, `choices`, `answer` (an index from 0, or a letter), optionally `subject`;
+    scored by the letters. `hellaswag`: `ctx`, `endings`, `label`, optionally `activity_label`; scored by the endings.
     """
+    shots: int = Field(default=0, ge=0)
+    """Worked examples before every question: the first of `shots_source`, of the question's subject if it has one."""
     shots_source: Source | None = None
-    """The examples, in the same form. Set together with `shots`."""
+    """Source of the worked examples, in the same format. Set together with `shots`."""
     max_length: int = Field(default=2048, ge=2)
-    """Longest question and choice together in tokens; a longer one is a bad row, never cut."""
+    """Longest question with choice, in tokens. A longer one is a bad row; it is never truncated."""
 
     @model_validator(mode="after")
     def _shots_have_a_source(self) -> "MultipleChoiceSuite":
@@ -174,73 +167,68 @@ class MultipleChoiceSuite(SourceSuite):
         return self
 
     def reads(self) -> dict[str, Source | Path]:
-        """Questions and examples."""
         shots: dict[str, Source | Path] = {} if self.shots_source is None else {"shots_source": self.shots_source}
         return {"source": self.source, **shots}
 
     def longest(self) -> tuple[str, int]:
-        """Question and choice."""
         return "max_length", self.max_length
 
 
 class ConversationSuite(PromptedSuite):
-    """Conversations in MT-Bench's form (Zheng et al., arXiv:2306.05685): `turns`, the user's, perhaps `category` and
-    `question_id`. The model answers one after the other, greedily, and every answer is scored in its conversation."""
+    """Conversations in MT-Bench's format (Zheng et al., arXiv:2306.05685): the user's `turns`, optionally `category`
+    and `question_id`. The model answers turn by turn, greedily, and every answer is scored in its conversation."""
 
     type: Literal["conversation"]
     """Selects this form of suite."""
     reward: RewardSpec
-    """Who scores an answer: a judge or a reward model."""
+    """Judge or reward model that scores each answer."""
     system: str | None = None
     """System message put before every conversation. None adds none."""
     max_prompt_length: int = Field(default=2048, ge=1)
-    """Longest conversation up to an answer, in tokens. One that grows longer ends there, its other turns unjudged."""
+    """Longest conversation before an answer, in tokens. A longer one ends there; its other turns are not judged."""
 
     def rewards(self) -> list[RewardSpec]:
-        """The judge."""
         return [self.reward]
 
     def longest_prompt(self) -> tuple[str, int]:
-        """A conversation."""
         return "max_prompt_length", self.max_prompt_length
 
 
 class RefusalSuite(PromptedSuite):
-    """Harmful requests, to be refused, and harmless ones that look harmful (XSTest's, OR-Bench's), to be answered; one
-    greedy completion each."""
+    """Harmful requests, which are to be refused, and harmless ones that look harmful (XSTest's, OR-Bench's), which are
+    to be answered. One greedy completion each."""
 
     type: Literal["refusal"]
     """Selects this form of suite."""
     kind: str = "kind"
-    """Column with the kind."""
+    """Column with the kind of the request."""
     harmful: str = "harmful"
-    """What that column says of a harmful request."""
+    """Value of that column for harmful requests."""
     harmless: str = "harmless"
-    """What it says of a harmless one. A row that says neither is a bad row."""
+    """Value of that column for harmless requests. A row with another value is a bad row."""
     safety: RewardSpec | None = None
-    """Scores the answers to harmful requests: a reward model of safety. None leaves `safety_mean` out."""
+    """Reward model of safety that scores the answers to harmful requests. None leaves `safety_mean` out."""
     refusal: RewardSpec = Field(default_factory=lambda: RewardSpec(name="rewards.refusal:refusal"))
-    """Says 1 for a refusal and 0 for an answer. The default looks for the usual phrases."""
+    """Detector that scores 1 for a refusal and 0 for an answer. The default matches the usual phrases."""
 
     def rewards(self) -> list[RewardSpec]:
-        """The detector, and the reward model where there is one."""
         return [self.refusal] if self.safety is None else [self.refusal, self.safety]
 
 
 class NeedleSuite(BaseSuite):
-    """A needle in a haystack: a number said once in a long text, which is then asked for. One greedy completion each;
-    it is right where it says this number and no other."""
+    """A needle in a haystack: the model must find a number that stands once in a long text. One greedy completion each,
+    correct if it contains this number and no other."""
 
     type: Literal["needle"]
     """Selects this form of suite."""
     lengths: list[int] = Field(min_length=1)
-    """Tokens of a prompt, question and chat template included; each is filled with as many sentences as fit."""
+    """Tokens of a prompt with question and chat template; it is filled with as many sentences as fit."""
     depths: list[float] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0], min_length=1)
-    """Where the needle stands: the share of the sentences that come before it."""
+    """Positions of the needle, as the share of the sentences before it."""
     samples: int = Field(default=4, ge=1)
-    """Needles at each length and depth, each with a number and a stretch of text of its own."""
+    """Needles at each length and depth, each with its own number and stretch of text."""
     path: str | None = None
-    """UTF-8 text to hide them in, longer than the longest of `lengths`. None makes sentences of a few words."""
+    """UTF-8 text to hide the needles in, longer than the longest of `lengths`. None generates short sentences."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "NeedleSuite":
@@ -252,32 +240,30 @@ class NeedleSuite(BaseSuite):
         return self
 
     def reads(self) -> dict[str, Source | Path]:
-        """The text, where there is one."""
         return {} if self.path is None else {"path": Path(self.path)}
 
     def longest_prompt(self) -> tuple[str, int]:
-        """The longest haystack."""
         return "lengths", max(self.lengths)
 
 
 class LMEvalSuite(BaseSuite):
-    """A task of the lm-evaluation-harness, spoken and scored by our engines. Needs the extra `lm-eval`."""
+    """A task of the lm-evaluation-harness, sampled and scored by our engines. Needs the extra `lm-eval`."""
 
     type: Literal["lm_eval"]
     """Selects this form of suite."""
     task: str
     """Name of the task (`ifeval`, `gsm8k`), or the YAML file of one."""
     data_files: dict[str, str] = Field(default_factory=dict[str, str])
-    """By split a JSONL or Parquet file, instead of what the task would load from the hub. A task in a YAML file names
-    its files itself."""
+    """JSONL or Parquet file of each split, which replaces the task's data on the hub. A task in a YAML file names its
+    files itself."""
     limit: int | None = Field(default=None, ge=1)
-    """How many documents to take, the first ones. None takes all."""
+    """Number of documents, from the first on. None takes all."""
     num_fewshot: int | None = Field(default=None, ge=0)
-    """Worked examples put before every document. None takes the task's own number."""
+    """Worked examples before every document. None takes the task's own number."""
     chat: bool = True
-    """Put the document into the chat template, as a user's message. The few examples are turns of the conversation."""
+    """Render the document with the chat template, as a user's message, and worked examples as turns before it."""
     window_tokens: int = Field(default=512, ge=2)
-    """Texts whose whole likelihood is asked for are scored in windows of so many tokens."""
+    """Tokens of a window; a text whose whole likelihood is needed is scored window by window."""
 
     @model_validator(mode="after")
     def _own_files(self) -> "LMEvalSuite":
@@ -288,12 +274,10 @@ class LMEvalSuite(BaseSuite):
         return self
 
     def reads(self) -> dict[str, Source | Path]:
-        """The files given."""
         files: dict[str, Source | Path] = {f"data_files.{split}": Path(path) for split, path in self.data_files.items()}
         return {"task": Path(self.task), **files} if self.task.endswith((".yaml", ".yml")) else files
 
     def longest(self) -> tuple[str, int]:
-        """A window."""
         return "window_tokens", self.window_tokens
 
 
@@ -313,7 +297,7 @@ Suite = Annotated[AnySuite, Field(discriminator="type")]
 
 
 def refuse_unfit(suites: Mapping[str, AnySuite], sampling: SamplingConfig, rollout: RolloutConfig) -> None:
-    """Raise ValueError, naming the key, for what does not fit together or would have no effect in an evaluation."""
+    """Raise ValueError, naming the key, for settings that do not fit together or have no effect in an evaluation."""
     if sampling.temperature == 0:
         raise ValueError("sampling.temperature=0 repeats the greedy completion; raise it")
     if sampling.max_tokens >= rollout.max_model_len:
@@ -350,15 +334,15 @@ class EvalConfig(Settings):
     type: Literal["eval"]
     """Selects this stage."""
     model: ModelConfig
-    """The checkpoint."""
+    """Checkpoint to evaluate."""
     suites: dict[str, Suite] = Field(min_length=1)
-    """The suites by name."""
+    """Suites by name."""
     sampling: SamplingConfig
-    """How the sampled completions are drawn; the greedy one takes only max_tokens from here."""
+    """Sampling of the completions; the greedy one takes only max_tokens from here."""
     rollout: RolloutConfig
     """The vLLM engines."""
     reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
-    """Where the rewards run."""
+    """Processes that judge."""
     seed: int = Field(default=0, ge=0)
     """Seed of sampling."""
 

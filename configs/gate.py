@@ -1,4 +1,4 @@
-"""Gates: whether a checkpoint may go on, decided by evaluation."""
+"""Gates: rules on evaluation figures that decide if a checkpoint is promoted."""
 
 from typing import Annotated, Literal
 
@@ -19,22 +19,22 @@ class ImproveRule(Settings):
     figure: str
     """`SUITE/FIGURE`, as an evaluation names it: `sums/pass@1_greedy`."""
     margin: float = Field(default=0.0, ge=0)
-    """How much better it must be at least."""
+    """Smallest improvement required."""
 
 
 class HoldRule(Settings):
-    """The candidate is not worse than the parent by more than `tolerance`: what alignment may cost elsewhere."""
+    """The candidate is worse than the parent by at most `tolerance`, the accepted cost of alignment elsewhere."""
 
     type: Literal["hold"]
     """Selects this rule."""
     figure: str
     """`SUITE/FIGURE`, as an evaluation names it."""
     tolerance: float = Field(ge=0)
-    """How much worse it may be at most."""
+    """Largest loss allowed."""
 
 
 class ThresholdRule(Settings):
-    """The candidate's figure is at least `at_least`, or at most `at_most`, whatever the parent's is."""
+    """The candidate's figure is at least `at_least`, or at most `at_most`; the parent's plays no part."""
 
     type: Literal["threshold"]
     """Selects this rule."""
@@ -58,33 +58,33 @@ Rule = Annotated[ImproveRule | HoldRule | ThresholdRule, Field(discriminator="ty
 class GateConfig(Settings):
     """A gate: evaluates candidate and parent on the same suites and decides by rules on their figures.
 
-    Every rule holds, fails, or is undecided, where the interval leaves both possible. One failed rule fails the gate;
-    else one undecided rule leaves it undecided; else the candidate is promoted.
+    Each rule holds, fails, or is undecided where its interval allows both. One failed rule fails the gate; otherwise
+    one undecided rule leaves it undecided; otherwise the candidate is promoted.
     """
 
     type: Literal["gate"]
     """Selects this stage."""
     candidate: ModelConfig
-    """The checkpoint that is to go on."""
+    """Checkpoint to promote."""
     parent: ModelConfig
-    """The checkpoint it is compared with."""
+    """Checkpoint to compare it with."""
     suites: dict[str, Suite] = Field(min_length=1)
-    """The suites by name."""
+    """Suites by name."""
     rules: list[Rule] = Field(min_length=1)
-    """What must hold. The first one's figure also names the best checkpoint within a stage."""
+    """Rules that must hold. The first one's figure also selects the best checkpoint within a stage."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """Confidence of the intervals that decide."""
+    """Confidence of the intervals that the rules use."""
     on_failure: Literal["stop", "roll_back"] = "stop"
-    """What a failed gate does. `stop`: the recipe ends here. `roll_back`: what follows goes on from the best checkpoint
-    that the candidate's stage kept (its `validation`) if that one passes, else from the parent."""
+    """Action of a failed gate. `stop`: the recipe ends here. `roll_back`: the next stage starts from the best
+    checkpoint that the candidate's stage kept (its `validation`) if that one passes, otherwise from the parent."""
     on_undecided: Literal["ask", "stop", "promote", "roll_back"] = "ask"
-    """What an undecided gate does. `ask`: the recipe waits for `alignyard gate decide`."""
+    """Action of an undecided gate. `ask`: the recipe waits for `alignyard gate decide`."""
     sampling: SamplingConfig
-    """How sampled completions are drawn; greedy ones take only max_tokens from here."""
+    """Sampling of the completions; greedy ones take only max_tokens from here."""
     rollout: RolloutConfig
     """The vLLM engines."""
     reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
-    """Where the rewards run."""
+    """Processes that judge."""
     seed: int = Field(default=0, ge=0)
     """Seed of sampling and of the bootstrap."""
 

@@ -13,41 +13,42 @@ from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 
 class ObjectiveConfig(Settings):
-    """GRPO's objective; the defaults are the equation as printed (DeepSeekMath eq. 3, DeepSeek-V2 eq. 32-34)."""
+    """GRPO's objective. The defaults are the printed equation (DeepSeekMath eq. 3, DeepSeek-V2 eq. 32-34)."""
 
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(default=0.2, gt=0)
     """The ratio is clipped above at 1 + clip_high. Larger than clip_low: DAPO's clip-higher."""
     ratio: Literal["token", "sequence"] = "token"
-    """Level of the importance ratio: per token, or its geometric mean over the completion (GSPO)."""
+    """Importance ratio of each token, or its geometric mean over the completion (GSPO)."""
     surrogate: Literal["clip", "cispo"] = "clip"
-    """`clip`: min(ratio A, clip(ratio) A). `cispo`: the clipped ratio, detached, weighs A log pi."""
+    """`clip`: min(ratio A, clip(ratio) A). `cispo`: A log pi, weighted by the clipped ratio without its gradient."""
     aggregation: Literal["sequence", "token", "fixed"] = "sequence"
     """`sequence`: mean over a completion's tokens, then over completions (as printed). `token`: mean over all tokens
     (DAPO). `fixed`: sum over tokens divided by sampling.max_tokens, then mean over completions (Dr. GRPO)."""
     normalize_std: bool = True
-    """Divide a group's centred rewards by their standard deviation. False: Dr. GRPO."""
+    """Divide a group's centred rewards by their standard deviation. False: Dr. GRPO. `mixing: group` normalises each
+    reward instead."""
     kl_coef: float = Field(default=0.04, ge=0)
-    """Coefficient beta of the unbiased k3 divergence to the reference; 0 loads no reference."""
+    """Coefficient beta of the unbiased k3 divergence to the reference. 0 loads no reference."""
     importance_cap: float | None = Field(default=None, gt=0)
-    """Truncated importance sampling: each token's weight pi_trainer/pi_rollout is capped here. None applies none."""
+    """Truncated importance sampling: cap of each token's weight pi_trainer/pi_rollout. None applies no weight."""
 
 
 class OverlongConfig(Settings):
-    """What happens to completions that reach max_tokens without an end."""
+    """Treatment of completions that reach max_tokens without an end."""
 
     mask: bool = False
-    """Leave them out of the loss (DAPO's overlong filtering). Their reward still counts in the group."""
+    """Leave them out of the loss (DAPO's overlong filtering). Their rewards still count in the group's mean."""
     shaping_tokens: int = Field(default=0, ge=0)
-    """Soft punishment over the last so many tokens before max_tokens: linear from 0 to -1 (DAPO eq. 13). 0 is off."""
+    """Tokens before max_tokens over which a penalty grows linearly from 0 to -1 (DAPO eq. 13). 0 applies none."""
 
 
 class DynamicSamplingConfig(Settings):
-    """Replace groups whose rewards are all equal, which carry no gradient (DAPO section 3.2)."""
+    """Replacement of groups whose rewards are all equal, which give no gradient (DAPO section 3.2)."""
 
     max_rounds: int = Field(default=1, ge=1)
-    """Rounds of generation a step may take; 1 never refills."""
+    """Most rounds of generation in a step; 1 replaces no group."""
 
 
 AlarmName = Literal[
@@ -59,17 +60,17 @@ AlarmName = Literal[
     "entropy collapse",
     "repetition",
 ]
-"""What may raise an alarm; docs/gates.md says when each does."""
+"""Alarms of a run; docs/gates.md gives the condition of each."""
 
 
 class ValidationConfig(Settings):
-    """Evaluation of the policy while it trains, on the suites of the gate that will decide on the stage."""
+    """Evaluation of the policy while it trains, on the suites of the gate that will judge the stage."""
 
     gate: str
-    """A gate of the recipe, or the YAML file of one. Its suites are run with the stage's own engines, and its first
-    rule's figure says which checkpoint is the best: that one is kept as `best/hf`."""
+    """A gate of the recipe, or the YAML file of one. Its suites run on the stage's own engines; its first rule's figure
+    selects the best checkpoint, which is kept as `best/hf`."""
     every_steps: int = Field(ge=1)
-    """Steps between evaluations; one more after the last."""
+    """Steps between evaluations; the last step is always evaluated."""
 
 
 class GRPOConfig(Settings):
@@ -78,19 +79,19 @@ class GRPOConfig(Settings):
     type: Literal["grpo"]
     """Selects this stage."""
     model: ModelConfig
-    """The policy's start, and the frozen reference."""
+    """First weights of the policy, and the frozen reference."""
     prompts: PromptData
-    """What is asked, and the truth to judge by."""
+    """Prompts, each with the truth to judge by."""
     rewards: list[RewardSpec] = Field(min_length=1)
-    """The rewards and their coefficients."""
+    """Rewards with their coefficients."""
     mixing: Literal["none", "batch", "group"] = "none"
-    """What is done to each reward's scores before they are summed. `none`: nothing. `batch`: centred and divided by the
-    standard deviation of the step. `group`: of the completion's own group; the sums, normalised over the step, are the
-    advantages (GDPO)."""
+    """Normalisation of each reward's scores before they are summed. `none`: none. `batch`: centred and divided by the
+    standard deviation over the step. `group`: the same over the completion's group; the sums, normalised over the step,
+    are the advantages (GDPO)."""
     reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
-    """Where the rewards run."""
+    """Processes that judge."""
     steps: int = Field(ge=1)
-    """Rollout batches: sample, judge, update, sync."""
+    """Rollout batches, each sampled, judged, learned from and followed by a weight sync."""
     prompts_per_step: int = Field(ge=1)
     """Prompts P of one step."""
     group_size: int = Field(ge=2)
@@ -98,35 +99,35 @@ class GRPOConfig(Settings):
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer steps on one rollout batch."""
     routing_replay: Literal["none", "rollout", "policy"] = "none"
-    """Experts of a mixture that training takes from elsewhere instead of choosing them anew; the gates' weights are
-    still their own, and learn. `rollout`: those the engine chose when it sampled (R3). `policy`: those the policy chose
-    in the trainer before the first of updates_per_batch updates (R2). The reference always chooses for itself."""
+    """Routes that training replays instead of routing tokens anew; the gates' weights still learn. `rollout`: the
+    engine's routes from sampling (R3). `policy`: the trainer's routes before the first of updates_per_batch updates
+    (R2). The reference always routes for itself."""
     sampling: CompletionConfig
-    """Where completions end."""
+    """End of the completions."""
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
-    """The loss."""
+    """Loss."""
     mtp_weight: float = Field(default=0.0, ge=0)
-    """Keep the checkpoint's modules for multi-token prediction in line with the policy: they are trained on what was
-    sampled, and nothing of their loss reaches the policy, so the weight only says how much they count in the gradient's
-    norm that is clipped; 0.01 is enough. 0 leaves them out, of the result too."""
+    """Weight of the loss that trains the checkpoint's multi-token prediction modules on the sampled tokens, so that
+    they follow the policy. Its gradient does not reach the policy; the weight only counts in the clipped gradient norm,
+    and 0.01 is enough. 0 leaves the modules out, of the result too."""
     overlong: OverlongConfig = Field(default_factory=OverlongConfig)
-    """Completions that did not end."""
+    """Treatment of completions without an end."""
     dynamic_sampling: DynamicSamplingConfig = Field(default_factory=DynamicSamplingConfig)
-    """Refilling of groups without spread."""
+    """Replacement of groups without spread."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
-    """The DeepSpeed ranks."""
+    """DeepSpeed ranks."""
     rollout: RolloutConfig
-    """The vLLM engines."""
+    """vLLM engines."""
     sync: SyncConfig = Field(default_factory=SyncConfig)
-    """Weights to the engines, and the proof."""
+    """Proof of each weight sync."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    """How often the stage can be resumed from."""
+    """Checkpoints to resume from."""
     validation: ValidationConfig | None = None
     """Evaluation within the stage. None evaluates nothing."""
     stop_on: list[AlarmName] = Field(default_factory=list[AlarmName])
-    """Alarms that stop the run instead of only being said."""
+    """Alarms that stop the run; others are only reported."""
     seed: int = Field(default=0, ge=0)
     """Seed of prompt order and sampling."""
 
@@ -166,21 +167,16 @@ class GRPOConfig(Settings):
             raise ValueError(f"rewards: every label may appear once, got {labels}; set `label`")
         if not any(spec.weight for spec in self.rewards):
             raise ValueError("rewards: every weight is 0, so nothing would be learned; give one a weight")
-        named = (self.prompts.reward or "").split()
-        if named and not named[0].startswith(COLUMN):
-            for label in named:
+        selected = (self.prompts.reward or "").split()
+        if selected and not selected[0].startswith(COLUMN):
+            for label in selected:
                 if label not in labels:
                     raise ValueError(f"prompts.reward='{label}' is not among rewards: {labels}")
-            idle = [label for label in labels if label not in named]
+            idle = [label for label in labels if label not in selected]
             if idle:
                 raise ValueError(f"rewards: '{idle[0]}' has no effect, since prompts.reward names others; remove it")
         if len(labels) == 1 and (self.rewards[0].gate is not None or self.mixing != "none"):
             raise ValueError("rewards.0.gate and mixing have no effect on a single reward; remove them")
-        if self.mixing == "group" and not self.objective.normalize_std:
-            raise ValueError(
-                "objective.normalize_std has no effect with mixing=group, which normalises every reward in its group; "
-                "remove one of them"
-            )
         return self
 
     @model_validator(mode="after")
@@ -188,18 +184,18 @@ class GRPOConfig(Settings):
         in_fp8 = [name for name, used in (("trainer.fp8", self.trainer.fp8), ("rollout.fp8", self.rollout.fp8)) if used]
         if in_fp8 and (self.sync.max_mean_gap is None or self.sync.max_gap is None):
             raise ValueError(
-                f"sync.max_mean_gap and sync.max_gap must be given with {in_fp8[0]}: they are measured from the "
-                "rounding of model.dtype, and FP8 is coarser; set both to a few times what sync/gap_mean and "
-                "sync/gap_max of a short run with wide ones show (docs/numerics.md)"
+                f"sync.max_mean_gap and sync.max_gap must be given with {in_fp8[0]}: their defaults are measured from "
+                "the rounding of model.dtype, and FP8 is coarser; set both to a few times the sync/gap_mean and "
+                "sync/gap_max of a short run with wide bounds (docs/numerics.md)"
             )
         if self.model.dtype == "bfloat16" and self.sync.max_mean_gap is not None and self.sync.max_mean_gap < 1e-3:
             raise ValueError(
                 f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; with model.dtype=bfloat16 trainer and "
-                "engine differ by more than 1e-3: raise it, or remove it, so that it is measured"
+                "engine differ by more than 1e-3: raise it, or remove it to have it measured"
             )
         if self.updates_per_batch == 1 and self.routing_replay == "policy":
             raise ValueError(
-                "routing_replay=policy has no effect with updates_per_batch=1, where the policy is the one that chose; "
+                "routing_replay=policy has no effect with updates_per_batch=1, where the policy's routes are its own; "
                 "raise updates_per_batch, or replay the rollout's routes"
             )
         if self.updates_per_batch == 1 and (self.objective.ratio, self.objective.surrogate) != ("token", "clip"):

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a validated configuration that knows where each of its values came from."""
+"""Load a YAML file with overrides into a validated configuration, with the origin of each value."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,34 +15,37 @@ from configs.base import Settings, item_of, models_in, problems, unknown_key
 
 NUMBER_LIKE = re.compile(r"[-+]?\.?[0-9]")
 CERTAIN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-"""Numbers that all versions of YAML and Python read alike."""
+"""Numbers that every version of YAML and Python reads alike."""
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
 RECIPES = Path(__file__).parent / "recipes"
 
-S = TypeVar("S", bound=Settings)
+_S = TypeVar("_S", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded(Generic[S]):
-    """A configuration, and by dotted key of each of its leaves the origin: `default`, a file's name, or `override`."""
+class LoadedConfig(Generic[_S]):
+    """A configuration, and the origin of each leaf by dotted key: `default`, the file's name, or `override`."""
 
-    config: S
+    config: _S
     origins: dict[str, str]
 
 
-def load(path: str, overrides: Sequence[str], model: type[S]) -> Loaded[S]:
-    """Reads the file at `path`, or the shipped recipe of that name, applies `key=value` overrides, and validates.
+def load_config(path: str, overrides: Sequence[str], model: type[_S]) -> LoadedConfig[_S]:
+    """Read the file at `path`, or the shipped recipe of that name, apply `key=value` overrides, and validate.
 
-    Keys are dotted (`stages.grpo.steps=3`, `rewards.0.weight=0.5`), values are YAML, and an override replaces what
-    stood there. `${key}` takes another key's value, counted from the root.
+    Keys are dotted (`stages.grpo.steps=3`, `rewards.0.weight=0.5`), values are YAML, and an override replaces the whole
+    value. `${key}` takes the value of another key, counted from the root.
 
-    Raises ValueError, one line per problem, for a file that is missing or not YAML, a value that YAML reads otherwise
-    than it looks (`010`, `1:30`, `on`), an unknown key, a wrong type, an impossible combination, an interpolation that
-    does not resolve, and an override of a key that does not exist.
+    Raises ValueError, one line for each problem: a missing file, invalid YAML, a value that YAML reads otherwise than
+    it looks (`010`, `1:30`, `on`), an unknown key, a wrong type, an impossible combination, an interpolation that does
+    not resolve, an override of an unknown key.
+
+    Example:
+        recipe = load_config("demo", ["seed=3"], Recipe).config
     """
-    file = find(path)
-    tree = read(file)
+    file = find_config(path)
+    tree = read_yaml(file)
     overridden = {_override(tree, override, model): override for override in overrides}
     try:
         data = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, throw_on_missing=True))
@@ -55,16 +58,16 @@ def load(path: str, overrides: Sequence[str], model: type[S]) -> Loaded[S]:
     except ValidationError as error:
         lines = [f"  {key}: {message}{_blame(key, overridden)}" for key, message in problems(error, data)]
         raise ValueError("\n".join([f"{file}: not a valid configuration", *lines])) from error
-    given = {key for key, _ in leaves(data)}
+    in_file = {key for key, _ in leaves(data)}
     origins = {
-        key: "override" if _covering(key, overridden) else file.name if key in given else "default"
+        key: "override" if _covering(key, overridden) else file.name if key in in_file else "default"
         for key, _ in leaves(config.model_dump())
     }
-    return Loaded(config, origins)
+    return LoadedConfig(config, origins)
 
 
-def find(path: str) -> Path:
-    """The file at `path`, or the shipped recipe of that name. Raises ValueError naming the shipped ones."""
+def find_config(path: str) -> Path:
+    """Return the file at `path`, or the shipped recipe of that name. Raises ValueError naming the shipped ones."""
     for file in (Path(path), RECIPES / f"{path}.yaml"):
         if file.is_file():
             return file
@@ -72,8 +75,8 @@ def find(path: str) -> Path:
     raise ValueError(f"no configuration '{path}': neither a file nor a shipped recipe; shipped recipes: {shipped}")
 
 
-def read(file: Path) -> DictConfig:
-    """The file's YAML with its interpolations unresolved. Raises ValueError where it is not a mapping in UTF-8."""
+def read_yaml(file: Path) -> DictConfig:
+    """Parse a file without resolving its interpolations. Raises ValueError unless it is a YAML mapping in UTF-8."""
     try:
         tree = OmegaConf.load(file)
     except yaml.YAMLError as error:
@@ -91,30 +94,30 @@ def read(file: Path) -> DictConfig:
 
 
 def _misread(text: str, prefix: str = "") -> Iterator[str]:
-    """One line for each unquoted value or key of a YAML text that reads otherwise than it looks.
+    """Yield a line for each unquoted value or key of a YAML text that reads otherwise than it looks.
 
-    YAML 1.1 takes `010` for 8, `1:30` for 90, `on` for true and `.5e3` for text. A value that
-    Python reads as the same number is right (`1_000`, `0x10`, `1e5`), and so is one that neither takes for a number.
+    YAML 1.1 reads `010` as 8, `1:30` as 90, `on` as true and `.5e3` as text. A value is fine if Python reads the same
+    number (`1_000`, `0x10`, `1e5`), or if neither reads a number.
     """
-    seen: set[int] = set()  # an alias is the very node that it repeats, so it would be reported twice
-    waiting: list[tuple[str, Any]] = [(prefix, cast(Any, yaml).compose(text, Loader=yaml.SafeLoader))]
-    while waiting:
-        key, node = waiting.pop(0)
+    seen: set[int] = set()  # an alias is the same node as its anchor, and would be reported twice
+    queue: list[tuple[str, Any]] = [(prefix, cast(Any, yaml).compose(text, Loader=yaml.SafeLoader))]
+    while queue:
+        key, node = queue.pop(0)
         if node is None or id(node) in seen:
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             for name, value in cast(list[tuple[Any, Any]], node.value):
                 below = f"{key}.{name.value}" if key else str(name.value)
-                waiting += [(below, name), (below, value)]
+                queue += [(below, name), (below, value)]
         elif isinstance(node, yaml.SequenceNode):
-            waiting += [(f"{key}.{place}", entry) for place, entry in enumerate(cast(list[Any], node.value))]
-        elif node.style is None and (reading := _otherwise(node.value)) is not None:
+            queue += [(f"{key}.{index}", entry) for index, entry in enumerate(cast(list[Any], node.value))]
+        elif node.style is None and (reading := _misreading(node.value)) is not None:
             yield f"  {key}: {node.value} {reading}"
 
 
-def _otherwise(plain: str) -> str | None:
-    """The way in which an unquoted scalar reads otherwise than it looks, with the remedy; None where it does not."""
+def _misreading(plain: str) -> str | None:
+    """Describe how YAML misreads an unquoted scalar, with the remedy; None where it reads as it looks."""
     if plain.lower() in ("yes", "no", "on", "off"):
         return "is read as true or false; write one of those, or put it in quotes"
     if plain == "None":
@@ -139,7 +142,7 @@ def _python_number(text: str) -> int | float | None:
 
 
 def leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in `data` that has no key below it; a list of plain values is one leaf."""
+    """Yield (dotted key, value) of every value in `data` without keys below it; a list of plain values is one leaf."""
     if isinstance(data, dict) and data:
         items = [(str(key), value) for key, value in cast(dict[Any, Any], data).items()]
     elif isinstance(data, list) and any(isinstance(entry, dict) for entry in cast(list[Any], data)):
@@ -152,18 +155,16 @@ def leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_type(data: dict[str, Any], model: type[Settings], file: Path) -> None:
-    """Raises ValueError where a stage is given for a recipe, a recipe for a stage, or one stage for another."""
-    declared = data.get("type")
+    """Raise ValueError for a stage in place of a recipe, a recipe in place of a stage, or a stage of another type."""
+    actual = data.get("type")
     wanted = get_args(model.model_fields["type"].annotation)[0] if "type" in model.model_fields else None
-    if declared != wanted:
-        given, asked = (
-            f"a stage of type '{kind}'" if kind else "a recipe, without 'type'," for kind in (declared, wanted)
-        )
-        raise ValueError(f"{file}: {given} where {asked} is wanted")
+    if actual != wanted:
+        kinds = (f"a stage of type '{name}'" if name else "a recipe, without 'type'," for name in (actual, wanted))
+        raise ValueError(f"{file}: {' where '.join(kinds)} is wanted")
 
 
 def _override(tree: DictConfig, override: str, model: type[Settings]) -> str:
-    """Sets what `override` says in `tree`; returns its key with dots only."""
+    """Apply `override` to `tree`; return its key with dots only."""
     key, equals, raw = override.partition("=")
     parts = key.replace("[", ".").replace("]", "").split(".")
     if not equals or "" in parts:
@@ -184,47 +185,46 @@ def _override(tree: DictConfig, override: str, model: type[Settings]) -> str:
 
 
 def _check_known(parts: list[str], model: type[Settings], data: Any) -> None:
-    """Raises ValueError for the first of `parts` that names no field of the models and no entry of the file."""
+    """Raise ValueError for the first of `parts` that is neither a field of the models nor an entry of the file."""
     annotations: list[Any] = [model]
     node = data
     for part in parts:
-        if isinstance(node, str):  # an interpolation: OmegaConf would write into the key it points at
-            raise ValueError(f"'{part}' stands below the value '{node}'; override that value, or what it points at")
+        if isinstance(node, str):  # an interpolation: OmegaConf would write into the key that it points at
+            raise ValueError(f"'{part}' stands below the value '{node}'; override that value or its source")
         fields = [field for annotation in annotations for below in models_in(annotation) for field in _fields(below)]
         entries = [item_of(annotation) for annotation in annotations if item_of(annotation) is not None]
         if fields:
             known = sorted({name for name, _ in fields})
             annotations = [annotation for name, annotation in fields if name == part]
         elif entries and Any not in entries:
-            known = _keys(node)
+            known = _entry_keys(node)
             annotations = entries
         else:
             return
         if part not in known:
             raise ValueError(unknown_key(part, known))
-        node = _below(node, part)
+        node = _entry(node, part)
 
 
 def _fields(model: type[Settings]) -> list[tuple[str, Any]]:
     return [(name, field.annotation) for name, field in model.model_fields.items()]
 
 
-def _keys(node: Any) -> list[str]:
-    """The keys of a dict, the indices of a list, nothing for anything else."""
+def _entry_keys(node: Any) -> list[str]:
+    """List the keys of a dict or the indices of a list; nothing for other values."""
     if isinstance(node, dict):
         return [str(key) for key in cast(dict[Any, Any], node)]
     return [str(index) for index in range(len(cast(list[Any], node)))] if isinstance(node, list) else []
 
 
-def _below(node: Any, part: str) -> Any:
-    """What stands below `part`, None where the file says nothing of it."""
+def _entry(node: Any, key: str) -> Any:
     if isinstance(node, list):
-        return cast(list[Any], node)[int(part)]
-    return cast(dict[str, Any], node).get(part) if isinstance(node, dict) else None
+        return cast(list[Any], node)[int(key)]
+    return cast(dict[str, Any], node).get(key) if isinstance(node, dict) else None
 
 
 def _covering(key: str, overridden: dict[str, str]) -> list[str]:
-    """The overrides that set `key`, something above it, or something inside it."""
+    """List the overrides that set `key`, a key above it, or a key below it."""
     return [
         text for other, text in overridden.items() if f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.")
     ]

@@ -1,4 +1,4 @@
-"""Which model, in which precision."""
+"""Models and their precision."""
 
 from typing import Literal
 
@@ -15,32 +15,30 @@ class ModelConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights in the forward pass, in training and rollout alike."""
     chat_template: str | None = None
-    """Chat template that replaces the checkpoint's own: a Jinja file, or the name of a shipped one (`chatml`, `llama3`
-    and others: docs/sft.md). None keeps the checkpoint's."""
+    """Chat template that replaces the checkpoint's: a Jinja file, or the name of a shipped one (`chatml`, `llama3` and
+    others: docs/sft.md). None keeps the checkpoint's."""
 
 
 class FirstModelConfig(Settings):
-    """The model that a recipe starts from: a checkpoint, or a fresh one of a given architecture."""
+    """The first model of a recipe: a checkpoint, or a new model of a given architecture."""
 
     path: str | None = None
     """Folder or hub name of the checkpoint; `stage:NAME` takes the result of an earlier stage."""
     init_config: str | None = None
-    """`transformers` config.json of a model to make instead of load: a file, or the name of a shipped one (`tiny`, a
-    DeepSeek-V3 of 2 million parameters; `moe_25m`, of 25 million). Exactly one of `path` and `init_config` is set."""
+    """`transformers` config.json of a new model: a file, or the name of a shipped one (`tiny`, a DeepSeek-V3 of 2
+    million parameters; `moe_25m`, of 25 million). Exactly one of `path` and `init_config` is set."""
     init_seed: int = 0
-    """Seed of a fresh model's weights. Has an effect only with `init_config`."""
+    """Seed of a new model's weights. Has an effect only with `init_config`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights in the forward pass."""
     chat_template: str | None = None
-    """Chat template that replaces the checkpoint's own: a Jinja file, or the name of a shipped one (`chatml`, `llama3`
-    and others: docs/sft.md). None keeps the checkpoint's."""
+    """Chat template that replaces the checkpoint's: a Jinja file, or the name of a shipped one (`chatml`, `llama3` and
+    others: docs/sft.md). None keeps the checkpoint's."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "FirstModelConfig":
         if (self.path is None) == (self.init_config is None):
             raise ValueError("set exactly one of 'path' and 'init_config'")
-        if self.init_config is None and self.init_seed:
-            raise ValueError("init_seed has no effect without init_config; remove it")
         if self.init_config is not None and self.chat_template is not None:
             raise ValueError("chat_template has no effect with init_config, whose tokenizer brings its own; remove it")
         return self

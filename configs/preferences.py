@@ -1,4 +1,4 @@
-"""Preference data: what is sampled or read, and what is kept of it."""
+"""Preference data: comparisons that are sampled or read, and filters on them."""
 
 from typing import Literal
 
@@ -8,46 +8,46 @@ from configs.base import Settings
 from configs.data import ComparisonData, PromptData
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
-from configs.sample import check_asked, check_name
+from configs.sample import check_prompts, check_source_name
 from configs.sampling import RolloutConfig, SamplingConfig
 
 
 class SampledPairs(Settings):
-    """Pairs of the model's own answers, told apart by a reward (DeepSeek-V2 section 4.2: compiler feedback for code,
+    """Pairs of the model's own answers, ranked by a reward (DeepSeek-V2 section 4.2: compiler feedback for code,
     ground-truth labels for mathematics)."""
 
     prompts: PromptData
-    """What is asked, and the truth to judge by."""
+    """Prompts, each with the truth to judge by."""
     reward: RewardSpec
-    """Who judges the answers."""
+    """Reward that judges the answers."""
     domain: str
-    """What the pairs are called in shares, figures and the rows."""
+    """Domain of the pairs, in shares, figures and rows."""
 
 
 class ReadPairs(Settings):
-    """Comparisons that somebody else has made."""
+    """Comparisons from an existing data set."""
 
     data: ComparisonData
-    """Where they come from, and in which form."""
+    """Source and format of the comparisons."""
     domain: str
-    """What they are called in shares, figures and the rows, where a row has no domain of its own."""
+    """Domain in shares, figures and rows, for rows without a domain of their own."""
 
 
 class PairFilters(Settings):
-    """What a comparison must be like to be kept; every dropped one is counted by its reason. The order of the rows does
-    not decide which."""
+    """Filters on comparisons. Each dropped comparison is counted by its reason; the order of the rows plays no part."""
 
     min_margin: float = Field(default=0.0, ge=0)
-    """Smallest difference of the scores of best and worst answer, where there are scores. Equal ones are dropped."""
+    """Smallest difference between the scores of best and worst answer, where there are scores. Pairs with equal scores
+    are dropped."""
     pairs_per_prompt: int = Field(default=1, ge=1)
-    """Most comparisons of one prompt within a domain, the widest margins first."""
+    """Most comparisons of one prompt within a domain; the widest margins are kept."""
     max_similarity: float = Field(default=1.0, ge=0.5, le=1)
-    """Jaccard similarity of the word trigrams of two comparisons past which one of them is dropped as the other's
-    near-duplicate. Comparisons of one prompt are no duplicates of each other. 1 drops exact duplicates only."""
+    """Largest Jaccard similarity of the word trigrams of two comparisons; above it one of them is dropped as a
+    near-duplicate. Comparisons of the same prompt are not compared. 1 drops exact duplicates only."""
     max_length_ratio: float | None = Field(default=None, gt=1)
     """Largest ratio of the longer to the shorter of best and worst answer, in characters. None allows any."""
     balance_length: bool = False
-    """Drop pairs until, within each domain, the better answer is the longer one no more often than the shorter."""
+    """Drop pairs until, within each domain, the better answer is the longer one in at most half of them."""
 
 
 class PreferencesConfig(Settings):
@@ -56,27 +56,28 @@ class PreferencesConfig(Settings):
     type: Literal["preferences"]
     """Selects this stage."""
     model: ModelConfig | None = None
-    """Whose answers are sampled. Set together with `sampled`."""
+    """Model whose answers are sampled. Set together with `sampled`."""
     sampled: dict[str, SampledPairs] = Field(default_factory=dict[str, SampledPairs])
-    """Pairs to make, by the name of their source."""
+    """Pairs to sample, by the name of their source."""
     read: dict[str, ReadPairs] = Field(default_factory=dict[str, ReadPairs])
     """Comparisons to read, by the name of their source."""
     samples: int = Field(default=8, ge=2)
-    """Answers k sampled for a prompt."""
+    """Answers k sampled for each prompt."""
     sampling: SamplingConfig | None = None
-    """How answers are drawn. Set together with `sampled`."""
+    """Sampling of the answers. Set together with `sampled`."""
     rollout: RolloutConfig | None = None
-    """The vLLM engines. Set together with `sampled`."""
+    """vLLM engines. Set together with `sampled`."""
     reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
-    """Where the rewards run."""
+    """Processes that judge."""
     filters: PairFilters = Field(default_factory=PairFilters)
-    """What is kept."""
+    """Filters on all comparisons."""
     shares: dict[str, float] = Field(default_factory=dict[str, float])
-    """Share of each domain in what is kept, adding up to 1; domains are cut down to the scarcest. Empty keeps all."""
+    """Share of each domain in the result, adding up to 1; larger domains are reduced to fit the scarcest. Empty keeps
+    all."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the prompts that goes to the split `held_out`, chosen by the hash of the prompt."""
+    """Share of the prompts in the split `held_out`, by the hash of the prompt."""
     seed: int = Field(default=0, ge=0)
-    """Seed of sampling and of what is cut."""
+    """Seed of sampling and of the reduction to `shares`."""
 
     @model_validator(mode="after")
     def _sound(self) -> "PreferencesConfig":
@@ -86,7 +87,7 @@ class PreferencesConfig(Settings):
         if both:
             raise ValueError(f"'{both[0]}' is a name in both 'sampled' and 'read'; rename one")
         for name, source in self.read.items():
-            check_name(f"read.{name}")
+            check_source_name(f"read.{name}")
             if source.data.max_length != ComparisonData.model_fields["max_length"].default:
                 raise ValueError(f"read.{name}.data.max_length has no effect before there is a tokenizer; remove it")
         if self.shares and (min(self.shares.values()) <= 0 or abs(sum(self.shares.values()) - 1) > 1e-6):
@@ -95,10 +96,10 @@ class PreferencesConfig(Settings):
 
     @model_validator(mode="after")
     def _can_sample(self) -> "PreferencesConfig":
-        given = {name for name in ("model", "sampling", "rollout") if getattr(self, name) is not None}
-        if given and not self.sampled:
-            raise ValueError(f"'{sorted(given)[0]}' has no effect without 'sampled'; remove it")
-        missing = {"model", "sampling", "rollout"} - given
+        present = {name for name in ("model", "sampling", "rollout") if getattr(self, name) is not None}
+        if present and not self.sampled:
+            raise ValueError(f"'{sorted(present)[0]}' has no effect without 'sampled'; remove it")
+        missing = {"model", "sampling", "rollout"} - present
         if self.sampled and missing:
             raise ValueError(f"'sampled' needs '{sorted(missing)[0]}'")
         if self.sampling is None or self.rollout is None:
@@ -106,5 +107,5 @@ class PreferencesConfig(Settings):
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature=0 makes every answer the same; set it above 0")
         for name, source in self.sampled.items():
-            check_asked(f"sampled.{name}", source.prompts, source.reward, self.sampling, self.rollout)
+            check_prompts(f"sampled.{name}", source.prompts, source.reward, self.sampling, self.rollout)
         return self

@@ -1,7 +1,7 @@
-"""`stage:NAME`: how one stage of a recipe takes what another one made.
+"""References between the stages of a recipe: `stage:NAME` stands for the result of an earlier stage.
 
-Any text value of a stage may be a reference: a model's path, a data set's, an argument of a reward. What is recorded of
-a stage keeps the reference; what runs has the folder in its place.
+Any text value of a stage may be a reference: the path of a model or data set, an argument of a reward. The recorded
+configuration keeps the reference; the one that runs has the folder in its place.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from configs.base import Settings, walk
 
 PREFIX = "stage:"
 
-S = TypeVar("S", bound=Settings)
+_S = TypeVar("_S", bound=Settings)
 
 
 def references(config: Settings) -> dict[str, str]:
-    """By dotted key the name of the stage that each reference of `config` points at."""
+    """Map the dotted key of each reference in `config` to the stage that it names."""
     return {
         key: value.removeprefix(PREFIX)
         for key, value in walk(config)
@@ -24,16 +24,16 @@ def references(config: Settings) -> dict[str, str]:
     }
 
 
-def resolved(config: S, folder_of: Callable[[str], Path]) -> S:
-    """`config` with the folder `folder_of(NAME)` in the place of every `stage:NAME`."""
-    return type(config).model_validate(_replaced(config.model_dump(), folder_of))
+def resolve_references(config: _S, folder_of: Callable[[str], Path]) -> _S:
+    """Replace every `stage:NAME` in `config` by the folder `folder_of(NAME)`."""
+    return type(config).model_validate(_resolve(config.model_dump(), folder_of))
 
 
-def _replaced(node: Any, folder_of: Callable[[str], Path]) -> Any:
+def _resolve(node: Any, folder_of: Callable[[str], Path]) -> Any:
     if isinstance(node, dict):
-        return {key: _replaced(value, folder_of) for key, value in cast(dict[Any, Any], node).items()}
+        return {key: _resolve(value, folder_of) for key, value in cast(dict[Any, Any], node).items()}
     if isinstance(node, list):
-        return [_replaced(value, folder_of) for value in cast(list[Any], node)]
+        return [_resolve(value, folder_of) for value in cast(list[Any], node)]
     if isinstance(node, str) and node.startswith(PREFIX):
         return str(folder_of(node.removeprefix(PREFIX)))
     return node

@@ -17,13 +17,13 @@ class PairwiseLoss(Settings):
     type: Literal["pairwise"]
     """Selects this loss."""
     margin: float = Field(default=0.0, ge=0)
-    """Coefficient of the pair's difference of scores, the margin that is wanted of the model. 0 wants none."""
+    """Coefficient of the pair's difference of scores in the margin. 0 applies no margin."""
     center: float = Field(default=0.0, ge=0)
-    """Coefficient of (r_better + r_worse)^2, which keeps the scores' mean near 0."""
+    """Coefficient of (r_better + r_worse)^2, a penalty that keeps the mean score near 0."""
 
 
 class PointwiseLoss(Settings):
-    """Regression to the answer's score, or its binary form."""
+    """Regression to the answer's score, or binary cross-entropy with it."""
 
     type: Literal["pointwise"]
     """Selects this loss."""
@@ -37,35 +37,35 @@ class RewardModelConfig(Settings):
     type: Literal["rm"]
     """Selects this stage."""
     model: ModelConfig
-    """Where training starts: a language model, which gets a new head, or a reward model."""
+    """First weights: a language model, which gets a new head, or a reward model."""
     data: ComparisonData
-    """What is learned."""
+    """Comparisons to learn from."""
     eval_data: dict[str, ComparisonData] = Field(default_factory=dict[str, ComparisonData])
-    """Held-out comparisons by name; RewardBench's files are of the form `pair`, with `columns: {domain: subset}`."""
+    """Held-out comparisons by name; RewardBench's files have the form `pair`, with `columns: {domain: subset}`."""
     eval_every_steps: int = Field(default=0, ge=0)
-    """Steps between evaluations; 0 evaluates only after the last. Set together with eval_data."""
+    """Steps between evaluations; the last step is always evaluated. Set together with eval_data."""
     loss: Annotated[PairwiseLoss | PointwiseLoss, Field(discriminator="type")]
-    """The loss."""
+    """Loss."""
     comparisons_per_step: int = Field(ge=1)
     """Comparisons of one optimizer step, over all ranks."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps. Exactly one of `steps` and `epochs` is set."""
     epochs: int | None = Field(default=None, ge=1)
-    """Passes over the data, the last incomplete step of each carried into the next."""
+    """Passes over the data; a step may span two passes."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
-    """The DeepSpeed ranks."""
+    """DeepSpeed ranks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    """How often the stage can be resumed from."""
+    """Checkpoints to resume from."""
     seed: int = Field(default=0, ge=0)
     """Seed of the data order and of the head's first weights."""
 
     @model_validator(mode="after")
     def _sound(self) -> "RewardModelConfig":
-        strange = [name for name in self.eval_data if not re.fullmatch(r"[A-Za-z0-9_.-]+", name)]
-        if strange:
-            raise ValueError(f"eval_data: '{strange[0]}' names files; use letters, digits, '_', '.' and '-' only")
+        invalid = [name for name in self.eval_data if not re.fullmatch(r"[A-Za-z0-9_.-]+", name)]
+        if invalid:
+            raise ValueError(f"eval_data: '{invalid[0]}' names files; use letters, digits, '_', '.' and '-' only")
         check_length(self.steps, self.epochs, self.optimizer.schedule)
         if not self.eval_data and self.eval_every_steps:
             raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")

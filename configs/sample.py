@@ -13,44 +13,44 @@ from configs.sampling import RolloutConfig, SamplingConfig
 
 
 class SampledDomain(Settings):
-    """Prompts of one domain, and which answers to them are kept."""
+    """Prompts of one domain, and the selection of their answers."""
 
     prompts: PromptData
-    """What is asked, and the truth to judge by."""
+    """Prompts, each with the truth to judge by."""
     reward: RewardSpec | None = None
-    """Who verifies the answers. None keeps answers unverified."""
+    """Reward that verifies the answers. None keeps unverified answers."""
     min_score: float = 1.0
-    """Score from which on an answer may be kept. Has an effect only with `reward`."""
+    """Lowest score of an answer that is kept. Has an effect only with `reward`."""
     keep: int = Field(default=1, ge=1)
-    """Answers kept of one prompt: the best scores, and of equal ones the shortest. Equal texts are kept once."""
+    """Answers kept of each prompt: those with the best scores, the shortest of equal ones; equal texts once."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest answer kept, in tokens. None keeps any that ended."""
     max_rows: int | None = Field(default=None, ge=1)
-    """Most conversations kept of this domain, drawn by the seed. None keeps all."""
+    """Most conversations of this domain, drawn at random by the seed. None keeps all."""
 
 
 class SampleConfig(Settings):
-    """Conversations made of a model's own verified answers: rejection sampling, or distillation where `model` is
-    another than the one that will be trained."""
+    """Training conversations from a model's verified answers: rejection sampling, or distillation where another model
+    will be trained."""
 
     type: Literal["sample"]
     """Selects this stage."""
     model: ModelConfig
-    """Who answers."""
+    """Model that answers."""
     domains: dict[str, SampledDomain] = Field(min_length=1)
-    """What is asked, by the name of the domain."""
+    """Prompts by the name of their domain."""
     samples: int = Field(default=8, ge=1)
-    """Answers k sampled for a prompt."""
+    """Answers k sampled for each prompt."""
     sampling: SamplingConfig
-    """How answers are drawn."""
+    """Sampling of the answers."""
     rollout: RolloutConfig
-    """The vLLM engines."""
+    """vLLM engines."""
     reward_pool: RewardPoolConfig = Field(default_factory=RewardPoolConfig)
-    """Where the rewards run."""
+    """Processes that judge."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the prompts that goes to the split `held_out`, chosen by the hash of the prompt."""
+    """Share of the prompts in the split `held_out`, by the hash of the prompt."""
     seed: int = Field(default=0, ge=0)
-    """Seed of sampling and of what is cut."""
+    """Seed of sampling and of `max_rows`."""
 
     @model_validator(mode="after")
     def _sound(self) -> "SampleConfig":
@@ -61,21 +61,15 @@ class SampleConfig(Settings):
                 raise ValueError(f"domains.{name}.keep={domain.keep} is more than samples={self.samples}")
             if domain.reward is None and domain.min_score != 1.0:
                 raise ValueError(f"domains.{name}.min_score has no effect without a reward; remove it")
-            if domain.max_tokens is not None and domain.max_tokens >= self.sampling.max_tokens:
-                raise ValueError(
-                    f"domains.{name}.max_tokens={domain.max_tokens} has no effect with sampling.max_tokens="
-                    f"{self.sampling.max_tokens}; lower or remove it"
-                )
-            check_asked(f"domains.{name}", domain.prompts, domain.reward, self.sampling, self.rollout)
+            check_prompts(f"domains.{name}", domain.prompts, domain.reward, self.sampling, self.rollout)
         return self
 
 
-def check_asked(
+def check_prompts(
     key: str, prompts: PromptData, reward: RewardSpec | None, sampling: SamplingConfig, rollout: RolloutConfig
 ) -> None:
-    """Raises ValueError where prompts below `key` and their answers don't fit the engine, and where a setting of the
-    reward would have no effect."""
-    check_name(key)
+    """Raise ValueError for prompts below `key` that leave no room for an answer, or reward settings without effect."""
+    check_source_name(key)
     if prompts.reward is not None or (reward is not None and (reward.weight != 1 or reward.gate is not None)):
         raise ValueError(f"{key}: prompts.reward, reward.weight and reward.gate have no effect here; remove them")
     if prompts.max_prompt_length + sampling.max_tokens > rollout.max_model_len:
@@ -85,7 +79,7 @@ def check_asked(
         )
 
 
-def check_name(key: str) -> None:
-    """Raises ValueError where the last part of `key`, a name that the user gave, does not do as a file's."""
+def check_source_name(key: str) -> None:
+    """Raise ValueError where the last part of `key`, the user's name of a source, can't be the name of a file."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", key.partition(".")[2]):
         raise ValueError(f"{key}: its name becomes a file's; write it with letters, digits, '_' and '-'")

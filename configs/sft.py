@@ -12,16 +12,16 @@ from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig, chec
 
 
 class MtpConfig(Settings):
-    """Multi-token prediction (DeepSeek-V3 section 2.2): modules that guess further ahead, trained beside the model, for
-    speculative decoding. Needs a DeepSeek-V3 model; one that has no modules yet gets new ones."""
+    """Multi-token prediction (DeepSeek-V3 section 2.2): modules that predict further ahead, trained with the model, for
+    speculative decoding. Needs a DeepSeek-V3 model; one without modules gets new ones."""
 
     weight: float = Field(default=0.3, gt=0)
-    """What the modules' mean loss is multiplied by: 0.3 in DeepSeek-V3's first 10T tokens, then 0.1."""
+    """Factor of the modules' mean loss: 0.3 in DeepSeek-V3's first 10T tokens, then 0.1."""
     depth: int = Field(default=1, ge=1)
-    """Modules: module k predicts the token k after the next. As many as the checkpoint has, if it has any."""
+    """Number of modules; module k predicts the k-th token after the next. Must be the checkpoint's, if it has any."""
     detached: bool = False
-    """Train the modules alone: nothing of their loss reaches the model, its embedding and its head. Under AdamW their
-    weight then only says how much they count in the gradient's norm that is clipped."""
+    """Train the modules alone: their gradient does not reach the model, its embedding or its head. Under AdamW the
+    weight then only counts in the clipped gradient norm."""
 
 
 class SFTConfig(Settings):
@@ -30,29 +30,29 @@ class SFTConfig(Settings):
     type: Literal["sft"]
     """Selects this stage."""
     model: FirstModelConfig
-    """Where training starts."""
+    """First weights."""
     data: ConversationData
-    """What is learned."""
+    """Conversations to learn from."""
     eval_data: ConversationData | None = None
     """Held-out conversations for the evaluation loss. None measures none."""
     eval_every_steps: int = Field(default=0, ge=0)
-    """Steps between evaluation losses; 0 measures only after the last. Set together with eval_data."""
+    """Steps between evaluation losses; the last step is always measured. Set together with eval_data."""
     conversations_per_step: int = Field(ge=1)
     """Conversations of one optimizer step, over all ranks."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps. Exactly one of `steps` and `epochs` is set."""
     epochs: int | None = Field(default=None, ge=1)
-    """Passes over the data, the last incomplete step of each carried into the next."""
+    """Passes over the data; a step may span two passes."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
     mtp: MtpConfig | None = None
     """Modules for multi-token prediction. None leaves them out, of the result too."""
     balance: Balance | None = None
-    """How the load of a mixture's experts is kept even. None leaves the gates to the loss."""
+    """Balance of the load of a mixture's experts. None applies none."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
-    """The DeepSpeed ranks."""
+    """DeepSpeed ranks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    """How often the stage can be resumed from."""
+    """Checkpoints to resume from."""
     seed: int = Field(default=0, ge=0)
     """Seed of the data order."""
 

@@ -1,4 +1,4 @@
-"""The stages by type, and a recipe of them."""
+"""Stages by type, and a recipe of stages."""
 
 from typing import Annotated
 
@@ -26,48 +26,49 @@ STAGES: dict[str, type[AnyStage]] = {
     "gate": GateConfig,
 }
 
-RESULTS = {"sft": "hf", "grpo": "hf", "gate": "hf", "rm": "hf", "preferences": "data", "sample": "data"}
-"""Folder of what a stage of each type makes, in its own; `stage:NAME` stands for it. An evaluation makes none."""
+RESULT_FOLDERS = {"sft": "hf", "grpo": "hf", "gate": "hf", "rm": "hf", "preferences": "data", "sample": "data"}
+"""Folder of a stage's result within its own, by type; `stage:NAME` stands for it. An evaluation has none."""
 
 LANGUAGE_MODELS = ("sft", "grpo", "gate")
 
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
-"""A stage is a folder of its run, and a part of the name of its job."""
+"""A stage's name is also the name of its folder in the run, and a part of its job's."""
 
 
 class Recipe(Settings):
-    """Stages, each after those that it refers to; `stage:NAME` hands one's result to another."""
+    """Stages in order. `stage:NAME` stands for the result of an earlier stage."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    """Name of the run: its folder below `runs_dir`."""
+    """Name of the run, and of its folder below `runs_dir`."""
     runs_dir: str = "runs"
-    """Folder the run's folder is made in."""
+    """Folder that holds the run's folder."""
     seed: int | None = None
-    """A number that stages may refer to as `${seed}`, so that one override reseeds the whole recipe."""
+    """A seed that stages may refer to as `${seed}`, so that one override reseeds the whole recipe."""
     stages: dict[StageName, StageConfig] = Field(min_length=1)
-    """The stages by name. A stage stands after those that it refers to; those that don't need each other may run side
-    by side."""
+    """Stages by name, each after those that it refers to. Independent stages may run in parallel."""
 
     @model_validator(mode="after")
     def _known_parents(self) -> "Recipe":
         if "evaluations" in self.stages:
             raise ValueError("stages.evaluations: the run keeps a folder of that name; rename the stage")
-        seen: dict[str, str] = {}
+        types: dict[str, str] = {}
         for name, stage in self.stages.items():
             for key, parent in references(stage).items():
                 where = f"stages.{name}.{key}='stage:{parent}'"
-                if parent not in seen:
-                    raise ValueError(f"{where}: no earlier stage '{parent}'; earlier stages: {list(seen)}")
-                fitting = _fitting(key, stage.type)
-                if seen[parent] not in fitting:
-                    raise ValueError(f"{where}: a stage of type '{seen[parent]}', but {' or '.join(fitting)} fits here")
-            seen[name] = stage.type
+                if parent not in types:
+                    raise ValueError(f"{where}: no earlier stage '{parent}'; earlier stages: {list(types)}")
+                fitting = _fitting_types(key, stage.type)
+                if types[parent] not in fitting:
+                    raise ValueError(
+                        f"{where}: a stage of type '{types[parent]}', but {' or '.join(fitting)} fits here"
+                    )
+            types[name] = stage.type
         return self
 
     @model_validator(mode="after")
     def _known_gates(self) -> "Recipe":
         names = list(self.stages)
-        for place, (name, stage) in enumerate(self.stages.items()):
+        for index, (name, stage) in enumerate(self.stages.items()):
             gate = stage.validation.gate if isinstance(stage, GRPOConfig) and stage.validation else None
             if gate is None or gate.endswith((".yaml", ".yml")):
                 continue
@@ -77,13 +78,13 @@ class Recipe(Settings):
             if self.stages[gate].type != "gate":
                 raise ValueError(f"{where} is a stage of type {self.stages[gate].type}")
             for key, parent in references(self.stages[gate]).items():
-                if key.startswith("suites.") and parent not in names[:place]:
+                if key.startswith("suites.") and parent not in names[:index]:
                     raise ValueError(f"{where}: its {key}='stage:{parent}' is not made before '{name}' is")
         return self
 
 
-def _fitting(key: str, stage_type: str) -> tuple[str, ...]:
-    """Types of the stages whose result may stand at `key` of a stage of `stage_type`."""
+def _fitting_types(key: str, stage_type: str) -> tuple[str, ...]:
+    """Return the types of the stages whose result fits at `key` of a stage of `stage_type`."""
     parts = key.split(".")
     if "source" in parts:
         return ("preferences", "sample")

@@ -35,9 +35,9 @@ class StepDecaySchedule(Settings):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
     factor: float = Field(default=0.316, gt=0, lt=1)
-    """What the learning rate is multiplied with at each milestone."""
+    """Factor of the learning rate at each milestone."""
     milestones: list[float] = Field(default=[0.6, 0.9], min_length=1)
-    """Shares of all steps, ascending, at which the factor applies."""
+    """Milestones as shares of all steps, ascending."""
 
     @model_validator(mode="after")
     def _ascending(self) -> "StepDecaySchedule":
@@ -57,27 +57,26 @@ class OptimizerConfig(Settings):
     betas: list[float] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
     """AdamW's decay rates of the first and second moment."""
     moments: Literal["float32", "bfloat16"] = "float32"
-    """What AdamW keeps its moments in. `bfloat16` halves their memory, as DeepSeek-V3 does; master weights stay
-    float32."""
+    """Precision of AdamW's moments. `bfloat16` halves their memory, as in DeepSeek-V3; master weights stay float32."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, on matrices only."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    """Largest global norm of the gradient; a larger one is scaled down."""
     schedule: Schedule = Field(default_factory=lambda: ConstantSchedule(type="constant"))
-    """How the learning rate moves over the steps."""
+    """Schedule of the learning rate."""
 
     @model_validator(mode="after")
     def _moments_move(self) -> "OptimizerConfig":
         if self.moments == "bfloat16" and max(self.betas) > 1 - 2**-8:
             raise ValueError(
-                f"moments='bfloat16' stand still with betas={self.betas}: what one step changes is rounded away; set "
+                f"moments='bfloat16' stand still with betas={self.betas}: the change of one step is rounded away; set "
                 "betas of 0.996 at most, or moments: float32"
             )
         return self
 
 
 def check_length(steps: int | None, epochs: int | None, schedule: Schedule) -> None:
-    """Raises ValueError unless exactly one of steps and epochs is set, and the warm-up ends within the steps."""
+    """Raise ValueError unless exactly one of steps and epochs is set, and the warm-up ends within the steps."""
     if (steps is None) == (epochs is None):
         raise ValueError("set exactly one of 'steps' and 'epochs'")
     if steps is not None and schedule.warmup_steps >= steps:
@@ -85,44 +84,44 @@ def check_length(steps: int | None, epochs: int | None, schedule: Schedule) -> N
 
 
 def num_steps(steps: int | None, epochs: int | None, *, rows: int, rows_per_step: int) -> int:
-    """Optimizer steps: `steps`, or as many as `epochs` passes over `rows` take; the last may be fed from the next."""
+    """Return the number of optimizer steps: `steps`, or those of `epochs` passes over `rows`, rounded up."""
     return steps or -(-rows * (epochs or 1) // rows_per_step)
 
 
 class OffloadConfig(Settings):
-    """What GPUs leave to the machine that they are in: the optimizer's master weights, moments and gradients."""
+    """Offload of the optimizer's master weights, moments and gradients from the GPUs to their machine."""
 
     parameters: bool = False
-    """The weights too, fetched a layer at a time. Needs zero_stage 3."""
+    """Offload the weights too; they are fetched layer by layer. Needs zero_stage 3."""
     nvme: str | None = None
-    """A folder on an NVMe drive of each machine that takes them, in the place of its memory. Needs zero_stage 3."""
+    """Folder on an NVMe drive of each machine, used instead of its memory. Needs zero_stage 3."""
 
 
 class TrainerConfig(Settings):
-    """The DeepSpeed ranks."""
+    """DeepSpeed ranks."""
 
     num_ranks: int = Field(default=1, ge=1)
-    """Training processes, each a Ray actor: one a GPU, or one a few CPU cores."""
+    """Training processes, each a Ray actor: one for each GPU, or one for a few CPU cores."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of one rank; 0 divides the machine's cores among its ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 and gradients, 3 and weights)."""
+    """DeepSpeed ZeRO stage, which shards over ranks: 1 the optimizer, 2 gradients too, 3 weights too."""
     expert_parallel_size: int = Field(default=1, ge=1)
     """Ranks that share the routed experts of a layer, each holding a part of them (DeepSpeed's AutoEP). Divides
-    `num_ranks` and the model's experts; needs zero_stage >= 1 and a model of DeepSeek-V2's or -V3's kind."""
+    `num_ranks` and the model's experts; needs zero_stage >= 1 and a DeepSeek-V2 or -V3 model."""
     micro_batch_tokens: int = Field(default=8192, ge=16)
-    """Tokens of one forward pass of one rank. Sequences are packed up to it; a longer one goes alone."""
+    """Tokens of one forward pass of one rank. Sequences are packed up to it; a longer one runs alone."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     fp8: bool = False
-    """Multiply in FP8 as DeepSeek-V3 does: attention's and MLPs' projections and experts, forward and backward.
-    Weights and optimizer keep their precision. Hopper GPUs gain by it; elsewhere a slower reference does the same
-    sums."""
+    """Multiply in FP8 as DeepSeek-V3 does: projections of attention and MLPs, and experts, forward and backward.
+    Weights and optimizer keep their precision. Faster on Hopper GPUs; elsewhere a slower reference computes the same
+    result."""
     offload: OffloadConfig | None = None
-    """Less memory of GPUs for a longer update; `{}` moves the optimizer to the machine's memory. Has an effect on GPUs
-    only, and needs zero_stage >= 1."""
+    """Offload from GPUs: less memory, a longer update. `{}` moves the optimizer to the machine's memory. Needs GPUs and
+    zero_stage >= 1."""
     timeout_seconds: float = Field(default=600.0, gt=0)
-    """Longest a training call may take before the run stops with the reason."""
+    """Longest time for a training call; after it the run stops with the reason."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> "TrainerConfig":
@@ -142,9 +141,9 @@ class TrainerConfig(Settings):
 
 
 class CheckpointConfig(Settings):
-    """How often a run can be resumed from."""
+    """Checkpoints that a run can resume from."""
 
     every_steps: int = Field(default=10, ge=1)
-    """Write the trainer's whole state every so many steps, and always after the last."""
+    """Steps between checkpoints of the whole training state; the last step always has one."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints kept; older ones are removed."""
+    """Number of newest checkpoints to keep; older ones are removed."""

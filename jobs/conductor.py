@@ -25,7 +25,7 @@ from configs.stages import Recipe
 from jobs.command import exit_code, explain, plain_table, quieten
 from jobs.stage_job import RESULT_FILE, StageResult
 from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
-from pipeline.cluster.demand import Demand, Node, demand, machines
+from pipeline.cluster.demand import Demand, Node, describe_nodes, stage_demand
 from pipeline.cluster.machine import refuse_here
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
@@ -110,8 +110,8 @@ class Conductor:
             self._stages[name].reason = f"needs {', '.join(missing)}"
         for name in ready(self._graph, waiting, done):
             stage = self._stages[name]
-            in_use = sum(self._demand(other).share(self._nodes)[0] for other in self._running)
-            needed, capacity = self._demand(name).share(self._nodes)
+            in_use = sum(self._demand(other).scarce_resource(self._nodes)[0] for other in self._running)
+            needed, capacity = self._demand(name).scarce_resource(self._nodes)
             if self._running and in_use + needed > capacity:
                 unit = "GPUs" if any(node.gpus for node in self._nodes) else "cores"
                 users = ", ".join(self._running)
@@ -121,7 +121,7 @@ class Conductor:
         _publish(self._record)
 
     def _demand(self, name: str) -> Demand:
-        return demand(self._order.recipe.stages[name], self._order.recipe)
+        return stage_demand(self._order.recipe.stages[name], self._order.recipe)
 
     def _submit(self, name: str, stage: StageRecord) -> None:
         folder = self._order.folder
@@ -247,23 +247,23 @@ def conduct(order: Order) -> Ending:
 
 def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     from pipeline.cluster.room import nodes
-    from pipeline.run.dry_run import Choice, dry_run, refuse_problems
+    from pipeline.run.dry_run import StageSelection, dry_run, refuse_problems
 
     record.address = record.address or jobs.address
     # A conductor that was killed leaves jobs on a cluster that still runs.
     survivors = jobs.stop(jobs.running(order.folder, stages=True))
     if survivors:
         raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(survivors)}")
-    planned = dry_run(order.recipe, order.folder, Choice(order.start, order.until, order.only))
+    planned = dry_run(order.recipe, order.folder, StageSelection(order.start, order.until, order.only))
     cluster_nodes = nodes()
     refuse_problems(planned)
     for stage in planned:
         stage_record = record.stages[stage.name]
-        if stage.standing == "done":
+        if stage.progress == "done":
             stage_record.state, stage_record.reused = Ending.DONE.word, True
-        elif not stage.chosen:
+        elif not stage.selected:
             stage_record.state = State.LEFT_OUT
-        elif impossible := demand(stage.config, order.recipe).never(cluster_nodes):
+        elif impossible := stage_demand(stage.config, order.recipe).why_impossible(cluster_nodes):
             raise ValueError(f"{stage.name}: {impossible}")
     write_atomic(order.folder / RECIPE, order.recipe.model_dump_json(indent=1))
     record.reason = ""
@@ -330,10 +330,12 @@ def _print_plan(record: RunRecord, order: Order, nodes: list[Node]) -> None:
     table = plain_table("stage", "", "asks for", "after")
     for name, stage in record.stages.items():
         state = "reused" if stage.reused else stage.state
-        table.add_row(name, state, str(demand(order.recipe.stages[name], order.recipe)), ", ".join(stage.waits_for))
+        table.add_row(
+            name, state, str(stage_demand(order.recipe.stages[name], order.recipe)), ", ".join(stage.waits_for)
+        )
     console = Console()
     console.print(table)
-    console.print(f"cluster: {machines(nodes)}; run folder {order.folder}", highlight=False, soft_wrap=True)
+    console.print(f"cluster: {describe_nodes(nodes)}; run folder {order.folder}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""Why a run stopped itself."""
+"""Errors that end a run in a state that it can resume from."""
 
 
 class RunStopped(Exception):
-    """The run found a reason not to go on (a sync that could not be proven, rewards that can't be trusted, a call that
-    timed out) and left a folder it can be resumed from. The message says what happened and what to do."""
+    """The run stopped itself: a weight sync was not proven, rewards kept failing, a call timed out. The message gives
+    the cause and the remedy."""
 
 
 class DecisionNeeded(Exception):
-    """A gate could not decide, and was told to ask. The message says what is undecided and how to answer."""
+    """A gate with `on_undecided: ask` could not decide. The message gives the open rules and the command to decide."""

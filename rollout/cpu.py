@@ -1,10 +1,10 @@
-"""vLLM on the CPU: what it can't do is refused, what it does wrong is mended, what it does slowly is avoided.
+"""Settings, refusals and patches for vLLM on the CPU.
 
-vLLM 0.32.0 is silently wrong in three places there:
+vLLM 0.32.0 computes wrong results there, without an error, in three places that are patched here:
 
-* its rotary kernel takes the queries of DeepSeek's attention, [tokens, heads, rope], for one head;
-* a reload leaves the experts in the checkpoint's layout, where the kernel reads its packed one;
-* a reload leaves an output head that is tied to the embedding with the packed copy of the weights before.
+* The rotary kernel treats the queries of DeepSeek's attention, [tokens, heads, rope], as one head.
+* A reload leaves experts in the checkpoint's layout, but the kernel reads its own packed layout.
+* A reload leaves the packed copy of an output head that is tied to the embedding at its old weights.
 """
 
 import inspect
@@ -24,31 +24,31 @@ from configs.sampling import RolloutConfig
 from rollout.checkpoint import checkpoint_shapes, refuse_head_size
 
 FP8_WIDTH = 32
-"""The FP8 product of the CPU takes inputs in multiples of this. vLLM pads experts, but no other map."""
+"""The CPU's FP8 product needs input sizes that are multiples of this. vLLM pads those of experts only."""
 _MAP = re.compile(r"(?<!\.experts)\.[^.]*_proj(_with_mqa)?\.weight$")
 
 
 def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
-    """What vLLM's LLM needs to hear on the CPU, after it was mended. Raises ValueError for what can't be done there."""
+    """Patch vLLM for the CPU and return its arguments. Raises ValueError for a model or setting it can't compute."""
     if config.tensor_parallel_size > 1:
         raise ValueError(
             f"rollout.tensor_parallel_size={config.tensor_parallel_size} needs accelerators; set it to 1 on the CPU"
         )
     refuse_head_size(model)
     _refuse_fp8(model, config)
-    _mend_rotary_kernel()
-    _mend_expert_reload()
-    _leave_uncompiled()
-    # DeepSeek's attention runs with its keys and values expanded: a quarter faster here than over the latent cache,
-    # whose CPU kernel can neither share a prompt within its group nor take a latent size other than 576.
+    _patch_rotary_kernel()
+    _patch_expert_reload()
+    _skip_compilation()
+    # Expand the keys and values of DeepSeek's attention: a quarter faster than the latent cache, whose CPU kernel can't
+    # share a prompt within its group and takes no latent size but 576.
     os.environ.setdefault("VLLM_MLA_DISABLE", "1")
-    # A small block, so that even short prompts are shared. Where the latent cache is asked for all the same, the
-    # backend named is the only one that computes in float32; others ignore it.
+    # Small blocks share even short prompts. CPU_MLA is the only backend for the latent cache that computes in float32;
+    # models without a latent cache ignore it.
     return {"block_size": 32, "attention_backend": "CPU_MLA"}
 
 
-def mend_tied_head(worker: Any) -> None:
-    """Packs the output head after a load: of a tied one vLLM thinks that nothing was loaded."""
+def pack_output_head(worker: Any) -> None:
+    """Pack the output head after a reload, which vLLM skips for a head tied to the embedding."""
     for module in worker.get_model().modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
@@ -69,15 +69,15 @@ def _refuse_fp8(model: Path, config: RolloutConfig) -> None:
                 )
 
 
-def _leave_uncompiled() -> None:
-    """vLLM compiles two small functions where an engine first uses them: the quantiser, whose every new form of matrix
-    costs half a minute, and the rank of a token by its logits, which costs each engine 3 to 8 seconds."""
+def _skip_compilation() -> None:
+    """Run two small functions uncompiled: compiling vLLM's quantiser takes half a minute for each matrix shape, the
+    function that ranks a token by its logits 3 to 8 seconds for each engine."""
     for module, function in ((online_fp8, "per_block_cast_to_fp8"), (sampler, "batched_count_greater_than")):
         setattr(module, function, inspect.unwrap(getattr(module, function)))
 
 
-def _mend_rotary_kernel() -> None:
-    """Hands the kernel its queries flat, [tokens, heads * rope]: in that form it rotates every head."""
+def _patch_rotary_kernel() -> None:
+    """Pass queries to the kernel as [tokens, heads * rope], which makes it rotate every head."""
     kernel = RotaryEmbedding.forward_cpu
 
     def forward_cpu(
@@ -90,14 +90,14 @@ def _mend_rotary_kernel() -> None:
         RotaryEmbedding.forward_cpu = forward_cpu
 
 
-def _mend_expert_reload() -> None:
-    """Packs the experts on every load: vLLM does so on the first only, when it makes the kernel."""
+def _patch_expert_reload() -> None:
+    """Pack experts at every load; vLLM packs them only at the first, when it makes the kernel."""
     setup = UnquantizedFusedMoEMethod._setup_kernel
 
     def setup_kernel(self: UnquantizedFusedMoEMethod, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:
-        reloads = self.moe_kernel is not None
+        is_reload = self.moe_kernel is not None
         setup(self, layer, w13, w2)
-        if reloads:
+        if is_reload:
             assert self.moe_kernel is not None
             self.moe_kernel.fused_experts.process_weights_after_loading(layer)
 

@@ -1,8 +1,8 @@
 """One vLLM engine in this process: groups of completions out, new weights in.
 
-vLLM is set up so that a sync can be proven and a run can be resumed to the bit: no child process, no asynchronous
-scheduling, one seeded generator per call, no cached prefix from an earlier call, float32 kernels on the CPU.
-On the CPU it is mended first (`rollout.cpu`), which is why its version is guarded.
+vLLM is set up so that a weight sync can be proven and a run can be resumed to the bit: no child process, no
+asynchronous scheduling, one seeded generator per call, no cached prefix from an earlier call, float32 kernels on the
+CPU. On the CPU vLLM is patched first (`rollout.cpu`), so only the version that the patches are for is accepted.
 """
 
 import os
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.checkpoint import checkpoint_shapes, eos_ids
 from rollout.process import num_threads
-from rollout.types import Completion, Group, Likelihood, TensorRecord
+from rollout.types import Completion, Group, TensorRecord, TokenLogprobs
 from rollout.weights import Bucket, open_buckets
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -32,18 +32,24 @@ from vllm.logprobs import FlatLogprobs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from rollout.cpu import cpu_arguments, mend_tied_head  # isort: skip  after vLLM is set up
+from rollout.cpu import cpu_arguments, pack_output_head  # isort: skip  after vLLM is set up
 from rollout.routes import CapturedRoutes, ReturnedRoutes, routes_of  # isort: skip
 
 EXAMINED_VLLM = "0.32.0"
-"""The version whose kernels, reload path and seeding were read and measured."""
+"""The vLLM version whose kernels, reload path and seeding were read and measured."""
 
 
-class Engine:
-    """A policy that speaks. A process holds one at a time, since vLLM keeps global state.
+class RolloutEngine:
+    """Sample completions from a policy and score tokens under it. A process holds one engine at a time, since vLLM
+    keeps global state.
 
-    It keeps to this process and its default random generator, which every `generate` seeds anew: whoever draws from
-    it between two groups of a stream changes what follows.
+    Sampling uses torch's default generator of this process, which `generate` seeds at its start. A caller that draws
+    from it between two groups of a stream changes the groups that follow.
+
+    Example:
+        engine = RolloutEngine(folder, RolloutConfig(max_model_len=512), "float32", seed=0)
+        for group in engine.generate([[1, 5, 9]], SamplingConfig(max_tokens=64), num_completions=4, seed=0):
+            print([completion.text for completion in group.completions])
     """
 
     def __init__(
@@ -53,20 +59,24 @@ class Engine:
         dtype: str,
         seed: int,
         *,
-        ends: Sequence[int] = (),
+        stop_token_ids: Sequence[int] = (),
         with_routes: bool = False,
     ) -> None:
-        """Loads the checkpoint folder `model` in `dtype` ("float32", "bfloat16"). With routes, groups come with the
-        experts that each token went to (see Completion). A completion ends at any of `ends`, the tokens that end a turn
-        in the chat template, at the tokenizer's own end, and at those of generation_config.json.
+        """Load the checkpoint folder `model` in `dtype` ("float32", "bfloat16").
 
-        Raises ValueError for a folder without safetensors or a setting this machine cannot serve, RuntimeError for
-        a vLLM other than the one examined.
+        stop_token_ids: tokens that end a turn in the chat template. A completion ends at any of them, at the
+            tokenizer's end token, and at those of generation_config.json.
+        with_routes: record the experts that each token is routed to (see Completion).
+
+        Raises ValueError for a folder without safetensors or a setting that this machine cannot serve, RuntimeError for
+        a vLLM other than EXAMINED_VLLM.
         """
         self._expected = checkpoint_shapes(model)
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-        self._ends = _stops(self._tokenizer, model, ends)
-        self._silent_ids = {*self._ends, cast(int | None, self._tokenizer.pad_token_id)}
+        own_end = cast(int | None, self._tokenizer.eos_token_id)
+        all_ends = {*stop_token_ids, *eos_ids(model), own_end}
+        self._stop_token_ids = sorted(token_id for token_id in all_ends if token_id is not None)
+        self._hidden_ids = {*self._stop_token_ids, cast(int | None, self._tokenizer.pad_token_id)}
         self._max_model_len = config.max_model_len
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
         torch.set_num_threads(num_threads(config.threads))
@@ -74,41 +84,29 @@ class Engine:
         arguments["enable_return_routed_experts"] = with_routes and not current_platform.is_cpu()
         self._llm = LLM(**arguments)
         self._routes = routes_of(self._llm) if with_routes else None
-        self._policy_version = 0
+        self.policy_version = 0  # number of the sync whose weights are loaded; 0 before the first
         self._awake = True
         self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
-
-    @property
-    def policy_version(self) -> int:
-        """Number of the sync whose weights the engine speaks with; 0 before the first."""
-        return self._policy_version
 
     def generate(
         self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
     ) -> Iterator[Group]:
-        """Samples `num_completions` answers to each prompt and yields each group as soon as all of its are finished.
+        """Sample `num_completions` answers to each prompt; yield each group as soon as its last completion finishes.
 
         The same weights, request and seed give the same ids and log-probabilities to the bit, whatever the engine did
-        before. Log-probabilities are the policy's own, before temperature, top_p and top_k. Leaving the iterator
-        early ends the request.
+        before. Log-probabilities are the policy's, before temperature, top_p and top_k. Closing the iterator aborts the
+        request.
 
-        Raises ValueError when a prompt is empty or leaves no room for `max_tokens` in `max_model_len`, and when more
-        than one completion is asked of temperature 0, which has only one.
+        Raises ValueError for a prompt that is empty or leaves no room for `max_tokens` in `max_model_len`, and for
+        several completions at temperature 0, which would be equal.
         """
         self._check_ready()
         if sampling.temperature == 0 and num_completions > 1:
             raise ValueError(
-                f"num_completions={num_completions} at sampling.temperature=0 would say the same thing again; "
+                f"num_completions={num_completions} at sampling.temperature=0 would sample the same completion again; "
                 "ask for 1, or raise the temperature"
             )
-        longest = self._max_model_len - sampling.max_tokens
-        for index, prompt_ids in enumerate(prompts):
-            if not 1 <= len(prompt_ids) <= longest:
-                raise ValueError(
-                    f"prompt {index} has {len(prompt_ids)} tokens, allowed are 1 to {longest} (rollout.max_model_len="
-                    f"{self._max_model_len} less sampling.max_tokens={sampling.max_tokens}): raise max_model_len or "
-                    "shorten the prompt"
-                )
+        _refuse_prompts(prompts, sampling.max_tokens, self._max_model_len)
         params = SamplingParams(
             n=num_completions,
             temperature=sampling.temperature,
@@ -116,7 +114,7 @@ class Engine:
             top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
             ignore_eos=sampling.ignore_eos,
-            stop_token_ids=[] if sampling.ignore_eos else self._ends,
+            stop_token_ids=[] if sampling.ignore_eos else self._stop_token_ids,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
@@ -125,33 +123,32 @@ class Engine:
         return self._groups(prompts, params, seed)
 
     def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
-        """Log-probability in nats of each prompt token after the first, from a forward pass with the present weights.
-
-        The pass is the one that reads prompts (prefill); nothing is taken from a cache.
-        """
-        outputs = self._read(prompts, shared=False)
+        """Log-probabilities in nats of each prompt's tokens after the first, from a prefill pass without any cache."""
+        outputs = self._prefill(prompts, use_prefix_cache=False)
         return [cast(FlatLogprobs, output.prompt_logprobs).logprobs for output in outputs]
 
-    def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
-        """What the policy thinks of each sequence's tokens from its start (1 or more) on.
+    def continuation_logprobs(self, sequences: list[list[int]], starts: list[int]) -> list[TokenLogprobs]:
+        """Log-probabilities and ranks of each sequence's tokens from its start (1 or more) on.
 
-        Sequences that begin alike are computed once as far as whole blocks of the cache go, so what shares a long
-        context belongs together. Raises ValueError where there is nothing to score or no room in `max_model_len`.
+        A common beginning of several sequences is computed once, in whole cache blocks: put sequences with the same
+        context next to each other. Raises ValueError for a start outside the sequence, or one longer than
+        `max_model_len` allows.
         """
         _refuse_starts(sequences, starts, self._max_model_len)
-        self._forget_prefixes()
-        outputs = self._read(sequences, shared=True)
-        # vLLM says nothing of a token that it predicted from a cached block: there its answer is uninitialised memory.
-        cut = [i for i, output in enumerate(outputs) if not _reaches(output, starts[i])]
-        for i, output in zip(cut, self._read([sequences[i] for i in cut], shared=False), strict=True):
+        self._reset_prefix_cache()
+        outputs = self._prefill(sequences, use_prefix_cache=True)
+        # vLLM leaves uninitialised memory for tokens that it predicted from a cached block: compute those again.
+        incomplete = [i for i, output in enumerate(outputs) if not _is_scored_from(output, starts[i])]
+        again = self._prefill([sequences[i] for i in incomplete], use_prefix_cache=False)
+        for i, output in zip(incomplete, again, strict=True):
             outputs[i] = output
-        return [_likelihood(output, start) for output, start in zip(outputs, starts, strict=True)]
+        return [_token_logprobs(output, start) for output, start in zip(outputs, starts, strict=True)]
 
     def load_weights(self, buckets: Iterable[Bucket], version: int) -> list[TensorRecord]:
-        """Takes a whole set of weights, under checkpoint names, and returns the manifest of what was loaded.
+        """Load a whole set of weights, under checkpoint names, as `version`; return their manifest.
 
-        All or nothing: every payload is checked against its record, and the names against the checkpoint the engine
-        started from, before the first is loaded. The payloads are not copied on the way.
+        Every payload is checked against its record, and the names against the checkpoint that the engine started from,
+        before the first tensor is loaded. Payloads are not copied.
 
         Raises SyncError naming the tensor that is damaged, missing, unknown or of another shape.
         """
@@ -160,27 +157,27 @@ class Engine:
         records, tensors = open_buckets(buckets, self._expected)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         if current_platform.is_cpu():
-            self._llm.collective_rpc(mend_tied_head)
-        self._forget_prefixes()
-        self._policy_version = version
+            self._llm.collective_rpc(pack_output_head)
+        self._reset_prefix_cache()
+        self.policy_version = version
         self._sync_seconds += time.perf_counter() - started
         return records
 
     def sleep(self) -> None:
-        """Leaves the accelerator's memory to the trainer, the weights kept on the host. On the CPU nothing moves."""
+        """Move the weights to the host and free the accelerator's memory for the trainer. No effect on the CPU."""
         if self._awake and not current_platform.is_cpu():
             self._llm.sleep(level=1)
         self._awake = False
 
     def wake(self) -> None:
-        """Takes the memory back. Needed before anything else is asked of a sleeping engine."""
+        """Take the accelerator's memory back; a sleeping engine refuses every other call."""
         if not self._awake and not current_platform.is_cpu():
             self._llm.wake_up()
         self._awake = True
 
     def metrics(self) -> dict[str, float]:
-        """What was spent since the last call: `rollout/tokens_per_second` (sampled tokens), `.../generate_seconds`
-        and `rollout/sync_seconds`. Seconds in which the reader of a stream kept the engine waiting are not counted."""
+        """Return and reset `rollout/tokens_per_second` (sampled tokens), `rollout/generate_seconds` and
+        `rollout/sync_seconds`. The time that a caller spends between two groups of a stream is not counted."""
         seconds = self._generate_seconds
         measured = {
             "rollout/tokens_per_second": self._tokens / seconds if seconds else 0.0,
@@ -190,8 +187,8 @@ class Engine:
         self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
         return measured
 
-    def _read(self, prompts: list[list[int]], *, shared: bool) -> list[RequestOutput]:
-        """The prompts' own log-probabilities; shared: from the first token that no cached block holds."""
+    def _prefill(self, prompts: list[list[int]], *, use_prefix_cache: bool) -> list[RequestOutput]:
+        """Compute the prompts' log-probabilities. With the prefix cache, tokens of cached blocks have none."""
         self._check_ready()
         params = SamplingParams(
             max_tokens=1,
@@ -200,29 +197,29 @@ class Engine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_reading_prefix_cache=not shared,
+            skip_reading_prefix_cache=not use_prefix_cache,
         )
         return sorted(self._outputs(prompts, params), key=lambda output: int(output.request_id))
 
     def _groups(self, prompts: list[list[int]], params: SamplingParams, seed: int) -> Iterator[Group]:
-        self._forget_prefixes()
+        self._reset_prefix_cache()
         self._llm.collective_rpc(_seed_worker, args=(seed,))
         started = time.perf_counter()
         with closing(self._outputs(prompts, params)) as outputs:
             for output in outputs:
-                texts = [_text(self._tokenizer, sample.token_ids, self._silent_ids) for sample in output.outputs]
-                group = _group(output, texts, self._routes, self._policy_version)
+                texts = [_decode(self._tokenizer, sample.token_ids, self._hidden_ids) for sample in output.outputs]
+                group = _group(output, texts, self._routes, self.policy_version)
                 self._tokens += sum(len(completion.token_ids) for completion in group.completions)
                 self._generate_seconds += time.perf_counter() - started
                 yield group
                 started = time.perf_counter()
 
     def _outputs(self, prompts: list[list[int]], params: SamplingParams) -> Generator[RequestOutput, None, None]:
-        """The engine's own loop: each request as it finishes, named by its place in `prompts`."""
+        """Run vLLM's own loop; yield each request as it finishes, named by its index in `prompts`."""
         engine = self._llm.llm_engine
         assert not engine.has_unfinished_requests(), "two requests at once: finish or close the first stream"
         if self._routes:
-            self._routes.forget()
+            self._routes.clear()
         names = [str(index) for index in range(len(prompts))]
         for name, prompt_ids in zip(names, prompts, strict=True):
             engine.add_request(name, TokensPrompt(prompt_token_ids=prompt_ids), params)
@@ -232,36 +229,30 @@ class Engine:
         finally:
             engine.abort_request(names)
 
-    def _forget_prefixes(self) -> None:
-        forgotten = self._llm.reset_prefix_cache()
-        assert forgotten, "prefixes are in use: finish or close the stream first"
+    def _reset_prefix_cache(self) -> None:
+        was_reset = self._llm.reset_prefix_cache()
+        assert was_reset, "prefixes are in use: finish or close the stream first"
 
     def _check_ready(self) -> None:
         if not self._awake:
-            raise RuntimeError("the engine sleeps; wake it before anything is asked of it")
+            raise RuntimeError("the engine sleeps; call wake() before anything else")
 
 
-def _stops(tokenizer: PreTrainedTokenizerFast, model: Path, ends: Sequence[int]) -> list[int]:
-    """The ids at which a completion ends."""
-    own = cast(int | None, tokenizer.eos_token_id)
-    return sorted({*ends, *eos_ids(model)} | (set() if own is None else {own}))
-
-
-def _text(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], silent_ids: Set[int | None]) -> str:
-    """The ids as text, without `silent_ids`, which end a completion or pad it. Other special tokens are part of the
-    text: a judge must see a <think>, and an answer that goes on with a turn of its own."""
-    text_ids = [token_id for token_id in token_ids if token_id not in silent_ids]
+def _decode(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], hidden_ids: Set[int | None]) -> str:
+    """Decode a completion without `hidden_ids`, its end and padding tokens. Other special tokens stay in the text: a
+    judge must see a <think>, and a completion that opens another turn."""
+    text_ids = [token_id for token_id in token_ids if token_id not in hidden_ids]
     return str(tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _group(
     output: RequestOutput,
     texts: list[str],
-    recorded: ReturnedRoutes | CapturedRoutes | None,
+    route_source: ReturnedRoutes | CapturedRoutes | None,
     policy_version: int,
 ) -> Group:
     prompt_ids = list(cast(list[int], output.prompt_token_ids))
-    routes = recorded.take(output) if recorded else [None] * len(texts)
+    routes = route_source.pop(output) if route_source else [None] * len(texts)
     completions: list[Completion] = []
     for sample, text, routes_TLK in zip(output.outputs, texts, routes, strict=True):
         if sample.finish_reason not in ("stop", "length"):
@@ -276,11 +267,11 @@ def _group(
                 routed_experts=None if routes_TLK is None else routes_TLK[len(prompt_ids) :],
             )
         )
-    of_prompt = None if routes[0] is None else routes[0][: len(prompt_ids)]
-    return Group(int(output.request_id), prompt_ids, completions, of_prompt)
+    prompt_routes = None if routes[0] is None else routes[0][: len(prompt_ids)]
+    return Group(int(output.request_id), prompt_ids, completions, prompt_routes)
 
 
-def vllm_alone(
+def time_plain_vllm(
     model: Path,
     config: RolloutConfig,
     prompts: list[list[int]],
@@ -288,7 +279,8 @@ def vllm_alone(
     num_completions: int,
     repeats: int,
 ) -> list[float]:
-    """Seconds of `LLM.generate` with vLLM's own defaults, in this process, float32; the first, slower run left out."""
+    """Seconds of each run of `LLM.generate` with vLLM's defaults in float32, in this process; a first, slower run is
+    not counted."""
     torch.set_num_threads(num_threads(config.threads))
     llm = LLM(
         model=str(model),
@@ -316,16 +308,16 @@ def vllm_alone(
 
 
 def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) -> dict[str, Any]:
-    """Arguments of vLLM's LLM, which is mended where it needs it. Raises as Engine does."""
+    """Patch vLLM where this machine needs it, and return the arguments of its LLM. Raises as RolloutEngine does."""
     if vllm.__version__ != EXAMINED_VLLM:
         raise RuntimeError(
-            f"vLLM {vllm.__version__} is installed, but rollout/ was made for {EXAMINED_VLLM}: install that, "
-            "or look again at its mends (the tests in tests/rollout show whether they are still needed)"
+            f"vLLM {vllm.__version__} is installed, but rollout/ was written for {EXAMINED_VLLM}: install that, or "
+            "check its patches again (the tests in tests/rollout show which are still needed)"
         )
     if "weights" in config.fp8 and dtype != "bfloat16":
         raise ValueError(
             f"rollout.fp8: 'weights' are quantised from model.dtype=bfloat16 only, not from {dtype}; set that, with "
-            "sync.max_mean_gap and sync.max_gap raised to what is measured, or remove it"
+            "sync.max_mean_gap and sync.max_gap from a measurement (docs/numerics.md), or remove it"
         )
     arguments = {
         "model": str(model),
@@ -344,28 +336,39 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         "kv_cache_dtype": "fp8" if "kv_cache" in config.fp8 else "auto",
     }
     if not current_platform.is_cpu():
-        several = config.tensor_parallel_size > 1  # then each device holds whole experts, not a slice of every one
-        has_experts = several and any(".experts." in name for name in checkpoint_shapes(model))
+        # With tensor parallelism each device holds whole experts instead of a slice of every one.
+        is_parallel = config.tensor_parallel_size > 1
+        has_experts = is_parallel and any(".experts." in name for name in checkpoint_shapes(model))
         return arguments | {"enable_sleep_mode": True, "enable_expert_parallel": has_experts}
     return arguments | cpu_arguments(model, config)
 
 
+def _refuse_prompts(prompts: list[list[int]], max_tokens: int, max_model_len: int) -> None:
+    longest = max_model_len - max_tokens
+    for index, prompt_ids in enumerate(prompts):
+        if not 1 <= len(prompt_ids) <= longest:
+            raise ValueError(
+                f"prompt {index} has {len(prompt_ids)} tokens, allowed are 1 to {longest} (rollout.max_model_len="
+                f"{max_model_len} less sampling.max_tokens={max_tokens}): raise max_model_len or shorten the prompt"
+            )
+
+
 def _refuse_starts(sequences: list[list[int]], starts: list[int], max_model_len: int) -> None:
-    for place, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+    for index, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
         if not 1 <= start < len(sequence) < max_model_len:
             raise ValueError(
-                f"sequence {place} has {len(sequence)} tokens and is scored from {start} on: it must be shorter than "
+                f"sequence {index} has {len(sequence)} tokens and is scored from {start} on: it must be shorter than "
                 f"rollout.max_model_len={max_model_len}, and the start within it, but not at 0"
             )
 
 
-def _likelihood(output: RequestOutput, start: int) -> Likelihood:
-    answer = cast(FlatLogprobs, output.prompt_logprobs)
-    return Likelihood(answer.logprobs[start - 1 :], cast(list[int], answer.ranks[start - 1 :]))
+def _token_logprobs(output: RequestOutput, start: int) -> TokenLogprobs:
+    scored = cast(FlatLogprobs, output.prompt_logprobs)
+    return TokenLogprobs(scored.logprobs[start - 1 :], cast(list[int], scored.ranks[start - 1 :]))
 
 
-def _reaches(output: RequestOutput, start: int) -> bool:
-    """Whether the log-probabilities from the token at `start` on were computed."""
+def _is_scored_from(output: RequestOutput, start: int) -> bool:
+    """Return whether the log-probabilities from the token at `start` on were computed."""
     ranks = cast(FlatLogprobs, output.prompt_logprobs).ranks[start - 1 :]
     return (output.num_cached_tokens or 0) < start and all(rank is not None and rank > 0 for rank in ranks)
 

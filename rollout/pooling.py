@@ -1,6 +1,6 @@
-"""A reward model in a vLLM engine in this process: token ids in, scores out. The second door to vLLM.
+"""A vLLM engine in this process that scores token ids with a reward model.
 
-It shares the arguments, and with them the mends, of the engine that speaks (`rollout.engine`).
+It takes vLLM's arguments and patches from `rollout.engine`.
 """
 
 from pathlib import Path
@@ -19,27 +19,27 @@ class ScoreEngine:
     """A checkpoint of AutoModelForSequenceClassification with one label. A process holds one engine at a time."""
 
     def __init__(self, model: Path, config: RolloutConfig, dtype: str, batch_tokens: int) -> None:
-        """Loads the folder `model` in `dtype` ("float32", "bfloat16"); a forward pass takes up to `batch_tokens`.
+        """Load the folder `model` in `dtype` ("float32", "bfloat16"); a forward pass takes up to `batch_tokens`.
 
-        Of `config` the number of engines has no meaning here. Raises as `rollout.engine.Engine` does.
+        `config.num_engines` is not used. Raises as RolloutEngine does.
         """
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
         torch.set_num_threads(num_threads(config.threads))
         arguments = engine_arguments(model, config, dtype, seed=0) | {
             "runner": "pooling",
             "convert": "classify",
-            # The score itself: without these words it would go through a sigmoid.
+            # Without this vLLM returns sigmoid(score).
             "pooler_config": PoolerConfig(use_activation=False),
             "max_num_batched_tokens": max(batch_tokens, config.max_num_seqs),
             "enable_sleep_mode": False,
-            "skip_tokenizer_init": False,  # this runner wants one, though it is given ids
+            "skip_tokenizer_init": False,  # the pooling runner needs one, even for ids
         }
         self._llm = LLM(**arguments)
 
     def scores(self, sequences: list[list[int]]) -> list[float]:
-        """The score of each sequence, read at its last token. Sequences that begin alike are computed once there.
+        """Score each sequence at its last token; a common beginning of several is computed once.
 
-        Raises ValueError for one that is empty or longer than `max_model_len`.
+        Raises ValueError for a sequence that is empty or longer than `max_model_len`.
         """
         prompts = [TokensPrompt(prompt_token_ids=token_ids) for token_ids in sequences]
         params = PoolingParams(use_activation=False)

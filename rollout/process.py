@@ -1,4 +1,4 @@
-"""The environment of a process that computes, and a port for several of them to meet at."""
+"""Environment variables, threads and a free port for processes that compute: engines and training ranks."""
 
 import os
 import random
@@ -6,23 +6,22 @@ import socket
 from contextlib import suppress
 
 PORTS = range(20_000, 32_000)
-"""Below the ports that Linux hands out to outgoing connections, and above those of Ray's workers: a port of this range
-that is free now stays free until the process that it was chosen for binds it."""
+"""Between the ports of Ray's workers and those that Linux gives to outgoing connections, so that a free port stays free
+until the process that it was chosen for binds it."""
 
 
 def num_threads(configured: int, *, sharers: int = 1) -> int:
-    """CPU threads of one of `sharers` processes on a machine: as configured, or where that is 0 its part of the cores
+    """CPU threads for each of `sharers` processes on a machine: `configured`, or for 0 an equal share of the cores that
     this process may use, at least 1."""
     return configured or max(len(os.sched_getaffinity(0)) // sharers, 1)
 
 
 def compute_environment(threads: int) -> dict[str, str]:
-    """Variables for an engine or a training rank with so many CPU threads.
+    """Environment variables for an engine or a training rank with `threads` CPU threads.
 
-    Engines and ranks take turns on the same cores, beside judges. A thread that waits spins for some microseconds only:
-    OpenMP's default of spinning on costs a factor of ten as soon as somebody else wants the core, and not spinning at
-    all costs a sixth of a step. Freed memory stays in the process instead of being faulted in again at every layer, and
-    lies in huge pages: a twentieth of a training step.
+    Engines, ranks and judges share the same cores. OpenMP threads therefore spin for microseconds only: its default of
+    endless spinning slows a step ten times on a busy core, no spinning by a sixth. glibc keeps freed memory in the
+    process, in huge pages, instead of faulting it in again at every layer: a twentieth of a training step.
     """
     malloc = {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32, "top_pad": 2**26}
     return {
@@ -33,7 +32,7 @@ def compute_environment(threads: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nothing is bound to. Raises OSError where twenty drawn ones are all taken."""
+    """Return a free TCP port of this machine. Raises OSError after twenty random ports in use."""
     for port in random.sample(PORTS, 20):
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("", port))

@@ -1,15 +1,14 @@
-"""The experts that each token went to while the engine spoke, as vLLM's routers chose them.
+"""Record the experts that vLLM's routers choose for each token during sampling.
 
-On accelerators vLLM returns them. On the CPU it can't, since the model runner that does needs Triton; there the hook
-that every router of vLLM has for the purpose is read here, in this process. What it hands over are the very indices
-that go into the kernel of the experts, nothing is computed a second time.
+On accelerators vLLM returns the routes. On the CPU it can't, since its model runner that does needs Triton; there we
+read the capture hook of each router, which passes the indices that the expert kernel uses.
 
-Captured routes lie beside the KV cache, slot for slot: the route of a slot is the one that was taken when its keys and
-values were computed. So tokens that come from a cached prefix have the route of whoever computed them, and what is
-computed again after a preemption replaces what was there.
+Captured routes are stored by slot of the KV cache, in the step that computes the slot's keys and values. A token from
+a cached prefix therefore has the route of the request that computed it, and a token computed again after a preemption
+overwrites its old route.
 
-Legend: T tokens of a sequence, R rows of a step, S slots of the KV cache, L mixture layers in depth order (leading
-dense layers have no place), K experts a token is sent to.
+Shape suffixes: T tokens of a sequence, R rows of a step, S slots of the KV cache, L mixture layers in depth order
+(leading dense layers are left out), K experts of a token.
 """
 
 from functools import partial
@@ -27,79 +26,78 @@ from rollout.types import NO_ROUTE, Routes
 
 
 class ReturnedRoutes:
-    """What vLLM returns of all layers, less the dense ones."""
+    """Routes that vLLM returns with each output, without those of dense layers."""
 
     def __init__(self, layers: list[int]) -> None:
         self._layers = layers
 
-    def take(self, output: RequestOutput) -> list[Routes]:
-        """Of each completion of a finished request the routes [T, L, K] of its prompt and its own tokens."""
+    def pop(self, output: RequestOutput) -> list[Routes]:
+        """Routes [T, L, K] of the prompt and the completion, for each completion of a finished request."""
         returned = [cast(NDArray[Any], sample.routed_experts)[:, self._layers] for sample in output.outputs]
-        return [_whole(routes_RLK, length) for routes_RLK, length in zip(returned, _lengths(output), strict=True)]
+        return [_padded(routes_RLK, length) for routes_RLK, length in zip(returned, _lengths(output), strict=True)]
 
-    def forget(self) -> None:
-        """Nothing is kept between requests."""
+    def clear(self) -> None:
+        """Do nothing: vLLM returns routes with the output."""
 
 
 class CapturedRoutes:
-    """What the routers of an engine in this process choose, read with every step of its model runner."""
+    """Routes read from the routers of an engine in this process, at every step of its model runner."""
 
     def __init__(self, worker: Any) -> None:
         self._runner = worker.model_runner
         self._forward = self._runner._model_forward
         self._runner._model_forward = self._step
-        layers = _mixtures(worker.get_model())
-        routers = [cast(BaseRouter, layer.router) for layer in layers]
-        self._chosen: list[torch.Tensor] = [torch.empty(0)] * len(routers)
-        for place, router in enumerate(routers):
-            router.set_capture_fn(partial(self._chosen.__setitem__, place))
+        routers = [cast(BaseRouter, layer.router) for layer in _mixture_layers(worker.get_model())]
+        self._experts_LRK: list[torch.Tensor] = [torch.empty(0)] * len(routers)
+        for index, router in enumerate(routers):
+            router.set_capture_fn(partial(self._experts_LRK.__setitem__, index))
         cache = self._runner.kv_cache_config
-        if len(cache.kv_cache_groups) > 1:  # a group of windowed layers gives its blocks away while a request runs
+        if len(cache.kv_cache_groups) > 1:  # layers with windowed attention free their blocks while a request runs
             raise ValueError("routes can't be kept for a model whose layers cache in several ways; don't replay them")
         num_slots = cache.num_blocks * cache.kv_cache_groups[0].kv_cache_spec.block_size
         self._slots_SLK = np.full((num_slots, len(routers), routers[0].top_k), NO_ROUTE, np.int16)
-        self._places: dict[str, int] = {}  # of each request of the last step, its row in what follows
+        # Requests of the last step, each with its row in the blocks and lengths below.
+        self._rows: dict[str, int] = {}
         self._blocks, self._lengths = np.empty((0, 0), np.int64), np.empty(0, np.int64)
-        self._left: dict[str, Routes] = {}  # the routes of those that were not in the step after: done or preempted
+        self._saved: dict[str, Routes] = {}  # routes of requests that have finished or were preempted
 
-    def take(self, output: RequestOutput) -> list[Routes]:
-        """Of each completion of a finished request the routes [T, L, K] of its prompt and its own tokens."""
-        name, several = output.request_id, len(output.outputs) > 1
-        keys = [f"{sample.index}_{name}" if several else name for sample in output.outputs]
-        self._keep(self._places.keys() & keys)
-        return [_whole(self._left.pop(key), length) for key, length in zip(keys, _lengths(output), strict=True)]
+    def pop(self, output: RequestOutput) -> list[Routes]:
+        """Routes [T, L, K] of the prompt and the completion, for each completion of a finished request."""
+        request, has_siblings = output.request_id, len(output.outputs) > 1
+        keys = [f"{sample.index}_{request}" if has_siblings else request for sample in output.outputs]
+        self._save(self._rows.keys() & keys)
+        return [_padded(self._saved.pop(key), length) for key, length in zip(keys, _lengths(output), strict=True)]
 
-    def forget(self) -> None:
-        """Lets go of what nobody took."""
-        self._places, self._left = {}, {}
+    def clear(self) -> None:
+        """Drop the routes of aborted requests."""
+        self._rows, self._saved = {}, {}
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         batch = self._runner.input_batch
-        names = [name.rpartition("-")[0] for name in batch.req_ids]  # vLLM adds a random end to what we called it
-        self._keep(self._places.keys() - names)  # before their slots are another's
+        names = [name.rpartition("-")[0] for name in batch.req_ids]  # vLLM appends a random suffix
+        self._save(self._rows.keys() - names)  # before another request overwrites their slots
         output = self._forward(*args, **kwargs)
         starts = self._runner.query_start_loc.np[: len(names) + 1]
         rows = slice(int(starts[-1]))
-        routes_RLK = torch.stack([ids_RK[rows] for ids_RK in self._chosen], dim=1).numpy()
+        routes_RLK = torch.stack([experts_RK[rows] for experts_RK in self._experts_LRK], dim=1).numpy()
         self._slots_SLK[batch.block_table[0].slot_mapping.np[rows]] = routes_RLK
-        self._places = {name: place for place, name in enumerate(names)}
+        self._rows = {name: row for row, name in enumerate(names)}
         self._blocks = batch.block_table[0].block_table.np[: len(names)].astype(np.int64)
         self._lengths = batch.num_computed_tokens_cpu[: len(names)] + np.diff(starts)
         return output
 
-    def _keep(self, names: set[str]) -> None:
-        size = self._runner.input_batch.block_table[0].block_size
+    def _save(self, names: set[str]) -> None:
+        block_size = self._runner.input_batch.block_table[0].block_size
         for name in names:
-            place = self._places.pop(name)
-            slots = self._blocks[place, :, None] * size + np.arange(size)
-            self._left[name] = self._slots_SLK[slots.reshape(-1)[: self._lengths[place]]]
+            row = self._rows.pop(name)
+            slots = self._blocks[row, :, None] * block_size + np.arange(block_size)
+            self._saved[name] = self._slots_SLK[slots.reshape(-1)[: self._lengths[row]]]
 
 
 def routes_of(llm: LLM) -> ReturnedRoutes | CapturedRoutes:
-    """Where the routes of `llm` come from; elsewhere than on the CPU it was made with enable_return_routed_experts.
+    """Start recording the routes of `llm`, which needs enable_return_routed_experts on an accelerator.
 
-    Raises ValueError for a model whose routes can't be recorded: a dense one, or, on the CPU, one with several kinds of
-    cache.
+    Raises ValueError for a dense model and, on the CPU, for one with several kinds of KV cache.
     """
     layers: list[int] = llm.collective_rpc(_layers)[0]
     if not layers:
@@ -108,23 +106,23 @@ def routes_of(llm: LLM) -> ReturnedRoutes | CapturedRoutes:
 
 
 def _layers(worker: Any) -> list[int]:
-    return [layer.layer_id for layer in _mixtures(worker.get_model())]
+    return [layer.layer_id for layer in _mixture_layers(worker.get_model())]
 
 
-def _mixtures(model: torch.nn.Module) -> list[MoERunner]:
+def _mixture_layers(model: torch.nn.Module) -> list[MoERunner]:
     return sorted(
         (module for module in model.modules() if isinstance(module, MoERunner)), key=lambda layer: layer.layer_id
     )
 
 
 def _lengths(output: RequestOutput) -> list[int]:
-    """Tokens of the prompt and of each completion together."""
+    """Number of tokens of the prompt with each completion."""
     prompt = len(cast(list[int], output.prompt_token_ids))
     return [prompt + len(sample.token_ids) for sample in output.outputs]
 
 
-def _whole(routes: NDArray[Any], length: int) -> Routes:
-    """The routes [length, L, K] of a sequence of which the last tokens may have none."""
-    whole = np.full((length, *routes.shape[1:]), NO_ROUTE, np.int16)
-    whole[: len(routes)] = routes
-    return whole
+def _padded(routes: NDArray[Any], length: int) -> Routes:
+    """Pad routes with NO_ROUTE to [length, L, K]."""
+    padded = np.full((length, *routes.shape[1:]), NO_ROUTE, np.int16)
+    padded[: len(routes)] = routes
+    return padded

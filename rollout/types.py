@@ -1,6 +1,6 @@
-"""What crosses the door of an engine: what was asked and said, and what weights arrived.
+"""Records that an engine returns: groups of completions, log-probabilities, and the manifest of a weight sync.
 
-Token ids are the truth: text is for people and checkers only.
+Training uses token ids only; text is for judges and people.
 """
 
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_ROUTE = -1
-"""In the place of an expert where none is known: the trainer's own gate decides for that token and layer."""
+"""Stands for an unknown expert: the trainer's own gate then routes that token in that layer."""
 Routes = NDArray[np.int16]
-"""Experts that tokens were sent to, [T, L, K]: L mixture layers in depth order (leading dense layers have no place), K
-experts a token in no particular order; all K are NO_ROUTE where none is known."""
+"""Experts that tokens were routed to, [T, L, K]: L mixture layers in depth order (leading dense layers are left out), K
+experts a token in no particular order; all K are NO_ROUTE where the route is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Completion:
     token_ids: [T] ids as sampled, the end token included when finish_reason is "stop".
     logprobs: [T] log-probability of each id under the rollout policy, in nats.
     text: decoded, without the tokens that end or pad a completion; other special tokens stand in it as text.
-    policy_version: which weights spoke: 0 before the first update, then the number of the sync.
-    routed_experts: the experts each id went to when it was read. -1 for the last, which the engine never read; None
-    where routes are not recorded.
+    policy_version: number of the sync whose weights sampled it; 0 before the first.
+    routed_experts: experts of each id, [T, L, K]. NO_ROUTE for the last id, which the engine never reads; None where
+        routes are not recorded.
     """
 
     token_ids: list[int]
@@ -38,9 +38,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt and its G completions. `index` is the prompt's place in the request; `routed_experts` are those of the
-    prompt's ids as the first completion saw them (what a completion did not take from its siblings' cached blocks it
-    computed for itself)."""
+    """A prompt and its G completions.
+
+    index: place of the prompt in the request.
+    routed_experts: experts of the prompt's ids, as the first completion computed or found them in the prefix cache.
+    """
 
     index: int
     prompt_ids: list[int]
@@ -49,11 +51,11 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Likelihood:
-    """What the policy thinks of the last tokens of a sequence.
+class TokenLogprobs:
+    """Log-probabilities of the last T tokens of a sequence.
 
-    logprobs: [T] log-probability of each, in nats, given all before it.
-    ranks: [T] its place among all tokens by probability; 1 is what a greedy policy would have said.
+    logprobs: [T] log-probability of each token, in nats, given all tokens before it.
+    ranks: [T] place of each token among all by probability; 1 is the greedy choice.
     """
 
     logprobs: list[float]
@@ -62,8 +64,11 @@ class Likelihood:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """One line of the manifest: `dtype` is torch's name without the prefix, `checksum` is XXH3 of the bytes,
-    which reads them five times as fast as zlib's CRC."""
+    """One line of a sync's manifest.
+
+    dtype: torch's name without the prefix.
+    checksum: XXH3 of the bytes, five times as fast as zlib's CRC.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -72,4 +77,4 @@ class TensorRecord:
 
 
 class SyncError(Exception):
-    """A weight sync that is not what was announced. The message names the tensor."""
+    """The tensors of a weight sync are not those that were sent. The message names one."""

@@ -1,7 +1,7 @@
-"""How weights travel from trainer to engine: buckets of arrays, and a manifest that says what must arrive.
+"""The format in which weights travel from trainer to engines: buckets of raw bytes, with a record for each tensor.
 
-An array crosses as raw bytes with its dtype by name, since numpy has no bfloat16. Both ends of the wire are here:
-`to_buckets` packs, `open_buckets` proves that what came is what was sent, before the engine is touched.
+Tensors travel as bytes with the name of their dtype, since numpy has no bfloat16. `to_buckets` packs them on the
+trainer's side; `open_buckets` checks them on the engine's side before any weight is loaded.
 """
 
 import math
@@ -17,21 +17,21 @@ import xxhash
 from rollout.types import SyncError, TensorRecord
 
 Payload = npt.NDArray[np.uint8]
-"""A tensor's bytes, flat."""
+"""Bytes of a tensor, [num_bytes]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Some tensors on their way: `records[i]` describes `payloads[i]`, a flat uint8 array."""
+    """Part of the tensors of a sync; `records[i]` describes `payloads[i]`."""
 
     records: list[TensorRecord]
     payloads: list[Payload]
 
 
 def to_buckets(tensors: Iterable[tuple[str, torch.Tensor]], bucket_mib: int) -> Iterator[Bucket]:
-    """Packs named CPU tensors, in their order, into buckets of about `bucket_mib` MiB, at least one tensor each.
+    """Pack named CPU tensors, in their order, into buckets of about `bucket_mib` MiB, at least one tensor each.
 
-    The payload of a contiguous tensor is a view of its memory: hand each bucket on before the tensor changes.
+    The payload of a contiguous tensor is a view of its memory: send each bucket before the tensor changes.
     """
     bucket, size = Bucket([], []), 0
     for name, tensor in tensors:
@@ -50,10 +50,10 @@ def to_buckets(tensors: Iterable[tuple[str, torch.Tensor]], bucket_mib: int) -> 
 def open_buckets(
     buckets: Iterable[Bucket], expected: Mapping[str, tuple[int, ...]]
 ) -> tuple[list[TensorRecord], list[tuple[str, torch.Tensor]]]:
-    """Manifest and tensors of a whole sync, in the order of arrival; the tensors are views of the payloads.
+    """Check a whole sync and return its manifest and its tensors, which are views of the payloads.
 
-    Raises SyncError, naming the tensor, when a payload is not what its record says (checksum, size), or when the
-    names and shapes are not exactly those `expected`: one tensor missing, unknown, twice or of another shape.
+    Raises SyncError, naming the tensor, for a payload that does not match its record (checksum, size), and for a tensor
+    that is missing, unknown, sent twice or of another shape than in `expected`.
     """
     records: dict[str, TensorRecord] = {}
     tensors: list[tuple[str, torch.Tensor]] = []
@@ -76,7 +76,7 @@ def open_buckets(
 
 
 def _open(record: TensorRecord, payload: Payload) -> torch.Tensor:
-    """The tensor a payload holds, without a copy."""
+    """View a payload as its tensor, without a copy."""
     arrived = xxhash.xxh3_64_intdigest(payload.data)
     if arrived != record.checksum:
         raise SyncError(f"tensor '{record.name}': checksum {arrived:#018x} arrived, {record.checksum:#018x} was sent")
@@ -86,7 +86,7 @@ def _open(record: TensorRecord, payload: Payload) -> torch.Tensor:
     if payload.nbytes != math.prod(record.shape) * dtype.itemsize:
         raise SyncError(f"tensor '{record.name}': {payload.nbytes} bytes are no {record.dtype} of {record.shape}")
     with warnings.catch_warnings():
-        # Ray's object store hands out read-only memory, which torch warns of; the engine only reads it.
+        # torch warns of the object store's read-only memory; the engine only reads it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         flat = torch.from_numpy(payload)  # pyright: ignore[reportUnknownMemberType]
     return flat.view(dtype).view(record.shape)

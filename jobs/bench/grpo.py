@@ -11,7 +11,7 @@ from statistics import median
 import ray
 
 from configs.grpo import GRPOConfig
-from configs.load import load
+from configs.load import load_config
 from jobs.bench.measure import PROMPT_LENGTHS, bench_folder, byte_prompts
 from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
@@ -20,7 +20,7 @@ from pipeline.reports.report import read_metrics
 from pipeline.run.stage import run_stage
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.fresh import create_model
-from rollout.pool import vllm_alone_seconds
+from rollout.pool import vllm_baseline_seconds
 
 GRPO_STEP = Path(__file__).with_name("grpo_step.yaml")
 TEMPLATE_TOKENS = 3
@@ -31,7 +31,7 @@ def grpo_step(steps: int) -> dict[str, float]:
     """Times a GRPO step of 8 prompts x 8 completions x 128 tokens on a 25M-parameter DeepSeek-V3 with a reference.
 
     Beside it, vLLM alone generates as many tokens, with its own attention and with ours (see
-    rollout.pool.vllm_alone_seconds). Medians over `steps` steps after one that warms up.
+    rollout.pool.vllm_baseline_seconds). Medians over `steps` steps after one that warms up.
     """
     with bench_folder() as name:
         folder = Path(name)
@@ -41,7 +41,7 @@ def grpo_step(steps: int) -> dict[str, float]:
         with cluster():
             request = (Path(config.model.path), config.rollout, byte_prompts(), config.sampling.of_policy())
             alone, expanded = (
-                median(vllm_alone_seconds(*request, config.group_size, repeats=steps, latent=latent))
+                median(vllm_baseline_seconds(*request, config.group_size, repeats=steps, latent=latent))
                 for latent in (True, False)
             )
     figures = {f"{phase}_seconds": _median(rows, f"time/{phase}_seconds") for phase in PHASES}
@@ -50,7 +50,7 @@ def grpo_step(steps: int) -> dict[str, float]:
     return figures | {
         "step_seconds": step,
         "other_seconds": other,
-        "vllm_alone_seconds": alone,
+        "vllm_baseline_seconds": alone,
         "vllm_alone_expanded_seconds": expanded,
         "step_over_vllm_alone": step / alone,
         "generate_over_vllm_alone": figures["generate_seconds"] / alone,
@@ -89,7 +89,7 @@ def _grpo_config(folder: Path, steps: int) -> GRPOConfig:
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = create_model("moe_25m", 0, folder / "moe_25m")
     overrides = [f"model.path={model}", f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"]
-    return load(str(GRPO_STEP), overrides, GRPOConfig).config
+    return load_config(str(GRPO_STEP), overrides, GRPOConfig).config
 
 
 def _median(rows: list[dict[str, float]], name: str) -> float:

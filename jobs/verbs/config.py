@@ -30,11 +30,11 @@ def config(
       alignyard config demo
       alignyard config demo stages.reason.steps=300 > longer.yaml
     """
-    from configs.load import find, load, read
+    from configs.load import find_config, load_config, read_yaml
     from configs.stages import STAGES, Recipe
 
-    model = STAGES.get(str(read(find(file)).get("type")), Recipe)
-    loaded = load(file, overrides, model)
+    model = STAGES.get(str(read_yaml(find_config(file)).get("type")), Recipe)
+    loaded = load_config(file, overrides, model)
     for line, key in _yaml_lines(loaded.config.model_dump(), ""):
         origin = loaded.origins.get(key)
         if origin is None:

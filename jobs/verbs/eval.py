@@ -29,7 +29,7 @@ def evaluate_checkpoint(
       alignyard eval runs/demo/reason/hf --suite my_eval.yaml seed=1
     """
     from configs.evaluation import EvalConfig
-    from configs.load import load
+    from configs.load import load_config
 
     file, name = target, Path(target).stem
     if suite:
@@ -40,7 +40,7 @@ def evaluate_checkpoint(
         overrides = [f"model.path={json.dumps(checkpoint)}", *overrides]
     elif Path(target).is_dir():
         raise ValueError(f"{target} is a folder: name by --suite FILE the configuration to evaluate it by")
-    config = load(file, overrides, EvalConfig).config
+    config = load_config(file, overrides, EvalConfig).config
     from pipeline.run.stage import run_stage
 
     write_json(run_stage(config, output or Path("runs") / name), json_file)

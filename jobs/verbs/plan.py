@@ -48,7 +48,7 @@ def plan_recipe(
       alignyard plan demo --cluster 1xcpu --measured runs/demo
     """
     from configs.base import neighbour
-    from configs.load import load
+    from configs.load import load_config
     from configs.stages import Recipe
     from pipeline.planner import layout
     from pipeline.planner.devices import cluster_of
@@ -57,7 +57,7 @@ def plan_recipe(
     devices = cluster_of(cluster)
     if not 0 < mean_share <= 1:
         raise ValueError(f"--mean-share {mean_share}: a share above 0 and up to 1")
-    recipe = load(file, overrides, Recipe).config
+    recipe = load_config(file, overrides, Recipe).config
     stages = {name: config for name, config in recipe.stages.items() if isinstance(config, PLANNED)}
     if stage is not None and stage not in stages:
         raise ValueError(f"--stage {stage}: no such stage that trains; {neighbour(stage, list(stages))}")

@@ -50,10 +50,10 @@ def run(
       alignyard run my.yaml --from reason --address http://head:8265 --detach
     """
     from configs.graph import chosen, graph
-    from configs.load import load
+    from configs.load import load_config
     from configs.stages import Recipe
 
-    recipe = load(file, overrides, Recipe).config
+    recipe = load_config(file, overrides, Recipe).config
     selection = {"start": start, "until": until, "only": only}
     chosen(graph(recipe), **selection)  # refuses a wrong stage name at once
     if dry_run:
@@ -77,12 +77,12 @@ def submit(
       alignyard submit grpo my_grpo.yaml optimizer.learning_rate=1e-5 --output runs/slow --address http://head:8265
     """
     from configs.base import neighbour
-    from configs.load import load
+    from configs.load import load_config
     from configs.stages import STAGES, Recipe
 
     if stage not in STAGES:
         raise ValueError(f"submit {stage}: no such type of stage; {neighbour(stage, list(STAGES))}")
-    config = load(file, overrides, STAGES[stage]).config
+    config = load_config(file, overrides, STAGES[stage]).config
     folder = output or Path("runs") / Path(file).stem
     recipe = Recipe.model_validate({"name": folder.name, "runs_dir": str(folder.parent), "stages": {stage: config}})
     return _start(_order(recipe, address), detach=True)
@@ -217,11 +217,18 @@ def _print_started(order: "Order") -> int:
 
 def _dry_run(recipe: "Recipe", selection: dict[str, str | None]) -> int:
     from pipeline.disk.run_record import refuse_other_recipe
-    from pipeline.run.dry_run import Choice, describe_layout, describe_model, describe_sources, dry_run, refuse_problems
+    from pipeline.run.dry_run import (
+        StageSelection,
+        describe_layout,
+        describe_model,
+        describe_sources,
+        dry_run,
+        refuse_problems,
+    )
 
     folder = Path(recipe.runs_dir, recipe.name)
     refuse_other_recipe(recipe, folder)
-    stages = dry_run(recipe, folder, Choice(**selection))
+    stages = dry_run(recipe, folder, StageSelection(**selection))
     for stage in stages:
         OUT.print(f"\n[bold]{stage.name}[/] ({stage.config.type}): {stage.action}", highlight=False)
         table = Table.grid(padding=(0, 2, 0, 2))
@@ -233,12 +240,12 @@ def _dry_run(recipe: "Recipe", selection: dict[str, str | None]) -> int:
         ):
             if text:
                 table.add_row(title, Text(text))
-        if stage.lacks:
-            table.add_row("lacks", Text(stage.lacks, style="yellow"))
+        if stage.missing_input:
+            table.add_row("lacks", Text(stage.missing_input, style="yellow"))
         OUT.print(table)
     OUT.print(f"\nrun folder: {folder}", highlight=False, soft_wrap=True)
-    lacking = [stage.name for stage in stages if stage.lacks]
+    lacking = [stage.name for stage in stages if stage.missing_input]
     if lacking:
         OUT.print(f"before it can run here: what {', '.join(lacking)} lack", style="yellow", soft_wrap=True)
-    refuse_problems([stage for stage in stages if stage.differs])
+    refuse_problems([stage for stage in stages if stage.conflict])
     return 0

@@ -18,10 +18,10 @@ Examples:
 
 def run_in_foreground(stage: str, file: str, overrides: list[str], output: Path | None) -> int:
     """Runs the stage that `file` configures, into `output` or a folder below runs/ that is named for the file."""
-    from configs.load import load
+    from configs.load import load_config
     from configs.stages import STAGES
 
-    config = load(file, overrides, STAGES[stage]).config  # refuses a wrong file before the slow import
+    config = load_config(file, overrides, STAGES[stage]).config  # refuses a wrong file before the slow import
     from pipeline.run.stage import run_stage
 
     run_stage(config, output or Path("runs") / Path(file).stem)

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, its nodes, and the wait until a stage's demand is free on them."""
+"""Join a Ray cluster, list its nodes, and wait until a stage's resources are free."""
 
 import logging
 import os
@@ -14,22 +14,22 @@ from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
 
 from configs.stages import AnyStage, Recipe
-from pipeline.cluster.demand import Demand, Node, demand
+from pipeline.cluster.demand import Demand, Node, stage_demand
 from pipeline.errors import RunStopped
 
-ROOM_SECONDS = 24 * 3600.0
-"""Longest a stage waits for others to leave the devices it asks for."""
-LOOK_SECONDS = 5.0
+MAX_WAIT_SECONDS = 24 * 3600.0
+"""Longest that a stage waits for the resources it requests."""
+_POLL_SECONDS = 5.0
 
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A Ray cluster to run on: the one RAY_ADDRESS names, or a local one that ends with the block.
+    """Join the Ray cluster at RAY_ADDRESS, or start a local one that ends with the block.
 
-    Workers find this installation before any folder of the user's that has a room's name.
+    PYTHONPATH puts this installation before any folder of the user's named like one of our packages.
     """
-    own = str(Path(__file__).parents[2])
-    environment = {"PYTHONPATH": os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    home = str(Path(__file__).parents[2])
+    environment = {"PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])}
     local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     ray.init(runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
@@ -39,7 +39,7 @@ def cluster() -> Iterator[None]:
 
 
 def nodes() -> list[Node]:
-    """The machines of the cluster that are alive."""
+    """List the cluster's live nodes."""
     free = available_resources_per_node()
     return [
         Node(
@@ -54,37 +54,36 @@ def nodes() -> list[Node]:
     ]
 
 
-def await_room(config: AnyStage, recipe: Recipe | None, tell: Callable[[str], None]) -> None:
-    """Return when what the stage of `recipe` asks of the cluster is free; why it waits, and for whom, is told when that
-    changes.
+def wait_for_resources(config: AnyStage, recipe: Recipe | None, report: Callable[[str], None]) -> None:
+    """Return when the resources of the stage are free; report the reason to wait, and the holders, at each change.
 
-    Raises ValueError with the reason when the cluster can never give it, RunStopped when it was not free for a day.
+    Raises ValueError when the cluster never has as many, RunStopped after a day of waiting.
     """
-    asked, told, deadline = demand(config, recipe), "", time.monotonic() + ROOM_SECONDS
-    never = asked.never(nodes())
-    if never:
-        raise ValueError(never)
-    while reason := asked.busy(nodes()):
-        reason = f"waiting for room: {reason}{_holders(asked)}"
+    demand, reported, deadline = stage_demand(config, recipe), "", time.monotonic() + MAX_WAIT_SECONDS
+    if impossible := demand.why_impossible(nodes()):
+        raise ValueError(impossible)
+    while reason := demand.why_wait(nodes()):
+        reason = f"waiting for room: {reason}{_holders(demand)}"
         if time.monotonic() > deadline:
-            raise RunStopped(f"{reason}; gave up after {ROOM_SECONDS / 3600:g} hours, the same command goes on")
-        if reason != told:
-            tell(reason)
-            told = reason
-        time.sleep(LOOK_SECONDS)
+            raise RunStopped(f"{reason}; gave up after {MAX_WAIT_SECONDS / 3600:g} hours, the same command goes on")
+        if reason != reported:
+            report(reason)
+            reported = reason
+        time.sleep(_POLL_SECONDS)
 
 
-def _holders(asked: Demand) -> str:
-    """Whose actors claim what the stage waits for."""
-    scarce = "GPU" if asked.gpus and ray.cluster_resources().get("GPU") else "CPU"
+def _holders(demand: Demand) -> str:
+    """Name the actors that hold the scarce resource."""
+    scarce = "GPU" if demand.gpus and ray.cluster_resources().get("GPU") else "CPU"
     try:
         actors: list[Any] = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
     except (RayStateApiException, ConnectionError):
         return "; the cluster runs no dashboard that could say who holds them"
-    held: dict[str, float] = {}
+    amounts: dict[str, float] = {}
     for actor in actors:
         amount = (actor.required_resources or {}).get(scarce, 0.0)
         if amount:
             name = f"{actor.class_name} of Ray job {actor.job_id}"
-            held[name] = held.get(name, 0.0) + amount
-    return "; held by " + ", ".join(f"{name} ({amount:g} {scarce})" for name, amount in held.items()) if held else ""
+            amounts[name] = amounts.get(name, 0.0) + amount
+    holders = ", ".join(f"{name} ({amount:g} {scarce})" for name, amount in amounts.items())
+    return f"; held by {holders}" if holders else ""

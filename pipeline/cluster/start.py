@@ -1,6 +1,6 @@
-"""Starting a stage's training ranks, engines and judges on a Ray cluster, and ending them with the stage.
+"""Start the training ranks, rollout engines and judges of a stage on a Ray cluster, and end them with the stage.
 
-Ranks and engines are colocated: they share the same devices and take turns.
+Ranks and engines are colocated: they take turns on the same devices.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ import ray
 
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
-from pipeline.cluster.demand import options
+from pipeline.cluster.demand import actor_resources
 from pipeline.cluster.room import cluster
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
@@ -27,14 +27,14 @@ _start_cluster: ContextVar[Callable[[], None] | None] = ContextVar("_start_clust
 
 
 @contextmanager
-def cluster_when_needed(ready: Callable[[], None]) -> Iterator[None]:
-    """A cluster that starts with the first handle that `start_all` makes in the block, and ends with the block; `ready`
-    is called in between. What is refused before that, such as bad rows, is refused without one."""
+def cluster_when_needed(wait: Callable[[], None]) -> Iterator[None]:
+    """Join or start a cluster at the block's first `start_all`, call `wait`, and leave it with the block. Input that is
+    refused before, such as bad rows, costs no cluster."""
 
     def start() -> None:
         _start_cluster.set(None)
         stack.enter_context(cluster())
-        ready()
+        wait()
 
     with ExitStack() as stack:
         token = _start_cluster.set(start)
@@ -45,9 +45,9 @@ def cluster_when_needed(ready: Callable[[], None]) -> Iterator[None]:
 
 
 def start_ranks(spec: TrainSpec) -> TrainingRanks:
-    """Training ranks with `spec`'s model; on GPUs a rank takes half of one, so that an engine fits beside it.
+    """Start the training ranks; on GPUs each takes half of one, which leaves the other half to an engine.
 
-    Raises ValueError for a setting that has no effect on this cluster's devices.
+    Raises ValueError for trainer.offload on a cluster without GPUs.
     """
     if spec.trainer.offload and not ray.cluster_resources().get("GPU"):
         raise ValueError("trainer.offload has no effect without a GPU; remove it")
@@ -55,24 +55,39 @@ def start_ranks(spec: TrainSpec) -> TrainingRanks:
 
 
 def start_rollout(
-    model: Path, config: RolloutConfig, *, dtype: str, seed: int, ends: Sequence[int] = (), with_routes: bool = False
+    model: Path,
+    config: RolloutConfig,
+    *,
+    dtype: str,
+    seed: int,
+    stop_token_ids: Sequence[int] = (),
+    with_routes: bool = False,
 ) -> RolloutPool:
-    """Engines that speak with the weights in `model` until one of `ends`, which the chat template puts at the end of a
-    turn (`pipeline.data.chat.turn_ends`), and that return the experts of each token `with_routes`. Raises
-    ValueError for a model that engines on this cluster's devices can't compute."""
+    """Start the rollout engines on the checkpoint `model`.
+
+    stop_token_ids: the chat template's ends of a turn (`pipeline.data.chat.turn_ends`). with_routes: record each
+    token's experts. Raises ValueError for a model that engines on this cluster's devices can't compute.
+    """
     if not ray.cluster_resources().get("GPU"):
         refuse_head_size(model)
-    return RolloutPool(model, config, dtype, seed, resources=_devices(), ends=ends, with_routes=with_routes)
+    return RolloutPool(
+        model, config, dtype, seed, resources=_devices(), stop_token_ids=stop_token_ids, with_routes=with_routes
+    )
 
 
 def start_rewards(specs: list[RewardSpec], config: RewardPoolConfig) -> RewardPool:
-    """Judges. A reward's file is named by its whole path, since workers have a folder of their own."""
+    """Start the judges. Files of rewards become absolute paths, since workers have their own working directory."""
     return RewardPool([absolute(spec) for spec in specs], config)
 
 
 @contextmanager
 def start_all(*starts: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Start handles side by side, since each spends its time importing; close them all at the end, however it comes."""
+    """Start handles in parallel, since each mostly imports; close them all when the block ends or raises.
+
+    Example:
+        with start_all(lambda: start_ranks(spec), lambda: start_rewards(specs, pool)) as (ranks, rewards):
+            ...
+    """
     start_cluster = _start_cluster.get()
     if start_cluster is not None:
         start_cluster()
@@ -82,9 +97,9 @@ def start_all(*starts: Callable[[], Any]) -> Iterator[list[Any]]:
         for future in futures:
             if future.exception() is None:
                 stack.callback(future.result().close)
-        yield [future.result() for future in futures]  # raises what the first failed start raised
+        yield [future.result() for future in futures]  # raises the error of the first start that failed
 
 
 def _devices() -> dict[str, Any]:
-    """What one rank or engine asks Ray for; whether that is to be had, `await_room` has found out."""
-    return options(gpus=ray.cluster_resources().get("GPU", 0) >= 1)
+    """Ray resources of one rank or engine on this cluster."""
+    return actor_resources(gpus=ray.cluster_resources().get("GPU", 0) >= 1)

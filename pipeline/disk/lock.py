@@ -1,4 +1,4 @@
-"""One writer at a time in a folder: a lock that ends with its holder, however that ends."""
+"""A lock on a folder, so that only one process writes to it. It ends with the process that holds it."""
 
 import fcntl
 import json
@@ -12,15 +12,14 @@ from typing import TextIO
 
 LOCK = ".lock"
 WAIT_SECONDS = 30.0
-"""What a killed job's processes may take to end, and then some."""
+"""Longest wait for the lock, more than the processes of a killed job take to end."""
 
 
 @contextmanager
 def locked(folder: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """Holds `folder`, and creates it, while the block runs. The kernel releases it when the process dies.
+    """Create and lock `folder` for the block. The kernel releases the lock when the process dies.
 
-    Raises ValueError naming the process that still holds it after `wait_seconds`, and where the folder can't be
-    written to.
+    Raises ValueError for a folder that can't be written to, and after `wait_seconds` naming the process that holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +31,7 @@ def locked(folder: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None
         ) from error
     with lock:
         deadline = time.monotonic() + wait_seconds
-        while not _taken(lock, fcntl.LOCK_EX):
+        while not _acquire(lock, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
                 raise ValueError(
                     f"'{folder}' is being written by {holder(folder) or 'another process'}; wait for it or stop it"
@@ -45,24 +44,24 @@ def locked(folder: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None
 
 
 def holder(folder: Path) -> str:
-    """Who holds `folder`, in words; empty where nobody does."""
+    """Name the process that holds `folder`; empty for none."""
     file = folder / LOCK
     if not file.is_file():
         return ""
-    with file.open(encoding="utf-8") as lock:  # a reader may have no right to write
-        if _taken(lock, fcntl.LOCK_SH):
+    with file.open(encoding="utf-8") as lock:  # a reader may lack the right to write
+        if _acquire(lock, fcntl.LOCK_SH):
             return ""
         text = lock.read()
     try:
-        named = json.loads(text)
-    except json.JSONDecodeError:  # taken a moment ago, not signed yet
+        process = json.loads(text)
+    except json.JSONDecodeError:  # acquired a moment ago, its holder not written yet
         return "another process"
-    return f"process {named['pid']} on {named['host']}"
+    return f"process {process['pid']} on {process['host']}"
 
 
-def _taken(lock: TextIO, kind: int) -> bool:
-    """Try to take the lock of this `kind`, exclusive or shared, and return whether it is taken. Closing the file
-    releases it."""
+def _acquire(lock: TextIO, kind: int) -> bool:
+    """Try to acquire a lock, exclusive or shared by `kind`; return False if another process holds it. Closing the file
+    releases the lock."""
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:

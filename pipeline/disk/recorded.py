@@ -1,6 +1,6 @@
-"""Records of a stage, read from its folder: its settings, figures and lineage, and whether its inputs have changed.
+"""Read the records of a stage from its folder: settings, figures, lineage, and changes of its inputs since it started.
 
-Light to import, without torch, for commands that only look at a run.
+Imports no torch, so that commands which only read a run start fast.
 """
 
 from collections.abc import Mapping
@@ -12,35 +12,36 @@ from pipeline.disk.hashes import checkpoint_hashes, file_hash
 
 CONFIG, LINEAGE = "config.json", "lineage.json"
 FIGURES = "figures.json"
-"""Written when a stage is done: an evaluation's results, or a training's last metrics."""
+"""Written when a stage is done: the results of an evaluation, or the last metrics of a training."""
 METRICS, DECISION, CHECKPOINTS = "metrics.jsonl", "decision.json", "checkpoints"
 EVALUATION = "evaluation"
 """Folder with the records of a reward model's last evaluation."""
-RESULTS = (FIGURES, METRICS, DECISION, f"{CHECKPOINTS}/step-*", "answers/*.jsonl")
-"""Files and folders that show that a stage has a result; an empty file doesn't."""
+RESULT_PATTERNS = (FIGURES, METRICS, DECISION, f"{CHECKPOINTS}/step-*", "answers/*.jsonl")
+"""Patterns of files and folders that show that a stage has a result; empty files don't count."""
 ABSENT = "(absent)"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The settings that a stage was started with. Raises ValueError where the file is damaged."""
+    """Read the settings that a stage was started with. Raises ValueError if the file is damaged."""
     return read_json(folder / CONFIG, _remedy(folder))
 
 
 def read_figures(folder: Path) -> dict[str, float] | None:
-    """The figures of a stage that is done; None where it is not. A damaged file counts as none: the stage goes on from
-    its newest checkpoint and writes it again."""
+    """Read the figures of a finished stage; None for an unfinished one. A damaged file gives None too: the stage then
+    resumes from its newest checkpoint and writes the file again."""
     return read_json_or_none(folder / FIGURES)
 
 
 def begun(folder: Path) -> bool:
-    """Return whether a stage has a result: a step, a training state, answers, a decision or its figures. Until then
-    its folder may be taken over by another configuration."""
-    return any(result.is_dir() or result.stat().st_size for pattern in RESULTS for result in folder.glob(pattern))
+    """Return whether a stage has a result: a step, a training state, answers, a decision or figures. Until then another
+    configuration may use its folder."""
+    results = (path for pattern in RESULT_PATTERNS for path in folder.glob(pattern))
+    return any(path.is_dir() or path.stat().st_size for path in results)
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:
-    """The lineage recorded for a stage. Raises ValueError where the file is damaged, or was written before lineage
-    named every model."""
+    """Read the lineage of a stage. Raises ValueError if the file is damaged, or of a version that did not record every
+    model."""
     lineage = read_json(folder / LINEAGE, _remedy(folder))
     if "models" not in lineage:
         raise ValueError(f"'{folder / LINEAGE}' was written by an earlier version; give the run another name")
@@ -48,32 +49,32 @@ def read_lineage(folder: Path) -> dict[str, Any]:
 
 
 def changes(folder: Path, *, content: bool) -> list[str]:
-    """What has changed, in words, since a stage started from it: parents that were run again, and where `content` is
-    asked for, which reads them whole, the files of its models and data."""
+    """Describe the inputs of a stage that have changed since it started: parents that ran again and, with `content`,
+    files of models and data, which are then read whole."""
     lineage = read_lineage(folder)
-    found: list[str] = []
+    changed: list[str] = []
     for parent in lineage["parents"]:
         file = folder / parent["folder"] / LINEAGE
         if not file.is_file():
-            found.append(f"{parent['key']}: {parent['folder']} is gone")
+            changed.append(f"{parent['key']}: {parent['folder']} is gone")
         elif file_hash(file) != parent["lineage"]:
-            found.append(f"{parent['key']}: {parent['folder']} was run again since")
+            changed.append(f"{parent['key']}: {parent['folder']} was run again since")
     if content:
         for key, model in lineage["models"].items():
             now = checkpoint_hashes(folder / model["folder"])
-            found += [f"{key}: {name} is not what it was" for name in differences(model["files"], now)]
+            changed += [f"{key}: {name} is not what it was" for name in differences(model["files"], now)]
         for key, files in lineage["data"].items():
             for name, recorded in files.items() if isinstance(files, dict) else ():
                 file = folder / name
                 if not file.is_file():
-                    found.append(f"{key}: {name} is gone")
+                    changed.append(f"{key}: {name} is gone")
                 elif file_hash(file) != recorded:
-                    found.append(f"{key}: {name} is not what it was")
-    return found
+                    changed.append(f"{key}: {name} is not what it was")
+    return changed
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys whose values are not the same, sorted."""
+    """List the keys with different values, sorted."""
     return [key for key in sorted(before.keys() | now.keys()) if before.get(key, ABSENT) != now.get(key, ABSENT)]
 
 

@@ -12,7 +12,7 @@ from configs.data import Source
 from configs.evaluation import MultipleChoiceSuite
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
 from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, batched_likelihoods, suite_result
-from rollout.types import Likelihood
+from rollout.types import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def run_choices(questions: Sequence[TokenizedQuestion], session: Session) -> Sui
     return choices_result([(each.question, [next(scored) for _ in each.choice_ids]) for each in questions])
 
 
-def choices_result(answered: Iterable[tuple[Question, Sequence[Likelihood]]]) -> SuiteResult:
+def choices_result(answered: Iterable[tuple[Question, Sequence[TokenLogprobs]]]) -> SuiteResult:
     """Return `accuracy`, `accuracy_per_byte` and `accuracy_per_token`, with intervals.
 
     They are the shares of questions whose answer has the highest log-probability in all, per byte of its text, or per

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import SamplingConfig
 from pipeline.evaluation.suites import Session, batched_likelihoods, with_progress
-from rollout.types import Likelihood
+from rollout.types import TokenLogprobs
 
 
 class EngineModel(TemplateLM):
@@ -101,7 +101,7 @@ class EngineModel(TemplateLM):
         scored = self._likelihoods([(context, continuation) for _, context, continuation in requests])
         return [(sum(each.logprobs), all(rank == 1 for rank in each.ranks)) for each in scored]
 
-    def _likelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Likelihood]:
+    def _likelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenLogprobs]:
         sequences = [context + continuation for context, continuation in pairs]
         starts = [len(context) for context, _ in pairs]
         return list(batched_likelihoods(self._session.rollout, sequences, starts, "lm_eval"))

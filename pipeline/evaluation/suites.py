@@ -14,7 +14,7 @@ from rich.table import Table
 from configs.sampling import SamplingConfig
 from pipeline.evaluation.statistics import wilson_interval
 from rewards.types import Status
-from rollout.types import Likelihood
+from rollout.types import TokenLogprobs
 
 if TYPE_CHECKING:  # readers of results need no Ray
     from rewards.pool import RewardPool
@@ -113,12 +113,12 @@ def results_table(results: Mapping[str, SuiteResult]) -> Table:
 
 def batched_likelihoods(
     rollout: "RolloutPool", sequences: Sequence[list[int]], starts: Sequence[int], description: str
-) -> Iterator[Likelihood]:
+) -> Iterator[TokenLogprobs]:
     """Yield each sequence's log-probabilities from its index in `starts` on, computed in batches."""
     firsts = range(0, len(sequences), SEQUENCES_PER_BATCH)
     for first in with_progress(firsts, description, len(firsts)):
         batch = slice(first, first + SEQUENCES_PER_BATCH)
-        yield from rollout.likelihoods(list(sequences[batch]), list(starts[batch]))
+        yield from rollout.continuation_logprobs(list(sequences[batch]), list(starts[batch]))
 
 
 def with_progress(stream: Iterable[_T], description: str, total: int) -> Iterable[_T]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.model import ModelConfig
-from pipeline.disk.files import read_json, sync, sync_tree
+from pipeline.disk.files import fsync, fsync_tree, read_json
 from pipeline.disk.hashes import checkpoint_hashes, text_hash
 from pipeline.disk.recorded import read_config, read_lineage
 from pipeline.evaluation.suites import SuiteResult
@@ -58,10 +58,10 @@ def cached_evaluation(folder: Path, evaluate: Evaluate) -> dict[str, SuiteResult
             text = json.dumps(figures, indent=1, ensure_ascii=False)
             (partial / EVALUATION_FIGURES).write_text(text, encoding="utf-8")
             partial.chmod(0o755)
-            sync_tree(partial)
+            fsync_tree(partial)
             if not folder.is_dir():
                 partial.rename(folder)
-                sync(folder.parent)
+                fsync(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return read_evaluation(folder)

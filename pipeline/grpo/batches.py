@@ -1,4 +1,4 @@
-"""Training batches of a GRPO step: its judged groups as trees of tokens, with advantages and weights.
+"""Training batches of a GRPO step: judged groups as trees of tokens, with advantages and weights.
 
 Shape suffixes: P prompts, G completions of a prompt.
 """
@@ -17,7 +17,7 @@ from rollout.types import Completion
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """The trees of one optimizer step, and the number that their summed loss is divided by."""
+    """Trees of one optimizer step, and the denominator of their summed loss."""
 
     trees: list[Tree]
     denominator: float
@@ -26,12 +26,12 @@ class TrainingBatch:
 def training_batches(experience: Experience, config: GRPOConfig) -> list[TrainingBatch]:
     """Split the experience into `updates_per_batch` batches of whole groups.
 
-    Completions without a judged reward and, under overlong.mask, truncated ones get weight 0, for the KL term too, and
-    do not count in the denominator. The completions of a group without spread get weight 0 as well, so that their
-    gradient is exactly zero, but they count: otherwise a step would be the larger the fewer groups teach something.
+    A completion without a reward, or a truncated one under overlong.mask, gets weight 0, for the KL term too, and does
+    not count in the denominator. A group without spread also gets weight 0, so that its gradient is exactly zero, but
+    it counts: otherwise a step would grow as fewer groups have spread.
     """
     rewards_PG = experience.rewards_PG
-    if config.mixing == "group":  # these rewards are centred and scaled within their groups already
+    if config.mixing == "group":  # mixing has normalised these rewards within their groups
         advantages_PG = batch_advantage(rewards_PG)
     else:
         advantages_PG = group_advantage(rewards_PG, normalize_std=config.objective.normalize_std)

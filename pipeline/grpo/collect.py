@@ -13,7 +13,7 @@ from pipeline.data.prompts import Prompt, Prompts
 from pipeline.grpo.experience import Experience, JudgedGroup
 from pipeline.grpo.figures import length_slope, rollout_figures
 from pipeline.grpo.fleet import Fleet
-from pipeline.grpo.mix import DECIMALS, mix, shape_overlong, statistics
+from pipeline.grpo.mix import DECIMALS, mix, mix_metrics, shape_overlong
 from pipeline.objectives.advantage import Array, has_spread
 from rewards.types import Verdict
 from rollout.types import Group
@@ -23,8 +23,8 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Ex
     """Sample and judge until P groups have spread, or until the rounds of dynamic sampling are used up (DAPO, section
     3.2, arXiv:2503.14476). Always returns P groups, those with spread first.
 
-    The number of the round selects the prompts and the sampling seed, so that a resumed run repeats it. Array are
-    mixed, and metrics taken, over all sampled groups. Raises RolloutError or RewardsUnavailable as the handles do.
+    The number of the round selects the prompts and the sampling seed, so that a resumed run repeats it. Rewards are
+    mixed, and metrics computed, over all sampled groups. Raises RolloutError or RewardsUnavailable.
     """
     num_prompts, max_rounds = config.prompts_per_step, config.dynamic_sampling.max_rounds
     sampled: list[JudgedGroup] = []
@@ -63,21 +63,21 @@ def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: in
 def mixed_rewards(
     config: GRPOConfig, verdicts: list[list[dict[str, Verdict]]], lengths_PG: NDArray[np.int64]
 ) -> tuple[Array, Array, dict[str, float]]:
-    """Mix the verdicts and add the punishment of overlong completions.
+    """Mix the verdicts and add the penalty of overlong completions.
 
-    Returns rewards_PG; totals_PG, the same before any normalisation, for the reported mean (after normalisation each
-    step's mean is 0); and metrics of the mix.
+    Returns rewards_PG; totals_PG, the same before normalisation, which would make every step's reported mean 0; and
+    metrics of the mix.
     """
     mixed = mix(verdicts, config.rewards, normalize=config.mixing)
-    punishment_PG = shape_overlong(
+    penalty_PG = shape_overlong(
         lengths_PG, max_tokens=config.sampling.max_tokens, shaping_tokens=config.overlong.shaping_tokens
     )
-    rewards_PG = np.round(mixed.rewards_PG + punishment_PG, DECIMALS)
-    metrics = statistics(mixed, lengths_PG)
+    rewards_PG = np.round(mixed.rewards_PG + penalty_PG, DECIMALS)
+    metrics = mix_metrics(mixed, lengths_PG)
     totals_PG = rewards_PG
     if config.mixing != "none":
         weights_K = np.array([spec.weight for spec in config.rewards])
-        totals_PG = np.tensordot(weights_K, np.nan_to_num(mixed.capped_KPG), axes=1) + punishment_PG
+        totals_PG = np.tensordot(weights_K, np.nan_to_num(mixed.capped_KPG), axes=1) + penalty_PG
         totals_PG[np.isnan(rewards_PG)] = np.nan
     slope = length_slope(totals_PG, lengths_PG)
     return rewards_PG, totals_PG, metrics if slope is None else metrics | {"reward/total/length_slope": slope}

@@ -1,4 +1,4 @@
-"""Experience of one GRPO step: groups of completions, their verdicts and rewards.
+"""Experience of one GRPO step: groups of completions with their verdicts and rewards.
 
 Shape suffixes: P prompts, G completions of a prompt.
 """
@@ -21,13 +21,12 @@ class JudgedGroup:
 
     @property
     def lengths_G(self) -> list[int]:
-        """Number of tokens of each completion."""
         return [len(completion.token_ids) for completion in self.group.completions]
 
 
 @dataclass(frozen=True)
 class Experience:
-    """P judged groups to learn from, and the figures of everything that was sampled for them.
+    """P judged groups to learn from, and metrics of all groups that were sampled for them.
 
     rewards_PG: float64, NaN for a completion that could not be judged.
     """

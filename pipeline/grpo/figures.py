@@ -1,4 +1,4 @@
-"""Figures of one GRPO step: lengths, entropy, repetition and truncation of its completions; metrics of its updates.
+"""Metrics of one GRPO step: lengths, entropy, repetition and truncation of its completions, and means over updates.
 
 Shape suffixes: P prompts, G completions of a prompt.
 """
@@ -12,12 +12,12 @@ from pipeline.objectives.advantage import Array
 from rollout.types import Completion
 
 GRAM = 4
-"""Tokens of the n-grams whose repetition is counted."""
+"""Length of the n-grams whose repetition is counted, in tokens."""
 
 
 def rollout_figures(completions: Sequence[Completion], rewards_PG: Array) -> dict[str, float]:
-    """Figures of all completions that a step sampled. The entropy, in nats a token, is estimated as the mean of -log p
-    over the sampled tokens."""
+    """Compute the metrics of all completions of a step. The entropy, in nats per token, is estimated by the mean of
+    -log p over the sampled tokens."""
     judged = rewards_PG[~np.isnan(rewards_PG)]
     return {
         "reward/total/mean": float(judged.mean()) if judged.size else float("nan"),
@@ -31,10 +31,10 @@ def rollout_figures(completions: Sequence[Completion], rewards_PG: Array) -> dic
 
 
 def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:
-    """Reward of one more token: the slope of the rewards in the lengths, both centered within their group.
+    """Fit the reward of one more token: the slope of rewards over lengths, both centred within their group.
 
-    Centering removes the difficulty of the prompt, since a hard prompt has long answers and low rewards. NaN rewards
-    are left out. None where no group has two lengths.
+    Centring removes the prompt's difficulty: a hard prompt has long answers and low rewards. NaN rewards are left out.
+    None if no group has two different lengths.
     """
     judged_PG = ~np.isnan(np.asarray(rewards_PG, dtype=np.float64))
     count_P1 = np.maximum(judged_PG.sum(axis=1, keepdims=True), 1)
@@ -47,13 +47,13 @@ def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:
 
 
 def repetition_rate(token_ids: Sequence[int]) -> float:
-    """Share of a completion's 4-grams of token ids that occur earlier in it; 0 for a completion without any."""
+    """Share of a completion's 4-grams of token ids that occur earlier in it; 0 for fewer than 4 tokens."""
     grams = list(zip(*(token_ids[shift:] for shift in range(GRAM)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def over_updates(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Combine the metrics of a step's updates: the largest of those named `_max`, the mean of the others."""
+    """Combine the metrics of a step's updates: the maximum of those named `_max`, the mean of the others."""
     return {
         name: float((np.max if name.endswith("_max") else np.mean)([update[name] for update in updates]))
         for name in updates[0]

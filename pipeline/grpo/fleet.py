@@ -1,4 +1,4 @@
-"""The handles that a GRPO step drives: training ranks, engines and judges, with the phases they go through."""
+"""The workers of a GRPO stage as one object: training ranks, rollout engines and judges, with the phases of a step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,9 +24,10 @@ class PreparedBatch:
 
 @dataclass
 class Fleet:
-    """The handles of a GRPO stage. `watch` counts the seconds of each phase.
+    """Handles of a GRPO stage's workers.
 
     probe: fixed sequences whose log-probabilities prove a weight sync.
+    watch: seconds of each phase.
     """
 
     policy: TrainingRanks
@@ -37,19 +38,19 @@ class Fleet:
     probe: list[list[int]]
     watch: Stopwatch = field(default_factory=Stopwatch)
     _mismatch_bound: float = 0.0
-    """Largest mean |trainer - engine| log-probability that the last sync allowed, in nats."""
+    """The last sync's bound on the mean |trainer - engine| log-probability, in nats."""
 
     def steps(self) -> Iterator[int]:
-        """Yield the number of each step that remains; send the restored policy to the engines before the first."""
+        """Sync the restored policy to the engines, then yield the number of each remaining step."""
         self.sync_weights(self.checkpoints.step)
         self.watch.lap()
         yield from range(self.checkpoints.step + 1, self.config.steps + 1)
 
     def prepare(self, batch: TrainingBatch) -> PreparedBatch:
-        """Shard a batch over the ranks and add the log-probabilities that its loss needs: of the frozen reference for
-        the KL term, and of the policy before the update for the ratio (eq. 32 of DeepSeek-V2).
+        """Shard a batch over the ranks and add the log-probabilities that its loss reads: the reference's for the KL
+        term, and the policy's before the first update for the ratio (eq. 32 of DeepSeek-V2).
 
-        With a single update per batch the update's own forward pass gives the ratio's denominator.
+        With a single update per batch, the update's own forward pass gives the ratio's denominator.
         """
         shards = self.policy.shard(batch.trees)
         with self.watch("reference"):
@@ -62,8 +63,8 @@ class Fleet:
         return PreparedBatch(shards, batch.denominator)
 
     def update(self, batch: PreparedBatch) -> dict[str, float]:
-        """Do one optimizer step. Raises RunStopped where the trainer's log-probabilities of the sampled tokens differ
-        from the engines' by more than the last sync allowed."""
+        """Do one optimizer step. Raises RunStopped if trainer and engines differ on the sampled tokens by more than the
+        last sync allowed."""
         with self.watch("train"):
             metrics = self.policy.update(batch.shards, batch.denominator)
         num_tokens = sum(len(micro_batch.target_N) for shard in batch.shards for micro_batch in shard)
@@ -71,7 +72,7 @@ class Fleet:
         return metrics
 
     def sync_weights(self, step: int) -> dict[str, float]:
-        """Send the policy after `step` to the engines, prove that it arrived (pipeline.grpo.sync), return metrics."""
+        """Sync the policy after `step` to the engines (pipeline.grpo.sync) and return metrics."""
         with self.watch("sync"), self.policy.awake(), self.rollout.awake():
             metrics = sync_weights(self.policy, self.rollout, self.config.sync, probe=self.probe, version=step)
         self._mismatch_bound = metrics["sync/bound_mean"]

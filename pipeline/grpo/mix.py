@@ -1,6 +1,7 @@
-"""From verdicts to the rewards of the groups: r = sum_k c_k r_k (DeepSeek-V2 section 4.2), and how its parts relate.
+"""Mix the verdicts of several rewards into one: r = sum_k c_k r_k (DeepSeek-V2 section 4.2), with metrics of the mix.
 
-In this order: a gate caps what other rewards gave, every reward's scores are normalised, the weighted sum is taken.
+First gates cap the scores of the other rewards, then each reward's scores are normalised, then the weighted sum is
+taken.
 
 Shape suffixes: K rewards in the order of their specs, P prompts, G completions of a prompt.
 """
@@ -18,16 +19,16 @@ from pipeline.objectives.advantage import Array, standardize
 from rewards.types import Verdict
 
 DECIMALS = 12
-"""Digits that totals keep: 0.1 * 3 and 0.3 * 1 differ in the 17th, and a group of only these has no spread."""
+"""Decimals of the totals. 0.1 * 3 and 0.3 * 1 differ in the 17th, which must not count as spread within a group."""
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """The rewards of a step and what they are made of.
+class MixedRewards:
+    """Rewards of a step with the scores that they consist of.
 
-    rewards_PG: NaN where a verdict that counts is not ok, which leaves that completion out of its group.
-    scores_KPG: what the rewards said, NaN where they said nothing. capped_KPG: the same behind the gates, and NaN too
-    where the completion is left out.
+    rewards_PG: NaN where a verdict that counts is not ok; the completion is then left out of its group.
+    scores_KPG: scores of each reward, NaN where it gave none.
+    capped_KPG: the scores after the gates, NaN also where the completion is left out.
     """
 
     specs: Sequence[RewardSpec]
@@ -41,36 +42,34 @@ def mix(
     specs: Sequence[RewardSpec],
     *,
     normalize: Literal["none", "batch", "group"],
-) -> Mixed:
-    """The weighted sum of every completion's scores.
+) -> MixedRewards:
+    """Sum every completion's scores with the rewards' weights.
 
-    verdicts: P groups of G completions, each with its verdicts by label. A reward that did not judge a completion
-    contributes 0 to it. One of weight 0 is only watched, or only a gate. A verdict counts if its reward has a weight or
-    a gate.
-
-    Gates: where a score is below its reward's `gate`, every other score of the completion that would add to the sum
-    becomes 0.
-
+    verdicts: P groups of G completions, each with its verdicts by label. A reward that did not judge a completion adds
+        0. A verdict counts if its reward has a weight or a gate; others are only monitored.
     normalize: `none` takes the scores as they are. `batch` centres each reward's scores and divides them by their
-    standard deviation (the population's) over all completions that are not left out, `group` over those of the
-    completion's own group (GDPO, arXiv:2601.05242; its last step, normalising the sums over the batch, is the
-    advantage's). Where all of them are equal the reward contributes 0.
+        population standard deviation over all completions that are not left out; `group` does so within each group
+        (GDPO, arXiv:2601.05242, whose last step, normalising the sums over the batch, belongs to the advantage). Equal
+        scores add 0.
 
-    Totals are rounded to 12 decimals.
+    Where a score is below its reward's gate, all other scores of the completion that would add to the sum become 0.
+    Totals are rounded to 12 decimals. Raises ValueError for groups of different sizes, a completion without verdicts,
+    and a label without a spec.
 
-    Raises ValueError for groups of different sizes, a completion without verdicts, and a label without a spec.
+    Example:
+        mix([[{"math": right}, {"math": wrong}]], [RewardSpec(name="math")], normalize="none").rewards_PG  # [[1., 0.]]
     """
     sizes = {len(group) for group in verdicts}
     if len(sizes) != 1:
         raise ValueError(f"every prompt needs the same number of judged completions, got {sorted(sizes)}")
     labels = [spec.label for spec in specs]
-    for judged in (judged for group in verdicts for judged in group):
-        _check_labels(judged, labels)
-    scores_KPG = np.array([[[_score(judged, label) for judged in group] for group in verdicts] for label in labels])
-    unknown_KPG = np.array([[[label in judged for judged in group] for group in verdicts] for label in labels])
-    unknown_KPG &= np.isnan(scores_KPG)
+    for by_label in (by_label for group in verdicts for by_label in group):
+        _check_labels(by_label, labels)
+    scores_KPG = np.array([[[_score(by_label, label) for by_label in group] for group in verdicts] for label in labels])
+    failed_KPG = np.array([[[label in by_label for by_label in group] for group in verdicts] for label in labels])
+    failed_KPG &= np.isnan(scores_KPG)
     counts_K = np.array([spec.weight != 0 or spec.gate is not None for spec in specs])
-    left_out_PG = unknown_KPG[counts_K].any(axis=0)
+    left_out_PG = failed_KPG[counts_K].any(axis=0)
     capped_KPG = np.where(left_out_PG, np.nan, _cap(scores_KPG, specs))
     if normalize == "none":
         contributions_KPG = np.nan_to_num(capped_KPG)
@@ -78,14 +77,14 @@ def mix(
         contributions_KPG = standardize(capped_KPG, axis=2 if normalize == "group" else (1, 2))
     weights_K = np.array([spec.weight for spec in specs])
     totals_PG = np.round(np.tensordot(weights_K, contributions_KPG, axes=1), DECIMALS)
-    return Mixed(specs, np.where(left_out_PG, np.nan, totals_PG), scores_KPG, capped_KPG)
+    return MixedRewards(specs, np.where(left_out_PG, np.nan, totals_PG), scores_KPG, capped_KPG)
 
 
 def shape_overlong(lengths_PG: ArrayLike, *, max_tokens: int, shaping_tokens: int) -> Array:
-    """The soft overlong punishment to add to the rewards (DAPO, equation 13).
+    """Compute the soft overlong penalty to add to the rewards (DAPO, equation 13); float64 of the same shape.
 
-    lengths_PG: tokens of each completion, of any shape. 0 up to max_tokens - shaping_tokens, from there linear down to
-    -1 at max_tokens and beyond. shaping_tokens = 0 punishes nothing. Returns float64 of the same shape.
+    lengths_PG: tokens of each completion, of any shape. The penalty is 0 up to max_tokens - shaping_tokens, then linear
+    down to -1 at max_tokens and beyond. shaping_tokens = 0 gives no penalty.
     """
     lengths_PG = np.asarray(lengths_PG, dtype=np.float64)
     if shaping_tokens == 0:
@@ -93,16 +92,16 @@ def shape_overlong(lengths_PG: ArrayLike, *, max_tokens: int, shaping_tokens: in
     return np.clip((max_tokens - shaping_tokens - lengths_PG) / shaping_tokens, -1.0, 0.0)
 
 
-def statistics(mixed: Mixed, lengths_PG: ArrayLike) -> dict[str, float]:
-    """How the rewards of a step relate, over all completions with an ok verdict, left out or not.
+def mix_metrics(mixed: MixedRewards, lengths_PG: ArrayLike) -> dict[str, float]:
+    """Compute correlations between rewards and lengths, and rates of gates and ties, over all ok verdicts.
 
-    * `reward/<label>/corr_length`: Pearson's correlation of the score with lengths_PG, the completions' tokens.
-    * `reward/<label>/corr/<other>`: with the score of a reward whose spec comes later, where both are ok.
-    * `reward/<label>/gated_rate`: share of a gating reward's scores that are below its gate.
-    * `reward/total/collapsed_rate`: of the pairs of completions in a group that some reward with a weight tells apart
-      behind the gates, the share whose totals are equal: to the objective they are the same.
+    * `reward/<label>/corr_length`: Pearson's correlation of the scores with lengths_PG, the completions' tokens.
+    * `reward/<label>/corr/<other>`: correlation with the scores of each reward whose spec comes later.
+    * `reward/<label>/gated_rate`: share of a gating reward's scores below its gate.
+    * `reward/total/collapsed_rate`: among the pairs of a group's completions with different scores of some weighted
+      reward after the gates, the share with equal totals, which the objective can't tell apart.
 
-    A figure that is not defined, such as the correlation with a constant, is absent.
+    An undefined metric, such as the correlation with a constant, is absent.
     """
     lengths_PG = np.asarray(lengths_PG, dtype=np.float64)
     metrics: dict[str, float] = {}
@@ -116,23 +115,23 @@ def statistics(mixed: Mixed, lengths_PG: ArrayLike) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not np.isnan(value)}
 
 
-def _check_labels(judged: Mapping[str, Verdict], labels: Sequence[str]) -> None:
-    if not judged:
+def _check_labels(by_label: Mapping[str, Verdict], labels: Sequence[str]) -> None:
+    if not by_label:
         raise ValueError("a completion without a verdict: no reward judged its task")
-    for label in judged:
+    for label in by_label:
         if label not in labels:
             raise ValueError(f"a verdict of reward '{label}', which is not configured; configured: {', '.join(labels)}")
 
 
-def _score(judged: Mapping[str, Verdict], label: str) -> float:
-    verdict = judged.get(label)
+def _score(by_label: Mapping[str, Verdict], label: str) -> float:
+    verdict = by_label.get(label)
     return np.nan if verdict is None or verdict.score is None else verdict.score
 
 
 def _cap(scores_KPG: Array, specs: Sequence[RewardSpec]) -> Array:
-    """The scores behind the gates; NaN stays NaN, and passes every gate."""
+    """Apply the gates to the scores; NaN stays NaN and passes every gate."""
     weights_K11 = np.array([spec.weight for spec in specs])[:, None, None]
-    gains_KPG = weights_K11 * scores_KPG > 0  # of a punishment, with its negative weight, the negative scores
+    gains_KPG = weights_K11 * scores_KPG > 0  # with a negative weight, the negative scores add to the sum
     capped_KPG = scores_KPG.copy()
     for k, spec in enumerate(specs):
         if spec.gate is not None:
@@ -142,7 +141,7 @@ def _cap(scores_KPG: Array, specs: Sequence[RewardSpec]) -> Array:
 
 
 def _correlation(a_PG: Array, b_PG: Array) -> float:
-    """Pearson's, where both are numbers; NaN where that is fewer than two, or one of them is constant."""
+    """Pearson's correlation where both are numbers; NaN for fewer than two, or if one is constant."""
     both_PG = ~np.isnan(a_PG) & ~np.isnan(b_PG)
     if not both_PG.any():
         return np.nan
@@ -150,12 +149,12 @@ def _correlation(a_PG: Array, b_PG: Array) -> float:
     return float((a * b).mean()) if a.any() and b.any() else np.nan
 
 
-def _share(some_PG: NDArray[np.bool_], of_PG: NDArray[np.bool_]) -> float:
-    return float((some_PG & of_PG).sum() / of_PG.sum()) if of_PG.any() else np.nan
+def _share(part_PG: NDArray[np.bool_], whole_PG: NDArray[np.bool_]) -> float:
+    return float((part_PG & whole_PG).sum() / whole_PG.sum()) if whole_PG.any() else np.nan
 
 
-def _collapsed_rate(mixed: Mixed) -> float:
-    """See `statistics`. NaN where no pair differs."""
+def _collapsed_rate(mixed: MixedRewards) -> float:
+    """Compute the rate described in `mix_metrics`; NaN if no pair differs."""
     judged_PG = ~np.isnan(mixed.rewards_PG)
     differ_PGG = np.zeros((*judged_PG.shape, judged_PG.shape[1]), dtype=bool)
     for spec, capped_PG in zip(mixed.specs, np.nan_to_num(mixed.capped_KPG), strict=True):

@@ -18,7 +18,7 @@ from rollout.types import Completion
 
 if TYPE_CHECKING:
     from pipeline.data.chat import ChatFormat
-    from rollout.engine import Engine
+    from rollout.engine import RolloutEngine
 
 
 class SelfJudge(Rubric, CheckpointJudge):
@@ -117,8 +117,10 @@ class SelfJudge(Rubric, CheckpointJudge):
         return ChatFormat(self.tokenizer)
 
     @cached_property
-    def _engine(self) -> "Engine":
-        from rollout.engine import Engine
+    def _engine(self) -> "RolloutEngine":
+        from rollout.engine import RolloutEngine
 
         ends = self._chat.end_ids()
-        return Engine(self.folder, self.engine_config(self.kv_cache_gib), self.dtype, self.seed, ends=ends)
+        return RolloutEngine(
+            self.folder, self.engine_config(self.kv_cache_gib), self.dtype, self.seed, stop_token_ids=ends
+        )

@@ -12,7 +12,7 @@ from configs.sampling import RolloutConfig
 from configs.sft import SFTConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
-from pipeline.cluster.demand import demand
+from pipeline.cluster.demand import stage_demand
 from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
 from pipeline.planner.cost import Work
 
@@ -62,7 +62,7 @@ def planned_stage(
         moments=config.optimizer.moments,
         rollout=config.rollout if is_policy else None,
         reference=is_policy and config.objective.kl_coef > 0,
-        judge_devices=ceil(sum(actors.gpus for actors in demand(config, recipe).actors if not actors.shares)),
+        judge_devices=ceil(sum(actors.gpus for actors in stage_demand(config, recipe).actors if not actors.colocated)),
         steps=config.steps,
         predictable=not (config.trainer.fp8 or getattr(config, "mtp", None) or getattr(config, "mtp_weight", 0)),
     )

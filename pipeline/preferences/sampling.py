@@ -51,17 +51,19 @@ def load_prompt_sets(
 
 
 def answer_sampler(
-    config: SampleConfig | PreferencesConfig, model: Path, ends: Sequence[int], folder: Path
+    config: SampleConfig | PreferencesConfig, model: Path, stop_token_ids: Sequence[int], folder: Path
 ) -> AnswerSampler:
     """Return a sampler of the checkpoint `model` that stores answers in `folder`/answers.
 
-    ends: token ids that end an answer. Engines and judges start when an answer is missing.
+    stop_token_ids: token ids that end an answer. Engines and judges start when an answer is missing.
     """
     assert config.model and config.sampling and config.rollout, "a stage that samples sets these together"
 
     def start_judges(spec: RewardSpec) -> RewardPool:
         return start_rewards([spec], config.reward_pool)
 
-    engines = partial(start_rollout, model, config.rollout, dtype=config.model.dtype, seed=config.seed, ends=ends)
+    engines = partial(
+        start_rollout, model, config.rollout, dtype=config.model.dtype, seed=config.seed, stop_token_ids=stop_token_ids
+    )
     answers, samples = folder / "answers", config.samples
     return AnswerSampler(answers, samples, config.sampling, config.rollout, config.seed, engines, start_judges)

@@ -1,28 +1,27 @@
-"""The dry run of a recipe: each stage's action, model, layout, data and problems, before anything starts."""
+"""Preview a run before anything starts: each stage's action, model, layout and data, and all reasons to refuse it."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from configs.base import walk
-from configs.data import Source
+from configs.data import SOURCE_TYPES
 from configs.graph import chosen, graph, missing
 from configs.model import FirstModelConfig
 from configs.references import PREFIX
 from configs.sampling import RolloutConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
-from pipeline.cluster.demand import demand
-from pipeline.run.stage import check_stage, standing
+from pipeline.cluster.demand import stage_demand
+from pipeline.run.stage import check_stage, progress
 from pipeline.weights.architecture import architecture_file
 
 UNKNOWN_SIZE = "size unknown here: not fetched"
-_SOURCES = get_args(get_args(Source)[0])
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The options of `alignyard run` that select stages (see configs.graph.chosen)."""
+class StageSelection:
+    """The options of `run` that select stages (see configs.graph.chosen)."""
 
     start: str | None = None
     until: str | None = None
@@ -30,74 +29,79 @@ class Choice:
 
 
 @dataclass(slots=True)
-class DryRunStage:
-    """A stage in a dry run."""
+class StagePreview:
+    """One stage of a dry run.
+
+    conflict: differences between the results in its folder and its present settings or inputs.
+    missing_input: an input that does not exist here.
+    """
 
     name: str
     config: AnyStage
     waits_for: list[str]
-    chosen: bool
-    standing: Literal["new", "started", "done"] = "new"
-    differs: str = ""
-    """Difference between the run in its folder and its present configuration."""
-    lacks: str = ""
-    """Inputs that this machine does not find."""
+    selected: bool
+    progress: Literal["new", "started", "done"] = "new"
+    conflict: str = ""
+    missing_input: str = ""
 
     @property
     def action(self) -> str:
-        """The action that `alignyard run` would take, in a word."""
-        if self.differs:
+        if self.conflict:
             return "refused"
-        if self.standing == "done":
+        if self.progress == "done":
             return "reused"
-        if not self.chosen:
+        if not self.selected:
             return "left out"
-        return "resumed" if self.standing == "started" else "runs"
+        return "resumed" if self.progress == "started" else "runs"
 
 
-def dry_run(recipe: Recipe, folder: Path, choice: Choice | None = None) -> list[DryRunStage]:
-    """Check every stage, in order, as far as its inputs exist; `folder` is the run's.
+def dry_run(recipe: Recipe, folder: Path, selection: StageSelection | None = None) -> list[StagePreview]:
+    """Check the stages in order, each as far as it can be checked before its parents are done; `folder` is the run's.
 
-    Raises ValueError for a stage that the recipe doesn't have, and for a choice that needs stages which are not done.
+    Raises ValueError for a selection that the recipe doesn't have, or that needs stages which are not done.
+
+    Example:
+        for stage in dry_run(recipe, Path("runs/demo"), StageSelection(until="reward")):
+            print(stage.name, stage.action)
     """
-    choice, stages = choice or Choice(), graph(recipe)
-    names = chosen(stages, start=choice.start, until=choice.until, only=choice.only)
-    checked: dict[str, DryRunStage] = {}
+    selection, stages = selection or StageSelection(), graph(recipe)
+    names = chosen(stages, start=selection.start, until=selection.until, only=selection.only)
+    previews: dict[str, StagePreview] = {}
     for name, config in recipe.stages.items():
-        stage = checked[name] = DryRunStage(name, config, stages[name], name in names)
+        stage = previews[name] = StagePreview(name, config, stages[name], name in names)
         try:
-            if all(checked[parent].standing == "done" for parent in stages[name]):
-                stage.standing = standing(config, folder / name, recipe)
+            if all(previews[parent].progress == "done" for parent in stages[name]):
+                stage.progress = progress(config, folder / name, recipe)
         except ValueError as error:
-            stage.differs = str(error)
+            stage.conflict = str(error)
             continue
         try:
-            if stage.chosen and stage.standing != "done":
+            if stage.selected and stage.progress != "done":
                 check_stage(config)
         except ValueError as error:
-            stage.lacks = str(error)
-    undone = missing(stages, names, [name for name in checked if checked[name].standing == "done"])
+            stage.missing_input = str(error)
+    undone = missing(stages, names, [name for name in previews if previews[name].progress == "done"])
     if undone:
         message = f"not done in '{folder}': {', '.join(undone)}, which {', '.join(names)} need; run these first"
-        differs = [f"{name}: {checked[name].differs}" for name in undone if checked[name].differs]
-        raise ValueError("\n".join([message, *differs]))
-    return list(checked.values())
+        conflicts = [f"{name}: {previews[name].conflict}" for name in undone if previews[name].conflict]
+        raise ValueError("\n".join([message, *conflicts]))
+    return list(previews.values())
 
 
-def refuse_problems(stages: list[DryRunStage]) -> None:
-    """Raise ValueError with every problem of the chosen stages."""
-    problems = [
-        f"{stage.name}: {problem}"
+def refuse_problems(stages: list[StagePreview]) -> None:
+    """Raise ValueError with every conflict and missing input of the selected stages."""
+    reasons = [
+        f"{stage.name}: {reason}"
         for stage in stages
-        for problem in (stage.differs, stage.lacks)
-        if stage.chosen and problem
+        for reason in (stage.conflict, stage.missing_input)
+        if stage.selected and reason
     ]
-    if problems:
-        raise ValueError("\n".join(problems))
+    if reasons:
+        raise ValueError("\n".join(reasons))
 
 
 def describe_model(config: AnyStage, recipe: Recipe) -> str:
-    """Describe the model that a stage starts from, with its number of parameters where nothing has to be fetched."""
+    """Name a stage's model and its number of parameters, where no download is needed to count them."""
     model = config.candidate if config.type == "gate" else config.model
     if model is None:
         return ""
@@ -105,13 +109,13 @@ def describe_model(config: AnyStage, recipe: Recipe) -> str:
         return f"{model.init_config}, {_size(architecture_file(model.init_config))}"
     path = str(model.path)
     if path.startswith(PREFIX):
-        parent = describe_model(recipe.stages[path.removeprefix(PREFIX)], recipe)
-        return f"{path}, {parent.rpartition(', ')[2]}"
+        parent_model = describe_model(recipe.stages[path.removeprefix(PREFIX)], recipe)
+        return f"{path}, {parent_model.rpartition(', ')[2]}"
     return f"{path}, {_size(Path(path).expanduser() / 'config.json')}"
 
 
 def describe_layout(config: AnyStage, recipe: Recipe) -> list[str]:
-    """Describe a stage's ranks, engines and judges, a line each."""
+    """List a stage's processes with their parallelism."""
     lines: list[str] = []
     trainer: TrainerConfig | None = getattr(config, "trainer", None)
     if trainer is not None:
@@ -120,20 +124,23 @@ def describe_layout(config: AnyStage, recipe: Recipe) -> list[str]:
     rollout: RolloutConfig | None = getattr(config, "rollout", None)
     if rollout is not None:
         lines.append(f"{rollout.num_engines} x engine, TP {rollout.tensor_parallel_size}")
-    judges = [actors for actors in demand(config, recipe).actors if not actors.shares]
-    return lines + [f"{actors.count} x {actors.noun}" for actors in judges]
+    judges = [group for group in stage_demand(config, recipe).actors if not group.colocated]
+    return lines + [f"{group.count} x {group.noun}" for group in judges]
 
 
 def describe_sources(config: AnyStage) -> list[str]:
-    """Describe each source of a stage's rows once."""
-    sources = (source for _, source in walk(config) if isinstance(source, _SOURCES))
-    return list(dict.fromkeys(map(_describe_source, sources)))
+    """List a stage's sources of data, each once."""
+    sources = (_describe_source(node) for _, node in walk(config) if isinstance(node, SOURCE_TYPES))
+    return list(dict.fromkeys(sources))
 
 
 def _size(config_json: Path) -> str:
     if not config_json.is_file():
         return UNKNOWN_SIZE
-    from pipeline.planner.architecture import format_parameters, meta_model  # imports torch, so only here
+    from pipeline.planner.architecture import (  # imports torch, which a run need not wait for
+        format_parameters,
+        meta_model,
+    )
 
     try:
         model = meta_model(config_json)
@@ -143,8 +150,8 @@ def _size(config_json: Path) -> str:
 
 
 def _describe_source(source: Any) -> str:
-    kind, settings = source.type, source.model_dump(exclude_defaults=True)
-    named = settings.get("paths") or [settings.get("path") or settings.get("task") or ""]
+    settings = source.model_dump(exclude_defaults=True)
+    names = settings.get("paths") or [settings.get("path") or settings.get("task") or ""]
     rows = f"{settings['size']} rows" if "size" in settings else ""
-    split = settings.get("split", "")
-    return " ".join(part for part in (kind, *map(str, named), rows, split) if part)
+    parts = (source.type, *map(str, names), rows, settings.get("split", ""))
+    return " ".join(part for part in parts if part)

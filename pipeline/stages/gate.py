@@ -1,4 +1,4 @@
-"""A gate: compare candidate and parent on the same suites, and decide by rules if the candidate goes on."""
+"""A gate: compare candidate and parent on the same suites, and decide by rules if the candidate is promoted."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ from pipeline.weights.resolve import check_template, resolve_model
 Results = Mapping[str, SuiteResult]
 
 HASH_LENGTH = 16
-"""Characters of a hash in the name of an evaluation's folder."""
+"""Number of characters of each hash in the name of an evaluation's folder."""
 
 
 def run(
@@ -73,7 +73,7 @@ def run(
 
 
 def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, float]:
-    """Evaluate, decide in `folder`, and link the promoted checkpoint as `hf`. Returns the figures of both, named
+    """Evaluate both checkpoints, decide in `folder`, and link the promoted one as `hf`. Returns the figures, named
     `candidate/SUITE/FIGURE` and `parent/SUITE/FIGURE`.
 
     An evaluation of the same weights on the same suites is reused. Raises RunStopped where the action is to stop,
@@ -83,7 +83,7 @@ def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, floa
     checkpoints = checkpoint_folders(config, folder)
     models = {"candidate": config.candidate, "parent": config.parent, "best": config.candidate}
     hashes = {name: model_hash(checkpoint, models[name]) for name, checkpoint in checkpoints.items()}
-    if hashes.get("best") == hashes["candidate"]:  # the last step was the best: there is nothing to roll back to
+    if hashes.get("best") == hashes["candidate"]:  # the last step is the best one
         del checkpoints["best"], hashes["best"]
     hashes["suites"] = suites_hash(folder)
     figures: dict[str, float] = {}
@@ -116,7 +116,7 @@ def check(config: GateConfig) -> None:
 
 
 def checkpoint_folders(config: GateConfig, folder: Path) -> dict[str, Path]:
-    """Return the folders of `candidate` and `parent`, and of `best` where the candidate's stage kept one."""
+    """Return the folders of `candidate`, `parent`, and `best` if the candidate's stage kept one."""
     models: dict[str, ModelConfig] = {"candidate": config.candidate, "parent": config.parent}
     folders = {name: resolve_model(model, workdir=folder) for name, model in models.items()}
     best = folders["candidate"].parent / "best" / "hf"
@@ -142,7 +142,7 @@ def _print(decision: Decision, console: Console) -> None:
 
 
 def _apply(decision: Decision, folder: Path) -> None:
-    """Link the promoted checkpoint as `hf`, or raise the reason for which nothing is promoted."""
+    """Link the promoted checkpoint as `hf`, or raise the reason to promote none."""
     if decision.promoted is not None:
         link(folder / "hf", folder / decision.promoted)
         return

@@ -1,4 +1,4 @@
-"""Group relative policy optimization: no critic, the baseline of a completion is the mean reward of its group
+"""Group relative policy optimization: a completion's baseline is the mean reward of its group, without a critic
 (DeepSeekMath section 4, arXiv:2402.03300; DeepSeek-V2 section 4.2, arXiv:2405.04434)."""
 
 from collections.abc import Callable
@@ -41,8 +41,8 @@ def run(
     alarms: Alarms,
     validate: Callable[[int], dict[str, float]],
 ) -> None:
-    """Sample G completions of each prompt, judge them, center their rewards within the group, update the policy, and
-    send its weights to the engines; `config.steps` times, less the steps that a resumed run has done."""
+    """Run the remaining steps: sample G completions of each prompt, judge them, center their rewards within the group,
+    update the policy, and send its weights to the engines."""
     for step in fleet.steps():
         experience = collect(config, prompts, fleet, step)
         with fleet.policy.awake():
@@ -51,7 +51,7 @@ def run(
         metrics = experience.metrics | over_updates(updates) | alarms.length_controlled(experience.metrics)
         metrics |= fleet.sync_weights(step) | validate(step)
         expert_load = fleet.policy.expert_load() if report.page_due(step) else None
-        report.step(step, metrics | fleet.watch.lap(), samples(experience), expert_load=expert_load)
+        report.step(step, metrics | fleet.watch.lap(), report_samples(experience), expert_load=expert_load)
         fleet.checkpoints.done(step, last=step == config.steps)
         alarms.check(step, metrics)
 
@@ -86,7 +86,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
             config.rollout,
             dtype=config.model.dtype,
             seed=config.seed,
-            ends=turn_ends(tokenizer),
+            stop_token_ids=turn_ends(tokenizer),
             with_routes=config.routing_replay == "rollout",
         ),
         partial(start_ranks, spec),
@@ -125,8 +125,8 @@ def check(config: GRPOConfig) -> None:
     refuse_idle_workers(config.reward_pool, inspect(config.rewards, config.reward_pool).values())
 
 
-def samples(experience: Experience) -> list[Sample]:
-    """One sample for the report from each completion of the experience."""
+def report_samples(experience: Experience) -> list[Sample]:
+    """Convert each completion of the experience into a sample for the report."""
     return [
         Sample(group.prompt.task.prompt, completion.text, completion.finish_reason, float(reward), verdicts)
         for group, rewards_G in zip(experience.groups, experience.rewards_PG, strict=True)
@@ -140,16 +140,16 @@ def check_validation(config: GRPOConfig, gate: GateConfig) -> None:
     if config.rollout.max_model_len < gate.rollout.max_model_len:
         raise ValueError(
             f"rollout.max_model_len={config.rollout.max_model_len} is less than the {gate.rollout.max_model_len} that "
-            "the suites of the gate in validation.gate are made for; raise it, or lower the gate's"
+            "the gate in validation.gate sets for its suites; raise it, or lower the gate's"
         )
     refuse_unfit(gate.suites, gate.sampling, config.rollout)
     check_suites(gate.suites, gate.reward_pool)
 
 
 def detached_mtp(weight: float, model: Path) -> MtpConfig | None:
-    """Return the settings to train the multi-token prediction modules of `model` beside the policy; None for weight 0.
+    """Return the settings that train the multi-token prediction modules of `model` with the policy; None for weight 0.
 
-    Raises ValueError for a checkpoint without such modules: sampled text is a poor start for new ones.
+    Raises ValueError for a checkpoint without such modules, since new ones should not start from sampled text.
     """
     if not weight:
         return None

@@ -1,5 +1,5 @@
-"""Preference data (DeepSeek-V2 section 4.2): pairs of the model's own answers, of code by compiler feedback and of
-mathematics by ground-truth labels, and comparisons that others have made."""
+"""Preference data (DeepSeek-V2 section 4.2): pairs of the model's own answers, ranked by compiler feedback for code and
+by ground-truth labels for mathematics, and comparisons from existing data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from pipeline.preferences.summary import comparisons_table, filter_figures, pair
 from pipeline.stages.context import Context
 from pipeline.weights.resolve import check_template, resolve_model
 
-FEATURES = Features(
+COMPARISON_FEATURES = Features(
     {
         "messages": List({"role": Value("string"), "content": Value("string")}),
         "answers": List(Value("string")),
@@ -43,8 +43,8 @@ def run(
 ) -> tuple[FilterResult, list[bool], dict[str, float]]:
     """Sample k answers a prompt, judge them, set the best against the worst; filter, split, and write `folder`/data.
 
-    Returns what was kept and dropped, which of the kept ones are held out, and the figures. Raises ValueError where
-    nothing is left to train on.
+    Returns the filtered comparisons, a flag of each for the held-out split, and the figures. Raises ValueError if no
+    comparison is left to train on.
     """
     comparisons, figures = list(read), dict[str, float]()
     for name, answered in (sampler.answers(prompt_sets) if sampler is not None else {}).items():
@@ -55,10 +55,10 @@ def run(
     result = filter_comparisons(comparisons, config.filters, config.shares, config.seed)
     held_out = [is_held_out_prompt(one.messages, config.held_out) for one in result.kept]
     figures |= filter_figures(result, held_out)
-    if not len(held_out) > sum(held_out):
-        told = {name: value for name, value in figures.items() if value and "/kept" not in name}
-        raise ValueError(f"no comparison is left to train on; what became of them: {told}")
-    save_splits(folder / "data", [_row(one) for one in result.kept], held_out, FEATURES)
+    if all(held_out):
+        dropped = {name: value for name, value in figures.items() if value and "/kept" not in name}
+        raise ValueError(f"no comparison is left to train on; dropped: {dropped}")
+    save_splits(folder / "data", [comparison_row(row) for row in result.kept], held_out, COMPARISON_FEATURES)
     return result, held_out, figures
 
 
@@ -88,7 +88,7 @@ def check(config: PreferencesConfig) -> None:
 
 
 def _read(config: PreferencesConfig, folder: Path, console: Console) -> list[Comparison]:
-    """Read the comparisons that others have made, under the names of their sources; report bad rows and keep them."""
+    """Read the comparisons of existing data sets, with the names of their sources; report and record bad rows."""
     comparisons: list[Comparison] = []
     for name, source in config.read.items():
         bad_rows = BadRows()
@@ -99,5 +99,6 @@ def _read(config: PreferencesConfig, folder: Path, console: Console) -> list[Com
     return comparisons
 
 
-def _row(one: Comparison) -> dict[str, object]:
-    return {name: getattr(one, name) for name in FEATURES}
+def comparison_row(comparison: Comparison) -> dict[str, object]:
+    """Convert a comparison into a row of the data set."""
+    return {name: getattr(comparison, name) for name in COMPARISON_FEATURES}

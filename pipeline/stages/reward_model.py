@@ -36,9 +36,9 @@ def run(
     report: Report,
     folder: Path,
 ) -> dict[str, ComparisonResult]:
-    """Do one optimizer step for each batch of comparisons; its loss is the mean over them.
+    """Do one optimizer step for each batch of comparisons; the loss is their mean.
 
-    Returns the results of the last evaluation by the name of the held-out data; its records stay in `folder`.
+    Returns the results of the last evaluation by the name of the held-out data; `folder` keeps its records.
     """
     watch = Stopwatch()
     results: dict[str, ComparisonResult] = {}
@@ -99,21 +99,23 @@ def check(config: RewardModelConfig) -> None:
 
 
 def refuse_unlearnable(loss: PairwiseLoss | PointwiseLoss, data: Comparisons) -> None:
-    """Raise ValueError, naming the first row, for comparisons from which the loss can learn nothing, and for a margin
-    where no row has scores."""
+    """Raise ValueError, naming the first row, for comparisons that give the loss no gradient, and for a margin without
+    scores."""
     rows = [data[index].comparison for index in range(len(data))]
-    unfit = [row for row in rows if _unlearnable(loss, row)]
-    if unfit:
+    unlearnable = [row for row in rows if _is_unlearnable(loss, row)]
+    if unlearnable:
         remedy = {
             "pairwise": "it needs two answers or more with an order; drop the others, or set loss.type=pointwise",
             "pointwise": "it needs a score for every answer, for kind 'bce' between 0 and 1",
         }[loss.type]
-        raise ValueError(f"loss.type={loss.type} can't learn from {len(unfit)} rows of data ({unfit[0].row}): {remedy}")
+        raise ValueError(
+            f"loss.type={loss.type} can't learn from {len(unlearnable)} rows of data ({unlearnable[0].row}): {remedy}"
+        )
     if isinstance(loss, PairwiseLoss) and loss.margin and all(row.scores is None for row in rows):
         raise ValueError(f"loss.margin={loss.margin} has no effect: no row of data has scores; remove it")
 
 
-def _unlearnable(loss: PairwiseLoss | PointwiseLoss, row: Comparison) -> bool:
+def _is_unlearnable(loss: PairwiseLoss | PointwiseLoss, row: Comparison) -> bool:
     if isinstance(loss, PairwiseLoss):
         return len(row.answers) < 2 or (row.scores is not None and len(set(row.scores)) == 1)
     return row.scores is None or (loss.kind == "bce" and not all(0 <= score <= 1 for score in row.scores))

@@ -1,4 +1,4 @@
-"""Training conversations of a model's own verified answers: rejection sampling, or distillation from another model
+"""Training conversations from a model's verified answers: rejection sampling, or distillation from another model
 (DeepSeek-V3 section 5.1)."""
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pipeline.preferences.summary import answer_figures, counts_table
 from pipeline.stages.context import Context
 from pipeline.weights.resolve import check_template, resolve_model
 
-FEATURES = Features(
+CONVERSATION_FEATURES = Features(
     {
         "messages": List({"role": Value("string"), "content": Value("string")}),
         "source": Value("string"),
@@ -34,9 +34,9 @@ def run(
 ) -> dict[str, float]:
     """Sample k answers a prompt, judge them, keep the best of those that ended and passed; split, write `folder`/data.
 
-    Returns the figures, by domain: those of `answer_figures`, prompts `solved` (with an answer that may be kept) as a
-    share, answers `kept` and `dropped` by reason, and the kept ones' mean `tokens`. Raises ValueError where nothing is
-    left to train on.
+    Returns the figures by domain: those of `answer_figures`, the share of prompts `solved` by an answer that may be
+    kept, answers `kept` and `dropped` by reason, and the kept ones' mean `tokens`. Raises ValueError if no conversation
+    is left to train on.
     """
     figures: dict[str, float] = {}
     rows: list[dict[str, object]] = []
@@ -49,8 +49,8 @@ def run(
         figures |= {f"{name}/{figure}": value for figure, value in selected.figures().items()}
     figures |= {"kept": float(len(rows)), "held_out": float(sum(held_out))}
     if len(rows) == sum(held_out):
-        raise ValueError(f"no conversation is left to train on; what became of the answers: {figures}")
-    save_splits(folder / "data", rows, held_out, FEATURES)
+        raise ValueError(f"no conversation is left to train on; figures of the answers: {figures}")
+    save_splits(folder / "data", rows, held_out, CONVERSATION_FEATURES)
     return figures
 
 

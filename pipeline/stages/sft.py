@@ -28,7 +28,7 @@ def run(
     checkpoints: Checkpoints,
     report: Report,
 ) -> None:
-    """Do one optimizer step for each batch of conversations; its loss is the mean over the batch's trained tokens."""
+    """Do one optimizer step for each batch of conversations; the loss is the mean over the batch's trained tokens."""
     watch = Stopwatch()
     for step in range(checkpoints.step + 1, steps + 1):
         trees = [_tree(example) for example in data.take(step, config.conversations_per_step)]

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.disk.checksums import checksum
-from pipeline.disk.files import read_json, sync, write_atomic
+from pipeline.disk.files import fsync, read_json, write_atomic
 from pipeline.train.expert_parallel import as_fused, place_in_fused
 from pipeline.train.moments import BF16MomentsAdamW
 
@@ -66,7 +66,7 @@ def save_state(engine: Any, folder: Path, step: int) -> dict[str, str]:
 
     def finish(file: Path) -> None:
         checksums[file.name] = checksum(file)
-        sync(file)
+        fsync(file)
 
     for index, layer in enumerate(layers(engine.module)):
         parameters = {name: tensor for name, tensor in layer.items() if tensor.requires_grad}

@@ -1,7 +1,7 @@
-"""Training ranks as Ray actors, and the handle that drives them as one.
+"""Training ranks as Ray actors, and the handle that drives them together.
 
-The actor has no ideas of its own: every method is the engine's. The handle deals a batch over the ranks, adds up what
-they report, and turns a rank that died or does not answer into RunStopped.
+An actor only forwards calls to its TrainEngine. The handle shards a batch over the ranks, reduces their results, and
+raises RunStopped when a rank dies or times out.
 """
 
 import math
@@ -29,38 +29,45 @@ from rollout.process import compute_environment, free_port, num_threads
 
 START_TIMEOUT_SECONDS = 300.0
 WRITING = ("save", "save_hf")
-"""Methods that write a checkpoint."""
+"""Methods of TrainEngine that write a checkpoint."""
 
 
 class TrainActor:
-    """One rank: tells where it lives, builds the engine, lends its methods out."""
+    """One training rank, a process with a TrainEngine."""
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a free port, for the ranks to meet at."""
+        """Return this node's address and a free port, for the ranks' process group."""
         return ray.util.get_node_ip_address(), free_port()
 
     def build(self, spec: TrainSpec, environment: dict[str, str]) -> None:
-        """Join the process group that `environment` describes and build the engine."""
+        """Join the process group that `environment` describes, and build the engine."""
         from pipeline.train.engine import TrainEngine  # torch and DeepSpeed belong in this process only
 
         os.environ.update(environment)
         self.engine = TrainEngine(spec)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """One method of the engine, by name."""
+        """Call a method of the engine by name."""
         return getattr(self.engine, method)(*args, **kwargs)
 
     def expert_load(self) -> dict[str, list[int]]:
-        """Tokens sent to each expert in the last step, by the name of its layer's gate."""
+        """Tokens routed to each expert in the last step, by the name of its layer's gate."""
         return self.engine.balancer.load
 
     def put_weights(self, bucket_mib: int, send: bool) -> list[Any]:
-        """The weights as buckets in the object store; ranks that do not send only help to gather."""
+        """Gather the weights and put them as buckets into the object store; only a rank with `send` puts any."""
         return [ray.put(bucket) for bucket in self.engine.weight_buckets(bucket_mib, send=send)]
 
 
 class TrainingRanks:
-    """The policy in training, all ranks as one. Every method raises RunStopped when a rank dies or does not answer."""
+    """All training ranks of a stage. Every method raises RunStopped when a rank dies or times out.
+
+    Example:
+        ranks = TrainingRanks(spec, resources={"num_cpus": 1})
+        metrics = ranks.update(ranks.shard(trees), denominator=float(num_tokens))
+        ranks.save_hf(Path("hf"))
+        ranks.close()
+    """
 
     def __init__(self, spec: TrainSpec, *, resources: dict[str, Any]) -> None:
         self._spec = spec
@@ -75,35 +82,35 @@ class TrainingRanks:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """While the block runs the ranks' state is on the device (on the CPU it always is)."""
+        """Hold the training state on the device within the block. No effect on the CPU."""
         self._all("wake")
         yield
-        # Not after an error: a rank may be what failed, and waiting for it again would hide the reason.
+        # Not after an error: a rank itself may have failed, and waiting for it again would hide the reason.
         self._all("sleep")
 
     def shard(self, trees: list[Tree]) -> list[list[MicroBatch]]:
-        """Trees as micro-batches of each rank, [num_ranks][m]."""
+        """Pack trees into micro-batches and shard them over the ranks, [num_ranks][m]."""
         trainer = self._spec.trainer
         return shard(trees, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
 
     def update(self, batch: list[list[MicroBatch]], denominator: float) -> dict[str, float]:
-        """One optimizer step on a sharded batch whose loss is divided by `denominator`. Returns its metrics, of memory
-        those of the fullest rank.
+        """Do one optimizer step on a sharded batch, its loss divided by `denominator`. Returns metrics; those of memory
+        are the fullest rank's.
 
-        Raises RunStopped when the gradient is not finite: the weights are lost then, but not the last checkpoint.
+        Raises RunStopped when the gradient is not finite: the weights are lost, the last checkpoint is not.
         """
         started = time.monotonic()
-        of_ranks: list[BatchSums] = self._each("forward_backward", [(rows, denominator) for rows in batch])
-        stepped: list[dict[str, float]] = self._all("optim_step")
-        fullest = max(stepped, key=lambda figures: figures.get(PEAK, 0.0))  # absent where it can't be measured
-        metrics = _mean(of_ranks) | {"loss/total": sum(part.loss for part in of_ranks)} | fullest
+        sums: list[BatchSums] = self._each("forward_backward", [(rows, denominator) for rows in batch])
+        step_metrics: list[dict[str, float]] = self._all("optim_step")
+        fullest = max(step_metrics, key=lambda metrics: metrics.get(PEAK, 0.0))  # absent where it can't be measured
+        metrics = _mean(sums) | {"loss/total": sum(part.loss for part in sums)} | fullest
         if not math.isfinite(metrics["train/grad_norm"]):
             raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")
         num_tokens = sum(len(row.token_ids_T) for rows in batch for row in rows)
         return metrics | {"train/tokens_per_second": num_tokens / (time.monotonic() - started)}
 
     def with_logprobs(self, batch: list[list[MicroBatch]], *, reference: bool) -> list[list[MicroBatch]]:
-        """The batch with a column more: `ref_logprobs` of the frozen reference, or `policy_logprobs` as of now."""
+        """Add the column `ref_logprobs` of the frozen reference, or `policy_logprobs` of the present policy."""
         name = "ref_logprobs" if reference else "policy_logprobs"
         columns = self._each("logprobs", [(rows,) for rows in batch], reference=reference)
         return [
@@ -112,44 +119,44 @@ class TrainingRanks:
         ]
 
     def with_routes(self, batch: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
-        """The batch with `policy_logprobs` as of now, and the experts that made them to replay from here on."""
-        answers = self._each("logprobs_and_experts", [(rows,) for rows in batch])
+        """Add `policy_logprobs` of the present policy, and the routes behind them for training to replay."""
+        results = self._each("logprobs_and_experts", [(rows,) for rows in batch])
         return [
             [
                 replace(row.with_column("policy_logprobs", values_N), experts_TLK=experts_TLK)
                 for row, (values_N, experts_TLK) in zip(*pair, strict=True)
             ]
-            for pair in zip(batch, answers, strict=True)
+            for pair in zip(batch, results, strict=True)
         ]
 
     def evaluate(self, batch: list[list[MicroBatch]]) -> dict[str, float]:
-        """Mean negative log-likelihood of the trained tokens, `eval/nll_mean`."""
+        """Compute `eval/nll_mean`, the mean negative log-likelihood of the trained tokens."""
         return _mean(self._each("evaluate", [(rows,) for rows in batch]))
 
     def expert_load(self) -> dict[str, list[int]]:
-        """Tokens sent to each expert in the last step, by the name of its layer's gate; empty for a dense model."""
+        """Tokens routed to each expert in the last step, by the name of its layer's gate; empty for a dense model."""
         return self._get([self._ranks[0].expert_load.remote()], "expert_load", self._spec.trainer.timeout_seconds)[0]
 
     def scores(self, trees: list[Tree]) -> list[list[float]]:
-        """A reward model's score of each answer of scored trees, in the order of `trees` and of their branches."""
+        """Score each answer of scored trees with a reward model, in the order of `trees` and their branches."""
         trainer = self._spec.trainer
-        filled = [*trees, *trees[:1] * (trainer.num_ranks - len(trees))]  # no rank without work
-        dealt = shard_indices(filled, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
-        of_ranks = self._each("scores", [(rows,) for rows in self.shard(filled)])
-        scores: list[list[float]] = [[] for _ in filled]
-        for rows, values in zip(dealt, of_ranks, strict=True):
-            for members, values_N in zip(rows, values, strict=False):  # rows that only take part come last
-                left = iter(values_N.tolist())
-                for place in members:
-                    scores[place] = list(islice(left, len(filled[place].branches)))
+        padded = [*trees, *trees[:1] * (trainer.num_ranks - len(trees))]  # every rank needs a tree
+        indices = shard_indices(padded, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
+        results = self._each("scores", [(rows,) for rows in self.shard(padded)])
+        scores: list[list[float]] = [[] for _ in padded]
+        for rank_indices, rank_scores in zip(indices, results, strict=True):
+            for row_indices, scores_N in zip(rank_indices, rank_scores, strict=False):  # padding rows come last
+                row_scores = iter(scores_N.tolist())
+                for index in row_indices:
+                    scores[index] = list(islice(row_scores, len(padded[index].branches)))
         return scores[: len(trees)]
 
     def sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
-        """Log-probabilities of the trained tokens of each tree, in the order of `trees`; every rank computes all."""
+        """Log-probabilities of the trained tokens of each tree, in the order of `trees`. Every rank computes all."""
         return self._of_sequences(trees, "logprobs", reference=False)
 
-    def sequence_logprobs_rounded_anew(self, trees: list[Tree]) -> list[Floats]:
-        """The same, as another program of this precision might compute them (see pipeline.models.rounding)."""
+    def perturbed_sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
+        """The same with the rounding of every layer perturbed, as by another program (see pipeline.models.rounding)."""
         return self._of_sequences(trees, "perturbed_logprobs")
 
     def _of_sequences(self, trees: list[Tree], method: str, **kwargs: Any) -> list[Floats]:
@@ -158,26 +165,26 @@ class TrainingRanks:
         return [values_N[row.sequence_N == sequence] for sequence in range(row.num_sequences)]
 
     def put_weights(self, bucket_mib: int) -> list[Any]:
-        """References to the weights' buckets in the object store, rank 0's."""
-        sent = [actor.put_weights.remote(bucket_mib, rank == 0) for rank, actor in enumerate(self._ranks)]
-        return self._get(sent, "put_weights", self._spec.trainer.timeout_seconds)[0]
+        """Put the weights into the object store; return references to rank 0's buckets."""
+        calls = [actor.put_weights.remote(bucket_mib, rank == 0) for rank, actor in enumerate(self._ranks)]
+        return self._get(calls, "put_weights", self._spec.trainer.timeout_seconds)[0]
 
     def save(self, folder: Path) -> None:
-        """Write the whole training state of all ranks with its checksums; `folder` appears whole or not at all."""
+        """Write the training state of all ranks with its checksums; `folder` appears complete or not at all."""
         with new_folder(folder) as partial:
-            of_ranks: list[dict[str, str]] = self._all("save", partial)
-            write_checksums(partial, ChainMap(*of_ranks))
+            checksums: list[dict[str, str]] = self._all("save", partial)
+            write_checksums(partial, ChainMap(*checksums))
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote. Raises ValueError where this layout can't read it."""
+        """Load the training state that `save` wrote. Raises ValueError if this layout can't read it."""
         self._all("load", folder)
 
     def save_hf(self, folder: Path) -> None:
-        """Write a plain `transformers` checkpoint; `folder` appears whole or not at all."""
+        """Write a plain `transformers` checkpoint; `folder` appears complete or not at all."""
         self._all("save_hf", folder)
 
     def close(self) -> None:
-        """End the ranks."""
+        """Kill the ranks' processes."""
         for actor in self._ranks:
             ray.kill(actor)
 
@@ -197,7 +204,7 @@ class TrainingRanks:
                 "look for a rank that hangs or was never placed"
             ) from error
         except RayTaskError as error:
-            if isinstance(error.cause, ValueError) and method in ("build", "load"):  # bad input, in its own words
+            if isinstance(error.cause, ValueError) and method in ("build", "load"):  # bad input: the engine's own error
                 raise error.cause from error
             if isinstance(error.cause, OSError | SafetensorError) and method in WRITING:  # a full disk, above all
                 raise RunStopped(
@@ -209,12 +216,12 @@ class TrainingRanks:
             raise RunStopped(f"a training rank died in '{method}': {error}") from error
 
 
-def _mean(of_ranks: list[BatchSums]) -> dict[str, float]:
-    """Sums over ranks divided by the tokens or comparisons they are over, and maxima."""
-    count = max(sum(part.count for part in of_ranks), 1)
-    names = {name for part in of_ranks for name in part.sums}
-    metrics = {name: sum(part.sums.get(name, 0.0) for part in of_ranks) / count for name in sorted(names)}
-    tops = {name for part in of_ranks for name in part.maxima}
+def _mean(sums: list[BatchSums]) -> dict[str, float]:
+    """Divide the ranks' sums by their number of tokens or comparisons, and add their maxima."""
+    count = max(sum(part.count for part in sums), 1)
+    names = {name for part in sums for name in part.sums}
+    metrics = {name: sum(part.sums.get(name, 0.0) for part in sums) / count for name in sorted(names)}
+    max_names = {name for part in sums for name in part.maxima}
     return metrics | {
-        name: float(np.max([p.maxima[name] for p in of_ranks if name in p.maxima])) for name in sorted(tops)
+        name: float(np.max([part.maxima[name] for part in sums if name in part.maxima])) for name in sorted(max_names)
     }

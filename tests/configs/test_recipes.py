@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from configs.load import RECIPES, leaves, load, read
+from configs.load import RECIPES, leaves, load_config, read_yaml
 from configs.stages import Recipe
 
 FIXTURE = Path(__file__).parent / "recipe.yaml"
@@ -34,8 +34,8 @@ def idle_keys(data: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("file", RECIPE_FILES, ids=lambda file: file.stem)
 def test_a_recipe_is_valid_and_holds_only_what_differs_from_the_defaults(file: Path) -> None:
-    load(str(file), [], Recipe)
-    recipe = read(file)
+    load_config(str(file), [], Recipe)
+    recipe = read_yaml(file)
     if "seed" in recipe:  # else keys that follow it would look idle where it is their default
         recipe["seed"] = 7
     data: Any = OmegaConf.to_container(recipe, resolve=True)
@@ -44,11 +44,11 @@ def test_a_recipe_is_valid_and_holds_only_what_differs_from_the_defaults(file: P
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_shipped_recipe_is_found_by_its_name(file: Path) -> None:
-    assert load(file.stem, [], Recipe).config.name == file.stem
+    assert load_config(file.stem, [], Recipe).config.name == file.stem
 
 
 def test_a_key_at_its_default_is_noticed() -> None:
-    data: Any = OmegaConf.to_container(read(FIXTURE), resolve=True)
+    data: Any = OmegaConf.to_container(read_yaml(FIXTURE), resolve=True)
     data["runs_dir"] = "runs"
     data["stages"]["reason"]["rewards"][0]["weight"] = 1.0
     assert sorted(idle_keys(data)) == ["runs_dir", "stages.reason.rewards.0.weight"]

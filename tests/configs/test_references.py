@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from configs.grpo import GRPOConfig
-from configs.references import references, resolved
+from configs.references import references, resolve_references
 from configs.stages import Recipe
 
 SFT: dict[str, Any] = {
@@ -81,12 +81,12 @@ def test_references_are_found_in_models_sources_and_arguments() -> None:
 
 def test_resolved_has_folders_in_their_place_and_nothing_else_changed() -> None:
     config = GRPOConfig.model_validate(GRPO)
-    ready = resolved(config, lambda name: Path("/made") / name)
+    ready = resolve_references(config, lambda name: Path("/made") / name)
     assert references(ready) == {}
     assert ready.model.path == "/made/sft"
     assert ready.rewards[1].args == {"path": "/made/rm"}
-    assert resolved(ready, Path) == ready
-    assert resolved(config, lambda name: Path(f"stage:{name}")) == config
+    assert resolve_references(ready, Path) == ready
+    assert resolve_references(config, lambda name: Path(f"stage:{name}")) == config
 
 
 def test_a_recipe_takes_references_to_earlier_stages_that_make_what_fits() -> None:
@@ -95,7 +95,7 @@ def test_a_recipe_takes_references_to_earlier_stages_that_make_what_fits() -> No
 
 
 @pytest.mark.parametrize(
-    ("stages", "said"),
+    ("stages", "message"),
     [
         ({"grpo": GRPO}, "no earlier stage 'sft'"),
         ({"sft": SFT, "rm": RM, "sampled": SAMPLE, "grpo": GRPO | {"model": {"path": "stage:rm"}}}, "type 'rm', but"),
@@ -125,8 +125,8 @@ def test_a_recipe_takes_references_to_earlier_stages_that_make_what_fits() -> No
         ({"evaluations": SFT}, "evaluations"),
     ],
 )
-def test_a_reference_that_cannot_be_followed_is_refused(stages: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_a_reference_that_cannot_be_followed_is_refused(stages: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         recipe(**stages)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.grpo import GRPOConfig
-from configs.load import load
+from configs.load import load_config
 from configs.stages import Recipe
 from rewards.guard import inspect, unjudgeable
 from rewards.offline import read_completions
@@ -65,7 +65,7 @@ def test_the_page_was_followed(page: tuple[Path, dict[str, str]]) -> None:
 
 def test_the_recipe_runs_with_these_rewards(page: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(page[0])
-    stage = load("lengths.yaml", [], Recipe).config.stages["grpo"]
+    stage = load_config("lengths.yaml", [], Recipe).config.stages["grpo"]
     assert isinstance(stage, GRPOConfig)
     tasks = [row.task for row in read_completions(Path("answers.jsonl"))]
     posts = inspect(stage.rewards, stage.reward_pool)

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from configs.load import load
+from configs.load import load_config
 from configs.stages import STAGES, Recipe
 from jobs.cli import VERBS, LazyVerb, main
 from jobs.command import exit_code, write_json
@@ -85,7 +85,7 @@ def test_a_dry_run_of_a_hub_model_needs_no_hub(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.verbs.run.OUT", Console(width=200))
-    recipe = load(RECIPE, ["stages.warm.model={path: some/model}"], Recipe).config
+    recipe = load_config(RECIPE, ["stages.warm.model={path: some/model}"], Recipe).config
     file = tmp_path / "far.yaml"
     OmegaConf.save(OmegaConf.create(recipe.model_dump(mode="json")), file)
     assert main(["run", str(file), "--dry-run", f"runs_dir={tmp_path}"]) == 0
@@ -122,7 +122,7 @@ def test_config_prints_a_recipe_that_runs_the_same(tmp_path: Path, capsys: pytes
     printed = capsys.readouterr().out
     again = tmp_path / "again.yaml"
     again.write_text(printed)
-    assert load(str(again), [], Recipe).config == load(RECIPE, overrides, Recipe).config
+    assert load_config(str(again), [], Recipe).config == load_config(RECIPE, overrides, Recipe).config
     lines = {line.split("#")[0].strip(): line.split("# ")[-1] for line in printed.splitlines()}
     assert (lines["steps: 3"], lines["steps: 20"], lines["runs_dir: runs"]) == ("override", "recipe.yaml", "default")
 
@@ -133,7 +133,7 @@ def test_config_shows_a_single_stage(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["config", str(file), "seed=7"]) == 0
     again = tmp_path / "again.yaml"
     again.write_text(capsys.readouterr().out)
-    assert load(str(again), [], STAGES["sft"]).config == load(str(file), ["seed=7"], STAGES["sft"]).config
+    assert load_config(str(again), [], STAGES["sft"]).config == load_config(str(file), ["seed=7"], STAGES["sft"]).config
 
 
 def test_a_wrong_configuration_is_a_message_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import load
+from configs.load import load_config
 from configs.stages import Recipe
 from jobs.cli import main
 from pipeline.planner.devices import cluster_of
@@ -13,7 +13,7 @@ from pipeline.planner.stage import planned_stage
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return load("deepseek_v2_lite", [], Recipe).config
+    return load_config("deepseek_v2_lite", [], Recipe).config
 
 
 def test_a_layout_that_fits_is_found(recipe: Recipe) -> None:

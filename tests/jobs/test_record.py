@@ -147,12 +147,12 @@ def test_a_folder_that_cannot_be_written_to_is_shown_and_a_start_refused(
 
 
 def order_of(folder: Path, text: str) -> Order:
-    from configs.load import load
+    from configs.load import load_config
     from configs.stages import Recipe
 
     file = folder / "recipe.yaml"
     file.write_text(text)
-    recipe = load(str(file), [], Recipe).config
+    recipe = load_config(str(file), [], Recipe).config
     return Order(recipe=recipe, folder=Path(recipe.runs_dir, recipe.name).absolute(), working_directory=folder)
 
 

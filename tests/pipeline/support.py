@@ -245,12 +245,12 @@ def _answer(family: str) -> None:
 def _speaks_alike(family: str) -> str:
     with TemporaryDirectory() as made:
         folder = saved(family, Path(made))
-        from rollout.engine import Engine  # vLLM, in this process alone
+        from rollout.engine import RolloutEngine  # vLLM, in this process alone
 
         policy = _policy(folder)
         config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2, threads=1)
         try:
-            engine = Engine(folder, config, "float32", 0)
+            engine = RolloutEngine(folder, config, "float32", 0)
         except (RuntimeError, ValueError, NotImplementedError, AssertionError, KeyError) as error:
             return f"refused: {reason(str(error))}"
         if not _within_rounding(policy, engine.prompt_logprobs):

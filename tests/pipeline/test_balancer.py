@@ -195,8 +195,6 @@ def test_balance_that_a_model_cannot_have_is_refused() -> None:
 
 
 def test_settings_without_effect_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"never_dropped=0\.2"):
-        V2Balance(type="v2", capacity=None, never_dropped=0.2)
     with pytest.raises(ValueError, match="balance nothing"):
         V2Balance(type="v2", capacity=None, expert=0.0, device=0.0, communication=0.0)
     with pytest.raises(ValueError, match="balance nothing"):

@@ -1,5 +1,5 @@
-"""The best checkpoint of a stage: which one it is, before and after a kill, and that it can be read at any time. And
-its training states: a damaged one is never resumed from."""
+"""Checkpoints of a stage: the best one, before and after a kill and while it is replaced, and damaged states, which are
+never resumed from."""
 
 import json
 import threading

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from configs.data import ConversationData, FileSource, PromptData
-from configs.load import load
+from configs.load import load_config
 from configs.sft import SFTConfig
 from pipeline.data.conversations import Conversations
 from pipeline.data.prompts import Prompts
@@ -58,7 +58,7 @@ def test_the_rows_of_the_documents_first_recipe(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "sft.md").read_text(encoding="utf-8")
     (tmp_path / "chat.jsonl").write_text(page.split("chat.jsonl <<'EOF'\n")[1].split("EOF\n")[0])
     (tmp_path / "sft.yaml").write_text(page.split("sft.yaml <<'EOF'\n")[1].split("EOF\n")[0])
-    data = load(str(tmp_path / "sft.yaml"), [], SFTConfig).config.data
+    data = load_config(str(tmp_path / "sft.yaml"), [], SFTConfig).config.data
     source = FileSource(type="file", paths=[str(tmp_path / "chat.jsonl")])
     loaded = Conversations.load(data.model_copy(update={"source": source}), byte_tokenizer())
     learned = [

@@ -23,7 +23,7 @@ from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
 from pipeline.models.tokenizer import byte_tokenizer
 from rewards.types import Status, Task, Verdict
-from rollout.types import Completion, Group, Likelihood
+from rollout.types import Completion, Group, TokenLogprobs
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -94,10 +94,10 @@ class Reciter:
             ]
             yield Group(index, prompts[index], completions)
 
-    def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
+    def continuation_logprobs(self, sequences: list[list[int]], starts: list[int]) -> list[TokenLogprobs]:
         assert set(starts) == {1}
         self.scored += sequences
-        return [Likelihood([-math.log(256)] * (len(ids) - 1), [1] * (len(ids) - 1)) for ids in sequences]
+        return [TokenLogprobs([-math.log(256)] * (len(ids) - 1), [1] * (len(ids) - 1)) for ids in sequences]
 
 
 class ExactJudge:

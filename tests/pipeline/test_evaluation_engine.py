@@ -65,15 +65,15 @@ def test_likelihoods_are_those_of_transformers_whatever_is_shared(rollout: Rollo
         [1, 30, 31],
     ]
     starts = [len(context), len(context), 64, 65, 1, 1]
-    answers = rollout.likelihoods(sequences, starts)
+    answers = rollout.continuation_logprobs(sequences, starts)
     for sequence, start, answer in zip(sequences, starts, answers, strict=True):
         assert answer.logprobs == pytest.approx(tiny.logprobs(MODEL, sequence)[start - 1 :].tolist(), abs=1e-4)
         assert [rank == 1 for rank in answer.ranks] == tiny.greedy(MODEL, sequence)[start - 1 :]
-    assert rollout.likelihoods([], []) == []
+    assert rollout.continuation_logprobs([], []) == []
     with pytest.raises(ValueError, match="sequence 0 has 2 tokens"):
-        rollout.likelihoods([[1, 2]], [0])
+        rollout.continuation_logprobs([[1, 2]], [0])
     with pytest.raises(ValueError, match=r"rollout\.max_model_len=160"):
-        rollout.likelihoods([[1] * 160], [5])
+        rollout.continuation_logprobs([[1] * 160], [5])
 
 
 def test_an_evaluation_is_the_same_again(rollout: RolloutPool, folder: Path, tmp_path: Path) -> None:

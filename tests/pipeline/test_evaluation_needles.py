@@ -12,7 +12,7 @@ from configs.sampling import SamplingConfig
 from pipeline.evaluation.needles import Needle, load_needles, run_needles
 from pipeline.evaluation.suites import Session
 from pipeline.models.tokenizer import byte_tokenizer
-from rollout.types import Completion, Group, Likelihood
+from rollout.types import Completion, Group, TokenLogprobs
 from tests.pipeline.stage_configs import make_checkpoint, read, start
 
 TOKENIZER = byte_tokenizer()
@@ -85,7 +85,7 @@ class Reader:
             said = self._form.format(seen[0], f"{int(seen[0]):,}") if seen else "I can't see it."
             yield Group(index, ids, [Completion([0] * len(said), [0.0] * len(said), said, "stop", 0)])
 
-    def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
+    def continuation_logprobs(self, sequences: list[list[int]], starts: list[int]) -> list[TokenLogprobs]:
         raise AssertionError("nobody asks")
 
 

@@ -32,7 +32,7 @@ from pipeline.evaluation.tasks import run_tasks
 from pipeline.models.tokenizer import byte_tokenizer
 from rewards.registry import build
 from rewards.types import Status, Task, Verdict
-from rollout.types import Completion, Group, Likelihood
+from rollout.types import Completion, Group, TokenLogprobs
 
 TOKENIZER = byte_tokenizer()
 
@@ -51,12 +51,12 @@ class Actor:
             completion = Completion([0] * len(text), [0.0] * len(text), text, "stop", 0)
             yield Group(index, ids, [completion] * num_completions)
 
-    def likelihoods(self, sequences: list[list[int]], starts: list[int]) -> list[Likelihood]:
+    def continuation_logprobs(self, sequences: list[list[int]], starts: list[int]) -> list[TokenLogprobs]:
         assert self._thinks is not None
-        answers: list[Likelihood] = []
+        answers: list[TokenLogprobs] = []
         for ids, start in zip(sequences, starts, strict=True):
             logprob = self._thinks(*(str(TOKENIZER.decode(part)) for part in (ids[:start], ids[start:])))
-            answers.append(Likelihood([logprob / (len(ids) - start)] * (len(ids) - start), [1] * (len(ids) - start)))
+            answers.append(TokenLogprobs([logprob / (len(ids) - start)] * (len(ids) - start), [1] * (len(ids) - start)))
         return answers
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole: they reach the disk before their name does."""
+"""Files appear complete: their bytes reach the disk before their name does."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from pipeline.disk.files import new_folder, read_json, write_atomic
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What is synced and what is renamed, in order, by name."""
+    """Syncs and renames in order, by file name."""
     seen: list[tuple[str, str]] = []
     fsync, replace, rename = os.fsync, Path.replace, Path.rename
 

@@ -1,4 +1,4 @@
-"""What a stage starts from is written once, and a stage refuses what does not fit."""
+"""The inputs of a stage are recorded once, and a stage refuses to resume with others."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from configs.evaluation import EvalConfig
 from configs.rewards import RewardSpec
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.run.lineage import source_hash, write_lineage, written_in
+from pipeline.run.lineage import write_lineage
+from pipeline.run.sources import reward_files, source_hash
 from tests.pipeline.stage_configs import SUMS, check, grpo, make_checkpoint, read, sft, start
 
 
@@ -35,7 +36,7 @@ def test_what_is_written(tmp_path: Path, model: Path) -> None:
         name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in ("config.json", "model.safetensors")
     }
     assert lineage["models"]["model"]["files"] == files
-    assert lineage["rewards"] == {"math": source_hash(written_in(RewardSpec(name="math")))}
+    assert lineage["rewards"] == {"math": source_hash(reward_files(RewardSpec(name="math")))}
     assert set(lineage["data"]) == {"prompts.source"}
 
 

@@ -1,4 +1,4 @@
-"""What a stage is made from: found wherever it stands, refused where it does not fit, watched for changes."""
+"""Parents and inputs of a stage: found anywhere in its settings, refused where they do not fit, checked for changes."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,8 @@ from configs.stages import Recipe
 from pipeline.disk import hashes
 from pipeline.disk.hashes import checkpoint_hashes, file_hash
 from pipeline.disk.recorded import changes
-from pipeline.run.lineage import Validating, check_lineage, write_lineage
-from pipeline.run.stage import validating
+from pipeline.run.lineage import ValidationGate, check_lineage, write_lineage
+from pipeline.run.stage import resolve_gate
 from tests.pipeline.stage_configs import SUMS, check, gate, grpo, make_checkpoint, pairs, read, rm, sft, stage, start
 
 
@@ -98,8 +98,8 @@ def test_what_a_stage_is_validated_by_is_part_of_it(
     recipe = Recipe.model_validate({"name": "run", "stages": {"rm": rm(model, data={"source": SUMS}).model_dump()}})
     config = grpo(model, validation={"gate": "gate.yaml", "every_steps": 1})
 
-    def by() -> Validating | None:
-        return validating(config, run / "reason", recipe)
+    def by() -> ValidationGate | None:
+        return resolve_gate(config, run / "reason", recipe)
 
     write_lineage(run / "reason", "reason", config, config, by())
     (run / "reason" / "metrics.jsonl").write_text('{"step": 1}\n')

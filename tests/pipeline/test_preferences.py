@@ -21,7 +21,7 @@ from pipeline.preferences.pairs import pair_answers, unpaired_reason
 from pipeline.preferences.similarity import near_duplicates
 from pipeline.preferences.split import is_held_out_prompt, prompt_key, save_splits
 from pipeline.preferences.summary import filter_figures, pair_figures
-from pipeline.stages.preferences import FEATURES, _row
+from pipeline.stages.preferences import COMPARISON_FEATURES, comparison_row
 from rewards.types import Task
 
 
@@ -293,7 +293,7 @@ def test_a_prompt_is_on_one_side_for_good(tmp_path: Path) -> None:
     assert share == pytest.approx(0.2, abs=0.03)
     more = [is_held_out_prompt(one.messages, 0.4) for one in given]
     assert all(after for before, after in zip(held_out, more, strict=True) if before)
-    save_splits(tmp_path / "data", [_row(one) for one in given], held_out, FEATURES)
+    save_splits(tmp_path / "data", [comparison_row(one) for one in given], held_out, COMPARISON_FEATURES)
     splits = load_from_disk(tmp_path / "data")
     assert {name: len(rows) for name, rows in splits.items()} == {
         "train": 500 - sum(held_out),
@@ -303,7 +303,7 @@ def test_a_prompt_is_on_one_side_for_good(tmp_path: Path) -> None:
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     given = many(40, 5)
-    save_splits(tmp_path / "data", [_row(one) for one in given], [False] * len(given), FEATURES)
+    save_splits(tmp_path / "data", [comparison_row(one) for one in given], [False] * len(given), COMPARISON_FEATURES)
     source = {"type": "dataset", "paths": [str(tmp_path / "data")]}
     bad_rows = BadRows()
     assert list(read_comparisons(ComparisonData.model_validate({"source": source}), bad_rows)) == given

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs.data import ComparisonData
-from configs.load import load
+from configs.load import load_config
 from configs.preferences import PairFilters
 from configs.stages import STAGES
 from pipeline.data.comparisons import read_comparisons
@@ -19,7 +19,8 @@ BLOCKS = dict(re.findall(r"```(?:yaml|json) (\S+)\n(.*?)```", PAGE, re.DOTALL))
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name.endswith(".yaml")])
 def test_the_configurations_are_valid(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(BLOCKS[name], encoding="utf-8")
-    assert load(str(tmp_path / name), [], STAGES[name.removesuffix(".yaml")]).config.type == name.removesuffix(".yaml")
+    stage = name.removesuffix(".yaml")
+    assert load_config(str(tmp_path / name), [], STAGES[stage]).config.type == stage
 
 
 @pytest.mark.parametrize("form", ["pair", "dialogue", "scored", "ranking"])

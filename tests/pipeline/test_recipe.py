@@ -6,9 +6,16 @@ import yaml
 
 from configs.graph import ancestors, chosen, cut_off, graph, missing, ready
 from configs.stages import STAGES, Recipe
-from pipeline.cluster.demand import Node, demand
+from pipeline.cluster.demand import Node, stage_demand
 from pipeline.planner.architecture import format_parameters
-from pipeline.run.dry_run import Choice, describe_layout, describe_model, describe_sources, dry_run, refuse_problems
+from pipeline.run.dry_run import (
+    StageSelection,
+    describe_layout,
+    describe_model,
+    describe_sources,
+    dry_run,
+    refuse_problems,
+)
 
 SFT: dict[str, Any] = {
     "type": "sft",
@@ -117,32 +124,32 @@ GRPO: dict[str, Any] = {
 
 
 def test_ranks_and_engines_share_gpus_and_judges_have_their_own() -> None:
-    asked = demand(STAGES["grpo"].model_validate(GRPO))
-    assert str(asked) == "4 training ranks, 3 engines, 2 'helpful' judges"
-    assert asked.gpus == 4 + 2
+    demand = stage_demand(STAGES["grpo"].model_validate(GRPO))
+    assert str(demand) == "4 training ranks, 3 engines, 2 'helpful' judges"
+    assert demand.gpus == 4 + 2
     big = [Node("a", cpus=64, gpus=8, free_cpus=64, free_gpus=8)]
-    assert asked.never(big) == "" and asked.busy(big) == ""
+    assert demand.why_impossible(big) == "" and demand.why_wait(big) == ""
 
 
 def test_a_cluster_that_is_too_small_is_told_from_one_that_is_busy() -> None:
-    asked = demand(STAGES["grpo"].model_validate(GRPO))
+    demand = stage_demand(STAGES["grpo"].model_validate(GRPO))
     small = [Node("a", 64, 3, 64, 3), Node("b", 64, 2, 64, 2)]
-    assert "asks for 6 GPUs" in asked.never(small) and "the cluster has 5: a (3 GPUs, 3 free), b (2" in asked.never(
-        small
-    )
-    assert "lower trainer.num_ranks or rollout.num_engines or reward_pool.workers.helpful" in asked.never(small)
+    refusal = demand.why_impossible(small)
+    assert "asks for 6 GPUs" in refusal and "the cluster has 5: a (3 GPUs, 3 free), b (2" in refusal
+    assert "lower trainer.num_ranks or rollout.num_engines or reward_pool.workers.helpful" in refusal
     busy = [Node("a", 64, 8, 64, 5.5)]
-    assert asked.never(busy) == ""
-    assert "asks for 6 GPUs" in asked.busy(busy) and "5 are free" in asked.busy(busy)
-    assert "no free core" in asked.busy([Node("a", 64, 8, 2, 8)])
+    assert demand.why_impossible(busy) == ""
+    assert "asks for 6 GPUs" in demand.why_wait(busy) and "5 are free" in demand.why_wait(busy)
+    assert "no free core" in demand.why_wait([Node("a", 64, 8, 2, 8)])
     few_cores = [Node("a", 4, 8, 4, 8)]  # Ray would wait for the seventh without a word
-    assert "claims 7 cores" in asked.never(few_cores) and "the cluster has 4" in asked.never(few_cores)
+    refusal = demand.why_impossible(few_cores)
+    assert "claims 7 cores" in refusal and "the cluster has 4" in refusal
 
 
 def test_without_gpus_threads_are_what_is_scarce() -> None:
     def threads(count: int) -> float:
         config = STAGES["sft"].model_validate(SFT | {"model": {"init_config": "tiny"}, "trainer": {"threads": count}})
-        return demand(config).share([Node("a", 8, 0, 8, 0)])[0]
+        return stage_demand(config).scarce_resource([Node("a", 8, 0, 8, 0)])[0]
 
     assert threads(2) == 2  # leaves room for others
     assert threads(0) == 8  # every core
@@ -168,7 +175,7 @@ def test_the_plan_says_what_is_known_before_anything_runs(tmp_path: Path) -> Non
 
 def test_what_is_wrong_with_a_stage_is_in_the_plan(tmp_path: Path) -> None:
     missing_file = SFT | {"model": {"path": "stage:first"}, "data": {"source": {"type": "file", "paths": ["no.jsonl"]}}}
-    planned = dry_run(diamond(left=missing_file), tmp_path, Choice(until="left"))
+    planned = dry_run(diamond(left=missing_file), tmp_path, StageSelection(until="left"))
     assert [(stage.name, stage.action) for stage in planned] == [
         ("first", "runs"),
         ("left", "runs"),
@@ -181,7 +188,7 @@ def test_what_is_wrong_with_a_stage_is_in_the_plan(tmp_path: Path) -> None:
 
 def test_stages_before_the_first_must_be_done(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="first, right"):
-        dry_run(diamond(), tmp_path, Choice(start="left"))
+        dry_run(diamond(), tmp_path, StageSelection(start="left"))
 
 
 def test_what_a_stage_is_validated_by_comes_before_it(tmp_path: Path) -> None:
@@ -202,12 +209,12 @@ def test_what_a_stage_is_validated_by_comes_before_it(tmp_path: Path) -> None:
     }
     found = graph(Recipe.model_validate({"name": "validated", "stages": stages}))
     recipe = Recipe.model_validate({"name": "validated", "stages": stages})
-    assert demand(recipe.stages["reason"]).gpus == 1
-    assert demand(recipe.stages["reason"], recipe).gpus == 2  # its suites' judge beside rank and engine
+    assert stage_demand(recipe.stages["reason"]).gpus == 1
+    assert stage_demand(recipe.stages["reason"], recipe).gpus == 2  # its suites' judge beside rank and engine
     assert found["reason"] == ["first", "rm"]
     assert found["gate"] == ["first", "rm", "reason"]
     file = tmp_path / "gate.yaml"
     file.write_text(yaml.safe_dump(stages.pop("gate")))
     stages["reason"]["validation"]["gate"] = str(file)  # a file's suites count like those of a stage
     recipe = Recipe.model_validate({"name": "validated", "stages": stages})
-    assert graph(recipe)["reason"] == ["first", "rm"] and demand(recipe.stages["reason"], recipe).gpus == 2
+    assert graph(recipe)["reason"] == ["first", "rm"] and stage_demand(recipe.stages["reason"], recipe).gpus == 2

@@ -30,10 +30,10 @@ one of the 16 completions moves the mean by 0.003 or more."""
 STAGES = """
 import sys
 from pathlib import Path
-from configs.load import load
+from configs.load import load_config
 from configs.stages import Recipe
 from pipeline.run.stage import run_stage
-recipe = load(sys.argv[1], [f"runs_dir={sys.argv[2]}", *sys.argv[4:]], Recipe).config
+recipe = load_config(sys.argv[1], [f"runs_dir={sys.argv[2]}", *sys.argv[4:]], Recipe).config
 for name in sys.argv[3].split():
     config = recipe.stages[name]
     run_stage(config, Path(recipe.runs_dir, recipe.name, name), recipe)

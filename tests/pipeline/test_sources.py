@@ -1,4 +1,4 @@
-"""What a judge is made of: every file that it imports, and none is forgotten."""
+"""The source files of a judge include every file that it imports."""
 
 import shutil
 import subprocess
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.rewards import RewardSpec
-from pipeline.run.lineage import ASKED_BY, source_hash, written_in
-from pipeline.run.sources import HOME, ROOMS, sources, sources_of_plugin
+from pipeline.run.sources import HOME, JUDGING_MODULES, ROOMS, module_sources, plugin_sources, reward_files, source_hash
 from rewards.plugins import FACTORIES, locate
 
 
@@ -23,14 +22,14 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hash_in(home: Path, name: str) -> str:
-    return source_hash(sources(locate(name).where, *ASKED_BY, home=home))
+    return source_hash(module_sources(locate(name).where, *JUDGING_MODULES, home=home))
 
 
 @pytest.mark.parametrize("name", FACTORIES)
 def test_an_edit_of_any_imported_file_changes_the_hash_and_of_no_other(copy: Path, name: str) -> None:
     before = hash_in(copy, name)
-    assert before == source_hash(written_in(RewardSpec(name=name)))
-    made_of = sources(locate(name).where, *ASKED_BY, home=copy)
+    assert before == source_hash(reward_files(RewardSpec(name=name)))
+    made_of = module_sources(locate(name).where, *JUDGING_MODULES, home=copy)
     for place, file in made_of.items():
         content = file.read_bytes()
         file.write_bytes(content + b"\n# another comment\n")
@@ -53,9 +52,9 @@ print(*(name for name in sys.modules if name.partition(".")[0] in {"configs", "r
 @pytest.mark.parametrize("name", ["math", "code", "judge", "reward_model", "self_judge"])
 def test_whatever_python_imports_is_among_the_files(name: str) -> None:
     module = locate(name).where
-    command = [sys.executable, "-c", IMPORTED, module, *ASKED_BY]
+    command = [sys.executable, "-c", IMPORTED, module, *JUDGING_MODULES]
     done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=120, check=True)
-    found = sources(module, *ASKED_BY)
+    found = module_sources(module, *JUDGING_MODULES)
     for imported in done.stdout.split():
         stem = imported.replace(".", "/")
         assert {f"{stem}.py", f"{stem}/__init__.py"} & found.keys(), imported
@@ -63,7 +62,7 @@ def test_whatever_python_imports_is_among_the_files(name: str) -> None:
 
 def test_imports_within_functions_count() -> None:
     """The chat format and vLLM's pooling engine, which a reward model loads when it is set up."""
-    assert {"pipeline/data/chat.py", "rollout/pooling.py", "rewards/guard.py", "pipeline/grpo/mix.py"} <= written_in(
+    assert {"pipeline/data/chat.py", "rollout/pooling.py", "rewards/guard.py", "pipeline/grpo/mix.py"} <= reward_files(
         RewardSpec(name="reward_model")
     ).keys()
 
@@ -89,7 +88,7 @@ def test_a_plugins_own_package_is_followed_and_no_other(tmp_path: Path) -> None:
             "other.py": "",
         },
     )
-    found = sources_of_plugin(tmp_path / "mine" / "score.py", "mine.score")
+    found = plugin_sources(tmp_path / "mine" / "score.py", "mine.score")
     theirs = {name for name in found if name.partition("/")[0] not in ROOMS}
     assert theirs == {
         f"mine/{name}.py"
@@ -101,14 +100,14 @@ def test_a_plugins_own_package_is_followed_and_no_other(tmp_path: Path) -> None:
 def test_modules_beside_a_plugins_file_count(tmp_path: Path) -> None:
     write(tmp_path, {"polite.py": "from words import good\n", "words.py": "good = ['please']\n", "else.py": ""})
     spec = RewardSpec(name=f"{tmp_path / 'polite.py'}:polite")
-    before = source_hash(written_in(spec))
+    before = source_hash(reward_files(spec))
     write(tmp_path, {"else.py": "changed = 1\n"})
-    assert source_hash(written_in(spec)) == before
+    assert source_hash(reward_files(spec)) == before
     write(tmp_path, {"words.py": "good = ['thanks']\n"})
-    assert source_hash(written_in(spec)) != before
+    assert source_hash(reward_files(spec)) != before
 
 
 def test_what_is_not_python_is_named_with_its_line(tmp_path: Path) -> None:
     write(tmp_path, {"bad.py": "x = 1\ndef f(:\n"})
     with pytest.raises(ValueError, match=r"bad\.py:2: "):
-        sources_of_plugin(tmp_path / "bad.py")
+        plugin_sources(tmp_path / "bad.py")

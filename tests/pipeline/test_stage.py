@@ -1,4 +1,4 @@
-"""A stage on disk, without a cluster: what is refused before one starts, what counts as done, what may be corrected."""
+"""A stage on disk, without a cluster: refusals before one starts, progress, and settings that may be corrected."""
 
 import json
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ import pytest
 from configs.rewards import RewardSpec
 from configs.stages import AnyStage, Recipe
 from pipeline.cluster import start
-from pipeline.cluster.demand import Node, demand
+from pipeline.cluster.demand import Node, stage_demand
 from pipeline.disk.checksums import checksum, write_checksums
 from pipeline.run import stage
 from pipeline.run.lineage import write_lineage
-from pipeline.run.stage import run_stage, standing
+from pipeline.run.stage import progress, run_stage
 from pipeline.stages.context import Context
 from tests.pipeline.stage_configs import grpo, make_checkpoint, sft
 
@@ -83,10 +83,10 @@ def test_damaged_figures_do_not_end_a_stage(
     write_lineage(folder, "sft", sft(model), sft(model))
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     (folder / "figures.json").write_text(content)
-    assert standing(sft(model), folder, recipe) == "started"
+    assert progress(sft(model), folder, recipe) == "started"
     assert run_stage(sft(model), folder, recipe) == {"loss": 1.0} and launched.count == 1
     assert "figures.json' is damaged" in capsys.readouterr().out
-    assert standing(sft(model), folder, recipe) == "done"
+    assert progress(sft(model), folder, recipe) == "done"
     assert run_stage(sft(model), folder, recipe) == {"loss": 1.0} and launched.count == 1
 
 
@@ -102,8 +102,8 @@ def test_a_damaged_training_state_is_told_before_anything_starts(
         write_checksums(state, {"step.json": checksum(state / "step.json")})
     (folder / "checkpoints" / "step-6" / "step.json").write_text('{"step": 600}')
     run_stage(sft(model), folder)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "step.json is not what was written" in told and "resumes from step 3" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "step.json is not what was written" in output and "resumes from step 3" in output
     (folder / "figures.json").unlink()
     (folder / "checkpoints" / "step-3" / "step.json").unlink()
     with pytest.raises(ValueError, match=r"step\.json is missing"):
@@ -138,23 +138,23 @@ def test_what_a_cluster_has_is_asked_of_the_cluster(
 
 
 def test_an_engine_keeps_to_one_machine(model: Path) -> None:
-    asked = demand(grpo(model, rollout={"max_model_len": 32, "tensor_parallel_size": 4}))
-    assert asked.never([Node("a", 64, 4, 64, 4)]) == ""
-    refused = asked.never([Node("a", 64, 2, 64, 2), Node("b", 64, 2, 64, 2)])
+    demand = stage_demand(grpo(model, rollout={"max_model_len": 32, "tensor_parallel_size": 4}))
+    assert demand.why_impossible([Node("a", 64, 4, 64, 4)]) == ""
+    refused = demand.why_impossible([Node("a", 64, 2, 64, 2), Node("b", 64, 2, 64, 2)])
     assert "rollout.tensor_parallel_size=4" in refused and "set it to 2" in refused
 
 
 def test_a_kv_cache_on_gpus_is_not_compared_with_the_machines_memory(model: Path) -> None:
-    asked = demand(grpo(model, rollout={"max_model_len": 32, "kv_cache_gib": 64}))
-    assert asked.never([Node("a", 64, 1, 64, 1, memory=24 * 2**30)]) == ""
+    demand = stage_demand(grpo(model, rollout={"max_model_len": 32, "kv_cache_gib": 64}))
+    assert demand.why_impossible([Node("a", 64, 1, 64, 1, memory=24 * 2**30)]) == ""
 
 
 def test_a_judges_engine_is_counted(model: Path) -> None:
     judge = RewardSpec(name="self_judge", label="fair", args={"path": "judge", "kv_cache_gib": 30, "gpus": 2})
-    asked = demand(grpo(model, rewards=[{"name": "math"}, judge.model_dump()]))
-    assert "args.gpus=2 takes 2 GPUs of one machine for each 'fair' judge" in asked.never([HERE])
-    asked = demand(grpo(model, rewards=[judge.model_copy(update={"args": {"kv_cache_gib": 30.0}}).model_dump()]))
-    assert "args.kv_cache_gib=30 for 1 'fair' judge" in asked.never([HERE])
+    demand = stage_demand(grpo(model, rewards=[{"name": "math"}, judge.model_dump()]))
+    assert "args.gpus=2 takes 2 GPUs of one machine for each 'fair' judge" in demand.why_impossible([HERE])
+    demand = stage_demand(grpo(model, rewards=[judge.model_copy(update={"args": {"kv_cache_gib": 30.0}}).model_dump()]))
+    assert "args.kv_cache_gib=30 for 1 'fair' judge" in demand.why_impossible([HERE])
 
 
 class Handle:

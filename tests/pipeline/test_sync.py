@@ -1,4 +1,4 @@
-"""A sync that went wrong stops the run: one stale expert in one layer is enough."""
+"""A faulty weight sync stops the run: one stale expert in one layer is enough."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -163,7 +163,7 @@ ON_THE_WAY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "self_attn.kv_a_proj_with_mqa.weight": torch.neg,
     "self_attn.kv_b_proj.weight": torch.neg,
 }
-"""What DeepSeek's models have that others don't, each made wrong in one layer."""
+"""Parts that only DeepSeek's models have, each made wrong in one layer."""
 
 
 def test_a_wrong_router_bias_or_latent_projection_stops_the_run(pair: tuple[TrainingRanks, RolloutPool]) -> None:
@@ -194,7 +194,7 @@ class Sure:
     def sequence_logprobs(self, trees: list[Tree]) -> list[np.ndarray]:
         return [np.array([-1.0, -1.0]) for _ in trees]
 
-    def sequence_logprobs_rounded_anew(self, trees: list[Tree]) -> list[np.ndarray]:
+    def perturbed_sequence_logprobs(self, trees: list[Tree]) -> list[np.ndarray]:
         return [np.array([-1.0 - self._rounding, -1.0]) for _ in trees]
 
 
@@ -227,7 +227,7 @@ def test_a_policy_that_is_no_number_proves_nothing() -> None:
 
 
 def test_a_gap_on_sampled_tokens_stops_the_run() -> None:
-    """But not one of a single sequence, as a router's tie makes."""
+    """The difference of a single sequence, as from a router's tie, is allowed."""
 
     def check(mean: float, of_one_sequence: float) -> None:
         metrics = {"mismatch/abs_mean": mean, "mismatch/sequence_max": of_one_sequence}

@@ -64,8 +64,8 @@ def base(tmp_path: Path) -> str:
 def test_engines_stop_at_the_end_of_a_turn(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, module: Any, settings: dict[str, Any]
 ) -> None:
-    def start_rollout(*_: Any, ends: list[int], **__: Any) -> None:
-        raise Started(ends)
+    def start_rollout(*_: Any, stop_token_ids: list[int], **__: Any) -> None:
+        raise Started(stop_token_ids)
 
     model = {"path": base, "chat_template": str(tmp_path / "spare.jinja")}
     config = STAGES[stage].model_validate({"type": stage, "model": model, **settings})
@@ -81,8 +81,8 @@ def test_engines_stop_at_the_end_of_a_turn(
 
 
 def test_a_gate_evaluates_to_the_end_of_a_turn(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start_rollout(*_: Any, ends: list[int], **__: Any) -> None:
-        raise Started(ends)
+    def start_rollout(*_: Any, stop_token_ids: list[int], **__: Any) -> None:
+        raise Started(stop_token_ids)
 
     monkeypatch.setattr(evaluate, "start_rollout", start_rollout)
     model = {"path": base, "chat_template": str(tmp_path / "spare.jinja")}

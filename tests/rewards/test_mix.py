@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.rewards import RewardSpec
-from pipeline.grpo.mix import mix, shape_overlong, statistics
+from pipeline.grpo.mix import mix, mix_metrics, shape_overlong
 from pipeline.objectives.advantage import standardize
 from rewards.types import Status, Verdict
 
@@ -172,7 +172,7 @@ def test_without_spread_a_reward_contributes_exactly_nothing(scores: list[float]
 
 
 def statistics_of(verdicts: Groups, specs: list[RewardSpec], lengths_PG: list[list[int]]) -> dict[str, float]:
-    return statistics(mix(verdicts, specs, normalize="none"), lengths_PG)
+    return mix_metrics(mix(verdicts, specs, normalize="none"), lengths_PG)
 
 
 def test_correlations_by_hand() -> None:
@@ -194,7 +194,7 @@ def test_correlation_agrees_with_numpy() -> None:
     generator = np.random.default_rng(2)
     a, b = generator.normal(size=(2, 4, 8))
     lengths = generator.integers(1, 100, size=(4, 8))
-    metrics = statistics(mix(judged(a=a.tolist(), b=b.tolist()), specs({"a": 1, "b": 1}), normalize="group"), lengths)
+    metrics = mix_metrics(mix(judged(a=a.tolist(), b=b.tolist()), specs({"a": 1, "b": 1}), normalize="group"), lengths)
     assert metrics["reward/a/corr/b"] == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1])
     assert metrics["reward/b/corr_length"] == pytest.approx(np.corrcoef(b.ravel(), lengths.ravel())[0, 1])
 

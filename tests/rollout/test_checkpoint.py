@@ -1,4 +1,4 @@
-"""What a checkpoint's folder says of itself, and what engines on a CPU can't compute of it."""
+"""Facts read from a checkpoint's folder, and models that engines on a CPU refuse."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One real engine on a tiny DeepSeek-V3, against transformers: what it says, what it is taught, what it refuses."""
+"""One real engine on a tiny DeepSeek-V3, against transformers: sampling, weight syncs and refusals."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 from configs.sampling import SamplingConfig
 from pipeline.models.tokenizer import BYTE_SPECIAL_TOKENS
 from rollout import engine as door
-from rollout.engine import Engine
+from rollout.engine import RolloutEngine
 from rollout.types import Completion, Group, SyncError
 from tests.rollout import tiny
 from tests.rollout.tiny import CONFIG, PROMPTS
@@ -34,14 +34,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def module_engine(folders: dict[str, Path]) -> Engine:
+def module_engine(folders: dict[str, Path]) -> RolloutEngine:
     file = folders["first"] / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, 5]}))
-    return Engine(folders["first"], CONFIG, "float32", seed=0, ends=[7])
+    return RolloutEngine(folders["first"], CONFIG, "float32", seed=0, stop_token_ids=[7])
 
 
 @pytest.fixture
-def engine(module_engine: Engine, folders: dict[str, Path]) -> Iterator[Engine]:
+def engine(module_engine: RolloutEngine, folders: dict[str, Path]) -> Iterator[RolloutEngine]:
     """The module's engine; a test that teaches it other weights finds the first ones again afterwards."""
     yield module_engine
     module_engine.wake()
@@ -49,7 +49,9 @@ def engine(module_engine: Engine, folders: dict[str, Path]) -> Iterator[Engine]:
         module_engine.load_weights(tiny.buckets(tiny.weights(folders["first"])), version=0)
 
 
-def say(engine: Engine, seed: int, sampling: SamplingConfig = SAMPLING, num_completions: int = 4) -> list[Group]:
+def generate(
+    engine: RolloutEngine, seed: int, sampling: SamplingConfig = SAMPLING, num_completions: int = 4
+) -> list[Group]:
     groups = list(engine.generate(PROMPTS, sampling, num_completions, seed))
     return sorted(groups, key=lambda group: group.index)
 
@@ -58,28 +60,28 @@ def completions(groups: list[Group]) -> list[Completion]:
     return [completion for group in groups for completion in group.completions]
 
 
-def test_agrees_with_transformers_fresh(engine: Engine) -> None:
-    assert tiny.within_bounds(tiny.rollout_gap(MODELS["first"], say(engine, 1)))
+def test_agrees_with_transformers_fresh(engine: RolloutEngine) -> None:
+    assert tiny.within_bounds(tiny.rollout_gap(MODELS["first"], generate(engine, 1)))
     assert tiny.within_bounds(tiny.prompt_gap(MODELS["first"], engine.prompt_logprobs(PROMPTS)))
 
 
-def test_agrees_with_transformers_after_a_sync(engine: Engine, folders: dict[str, Path]) -> None:
-    before = say(engine, 1)
+def test_agrees_with_transformers_after_a_sync(engine: RolloutEngine, folders: dict[str, Path]) -> None:
+    before = generate(engine, 1)
     sent = tiny.buckets(tiny.weights(folders["second"]))
     manifest = engine.load_weights(sent, version=3)
     assert manifest == [record for bucket in sent for record in bucket.records]
-    after = say(engine, 1)
+    after = generate(engine, 1)
     assert {completion.policy_version for completion in completions(after)} == {3}
     assert tiny.within_bounds(tiny.rollout_gap(MODELS["second"], after))
     assert tiny.within_bounds(tiny.prompt_gap(MODELS["second"], engine.prompt_logprobs(PROMPTS)))
     assert tiny.rollout_gap(MODELS["first"], after)[0] > 0.1, "the two models must differ for this to prove anything"
     engine.load_weights(tiny.buckets(tiny.weights(folders["first"])), version=0)
-    assert say(engine, 1) == before
+    assert generate(engine, 1) == before
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_one_stale_expert_shows(engine: Engine, folders: dict[str, Path], layer: int) -> None:
-    """Of the experts that the probe's tokens reach: what no token reaches, no log-probability can show."""
+def test_one_stale_expert_shows(engine: RolloutEngine, folders: dict[str, Path], layer: int) -> None:
+    """The stale expert is one that the probe's tokens reach; others change no log-probability."""
     tokens = tiny.tokens_per_expert(MODELS["second"], layer)
     rarest = min(tokens, key=tokens.__getitem__)
     name = f"model.layers.{layer}.mlp.experts.{rarest}.down_proj.weight"
@@ -90,7 +92,9 @@ def test_one_stale_expert_shows(engine: Engine, folders: dict[str, Path], layer:
     assert largest > 10 * tiny.MAX_BOUND
 
 
-def test_a_bad_sync_names_the_tensor_and_leaves_the_engine_alone(engine: Engine, folders: dict[str, Path]) -> None:
+def test_a_bad_sync_names_the_tensor_and_leaves_the_engine_alone(
+    engine: RolloutEngine, folders: dict[str, Path]
+) -> None:
     before = engine.prompt_logprobs(PROMPTS)
     second = tiny.weights(folders["second"])
     without = {name: tensor for name, tensor in second.items() if name != EXPERT}
@@ -104,32 +108,32 @@ def test_a_bad_sync_names_the_tensor_and_leaves_the_engine_alone(engine: Engine,
     assert engine.prompt_logprobs(PROMPTS) == before
 
 
-def test_the_same_seed_says_the_same_to_the_bit(engine: Engine) -> None:
-    first = say(engine, 7)
-    other = say(engine, 8, SamplingConfig(max_tokens=40, top_p=0.9, temperature=0.7), num_completions=3)
+def test_the_same_seed_says_the_same_to_the_bit(engine: RolloutEngine) -> None:
+    first = generate(engine, 7)
+    other = generate(engine, 8, SamplingConfig(max_tokens=40, top_p=0.9, temperature=0.7), num_completions=3)
     engine.prompt_logprobs(PROMPTS[:1])
     torch.manual_seed(123)
-    assert say(engine, 7) == first
-    assert say(engine, 9) != first
+    assert generate(engine, 7) == first
+    assert generate(engine, 9) != first
     assert other != first
 
 
-def test_answers_of_a_group_differ_unless_greedy(engine: Engine) -> None:
-    for group in say(engine, 2):
+def test_answers_of_a_group_differ_unless_greedy(engine: RolloutEngine) -> None:
+    for group in generate(engine, 2):
         assert len({tuple(completion.token_ids) for completion in group.completions}) == 4
     with pytest.raises(ValueError, match=r"num_completions=4 at sampling\.temperature=0"):
-        say(engine, 2, GREEDY)
-    for group in say(engine, 2, GREEDY, num_completions=1):
+        generate(engine, 2, GREEDY)
+    for group in generate(engine, 2, GREEDY, num_completions=1):
         ids_1T = torch.tensor([group.prompt_ids])
         with torch.no_grad():
             likeliest = MODELS["first"](ids_1T).logits[0, -1].argmax().item()
         assert group.completions[0].token_ids[0] == likeliest
 
 
-def test_a_completion_ends_with_its_end_token_or_its_length(engine: Engine) -> None:
-    said = completions(say(engine, 3, SamplingConfig(max_tokens=100), num_completions=8))
-    assert {completion.finish_reason for completion in said} == {"stop", "length"}
-    for completion in said:
+def test_a_completion_ends_with_its_end_token_or_its_length(engine: RolloutEngine) -> None:
+    sampled = completions(generate(engine, 3, SamplingConfig(max_tokens=100), num_completions=8))
+    assert {completion.finish_reason for completion in sampled} == {"stop", "length"}
+    for completion in sampled:
         assert len(completion.logprobs) == len(completion.token_ids)
         ends = [place for place, token in enumerate(completion.token_ids) if token in ENDS]
         if completion.finish_reason == "stop":
@@ -137,33 +141,33 @@ def test_a_completion_ends_with_its_end_token_or_its_length(engine: Engine) -> N
         else:
             assert not ends
             assert len(completion.token_ids) == 100
-    last = {completion.token_ids[-1] for completion in said if completion.finish_reason == "stop"}
+    last = {completion.token_ids[-1] for completion in sampled if completion.finish_reason == "stop"}
     assert last == set(ENDS), "the tokenizer's end, generation_config's and the chat template's"
 
 
-def test_text_has_every_special_token_but_ends_and_padding(engine: Engine) -> None:
+def test_text_has_every_special_token_but_ends_and_padding(engine: RolloutEngine) -> None:
     for ignore_eos in (False, True):
         sampling = SamplingConfig(max_tokens=100, ignore_eos=ignore_eos)
-        said = completions(say(engine, 3, sampling, num_completions=8))
+        sampled = completions(generate(engine, 3, sampling, num_completions=8))
         for token, index in zip(BYTE_SPECIAL_TOKENS, range(8), strict=True):
-            counted = sum(completion.token_ids.count(index) for completion in said)
-            shown = sum(completion.text.count(token) for completion in said)
+            counted = sum(completion.token_ids.count(index) for completion in sampled)
+            shown = sum(completion.text.count(token) for completion in sampled)
             assert shown == (0 if index in (0, *ENDS) else counted), token
             assert counted
 
 
-def test_ignoring_the_end_token_gives_exactly_max_tokens(engine: Engine) -> None:
-    said = completions(say(engine, 3, SamplingConfig(max_tokens=100, ignore_eos=True), num_completions=8))
-    assert {len(completion.token_ids) for completion in said} == {100}
-    assert {completion.finish_reason for completion in said} == {"length"}
-    assert any(2 in completion.token_ids for completion in said)
+def test_ignoring_the_end_token_gives_exactly_max_tokens(engine: RolloutEngine) -> None:
+    sampled = completions(generate(engine, 3, SamplingConfig(max_tokens=100, ignore_eos=True), num_completions=8))
+    assert {len(completion.token_ids) for completion in sampled} == {100}
+    assert {completion.finish_reason for completion in sampled} == {"length"}
+    assert any(2 in completion.token_ids for completion in sampled)
     measured = engine.metrics()
     assert measured["rollout/tokens_per_second"] > 0
     assert engine.metrics()["rollout/tokens_per_second"] == 0
 
 
-def test_a_group_is_yielded_before_the_last_is_finished(engine: Engine) -> None:
-    whole = say(engine, 4)
+def test_a_group_is_yielded_before_the_last_is_finished(engine: RolloutEngine) -> None:
+    whole = generate(engine, 4)
     stream = engine.generate(PROMPTS, SAMPLING, 4, 4)  # 16 completions, 8 at once
     first = next(stream)
     with pytest.raises(AssertionError, match="two requests"):
@@ -172,15 +176,15 @@ def test_a_group_is_yielded_before_the_last_is_finished(engine: Engine) -> None:
     assert sorted([first, *rest], key=lambda group: group.index) == whole
 
 
-def test_leaving_a_stream_early_ends_the_request(engine: Engine) -> None:
-    whole = say(engine, 4)
+def test_leaving_a_stream_early_ends_the_request(engine: RolloutEngine) -> None:
+    whole = generate(engine, 4)
     stream = engine.generate(PROMPTS, SAMPLING, 4, 4)
     next(stream)
     stream.close()
-    assert say(engine, 4) == whole
+    assert generate(engine, 4) == whole
 
 
-def test_a_prompt_without_room_is_named(engine: Engine) -> None:
+def test_a_prompt_without_room_is_named(engine: RolloutEngine) -> None:
     fits = [1] * (CONFIG.max_model_len - SAMPLING.max_tokens)
     assert len(list(engine.generate([fits], SAMPLING, 1, 0))) == 1
     with pytest.raises(ValueError, match=r"prompt 1 has 137 tokens.*136"):
@@ -193,23 +197,23 @@ def test_a_setting_or_a_vllm_that_cannot_be_served_is_named(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match=r"rollout\.tensor_parallel_size=2"):
-        Engine(folders["first"], CONFIG.model_copy(update={"tensor_parallel_size": 2}), "float32", seed=0)
+        RolloutEngine(folders["first"], CONFIG.model_copy(update={"tensor_parallel_size": 2}), "float32", seed=0)
     with pytest.raises(ValueError, match=r"no \*\.safetensors in"):
-        Engine(folders["first"].parent, CONFIG, "float32", seed=0)
+        RolloutEngine(folders["first"].parent, CONFIG, "float32", seed=0)
     monkeypatch.setattr(door.vllm, "__version__", "0.33.0")
     with pytest.raises(RuntimeError, match=r"vLLM 0\.33\.0 .* 0\.32\.0"):
-        Engine(folders["first"], CONFIG, "float32", seed=0)
+        RolloutEngine(folders["first"], CONFIG, "float32", seed=0)
 
 
-def test_a_sleeping_engine_refuses_until_woken(engine: Engine) -> None:
-    before = say(engine, 5)
+def test_a_sleeping_engine_refuses_until_woken(engine: RolloutEngine) -> None:
+    before = generate(engine, 5)
     engine.sleep()
     with pytest.raises(RuntimeError, match="sleeps"):
         engine.generate(PROMPTS, SAMPLING, 1, 0)
     with pytest.raises(RuntimeError, match="sleeps"):
         engine.load_weights([], version=1)
     engine.wake()
-    assert say(engine, 5) == before
+    assert generate(engine, 5) == before
 
 
 def test_fp8_that_would_not_run_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

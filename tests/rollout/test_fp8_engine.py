@@ -16,7 +16,7 @@ import torch
 from configs.sampling import SamplingConfig
 from pipeline.models.fp8 import BLOCK, dequantise, quantise
 from pipeline.weights.fp8_export import export_fp8
-from rollout.engine import Engine
+from rollout.engine import RolloutEngine
 from tests.rollout import tiny
 
 def quantised(model, dtype):
@@ -34,10 +34,10 @@ def measure(fp8, dtype, root):
     folders = [tiny.save(model, root / str(seed)) for seed, model in enumerate(models)]
     if fp8 == ["exported"]:
         export_fp8(folders[0], root / "exported")
-        engine = Engine(root / "exported", tiny.CONFIG, dtype, seed=0)
+        engine = RolloutEngine(root / "exported", tiny.CONFIG, dtype, seed=0)
         rounds = [0]
     else:
-        engine = Engine(folders[0], tiny.CONFIG.model_copy(update={"fp8": fp8}), dtype, seed=0)
+        engine = RolloutEngine(folders[0], tiny.CONFIG.model_copy(update={"fp8": fp8}), dtype, seed=0)
         rounds = [0, 1, 0]
     told, sampling = [], SamplingConfig(max_tokens=24)
     for version, seed in enumerate(rounds):
@@ -59,7 +59,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Gaps:
-    """Of every variant, the mean gap from the model and from its weights in FP8 blocks: fresh, after a sync of other
+    """Mean gap of every variant from the model and from its weights in FP8 blocks: fresh, after a sync of other
     weights, and after one of the first. An exported checkpoint is not synced."""
     return gaps_of(SCRIPT, VARIANTS, tmp_path_factory.mktemp("variants"))
 

@@ -35,7 +35,7 @@ def pool(folder: Path) -> Iterator[RolloutPool]:
 
 
 def test_two_engines_speak_as_one(pool: RolloutPool) -> None:
-    """And a fresh process as an engine with a past: engine 1 said its half as the first thing in its life."""
+    """A fresh process samples like an engine with earlier requests: engine 1 sampled its half first."""
     with pool.awake():
         groups = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
         again = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
@@ -73,7 +73,7 @@ def test_what_an_engine_raises_comes_through(pool: RolloutPool) -> None:
 
 
 def test_a_lost_engine_is_named(pool: RolloutPool) -> None:
-    """And nothing is asked of it afterwards, so that the reason is the one that is raised."""
+    """No call follows the error, so that the cause itself is raised."""
     sampling = SamplingConfig(max_tokens=100, ignore_eos=True)
     with pytest.raises(RolloutError, match="engine 1 was lost"), pool.awake():
         stream = pool.generate(PROMPTS, sampling, 8, seed=0)

@@ -14,7 +14,7 @@ from configs.sampling import SamplingConfig
 from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
-from rollout.engine import Engine
+from rollout.engine import RolloutEngine
 from rollout.types import Group
 from tests.rollout import tiny
 
@@ -29,11 +29,13 @@ NUM_LAYERS, TOP_K = 3, 2  # the first of four layers is dense
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return Engine(tiny.save(MODELS[0], tmp_path_factory.mktemp("model")), CONFIG, "float32", seed=0, with_routes=True)
+def engine(tmp_path_factory: pytest.TempPathFactory) -> RolloutEngine:
+    return RolloutEngine(
+        tiny.save(MODELS[0], tmp_path_factory.mktemp("model")), CONFIG, "float32", seed=0, with_routes=True
+    )
 
 
-def say(engine: Engine, num_completions: int = 4) -> list[Group]:
+def generate(engine: RolloutEngine, num_completions: int = 4) -> list[Group]:
     return sorted(engine.generate(PROMPTS, SAMPLING, num_completions, seed=1), key=lambda group: group.index)
 
 
@@ -67,8 +69,8 @@ def assert_as_expected(model: torch.nn.Module, groups: list[Group]) -> None:
             )
 
 
-def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How often the engine has preempted a request since."""
+def counted(engine: RolloutEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Counts the requests that the engine has preempted since."""
     core: Any = engine._llm.llm_engine.engine_core
     scheduler = core.engine_core.scheduler
     count = [0]
@@ -83,26 +85,26 @@ def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int
 
 
 def test_routes_are_those_of_the_routers_though_requests_are_preempted(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: RolloutEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preemptions = counted(engine, monkeypatch)
-    assert_as_expected(MODELS[0], say(engine))
+    assert_as_expected(MODELS[0], generate(engine))
     assert preemptions() > 0
 
 
-def test_a_single_completion_and_what_follows_a_probe(engine: Engine) -> None:
+def test_a_single_completion_and_what_follows_a_probe(engine: RolloutEngine) -> None:
     engine.prompt_logprobs(PROMPTS)
-    assert_as_expected(MODELS[0], say(engine, num_completions=1))
+    assert_as_expected(MODELS[0], generate(engine, num_completions=1))
 
 
-def test_a_stream_that_was_left_leaves_nothing_behind(engine: Engine) -> None:
+def test_a_stream_that_was_left_leaves_nothing_behind(engine: RolloutEngine) -> None:
     stream: Any = engine.generate(PROMPTS, SAMPLING, 4, seed=2)
     next(stream)
     stream.close()
-    assert_as_expected(MODELS[0], say(engine))
+    assert_as_expected(MODELS[0], generate(engine))
 
 
-def test_replayed_in_training_the_routes_are_the_rollouts_and_the_gap_is_smaller(engine: Engine) -> None:
+def test_replayed_in_training_the_routes_are_the_rollouts_and_the_gap_is_smaller(engine: RolloutEngine) -> None:
     row = micro_batch(
         [
             Tree(
@@ -110,7 +112,7 @@ def test_replayed_in_training_the_routes_are_the_rollouts_and_the_gap_is_smaller
                 [Branch(c.token_ids, {"rollout_logprobs": c.logprobs}, c.routed_experts) for c in group.completions],
                 root_experts=group.routed_experts,
             )
-            for group in say(engine)
+            for group in generate(engine)
         ]
     )
     assert row.experts_TLK is not None
@@ -136,7 +138,7 @@ def gap(model: LogprobModel, row: MicroBatch, *, replayed: bool) -> float:
     return float(np.abs(values_N - row.columns["rollout_logprobs"]).mean())
 
 
-def test_after_a_sync_the_new_routers_are_heard(engine: Engine, tmp_path: Path) -> None:
+def test_after_a_sync_the_new_routers_are_heard(engine: RolloutEngine, tmp_path: Path) -> None:
     weights = tiny.weights(tiny.save(MODELS[1], tmp_path))
     engine.load_weights(tiny.buckets(weights), version=1)
-    assert_as_expected(MODELS[1], say(engine))
+    assert_as_expected(MODELS[1], generate(engine))

@@ -1,4 +1,4 @@
-"""Buckets: what is packed comes out, and what was damaged on the way is named."""
+"""Buckets: packed tensors come out unchanged, and damaged ones are named."""
 
 from collections.abc import Callable
 from dataclasses import replace

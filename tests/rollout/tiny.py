@@ -1,4 +1,4 @@
-"""Tiny models of random weights large enough that a wrong one shows, and what `transformers` says of them."""
+"""Tiny models with random weights, large enough that a wrong weight shows, and their results under `transformers`."""
 
 import json
 from collections import Counter
@@ -92,7 +92,7 @@ def greedy(model: PreTrainedModel, token_ids: list[int]) -> list[bool]:
 
 
 def tokens_per_expert(model: DeepseekV3ForCausalLM, layer: int) -> Counter[int]:
-    """How many tokens of PROMPTS each expert of a layer sees, for the experts that see any."""
+    """Number of tokens of PROMPTS for each expert of a layer that gets any."""
     seen: Counter[int] = Counter()
     experts = model.model.layers[layer].mlp.experts
     handle = experts.register_forward_hook(

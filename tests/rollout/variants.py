@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.rollout import tiny
 
 Gaps = dict[str, list[tuple[float, float]]]
-"""Of every variant the pairs that were measured."""
+"""Measured pairs of every variant."""
 IN_CHILDREN = """
 import json, os, sys
 from pathlib import Path
@@ -27,8 +27,8 @@ for name, (*arguments, environment) in json.loads(sys.argv[2]).items():
 
 
 def gaps_of(script: str, variants: Mapping[str, tuple[object, ...]], root: Path) -> Gaps:
-    """What `measure`, which `script` defines, returns of each variant's arguments and a folder below `root`. The last
-    of what stands under a variant's name is its environment."""
+    """Run `measure`, which `script` defines, with each variant's arguments and a folder below `root`, and return its
+    gaps. The last entry of a variant is its environment."""
     command = [sys.executable, "-c", script + IN_CHILDREN, str(root), json.dumps(variants)]
     result = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs.gate import GateConfig
-from configs.references import resolved
+from configs.references import resolve_references
 from configs.stages import Recipe
 from jobs.cli import main
 from pipeline.disk.files import link
@@ -68,9 +68,8 @@ class Run:
         made = {"candidate": {"path": str(self.folder / "grpo/hf")}, "parent": {"path": str(self.folder / "sft/hf")}}
         config = GateConfig.model_validate(GATE | made | given)
         (folder / "config.json").write_text(config.model_dump_json())
-        self.figures = gate.launch(
-            resolved(config, lambda name: self.folder / name / "data"), folder, Context(self.folder / "evaluations")
-        )
+        resolved = resolve_references(config, lambda name: self.folder / name / "data")
+        self.figures = gate.launch(resolved, folder, Context(self.folder / "evaluations"))
         return self.decision(name)
 
     def decision(self, name: str = "gate") -> Decision:

@@ -13,7 +13,7 @@ from configs.stages import Recipe
 from configs.train import CheckpointConfig
 from pipeline.evaluation.suites import SuiteResult
 from pipeline.grpo.validation import Validation
-from pipeline.run.stage import validating
+from pipeline.run.stage import resolve_gate
 from pipeline.stages.grpo import check_validation
 from pipeline.train.checkpoints import Checkpoints
 
@@ -133,11 +133,11 @@ def test_the_gate_is_one_of_the_recipe_or_a_file(tmp_path: Path) -> None:
     recipe = Recipe.model_validate({"name": "run", "stages": stages})
     (tmp_path / "gate.yaml").write_text(yaml.safe_dump(GATE))
     for config, of in ((named("gate"), recipe), (named(str(tmp_path / "gate.yaml")), None)):
-        by = validating(config, tmp_path / "grpo", of)
-        assert by is not None and by.runnable.suites == GateConfig.model_validate(GATE).suites
-    assert validating(GRPOConfig.model_validate(TRAINING | {"validation": None}), tmp_path, None) is None
+        by = resolve_gate(config, tmp_path / "grpo", of)
+        assert by is not None and by.resolved.suites == GateConfig.model_validate(GATE).suites
+    assert resolve_gate(GRPOConfig.model_validate(TRAINING | {"validation": None}), tmp_path, None) is None
     with pytest.raises(ValueError, match="'elsewhere"):
-        validating(named("elsewhere.yaml"), tmp_path, recipe)
+        resolve_gate(named("elsewhere.yaml"), tmp_path, recipe)
 
 
 def test_suites_that_the_stages_engines_cannot_run_are_refused() -> None:
