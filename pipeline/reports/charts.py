@@ -11,7 +11,7 @@ from statistics import fmean
 
 Points = Sequence[tuple[float, float]]
 
-MAX_POINTS = 200
+_MAX_POINTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def value_axis(values: Iterable[float]) -> Axis:
 
 def svg_points(points: Points, chart: LineChart) -> str:
     """The points in SVG's notation, in a plot of 308 by 142 from (44, 8); of more than 200, means of neighbours."""
-    stride = -(-len(points) // MAX_POINTS)
+    stride = -(-len(points) // _MAX_POINTS)
     if stride > 1:
         parts = [points[first : first + stride] for first in range(0, len(points), stride)]
         points = [(fmean(step for step, _ in part), fmean(value for _, value in part)) for part in parts]
