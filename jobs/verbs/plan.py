@@ -73,13 +73,7 @@ def plan_recipe(
             _print_measured(planned, measured / name, devices.device)
         if sweep:
             _print_sweep(plans)
-        model = planned.model
-        results[name] = {
-            "parameters": {"total": model.total, "active": model.active, "mtp": model.mtp},
-            "own": _plan_values(own),
-            "best": _plan_values(plans[0]) if not plans[0].reason else None,
-            "tried": [_plan_values(each) for each in plans] if sweep else len(plans),
-        }
+        results[name] = _stage_values(planned, own, plans, all_plans=sweep)
     OUT.print(f"\n{devices.device.name}: {devices.device.source}", highlight=False, style="dim", soft_wrap=True)
     write_json(results, json_file)
     return 0
@@ -168,6 +162,16 @@ def _print_sweep(plans: list["Plan"]) -> None:
             str(plan.placement), phase, f"{plan.fullest / BYTES_PER_GIB:.1f}", plan.reason or f"{plan.step:.4g}"
         )
     OUT.print(table, highlight=False)
+
+
+def _stage_values(stage: "PlannedStage", own: "Plan", plans: list["Plan"], *, all_plans: bool) -> dict[str, Any]:
+    model = stage.model
+    return {
+        "parameters": {"total": model.total, "active": model.active, "mtp": model.mtp},
+        "own": _plan_values(own),
+        "best": _plan_values(plans[0]) if not plans[0].reason else None,
+        "tried": [_plan_values(plan) for plan in plans] if all_plans else len(plans),
+    }
 
 
 def _plan_values(plan: "Plan") -> dict[str, Any]:

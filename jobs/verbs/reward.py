@@ -98,17 +98,17 @@ TimeLimit = Annotated[float, Option(metavar="S", help="Seconds for a verdict.")]
 
 
 @app.command("list")
-def list_rewards() -> int:
+def list_all() -> int:
     """List the built-in and installed rewards with their pools.
 
     \b
     Example:
       alignyard reward list
     """
-    from rewards.plugins import list_rewards as listings
+    from rewards.plugins import list_rewards
 
     table = plain_table("reward", "pool", "")
-    for listing in listings():
+    for listing in list_rewards():
         table.add_row(listing.name, listing.pool, _cell(listing.summary, 400))
     OUT.print(table)
     return 0

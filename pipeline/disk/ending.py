@@ -1,4 +1,4 @@
-"""How a run, a stage or a verb ends."""
+"""Exit codes of runs, stages and verbs, with their words."""
 
 from enum import IntEnum
 from typing import Self

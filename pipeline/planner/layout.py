@@ -28,7 +28,7 @@ MAX_TENSOR_PARALLEL = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class StageLayout:
     """A stage's ranks, and its engines where it has some, laid out on a cluster."""
 
     stage: PlannedStage
@@ -107,7 +107,7 @@ class Placement:
 class Plan:
     """Memory and time of a placement. There are no seconds where it does not fit."""
 
-    placement: Placement
+    placement: StageLayout
     memory: dict[str, Parts]
     """Bytes of a device by phase and component."""
     host: float
@@ -120,7 +120,7 @@ class Plan:
     """Why it does not fit; empty where it does."""
 
     @classmethod
-    def of(cls, placement: Placement) -> "Plan":
+    def of(cls, placement: StageLayout) -> "Plan":
         """Compute the plan of a placement, whether it fits or not."""
         reason = placement.obstacle()
         seconds, tail = ({}, 0.0) if reason else placement.seconds()
@@ -141,13 +141,13 @@ def own_plan(stage: PlannedStage, cluster: Cluster) -> Plan:
     """Plan the layout that the stage's configuration sets."""
     train = TrainLayout.of(stage.trainer, stage.moments)
     rollout = RolloutLayout.of(stage.rollout) if stage.rollout else None
-    return Plan.of(Placement(stage, train, rollout, cluster))
+    return Plan.of(StageLayout(stage, train, rollout, cluster))
 
 
 def sweep(stage: PlannedStage, cluster: Cluster) -> list[Plan]:
     """Plan every layout tried: first those that fit, by seconds of a step; then the others, by memory."""
     plans = [
-        Plan.of(Placement(stage, train, rollout, cluster))
+        Plan.of(StageLayout(stage, train, rollout, cluster))
         for train in train_layouts(stage, cluster)
         for rollout in rollout_layouts(stage, train, cluster)
     ]
@@ -202,7 +202,7 @@ def rollout_layouts(stage: PlannedStage, train: TrainLayout, cluster: Cluster) -
         empty = RolloutLayout(free // size, size, 0.0, stage.rollout.max_num_seqs, tuple(stage.rollout.fp8))
         token_bytes = kv_bytes(stage.model, empty)
         at_once = min(empty.max_seqs, -(-stage.work.sequences // empty.engines))
-        phases = Placement(stage, train, empty, cluster).memory()
+        phases = StageLayout(stage, train, empty, cluster).memory()
         unused = USABLE * device.memory - max(total(parts) for name, parts in phases.items() if name != "train")
         least = stage.rollout.max_model_len * token_bytes
         yield replace(empty, kv_cache=max(least, min(at_once * stage.work.longest * token_bytes, unused)))

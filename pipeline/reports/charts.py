@@ -23,7 +23,7 @@ class Axis:
     ticks: Sequence[float] = ()
 
     def share(self, value: float) -> float:
-        """Where `value` lies between low (0) and high (1)."""
+        """Position of `value` between low (0) and high (1)."""
         return (value - self.low) / ((self.high - self.low) or 1)
 
 

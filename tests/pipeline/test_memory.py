@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.grpo import GRPOConfig
-from configs.load import load
+from configs.load import load_config
 from configs.sft import SFTConfig
 from configs.stages import Recipe
 from pipeline.data.trees import Tree, micro_batch
@@ -27,7 +27,7 @@ ROW = micro_batch([Tree([1, 2, 3], root_mask=[0, 1, 1])])
 
 def predicted_gib(tokens: int, **settings: object) -> float | None:
     """The prediction for a stage that trains the model of `memory_ranks`."""
-    recipe = load("demo", [], Recipe).config
+    recipe = load_config("demo", [], Recipe).config
     [config] = [stage for stage in recipe.stages.values() if isinstance(stage, SFTConfig)]
     trainer = config.trainer.model_copy(update={"num_ranks": 1, "zero_stage": 1})
     config = config.model_copy(update={"trainer": trainer} | settings)
@@ -71,7 +71,7 @@ def test_the_longest_micro_batch_of_all_parts_of_a_step_counts() -> None:
 
 
 def test_no_prediction_is_made_of_fp8_and_multi_token_prediction() -> None:
-    recipe = load("demo", [], Recipe).config
+    recipe = load_config("demo", [], Recipe).config
     for stage in recipe.stages.values():
         if isinstance(stage, SFTConfig | GRPOConfig):
             mtp = {"mtp": {"weight": 0.1}} if isinstance(stage, SFTConfig) else {"mtp_weight": 0.1}

@@ -17,6 +17,7 @@ from pipeline.data.chat import ChatFormat
 from pipeline.data.comparisons import Comparisons
 from pipeline.data.sums import draw_sums
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.preferences import sampling
 from pipeline.preferences.split import prompt_key
 from pipeline.stages import preferences, sample
 from pipeline.stages.context import Context
@@ -58,7 +59,7 @@ def engine(checkpoint: Path) -> Iterator[None]:
     close = pool.close
     patch = pytest.MonkeyPatch()
     patch.setattr(pool, "close", lambda: None)  # what a stage does with its own
-    patch.setattr(sample, "start_rollout", lambda *_, **__: pool)
+    patch.setattr(sampling, "start_rollout", lambda *_, **__: pool)
     yield
     patch.undo()
     close()
