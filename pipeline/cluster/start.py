@@ -3,7 +3,7 @@
 Ranks and engines are colocated: they take turns on the same devices.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -20,6 +20,7 @@ from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
 from rewards.plugins import absolute
 from rewards.pool import RewardPool
+from rewards.types import Placement
 from rollout.checkpoint import refuse_head_size
 from rollout.pool import RolloutPool
 
@@ -75,9 +76,14 @@ def start_rollout(
     )
 
 
-def start_rewards(specs: list[RewardSpec], config: RewardPoolConfig) -> RewardPool:
-    """Start the judges. Files of rewards become absolute paths, since workers have their own working directory."""
-    return RewardPool([absolute(spec) for spec in specs], config)
+def start_rewards(
+    specs: list[RewardSpec], config: RewardPoolConfig, placements: Mapping[str, Placement] | None = None
+) -> RewardPool:
+    """Start the judges. Files of rewards become absolute paths, since workers have their own working directory.
+
+    placements: those of `rewards.guard.Judges`, where it has built the rewards already.
+    """
+    return RewardPool([absolute(spec) for spec in specs], config, placements=placements)
 
 
 @contextmanager

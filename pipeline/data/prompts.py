@@ -7,12 +7,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from configs.data import COLUMN, GymSource, PromptData, Source
-from configs.rewards import RewardPoolConfig, RewardSpec
 from pipeline.data.chat import ChatFormat
 from pipeline.data.messages import has_tools, text_only
 from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
-from rewards.guard import unjudgeable
+from rewards.guard import Judges
 from rewards.types import Task
 
 
@@ -84,17 +83,10 @@ class Prompts:
         return [self[index] for index in batch_indices(step, num_prompts, len(self), self._seed)]
 
 
-def judgeable(
-    data: PromptData,
-    rewards: list[RewardSpec],
-    pool: RewardPoolConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-) -> Prompts:
-    """Load the prompts of `data` that `rewards` can judge; the others are bad rows."""
+def judgeable(data: PromptData, judges: Judges, tokenizer: PreTrainedTokenizerFast, seed: int) -> Prompts:
+    """Load the prompts of `data` that `judges` can judge; the others are bad rows."""
     prompts = Prompts.load(data, tokenizer, seed)
-    tasks = [prompt.task for prompt in prompts]
-    return prompts.without(unjudgeable(rewards, pool, tasks), data.max_bad_share)
+    return prompts.without(judges.problems([prompt.task for prompt in prompts]), data.max_bad_share)
 
 
 def _prompt(config: PromptData, chat: ChatFormat, row: Row) -> Prompt:

@@ -6,7 +6,7 @@ The stage `eval`, gates, and the validation within a training stage all evaluate
 import json
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,10 +45,10 @@ from pipeline.evaluation.refusals import request_task, run_refusals
 from pipeline.evaluation.suites import Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
-from rewards.guard import inspect, refuse_idle_workers, unjudgeable
+from rewards.guard import Judges, inspect, refuse_idle_workers
 from rewards.plugins import absolute
 from rewards.pool import RewardPool
-from rewards.types import Task
+from rewards.types import Placement, Task
 from rollout.pool import RolloutPool
 
 
@@ -79,6 +79,8 @@ class _PreparedSuite:
     suite: AnySuite
     run: Callable[[Session], SuiteResult]
     bad_rows: BadRows | None = None
+    placements: Mapping[str, Placement] | None = None
+    """Those of the suite's rewards, which were built to check the prompts."""
 
 
 class Evaluation:
@@ -109,7 +111,12 @@ class Evaluation:
         prepared: dict[str, _PreparedSuite] = {}
         for name, suite in suites.items():
             try:
-                prepared[name] = _prepare(suite, tokenizer, reward_pool, seed)
+                if specs := suite.rewards():
+                    with Judges(specs, reward_pool) as judges:
+                        loaded = _prepare(suite, tokenizer, seed, judges)
+                        prepared[name] = replace(loaded, placements=judges.placements)
+                else:
+                    prepared[name] = _prepare(suite, tokenizer, seed)
             except ValueError as error:
                 raise ValueError(f"suites.{name}: {error}") from error
             bad_rows = prepared[name].bad_rows
@@ -131,8 +138,12 @@ class Evaluation:
                 prepared.bad_rows.write(folder / f"{name}.bad_rows.jsonl")
             specs = prepared.suite.rewards()
             # The engines run already, and so does their cluster.
-            judges = closing(RewardPool(list(map(absolute, specs)), self._reward_pool)) if specs else nullcontext()
-            with judges as rewards:
+            pool = (
+                closing(RewardPool(list(map(absolute, specs)), self._reward_pool, placements=prepared.placements))
+                if specs
+                else nullcontext()
+            )
+            with pool as rewards:
                 results[name] = prepared.run(Session(rollout, rewards, sampling, seed))
             if results[name].records:
                 write_json_lines(folder / f"{name}.jsonl", [asdict(record) for record in results[name].records])
@@ -142,16 +153,17 @@ class Evaluation:
 
 
 def _prepare(
-    suite: AnySuite, tokenizer: PreTrainedTokenizerFast, reward_pool: RewardPoolConfig, seed: int
+    suite: AnySuite, tokenizer: PreTrainedTokenizerFast, seed: int, judges: Judges | None = None
 ) -> _PreparedSuite:
     def prompts_of(prompted: PromptedSuite, task_of: Callable[[Row], Task]) -> Prompts:
+        assert judges is not None, "a suite with prompts has rewards"
         prompts = load_prompts(prompted, tokenizer, task_of, seed)
-        problems = unjudgeable(prompted.rewards(), reward_pool, [prompt.task for prompt in prompts])
-        return prompts.without(problems, prompted.max_bad_share)
+        return prompts.without(judges.problems([prompt.task for prompt in prompts]), prompted.max_bad_share)
 
     match suite:
         case TaskSuite():
-            prompts = judgeable(suite.prompts, suite.rewards(), reward_pool, tokenizer, seed)
+            assert judges is not None, "a suite of tasks has a reward"
+            prompts = judgeable(suite.prompts, judges, tokenizer, seed)
             return _PreparedSuite(suite, partial(run_tasks, suite, prompts), prompts.bad_rows)
         case HumanEvalSuite() | MBPPSuite():
             prompts = prompts_of(suite, program_task(suite))

@@ -14,7 +14,7 @@ from pipeline.cluster.start import start_rewards, start_rollout
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.preferences.answers import AnswerSampler, PromptSet, distinct_prompts
-from rewards.guard import inspect, refuse_idle_workers
+from rewards.guard import Judges, inspect, refuse_idle_workers
 from rewards.pool import RewardPool
 
 SampledSource = SampledPairs | SampledDomain
@@ -42,7 +42,8 @@ def load_prompt_sets(
         if source.reward is None:
             prompts = Prompts.load(source.prompts, tokenizer, seed)
         else:
-            prompts = judgeable(source.prompts, [source.reward], pool, tokenizer, seed)
+            with Judges([source.reward], pool) as judges:
+                prompts = judgeable(source.prompts, judges, tokenizer, seed)
         report_bad_rows(
             prompts.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: Console().print(text, markup=False)
         )

@@ -29,7 +29,7 @@ from pipeline.stages.context import Context
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.resolve import check_template, resolve_model
-from rewards.guard import inspect, refuse_idle_workers
+from rewards.guard import Judges, inspect, refuse_idle_workers
 from rollout.checkpoint import mtp_depth
 
 
@@ -60,7 +60,8 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
     """Read the prompts, start ranks, engines and judges, and train into `folder`. Returns the last step's metrics."""
     model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
-    prompts = judgeable(config.prompts, config.rewards, config.reward_pool, tokenizer, config.seed)
+    with Judges(config.rewards, config.reward_pool) as judges:
+        prompts = judgeable(config.prompts, judges, tokenizer, config.seed)
     refuse_repeats("prompts_per_step", config.prompts_per_step, len(prompts))
     gate = context.validation_gate
     suites = None
@@ -90,7 +91,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
             with_routes=config.routing_replay == "rollout",
         ),
         partial(start_ranks, spec),
-        partial(start_rewards, config.rewards, config.reward_pool),
+        partial(start_rewards, config.rewards, config.reward_pool, judges.placements),
     )
     with (
         start_all(*starts) as (rollout, policy, rewards),
