@@ -68,18 +68,6 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
     if gate is not None:
         check_validation(config, gate)
         suites = Evaluation.prepare(gate.suites, tokenizer, gate.reward_pool, gate.seed)
-    spec = TrainSpec(
-        model,
-        config.model.dtype,
-        config.trainer,
-        config.optimizer,
-        config.steps * config.updates_per_batch,
-        chat_template=config.model.chat_template,
-        objective=config.objective,
-        with_reference=config.objective.kl_coef > 0,
-        routing_replay=config.routing_replay != "none",
-        mtp=detached_mtp(config.mtp_weight, model),
-    )
     starts = (
         partial(
             start_rollout,
@@ -90,7 +78,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
             stop_token_ids=turn_ends(tokenizer),
             with_routes=config.routing_replay == "rollout",
         ),
-        partial(start_ranks, spec),
+        partial(start_ranks, train_spec(config, model)),
         partial(start_rewards, config.rewards, config.reward_pool, judges.placements),
     )
     with (
@@ -133,6 +121,22 @@ def report_samples(experience: Experience) -> list[Sample]:
         for group, rewards_G in zip(experience.groups, experience.rewards_PG, strict=True)
         for completion, verdicts, reward in zip(group.group.completions, group.verdicts, rewards_G, strict=True)
     ]
+
+
+def train_spec(config: GRPOConfig, model: Path) -> TrainSpec:
+    """Return the specification of the training ranks, which start from the checkpoint `model`."""
+    return TrainSpec(
+        model,
+        config.model.dtype,
+        config.trainer,
+        config.optimizer,
+        config.steps * config.updates_per_batch,
+        chat_template=config.model.chat_template,
+        objective=config.objective,
+        with_reference=config.objective.kl_coef > 0,
+        routing_replay=config.routing_replay != "none",
+        mtp=detached_mtp(config.mtp_weight, model),
+    )
 
 
 def check_validation(config: GRPOConfig, gate: GateConfig) -> None:
