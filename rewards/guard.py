@@ -187,9 +187,9 @@ class Guard:
         """The verdicts of the reward `label` on completions of `task`.
 
         Equal completions are judged once. A failed one is judged a second time, alone or, by an async `score`, beside
-        the other failed ones. Two failures are final at once: a rule that ran out of time would do so again, and a
-        contract error could be hidden, since one result for one completion keeps the contract. When the process is
-        lost, the verdicts before are kept. A completion takes at most two time limits and two starts. Raises what
+        the other failed ones. Two kinds of failure are not retried: a rule that ran out of time would do so again, and
+        a batch with a wrong number of results would pass unnoticed if its completions came one by one. When the process
+        is lost, the verdicts before are kept. A completion takes at most two time limits and two starts. Raises what
         `start` raises.
         """
         verdicts: dict[str, Verdict] = {}

@@ -1,7 +1,8 @@
-"""Ray actors that judge. A group of completions is judged as soon as it is sampled, while others are still sampled.
+"""Pools of Ray actors that judge each group of completions as soon as it is sampled.
 
-Each worker group has a queue and workers of its own: one judges by rules, one runs programs, and each reward that asks
-a model has its own. An idle worker takes the next job of its queue, so a slow reward delays no other.
+An actor holds a `rewards.guard.Guard`; the reward itself runs in the guard's child process (`rewards/serve.py`). There
+is one group of workers for rules, one for programs, and one for each reward that runs a model. Every group of workers
+has its own queue, so a slow reward delays no other.
 """
 
 import time

@@ -123,7 +123,7 @@ def decide(
             f"'{decision.promoted}'; to decide otherwise, run the recipe under another name"
         )
     with locked(folder):
-        write_decision(folder, replace(decision, verdict=verdict, decided_by="user", promoted=None))
+        write_decision(folder, replace(decision, action=verdict, decided_by="user", promoted=None))
     OUT.print(f"{gate}: {verdict.replace('_', ' ')}. Run the recipe again to continue", highlight=False)
     return 0
 

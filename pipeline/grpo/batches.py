@@ -24,11 +24,11 @@ class TrainingBatch:
 
 
 def training_batches(experience: Experience, config: GRPOConfig) -> list[TrainingBatch]:
-    """Split the experience into `updates_per_batch` batches of whole groups.
+    """Compute the advantages and split the experience into `updates_per_batch` batches of whole groups.
 
     A completion without a reward, or a truncated one under overlong.mask, gets weight 0, for the KL term too, and does
     not count in the denominator. A group without spread also gets weight 0, so that its gradient is exactly zero, but
-    it counts: otherwise a step would grow as fewer groups have spread.
+    its tokens stay in the denominator: without them the gradient would get larger the fewer groups have spread.
     """
     rewards_PG = experience.rewards_PG
     if config.mixing == "group":  # mixing has normalised these rewards within their groups

@@ -49,8 +49,8 @@ def mix(
         0. A verdict counts if its reward has a weight or a gate; others are only monitored.
     normalize: `none` takes the scores as they are. `batch` centres each reward's scores and divides them by their
         population standard deviation over all completions that are not left out; `group` does so within each group
-        (GDPO, arXiv:2601.05242, whose last step, normalising the sums over the batch, belongs to the advantage). Equal
-        scores add 0.
+        (GDPO, arXiv:2601.05242). GDPO then normalises the sums over the batch: `batch_advantage` does. Equal scores
+        add 0.
 
     Where a score is below its reward's gate, all other scores of the completion that would add to the sum become 0.
     Totals are rounded to 12 decimals. Raises ValueError for groups of different sizes, a completion without verdicts,

@@ -2,7 +2,8 @@
 
 Each type of stage is a module of `pipeline.stages` with three functions: `run` is the algorithm, `launch(config,
 folder, context)` starts the ranks, engines and judges and returns the figures, and `check(config)` raises ValueError
-for bad input before anything starts. Both get a configuration with its references resolved to folders.
+for bad input before anything starts. `launch` and `check` get the configuration with every `stage:NAME` resolved to a
+folder.
 """
 
 import json

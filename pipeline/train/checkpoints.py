@@ -1,4 +1,4 @@
-"""Write the checkpoints of a stage.
+"""Write the checkpoints of a stage, and restore the newest one when it resumes.
 
 `checkpoints/step-N/` holds the training state of all ranks, from which a run resumes; `best/` the model of the best
 step; `hf/` that of the last step.

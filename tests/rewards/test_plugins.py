@@ -91,7 +91,7 @@ def test_entry_points(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert locate("math").where == "rewards.math"  # not theirs
     listed = {listing.name: listing for listing in list_rewards()}
     assert (listed["polite"].pool, listed["polite"].summary) == ("rule", "Always one.")
-    assert set(listed) == {*FACTORIES, "polite"} and listed["math"].summary.startswith("1.0 when")
+    assert set(listed) == {*FACTORIES, "polite"} and listed["math"].summary.startswith("Score 1.0")
     with pytest.raises(ValueError, match="did you mean 'polite'"):
         locate("polit")
     installed(here / "y", monkeypatch, "others", polite="theirs.rules:score")
