@@ -1,4 +1,4 @@
-"""The state of a run, as `run.json` in its folder tells it to whoever looks: another shell, the report."""
+"""The state of a run, in `run.json` of its folder, for other shells and the report."""
 
 import json
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from configs.stages import Recipe
 
 RUN, RECIPE, LOG, CONSOLE = "run.json", "recipe.json", "run.log", "console.log"
-"""Files of a run's folder, and the one in each stage's with what it said."""
+"""Files of a run's folder; `console.log` is the output of a stage, in its own folder."""
 
 
 class State(StrEnum):
