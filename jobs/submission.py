@@ -21,6 +21,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.command import QUIET_ENVIRONMENT
+from pipeline.cluster.room import quoted_interpreter
 from pipeline.errors import RunStopped
 
 UNREACHABLE_SECONDS = 60.0
@@ -141,7 +142,7 @@ class Jobs:
         """
         quiet = {name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()}
         stopping = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS)}
-        runtime_env = {"env_vars": {**quiet, **environment, **stopping}}
+        runtime_env = {"env_vars": {**quiet, **environment, **stopping}, **quoted_interpreter()}
         metadata = {RUN_KEY: run, FOLDER_KEY: str(folder), STAGE_KEY: stage}
         deadline = time.monotonic() + UNREACHABLE_SECONDS
         while True:

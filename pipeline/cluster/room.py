@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,11 +33,22 @@ def cluster() -> Iterator[None]:
     home = str(Path(__file__).parents[2])
     environment = {"PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])}
     local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
-    ray.init(runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR, **local)
+    runtime_env = {"env_vars": environment, **quoted_interpreter()}
+    ray.init(runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def quoted_interpreter() -> dict[str, str]:
+    """The part of a Ray runtime environment that quotes the path of this Python, where the path has blanks or the like.
+
+    Ray 2.60 puts the path unquoted into a shell command (`exec_worker` in ray/_private/runtime_env/context.py), so
+    workers would never start.
+    """
+    path = shlex.quote(sys.executable)
+    return {} if path == sys.executable else {"py_executable": path}
 
 
 def nodes() -> list[Node]:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import ray
 
+from pipeline.cluster.room import quoted_interpreter
 from rollout.process import free_port
 
 pytestmark = pytest.mark.ranks
@@ -76,7 +77,7 @@ def somebody_elses_gpu(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     gc.collect()  # a handle that an earlier cluster of this process left behind may bear the new actor's id, and end it
-    ray.init(address=address, log_to_driver=False)
+    ray.init(address=address, log_to_driver=False, runtime_env=quoted_interpreter())
     try:
         holder: Any = ray.remote(num_gpus=1)(Holder).remote()
         ray.get(holder.here.remote(), timeout=SECONDS)

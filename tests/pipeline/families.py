@@ -65,7 +65,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GLM-4": ("glm4", {}),
     "GLM-4-MoE": ("glm4_moe", MIXTURE | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1}),
     "DeepSeek-V2": ("deepseek_v2", LATENT | {"topk_method": "group_limited_greedy", "num_hidden_layers": 3}),
-    "DeepSeek-V2-Lite": ("deepseek_v2", LATENT | {"q_lora_rank": None, "topk_method": "greedy"}),
+    "DeepSeek-V2-Lite": (
+        "deepseek_v2",
+        LATENT | {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    ),
     "DeepSeek-V3": (
         "deepseek_v3",
         LATENT | {"num_hidden_layers": 3, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},

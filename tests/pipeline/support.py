@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -239,49 +240,68 @@ def _engines(families: Sequence[str]) -> None:
 
 
 def _answer(family: str) -> None:
-    print(ANSWER + json.dumps([family, _speaks_alike(family)]), flush=True)
+    print(ANSWER + json.dumps([family, _grpo_cell(family)]), flush=True)
 
 
-def _speaks_alike(family: str) -> str:
+def _grpo_cell(family: str) -> str:
     with TemporaryDirectory() as made:
         folder = saved(family, Path(made))
-        from rollout.engine import RolloutEngine  # vLLM, in this process alone
-
         policy = _policy(folder)
-        config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2, threads=1)
-        try:
-            engine = RolloutEngine(folder, config, "float32", 0)
-        except (RuntimeError, ValueError, NotImplementedError, AssertionError, KeyError) as error:
-            return f"refused: {reason(str(error))}"
-        if not _within_rounding(policy, engine.prompt_logprobs):
-            return "refused: vLLM computes otherwise"
+        # Read first: vLLM serves a family that it has no code for with transformers' own class, which it changes.
+        saved_weights = Scores.of(policy)
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
-        before = policy.causal_lm
-        tied = set(before.all_tied_weights_keys)
-        held = {name: tensor for name, tensor in before.state_dict().items() if name not in tied}
-        engine.load_weights(to_buckets(checkpoint_tensors(before, held).items(), 128), version=1)
-        return YES if _within_rounding(policy, engine.prompt_logprobs) else "refused: a sync leaves other weights"
+        updated_weights = Scores.of(policy)
+        from rollout.engine import RolloutEngine  # vLLM, in this process alone
+
+        config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2, threads=1)
+        try:
+            engine = RolloutEngine(folder, config, "float32", 0)
+        except (RuntimeError, ValueError, NotImplementedError, AssertionError, KeyError, AttributeError) as error:
+            return f"refused: {reason(str(error))}"
+        if not saved_weights.agree(engine.prompt_logprobs):
+            return "refused: vLLM computes otherwise"
+        model = policy.causal_lm
+        tied = set(model.all_tied_weights_keys)
+        tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+        engine.load_weights(to_buckets(checkpoint_tensors(model, tensors).items(), 128), version=1)
+        return YES if updated_weights.agree(engine.prompt_logprobs) else "refused: a sync leaves other weights"
 
 
-def _within_rounding(policy: LogprobModel, spoken: Callable[[list[list[int]]], list[list[float]]]) -> bool:
-    probe = sequences(probe_trees(policy.causal_lm))
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of the probe under a policy's present weights, and how far its rounding moves them."""
 
-    def read() -> Tensor:
-        parts = [
-            policy(torch.tensor(ids), Layout((len(ids),), (-1,)), torch.arange(len(ids) - 1), torch.tensor(ids[1:]))
-            for ids in probe
-        ]
-        return torch.cat(parts)
+    probe: list[list[int]]
+    logprobs_N: Tensor
+    rounding_N: Tensor
 
-    with torch.no_grad():
-        trained_N = read()
-        with perturbed_rounding(policy.causal_lm):
-            rounding_N = (read() - trained_N).abs()
-    gap_N = (torch.tensor([value for each in spoken(probe) for value in each]) - trained_N).abs()
-    print(f"gap {gap_N.mean():.1e}, {gap_N.max():.1e}; rounding {rounding_N.mean():.1e}, {rounding_N.max():.1e}")
-    return bool(gap_N.mean() <= MEAN_MARGIN * rounding_N.mean() and gap_N.max() <= LARGEST_MARGIN * rounding_N.max())
+    @classmethod
+    def of(cls, policy: LogprobModel) -> "Scores":
+        """Compute them."""
+        probe = sequences(probe_trees(policy.causal_lm))
+
+        def read() -> Tensor:
+            parts = [
+                policy(torch.tensor(ids), Layout((len(ids),), (-1,)), torch.arange(len(ids) - 1), torch.tensor(ids[1:]))
+                for ids in probe
+            ]
+            return torch.cat(parts)
+
+        with torch.no_grad():
+            logprobs_N = read()
+            with perturbed_rounding(policy.causal_lm):
+                return cls(probe, logprobs_N, (read() - logprobs_N).abs())
+
+    def agree(self, engine_logprobs: Callable[[list[list[int]]], list[list[float]]]) -> bool:
+        """Return whether an engine gives the same within the bounds of a weight sync."""
+        values = [value for sequence in engine_logprobs(self.probe) for value in sequence]
+        gap_N, rounding_N = (torch.tensor(values) - self.logprobs_N).abs(), self.rounding_N
+        print(f"gap {gap_N.mean():.1e}, {gap_N.max():.1e}; rounding {rounding_N.mean():.1e}, {rounding_N.max():.1e}")
+        return bool(
+            gap_N.mean() <= MEAN_MARGIN * rounding_N.mean() and gap_N.max() <= LARGEST_MARGIN * rounding_N.max()
+        )
 
 
 def main(arguments: list[str]) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from configs.evaluation import EvalConfig, LMEvalSuite, TaskSuite, TextSuite
 from configs.rewards import RewardPoolConfig
 from configs.sampling import SamplingConfig
+from pipeline.cluster.room import quoted_interpreter
 from pipeline.data.chat import ChatFormat
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import Session, SuiteResult
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rollout(folder: Path) -> Iterator[RolloutPool]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
     pool = RolloutPool(folder, tiny.CONFIG, "float32", seed=0)
     yield pool
     pool.close()

@@ -13,6 +13,7 @@ from datasets import load_from_disk
 from configs.data import ComparisonData, SumsSource
 from configs.preferences import PreferencesConfig
 from configs.sample import SampleConfig
+from pipeline.cluster.room import quoted_interpreter
 from pipeline.data.chat import ChatFormat
 from pipeline.data.comparisons import Comparisons
 from pipeline.data.sums import draw_sums
@@ -54,7 +55,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def engine(checkpoint: Path) -> Iterator[None]:
     """One engine for all stages of this file."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
     pool = RolloutPool(checkpoint, tiny.CONFIG, "float32", seed=0)
     close = pool.close
     patch = pytest.MonkeyPatch()

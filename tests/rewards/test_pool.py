@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 
 import rewards.pool
 from configs.rewards import RewardPoolConfig, RewardSpec
+from pipeline.cluster.room import quoted_interpreter
 from rewards.pool import GroupVerdicts, RewardPool, RewardWorker
 from rewards.types import Placement, RewardsUnavailable, Status, Task
 from tests.rewards import hostile
@@ -20,7 +21,7 @@ from tests.rewards.judging.server import RUBRIC, judge_server
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
     yield
     ray.shutdown()
 

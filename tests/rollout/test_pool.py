@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from configs.sampling import SamplingConfig
+from pipeline.cluster.room import quoted_interpreter
 from rollout.pool import RolloutError, RolloutPool
 from rollout.types import SyncError
 from tests.rollout import tiny
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(folder: Path) -> Iterator[RolloutPool]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
     pool = RolloutPool(folder, CONFIG.model_copy(update={"num_engines": 2}), "float32", seed=0)
     yield pool
     pool.close()

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from configs.rewards import RewardPoolConfig, RewardSpec
+from pipeline.cluster.room import quoted_interpreter
 from pipeline.cluster.start import start_rewards
 from pipeline.data.scored import scored_ids
 from pipeline.judging.reward_model import RewardModel
@@ -88,7 +89,7 @@ def specs(folders: dict[str, Path]) -> list[RewardSpec]:
 @pytest.fixture(scope="module")
 def pool(folders: dict[str, Path]) -> Iterator[RewardPool]:
     """Each in a process of its own."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
     started = start_rewards(specs(folders), RewardPoolConfig())
     yield started
     started.close()

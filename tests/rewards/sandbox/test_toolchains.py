@@ -180,6 +180,8 @@ def test_of_a_toolchain_s_prefix_a_program_sees_no_packages(
     (packages / "secret.py").touch()
     (tmp_path / "prefix/lib64").symlink_to("lib")
     _tool(tmp_path / "prefix/bin/gcc", "#!/bin/sh\n")
+    for folder in (tmp_path / "prefix", *(tmp_path / "prefix").rglob("*/")):
+        folder.chmod(0o755)  # as an installer leaves it, whatever the umask here
     monkeypatch.setenv("PATH", str(tmp_path / "prefix/bin"))
     look = ["/usr/bin/find", str(tmp_path), "-name", "gcc", "-o", "-name", "secret.py"]
     result = sandbox.run(look, folder=tmp_path, limits=LIMITS, runtime=find_toolchain("c").running)
