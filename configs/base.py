@@ -52,15 +52,15 @@ def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(value, f"{key}.{name}" if key else str(name))
 
 
-def unknown_key(key: str, known: list[str]) -> str:
-    """Return the message for a `key` that is not among the `known` ones."""
-    return f"unknown key '{key}': {neighbour(key, known)}"
+def unknown_key(key: str, keys: list[str]) -> str:
+    """Return the message for a `key` that is not among the valid `keys`."""
+    return f"unknown key '{key}': {neighbour(key, keys)}"
 
 
-def neighbour(name: str, known: list[str]) -> str:
-    """Return the remedy for a misspelt name: the nearest known one, or all of them."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known)) or '(none)'}"
+def neighbour(name: str, names: list[str]) -> str:
+    """Return the remedy for a misspelt name: the nearest of the valid `names`, or all of them."""
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(names)) or '(none)'}"
 
 
 def problems(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -94,8 +94,8 @@ def _message(problem: ErrorDetails) -> str:
             return "its 'type' is missing"
         case "union_tag_invalid":
             context = problem.get("ctx", {})
-            known = [tag.strip("'") for tag in str(context["expected_tags"]).split(", ")]
-            return f"unknown type '{context['tag']}': {neighbour(str(context['tag']), known)}"
+            types = [tag.strip("'") for tag in str(context["expected_tags"]).split(", ")]
+            return f"unknown type '{context['tag']}': {neighbour(str(context['tag']), types)}"
         case _:
             message = problem["msg"].removeprefix("Value error, ")
             return message if isinstance(value, dict | list) else f"{message} (given: {value!r})"

@@ -187,8 +187,8 @@ class ComparisonData(Settings):
         used = _COLUMNS_OF_FORM[self.form]
         for column in self.columns:
             if column not in used:
-                known = ", ".join(used) or "none, its names are fixed"
+                names = ", ".join(used) or "none, its names are fixed"
                 raise ValueError(
-                    f"columns.{column} has no effect with form='{self.form}' (which has {known}); remove it"
+                    f"columns.{column} has no effect with form='{self.form}' (which has {names}); remove it"
                 )
         return self

@@ -67,22 +67,22 @@ def chosen(stages: Graph, *, start: str | None = None, until: str | None = None,
     return names
 
 
-def missing(stages: Graph, names: Collection[str], done: Collection[str]) -> list[str]:
+def missing(stages: Graph, names: Collection[str], done_names: Collection[str]) -> list[str]:
     """List the ancestors of `names` that are neither among them nor done, in the recipe's order."""
     needed = set[str]().union(*(ancestors(stages, name) for name in names))
-    return [name for name in stages if name in needed and name not in names and name not in done]
+    return [name for name in stages if name in needed and name not in names and name not in done_names]
 
 
-def ready(stages: Graph, waiting: Collection[str], done: Collection[str]) -> list[str]:
+def ready(stages: Graph, waiting_names: Collection[str], done_names: Collection[str]) -> list[str]:
     """List the waiting stages whose parents are done."""
-    return [name for name in stages if name in waiting and set(stages[name]) <= set(done)]
+    return [name for name in stages if name in waiting_names and set(stages[name]) <= set(done_names)]
 
 
-def cut_off(stages: Graph, waiting: Collection[str], ended: Collection[str]) -> dict[str, str]:
-    """Map each waiting stage that can't start any more to its first ancestor among the `ended`, without a result."""
+def cut_off(stages: Graph, waiting_names: Collection[str], ended_names: Collection[str]) -> dict[str, str]:
+    """Map each waiting stage that can't start any more to its first ancestor that ended without a result."""
     causes: dict[str, str] = {}
     for name in stages:
-        lost = [other for other in stages if other in ended and other in ancestors(stages, name)]
-        if name in waiting and lost:
-            causes[name] = lost[0]
+        ended_ancestors = [other for other in stages if other in ended_names and other in ancestors(stages, name)]
+        if name in waiting_names and ended_ancestors:
+            causes[name] = ended_ancestors[0]
     return causes

@@ -94,18 +94,18 @@ def read_yaml(file: Path) -> DictConfig:
 
 
 def _misread(text: str, prefix: str = "") -> Iterator[str]:
-    """Yield a line for each unquoted value or key of a YAML text that reads otherwise than it looks.
+    """Yield a line for each unquoted value or key that YAML reads otherwise than it looks.
 
-    YAML 1.1 reads `010` as 8, `1:30` as 90, `on` as true and `.5e3` as text. A value is fine if Python reads the same
-    number (`1_000`, `0x10`, `1e5`), or if neither reads a number.
+    YAML 1.1 reads `010` as 8, `1:30` as 90, `on` as true and `.5e3` as text. A value like a number is fine
+    if Python reads the same number (`1_000`, `0x10`, `1e5`), or if both read text.
     """
-    seen: set[int] = set()  # an alias is the same node as its anchor, and would be reported twice
+    node_ids: set[int] = set()  # an alias is the same node as its anchor, and would be reported twice
     queue: list[tuple[str, Any]] = [(prefix, cast(Any, yaml).compose(text, Loader=yaml.SafeLoader))]
     while queue:
         key, node = queue.pop(0)
-        if node is None or id(node) in seen:
+        if node is None or id(node) in node_ids:
             continue
-        seen.add(id(node))
+        node_ids.add(id(node))
         if isinstance(node, yaml.MappingNode):
             for name, value in cast(list[tuple[Any, Any]], node.value):
                 below = f"{key}.{name.value}" if key else str(name.value)
@@ -157,9 +157,9 @@ def leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _check_type(data: dict[str, Any], model: type[Settings], file: Path) -> None:
     """Raise ValueError for a stage in place of a recipe, a recipe in place of a stage, or a stage of another type."""
     actual = data.get("type")
-    wanted = get_args(model.model_fields["type"].annotation)[0] if "type" in model.model_fields else None
-    if actual != wanted:
-        kinds = (f"a stage of type '{name}'" if name else "a recipe, without 'type'," for name in (actual, wanted))
+    target = get_args(model.model_fields["type"].annotation)[0] if "type" in model.model_fields else None
+    if actual != target:
+        kinds = (f"a stage of type '{name}'" if name else "a recipe, without 'type'," for name in (actual, target))
         raise ValueError(f"{file}: {' where '.join(kinds)} is wanted")
 
 
@@ -194,15 +194,15 @@ def _check_known(parts: list[str], model: type[Settings], data: Any) -> None:
         fields = [field for annotation in annotations for below in models_in(annotation) for field in _fields(below)]
         entries = [item_of(annotation) for annotation in annotations if item_of(annotation) is not None]
         if fields:
-            known = sorted({name for name, _ in fields})
+            keys = sorted({name for name, _ in fields})
             annotations = [annotation for name, annotation in fields if name == part]
         elif entries and Any not in entries:
-            known = _entry_keys(node)
+            keys = _entry_keys(node)
             annotations = entries
         else:
             return
-        if part not in known:
-            raise ValueError(unknown_key(part, known))
+        if part not in keys:
+            raise ValueError(unknown_key(part, keys))
         node = _entry(node, part)
 
 

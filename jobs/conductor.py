@@ -104,11 +104,11 @@ class Conductor:
 
     def _start_ready(self) -> None:
         """Submits every stage that can start now, in the recipe's order. The others record what they wait for."""
-        done, waiting = self._in_state(Ending.DONE.word), self._in_state(State.WAITING)
-        for name in waiting:
-            missing = [parent for parent in self._graph[name] if parent not in done]
+        done_names, waiting_names = self._in_state(Ending.DONE.word), self._in_state(State.WAITING)
+        for name in waiting_names:
+            missing = [parent for parent in self._graph[name] if parent not in done_names]
             self._stages[name].reason = f"needs {', '.join(missing)}"
-        for name in ready(self._graph, waiting, done):
+        for name in ready(self._graph, waiting_names, done_names):
             stage = self._stages[name]
             in_use = sum(self._demand(other).scarce_resource(self._nodes)[0] for other in self._running)
             needed, capacity = self._demand(name).scarce_resource(self._nodes)
@@ -205,9 +205,9 @@ class Conductor:
         failed = [stage for stage in self._stages.values() if stage.exit_code]
         first = min(failed, key=lambda stage: stage.ended or 0.0, default=None)
         self._record.reason = "" if first is None else first.reason
-        done, seconds = self._in_state(Ending.DONE.word), time.time() - self._record.started
+        done_names, seconds = self._in_state(Ending.DONE.word), time.time() - self._record.started
         self._print(
-            f"{self._record.name}: {len(done)} of {len(self._stages)} stages done, {duration(seconds)} "
+            f"{self._record.name}: {len(done_names)} of {len(self._stages)} stages done, {duration(seconds)} "
             f"({self._record.folder})"
         )
         return Ending.DONE if first is None else Ending(first.exit_code)

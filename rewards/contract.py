@@ -40,7 +40,7 @@ class Clause:
     evidence: str
 
 
-_Judged = tuple[CompletionRow, Verdict]
+_JudgedRow = tuple[CompletionRow, Verdict]
 
 
 def check_contract(
@@ -61,24 +61,26 @@ def check_contract(
     with new_guard() as guard, new_guard() as other:
         guard.start()
         results = [judge_row(guard, spec.label, row) for row in rows]
-        judged = [(row, verdict) for row, verdict in results if verdict is not None]
-        if not judged:
+        judged_rows = [(row, verdict) for row, verdict in results if verdict is not None]
+        if not judged_rows:
             raise ValueError(
                 "no row can be judged" + "".join(f"; {row.where}: {row.problem}" for row, _ in results[:1])
             )
-        hostile = {name: guard.judge(spec.label, judged[0][0].task, [text])[0] for name, text in HOSTILE_TEXTS.items()}
+        hostile = {
+            name: guard.judge(spec.label, judged_rows[0][0].task, [text])[0] for name, text in HOSTILE_TEXTS.items()
+        }
         refused = [f"{row.where}: {row.problem}" for row, _ in results if row.problem]
-        failed = [f"{row.where}: {_words(verdict)}" for row, verdict in judged if verdict.failed]
+        failed = [f"{row.where}: {_words(verdict)}" for row, verdict in judged_rows if verdict.failed]
         defeated = [f"{name}: {_words(verdict)}" for name, verdict in hostile.items() if verdict.failed]
         clauses = [
             Clause("built by name in a fresh process", True, f"in pool {guard.placements[spec.label].pool}"),
             _clause("accepts every row", len(results), refused),
             _sees_truth(rows),
-            _gives_expected(judged),
-            _clause("judges every row", len(judged), failed),
-            _in_time([*(verdict for _, verdict in judged), *hostile.values()]),
-            _judges_each(other, spec.label, judged[0][0]),
-            *_invariances(other, spec.label, judged),
+            _gives_expected(judged_rows),
+            _clause("judges every row", len(judged_rows), failed),
+            _in_time([*(verdict for _, verdict in judged_rows), *hostile.values()]),
+            _judges_each(other, spec.label, judged_rows[0][0]),
+            *_invariances(other, spec.label, judged_rows),
             _clause("survives hostile text", len(hostile), defeated),
         ]
     return clauses, results
@@ -92,14 +94,14 @@ def _judges_each(guard: Guard, label: str, row: CompletionRow) -> Clause:
     return _clause("a result for each of a group", len(verdicts), violations)
 
 
-def _invariances(guard: Guard, label: str, judged: Sequence[_Judged]) -> Iterator[Clause]:
+def _invariances(guard: Guard, label: str, judged_rows: Sequence[_JudgedRow]) -> Iterator[Clause]:
     """The same verdicts in another process, in the opposite order, and in a group of completions."""
 
     def judge(row: CompletionRow, *group: str) -> Verdict:
         return guard.judge(label, row.task, [*group, row.values["completion"]])[-1]
 
-    rows = [row for row, _ in judged]
-    first = [verdict for _, verdict in judged]
+    rows = [row for row, _ in judged_rows]
+    first = [verdict for _, verdict in judged_rows]
     second = [judge(row) for row in rows]
     backwards = [judge(row) for row in reversed(rows)][::-1]
     completions = [row.values["completion"] for row in rows]
@@ -119,8 +121,8 @@ def _invariances(guard: Guard, label: str, judged: Sequence[_Judged]) -> Iterato
         yield _clause(name, len(rows), different)
 
 
-def _gives_expected(judged: Sequence[_Judged]) -> Clause:
-    with_expected = [(row, verdict, row.values["expected"]) for row, verdict in judged if "expected" in row.values]
+def _gives_expected(judged_rows: Sequence[_JudgedRow]) -> Clause:
+    with_expected = [(row, verdict, row.values["expected"]) for row, verdict in judged_rows if "expected" in row.values]
     expected = [case for case in with_expected if case[2] is not None]
     if not expected:
         return Clause("gold answers", None, 'no row has "expected": give rows whose score is known their score')
@@ -142,8 +144,8 @@ def _sees_truth(rows: Sequence[CompletionRow]) -> Clause:
 
 def _in_time(verdicts: Sequence[Verdict]) -> Clause:
     slowest = max(verdict.seconds for verdict in verdicts)
-    kept = all(verdict.status is not Status.TIMEOUT for verdict in verdicts)
-    return Clause("within its time", kept, f"slowest {slowest:.3f} s")
+    in_time = all(verdict.status is not Status.TIMEOUT for verdict in verdicts)
+    return Clause("within its time", in_time, f"slowest {slowest:.3f} s")
 
 
 def _clause(name: str, count: int, violations: Sequence[str]) -> Clause:

@@ -189,24 +189,26 @@ class Guard:
         Equal completions are judged once. A failed one is judged a second time, alone or, by an async `score`, beside
         the other failed ones. Two kinds of failure are not retried: a rule that ran out of time would do so again, and
         a batch with a wrong number of results would pass unnoticed if its completions came one by one. When the process
-        is lost, the verdicts before are kept. A completion takes at most two time limits and two starts. Raises what
-        `start` raises.
+        is lost, the verdicts that came before are kept. A completion takes at most two time limits and two starts.
+        Raises what `start` raises.
         """
         verdicts: dict[str, Verdict] = {}
         retries: list[list[str]] = []
         waiting = list(dict.fromkeys(completions))
         while waiting:
             form = self._running().forms[label]
-            judged, lost = self._request(label, task, waiting)
-            failed = [text for text, verdict in judged.items() if self._may_change(label, verdict)]
+            replies, losses = self._request(label, task, waiting)
+            failed = [text for text, verdict in replies.items() if self._may_change(label, verdict)]
             retries += [failed] if failed and form == "concurrent" else [[text] for text in failed]
             # One completion lost the process for all that ran with it, so each of several gets a second try, alone.
-            retries += [[text] for text, verdict in lost.items() if len(lost) > 1 or self._may_change(label, verdict)]
-            verdicts |= judged | lost
+            retries += [
+                [text] for text, verdict in losses.items() if len(losses) > 1 or self._may_change(label, verdict)
+            ]
+            verdicts |= replies | losses
             waiting = [text for text in waiting if text not in verdicts]
         for texts in retries:
-            judged, lost = self._request(label, task, texts)
-            verdicts |= judged | lost
+            replies, losses = self._request(label, task, texts)
+            verdicts |= replies | losses
         return [verdicts[text] for text in completions]
 
     def check(self, label: str, tasks: Sequence[Task]) -> list[str | None]:
@@ -249,32 +251,32 @@ class Guard:
         return verdict.status is Status.INFRA_ERROR and verdict.outcome != CONTRACT_ERROR
 
     def _request(self, label: str, task: Task, texts: list[str]) -> tuple[dict[str, Verdict], dict[str, Verdict]]:
-        """Send one request. The verdicts that came back, and those of the texts in whose call the process was lost.
+        """Send one request. The verdicts that came back, and a failed one for each text whose call lost the process.
 
-        Where a reward judges one by one, only one text is in a call: those after it are in neither.
+        Where a reward judges one by one, a call has one text; those after it get no verdict from this request.
         """
         process = self._running()
         form = process.forms[label]
-        judged: dict[str, Verdict] = {}
+        verdicts: dict[str, Verdict] = {}
         last_reply = time.perf_counter()
         try:
             for index, content in process.replies(label, [task], texts, self._config.timeout_seconds):
-                in_turn = range(len(texts)) if form == "concurrent" else range(len(judged), len(texts))[:1]
-                if index not in in_turn or texts[index] in judged:
+                in_turn = range(len(texts)) if form == "concurrent" else range(len(verdicts), len(texts))[:1]
+                if index not in in_turn or texts[index] in verdicts:
                     raise ValueError(f"it judged completion {index!r} out of turn")
                 score, status, detail, seconds, outcome = content
-                judged[texts[index]] = Verdict(score, Status(status), detail, seconds, outcome)
+                verdicts[texts[index]] = Verdict(score, Status(status), detail, seconds, outcome)
                 last_reply = time.perf_counter()
-            if len(judged) < len(texts):
-                raise ValueError(f"it judged {len(judged)} of {len(texts)} completions")
+            if len(verdicts) < len(texts):
+                raise ValueError(f"it judged {len(verdicts)} of {len(texts)} completions")
         except (EOFError, OSError, TypeError, ValueError) as error:
             loss = replace(process.fail(error), seconds=time.perf_counter() - last_reply)
             self._process = None
             if isinstance(error, TypeError | ValueError):
-                judged.clear()  # a process that makes no sense may have mixed the completions up before
-            unjudged = [text for text in texts if text not in judged]
-            return judged, dict.fromkeys(unjudged[:1] if form == "one by one" else unjudged, loss)
-        return judged, {}
+                verdicts.clear()  # a process that makes no sense may have mixed the completions up before
+            unjudged = [text for text in texts if text not in verdicts]
+            return verdicts, dict.fromkeys(unjudged[:1] if form == "one by one" else unjudged, loss)
+        return verdicts, {}
 
 
 class Judges:
@@ -346,11 +348,11 @@ def unjudgeable(
 
 def applicable(task: Task, labels: Sequence[str]) -> list[str]:
     """The labels of the rewards that judge `task`: those it names, or all. Raises ValueError for an unknown one."""
-    named = task.kind.split()
-    for label in named:
+    task_labels = task.kind.split()
+    for label in task_labels:
         if label not in labels:
             raise ValueError(f"task {task.row!r} is for reward '{label}'; configured: {', '.join(labels)}")
-    return [label for label in labels if not named or label in named]
+    return [label for label in labels if not task_labels or label in task_labels]
 
 
 def start_limit(placements: Iterable[Placement]) -> float:

@@ -26,15 +26,16 @@ def summarize(verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, float]:
     status ok, and absent where there is none.
     """
     metrics: dict[str, float] = {}
-    for label, judged in verdicts.items():
-        if not judged:
+    for label, label_verdicts in verdicts.items():
+        if not label_verdicts:
             continue
-        metrics[f"reward/{label}/failure_rate"] = sum(verdict.failed for verdict in judged) / len(judged)
-        abstained = sum(verdict.status is Status.ABSTAIN for verdict in judged)
-        metrics[f"reward/{label}/abstain_rate"] = abstained / len(judged)
-        p50, p99 = np.percentile([verdict.seconds for verdict in judged], [50, 99])
+        failures = sum(verdict.failed for verdict in label_verdicts)
+        metrics[f"reward/{label}/failure_rate"] = failures / len(label_verdicts)
+        abstentions = sum(verdict.status is Status.ABSTAIN for verdict in label_verdicts)
+        metrics[f"reward/{label}/abstain_rate"] = abstentions / len(label_verdicts)
+        p50, p99 = np.percentile([verdict.seconds for verdict in label_verdicts], [50, 99])
         metrics[f"reward/{label}/seconds_p50"], metrics[f"reward/{label}/seconds_p99"] = float(p50), float(p99)
-        scored = [verdict for verdict in judged if verdict.score is not None]
+        scored = [verdict for verdict in label_verdicts if verdict.score is not None]
         if scored:
             scores = np.array([verdict.score for verdict in scored], dtype=np.float64)
             metrics[f"reward/{label}/mean"], metrics[f"reward/{label}/std"] = float(scores.mean()), float(scores.std())

@@ -161,8 +161,8 @@ class _WorkerGroup:
                 self._idle.put(worker)
                 return _JudgedJob(job, verdicts, JobTimes(job.submitted, started, time.monotonic()), replaced)
         self._idle.put(None)
-        lost = Verdict(None, Status.INFRA_ERROR, f"lost {_ATTEMPTS} reward workers, the last because {reason}"[:500])
-        verdicts = [dict.fromkeys(job.labels, lost) for _ in job.completions]
+        loss = Verdict(None, Status.INFRA_ERROR, f"lost {_ATTEMPTS} reward workers, the last because {reason}"[:500])
+        verdicts = [dict.fromkeys(job.labels, loss) for _ in job.completions]
         return _JudgedJob(job, verdicts, JobTimes(job.submitted, started, time.monotonic()), _ATTEMPTS)
 
 
@@ -298,11 +298,11 @@ class RewardPool:
         for workers in self._worker_groups.values():
             workers.close()
 
-    def _collect(self, judged: _JudgedJob, groups: dict[int, GroupVerdicts]) -> None:
-        job = judged.job
-        self._judged[self._group_of[job.labels[0]]].append(judged)
+    def _collect(self, judged_job: _JudgedJob, groups: dict[int, GroupVerdicts]) -> None:
+        job = judged_job.job
+        self._judged[self._group_of[job.labels[0]]].append(judged_job)
         name = job.task.row or repr(job.task.prompt[:60])
-        for verdicts, new in zip(groups[job.index], judged.verdicts, strict=True):
+        for verdicts, new in zip(groups[job.index], judged_job.verdicts, strict=True):
             verdicts |= new
             for label, verdict in new.items():
                 self._breaker.observe(label, verdict, name)

@@ -138,9 +138,9 @@ def _judge_alone(groups: Sequence[MathGroup]) -> list[bool]:
 def _judge(pool: RewardPool, groups: Sequence[MathGroup]) -> list[bool]:
     for index, group in enumerate(groups):
         pool.submit(index, Task("", group.gold), group.completions)
-    judged: dict[int, GroupVerdicts] = pool.gather()
+    verdicts: dict[int, GroupVerdicts] = pool.gather()
     pool.metrics()
-    return [verdict.score == 1 for index in sorted(judged) for row in judged[index] for verdict in row.values()]
+    return [verdict.score == 1 for index in sorted(verdicts) for row in verdicts[index] for verdict in row.values()]
 
 
 AnswerKind = Callable[[random.Random], tuple[str, list[str], list[str]]]

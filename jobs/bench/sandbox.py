@@ -35,11 +35,11 @@ def sandbox_cost(repeats: int) -> dict[str, float]:
     The program's figures are medians of RUNS x `repeats` runs, in ms. The reward judges 64 samples in C++ with ten
     cases each, on two threads, as the bare commands do.
     """
-    bare, judged = _samples()
+    bare_seconds, judged_seconds = _samples()
     return _one_run(RUNS * repeats) | {
-        "bare_samples_seconds": bare,
-        "judged_samples_seconds": judged,
-        "judged_over_bare": judged / bare,
+        "bare_samples_seconds": bare_seconds,
+        "judged_samples_seconds": judged_seconds,
+        "judged_over_bare": judged_seconds / bare_seconds,
     }
 
 
@@ -61,13 +61,15 @@ def _samples() -> tuple[float, float]:
     """Seconds for all samples, bare and judged, a few samples of each in turns."""
     reward = CodeReward()
     reward.setup()
-    bare = judged = 0.0
+    bare_seconds = judged_seconds = 0.0
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         for first in range(1, SAMPLES + 1, 4 * NUM_THREADS):
             factors = range(first, first + 4 * NUM_THREADS)
-            bare += seconds(lambda factors=factors: list(threads.map(_run_bare_sample, factors)))
-            judged += seconds(lambda factors=factors: list(threads.map(lambda f: _judge_sample(reward, f), factors)))
-    return bare, judged
+            bare_seconds += seconds(lambda factors=factors: list(threads.map(_run_bare_sample, factors)))
+            judged_seconds += seconds(
+                lambda factors=factors: list(threads.map(lambda f: _judge_sample(reward, f), factors))
+            )
+    return bare_seconds, judged_seconds
 
 
 def _run_bare_sample(factor: int) -> None:

@@ -159,8 +159,8 @@ def check(
     spec, total = _spec(name, arguments, timeout), count_completions(data)
     rows = list(islice(read_completions(data, truth), MAX_ROWS))
     with ERR.status(f"trying {spec.label}"):
-        clauses, judged = check_contract(spec, rows, timeout_seconds=timeout)
-    OUT.print(_verdict_table(judged))
+        clauses, results = check_contract(spec, rows, timeout_seconds=timeout)
+    OUT.print(_verdict_table(results))
     if total > MAX_ROWS:
         OUT.print(f"the first {MAX_ROWS} of {total} rows; `alignyard reward score` judges them all", style="dim")
     OUT.print(_clause_table(clauses))
@@ -195,13 +195,13 @@ def score(
     if workers < 1:
         raise ValueError(f"--workers {workers}: at least one process must judge")
     out.parent.mkdir(parents=True, exist_ok=True)
-    judged = judge_rows(read_completions(data, truth), spec, workers=workers, timeout_seconds=timeout)
+    results = judge_rows(read_completions(data, truth), spec, workers=workers, timeout_seconds=timeout)
     lines: list[str] = []
     verdicts: list[dict[str, Any]] = []
     problems: list[str] = []
     bar = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=ERR) as progress:
-        for row, verdict in progress.track(judged, total=total, description=spec.label):
+        for row, verdict in progress.track(results, total=total, description=spec.label):
             columns = _verdict_columns(row, verdict)
             lines.append(json.dumps(row.values | columns) + "\n")
             verdicts.append(columns)
@@ -251,9 +251,9 @@ def _verdict_columns(row: "CompletionRow", verdict: "Verdict | None") -> dict[st
     return {name: getattr(verdict, name) for name in ("score", "status", "outcome", "detail", "seconds")}
 
 
-def _verdict_table(judged: Iterable[tuple["CompletionRow", "Verdict | None"]]) -> Table:
+def _verdict_table(results: Iterable[tuple["CompletionRow", "Verdict | None"]]) -> Table:
     table = plain_table("row", "completion", "score", "expected", "status", "ms", "detail")
-    for row, verdict in judged:
+    for row, verdict in results:
         columns, expected = _verdict_columns(row, verdict), row.values.get("expected")
         table.add_row(
             _cell(row.where, 40),

@@ -57,8 +57,8 @@ def list_runs(runs_dir: RunsDir = Path("runs"), address: Address = "") -> int:
     else:
         records, damaged = _records(runs_dir)
     for record in records:
-        done = sum(stage.state == Ending.DONE.word for stage in record.stages.values())
-        stages = f"{done} of {len(record.stages)} done"
+        num_done = sum(stage.state == Ending.DONE.word for stage in record.stages.values())
+        stages = f"{num_done} of {len(record.stages)} done"
         table.add_row(record.name, _state(record.state), stages, _clock(record.started), record.folder)
     for folder in damaged:
         table.add_row(folder.name, _state("damaged"), "", "", str(folder))

@@ -109,8 +109,8 @@ class Demand:
 
     def _claimed_cpus(self, nodes: Sequence[Node]) -> float:
         """CPUs that Ray sets aside for the actors; judges claim none."""
-        each = actor_resources(gpus=any(node.gpus for node in nodes))["num_cpus"]
-        return sum(group.count for group in self.actors if group.colocated) * each
+        cpus_per_actor = actor_resources(gpus=any(node.gpus for node in nodes))["num_cpus"]
+        return sum(group.count for group in self.actors if group.colocated) * cpus_per_actor
 
     def _too_many_gpus_each(self, nodes: Sequence[Node]) -> str:
         """Return the refusal of an actor that spreads over more GPUs than any machine has; else an empty text."""

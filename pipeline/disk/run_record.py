@@ -75,8 +75,8 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The state of the run in `folder`, under the name that the folder has now; one that lost its conductor without
-        a word is KILLED. Keys that only another version knows are left out.
+        """The record of the run in `folder`, named as the folder is now. A run that lost its conductor without a word
+        is KILLED. Keys that only another version knows are left out.
 
         Raises ValueError where there is no run, and where its file is damaged.
         """
@@ -87,7 +87,7 @@ class RunRecord:
         try:
             record = TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
-            keys = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+            keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
             raise ValueError(f"'{file}' is damaged (wrong or missing: {keys}); {remedy}") from error
         record.folder, record.name = str(folder.absolute()), folder.resolve().name
         if record.state == State.RUNNING and not holder(folder):
@@ -101,10 +101,10 @@ def refuse_other_recipe(recipe: "Recipe", folder: Path) -> None:
     """Raises ValueError where `folder` holds results of stages that the recipe doesn't have: the run's record would
     name the stages of this recipe alone, and those results would be forgotten."""
     folders = sorted(file.parent for file in folder.glob(f"*/{LINEAGE}"))
-    others = [stage.name for stage in folders if stage.name not in recipe.stages and begun(stage)]
-    if others:
+    foreign_stages = [stage.name for stage in folders if stage.name not in recipe.stages and begun(stage)]
+    if foreign_stages:
         raise ValueError(
-            f"'{folder}' is the run of another recipe, with results of {', '.join(others)}, which this one doesn't "
-            "have; give it another name (name=NAME), or these stages too (--until and --only leave out what need not "
-            "run)"
+            f"'{folder}' is the run of another recipe, with results of {', '.join(foreign_stages)}, which this "
+            "one doesn't have; give it another name (name=NAME), or these stages too (--until and --only leave out "
+            "what need not run)"
         )

@@ -73,7 +73,9 @@ def run_choices(questions: Sequence[TokenizedQuestion], session: Session) -> Sui
     sequences = [tokenized.context_ids + ids for tokenized in questions for ids in tokenized.choice_ids]
     starts = [len(tokenized.context_ids) for tokenized in questions for _ in tokenized.choice_ids]
     scored = batched_likelihoods(session.rollout, sequences, starts, "choices")
-    return choices_result([(each.question, [next(scored) for _ in each.choice_ids]) for each in questions])
+    return choices_result(
+        [(tokenized.question, [next(scored) for _ in tokenized.choice_ids]) for tokenized in questions]
+    )
 
 
 def choices_result(answered: Iterable[tuple[Question, Sequence[TokenLogprobs]]]) -> SuiteResult:

@@ -86,12 +86,14 @@ def evaluate_comparisons(
     its difference with the answers reversed in the input| over the first comparisons, which should be rounding alone.
     """
     tokenized = [comparisons[index] for index in range(len(comparisons))]
-    trees = [scored_tree(each.prompt_ids, each.answer_ids) for each in tokenized]
+    trees = [scored_tree(comparison.prompt_ids, comparison.answer_ids) for comparison in tokenized]
     calls = range(0, len(trees), COMPARISONS_PER_CALL)
     scores = [answers for first in calls for answers in score(trees[first : first + COMPARISONS_PER_CALL])]
-    records = [_record(each, answers) for each, answers in zip(tokenized, scores, strict=True)]
+    records = [_record(comparison, answers) for comparison, answers in zip(tokenized, scores, strict=True)]
     figures = comparison_figures(records, loss)
-    flipped = score([scored_tree(each.prompt_ids, each.answer_ids[::-1]) for each in tokenized[:FLIPPED]])
+    flipped = score(
+        [scored_tree(comparison.prompt_ids, comparison.answer_ids[::-1]) for comparison in tokenized[:FLIPPED]]
+    )
     pairs = zip(scores, flipped, strict=False)
     gaps = [abs((a[0] - a[-1]) + (b[0] - b[-1])) for a, b in pairs if len(a) > 1]
     return ComparisonResult(figures | ({"flip_gap_max": max(gaps)} if gaps else {}), records)
@@ -118,9 +120,9 @@ def comparison_figures(
     if ordered:
         figures["margin_mean"] = float(np.mean([np.mean(record.differences) for record in ordered]))
         bins = reliability_bins(records)
-        total = sum(each.pairs for each in bins)
+        total = sum(bin_.pairs for bin_ in bins)
         figures["calibration_error"] = sum(
-            each.pairs / total * abs(each.confidence - each.accuracy) for each in bins if each.pairs
+            bin_.pairs / total * abs(bin_.confidence - bin_.accuracy) for bin_ in bins if bin_.pairs
         )
     scores_N = np.concatenate([record.scores for record in records])
     figures |= {"score_mean": float(scores_N.mean()), "score_std": float(scores_N.std())}
@@ -158,7 +160,7 @@ def write_records(folder: Path, name: str, result: ComparisonResult) -> None:
     """Write `NAME.jsonl`, a comparison a line, and `NAME.reliability.jsonl`, a bin a line, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json_lines(folder / f"{name}.jsonl", [asdict(record) for record in result.records])
-    write_json_lines(folder / f"{name}.reliability.jsonl", [asdict(each) for each in reliability_bins(result.records)])
+    write_json_lines(folder / f"{name}.reliability.jsonl", [asdict(bin_) for bin_ in reliability_bins(result.records)])
 
 
 def _record(tokenized: TokenizedComparison, scores: list[float]) -> ScoredComparison:

@@ -67,8 +67,8 @@ def check_suites(suites: Mapping[str, AnySuite], reward_pool: RewardPoolConfig) 
                 raise ValueError(f"suites.{name}.{key}: {error}") from error
         if isinstance(suite, LMEvalSuite):
             check_harness(suite)
-    judged = [specs for suite in suites.values() if (specs := suite.rewards())]
-    inspected = [inspect(specs, reward_pool) for specs in judged]
+    suite_specs = [specs for suite in suites.values() if (specs := suite.rewards())]
+    inspected = [inspect(specs, reward_pool) for specs in suite_specs]
     refuse_idle_workers(reward_pool, [pool for pools in inspected for pool in pools.values()])
 
 

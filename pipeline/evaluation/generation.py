@@ -35,9 +35,10 @@ def load_prompts(
 def generate(
     prompts: Sequence[Prompt], session: Session, mode: DecodingMode, num_completions: int, title: str
 ) -> list[CompletionRecord]:
-    """Generate completions of every prompt and judge each group while the engines continue, in the prompts' order.
+    """Generate completions of every prompt, and judge each group while the engines continue.
 
-    The rewards in a task's `kind` judge it; the first of them gives a record's score.
+    Returns the records in the prompts' order. The rewards in a task's `kind` judge it; the first of them gives
+    a record's score.
     """
     assert session.rewards is not None, "a suite that generates has judges"
     groups: dict[int, Group] = {}
@@ -47,11 +48,11 @@ def generate(
         groups[group.index] = group
         completions = [completion.text for completion in group.completions]
         session.rewards.submit(group.index, prompts[group.index].task, completions)
-    judged = session.rewards.gather()
+    group_verdicts = session.rewards.gather()
     return [
         completion_record(index, prompt.task, groups[index], place, mode, verdicts)
         for index, prompt in enumerate(prompts)
-        for place, verdicts in enumerate(judged[index])
+        for place, verdicts in enumerate(group_verdicts[index])
     ]
 
 

@@ -89,11 +89,11 @@ def harness_result(
 ) -> SuiteResult:
     """Convert the harness's figures, by task and `<metric>,<filter>`, and its samples by task.
 
-    A metric has items where their mean is the harness's figure. An item is the value of a document, or one value of a
-    document's list (IFEval's instructions).
+    A metric has items only where their mean is the harness's figure. An item is the value of a document, or one value
+    of a document's list (IFEval's instructions).
     """
     items: dict[str, Items] = {}
-    others: dict[str, float] = {}
+    rest: dict[str, float] = {}
     for task, task_figures in figures.items():
         for key, value in task_figures.items():
             metric, _, filter_name = key.partition(",")
@@ -105,10 +105,10 @@ def harness_result(
             if values and abs(sum(values.values()) / len(values) - value) < 1e-9:
                 items.setdefault(name, {}).update(values)
             else:
-                others[name if len(figures) == 1 else f"{task}/{name}"] = float(value)
+                rest[name if len(figures) == 1 else f"{task}/{name}"] = float(value)
     shares = [name for name, values in items.items() if set(values.values()) <= {0.0, 1.0} and not _nested(values)]
     records = [_record(index, task, sample) for task in samples for index, sample in enumerate(samples[task])]
-    return suite_result(items, shares, others | rates, records)
+    return suite_result(items, shares, rest | rates, records)
 
 
 @cache

@@ -99,7 +99,7 @@ class EngineModel(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         scored = self._likelihoods([(context, continuation) for _, context, continuation in requests])
-        return [(sum(each.logprobs), all(rank == 1 for rank in each.ranks)) for each in scored]
+        return [(sum(likelihood.logprobs), all(rank == 1 for rank in likelihood.ranks)) for likelihood in scored]
 
     def _likelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenLogprobs]:
         sequences = [context + continuation for context, continuation in pairs]

@@ -42,10 +42,10 @@ def run_ifeval(prompts: Prompts, session: Session) -> SuiteResult:
         groups[group.index] = group
         for place, task in enumerate(tasks[group.index]):
             session.rewards.submit(numbers[group.index, place], task, [group.completions[0].text])
-    judged = session.rewards.gather()
+    group_verdicts = session.rewards.gather()
     return ifeval_result(
         [
-            _record(i, prompt.task, groups[i], [judged[numbers[i, place]][0] for place in range(len(tasks[i]))])
+            _record(i, prompt.task, groups[i], [group_verdicts[numbers[i, place]][0] for place in range(len(tasks[i]))])
             for i, prompt in enumerate(prompts)
         ]
     )
@@ -73,15 +73,15 @@ def _single_tasks(task: Task) -> list[Task]:
     ]
 
 
-def _record(index: int, task: Task, group: Group, judged: Sequence[Mapping[str, Verdict]]) -> CompletionRecord:
+def _record(index: int, task: Task, group: Group, checks: Sequence[Mapping[str, Verdict]]) -> CompletionRecord:
     """Record one prompt. Its score says whether every instruction is followed, strictly."""
-    names, strict = task.truth["instruction_id_list"], [verdicts["strict"] for verdicts in judged]
+    names, strict = task.truth["instruction_id_list"], [verdicts["strict"] for verdicts in checks]
     # A missing score is worse than 0, so that one unjudged instruction leaves the prompt unjudged.
     worst = min(strict, key=lambda verdict: -1.0 if verdict.score is None else verdict.score)
     parts = {
         f"{mode}:{place}:{names[place]}": verdicts[mode].score
         for mode in MODES
-        for place, verdicts in enumerate(judged)
+        for place, verdicts in enumerate(checks)
     }
     detail = "; ".join(verdict.detail for verdict in strict if verdict.detail)
     record = completion_record(index, task, group, 0, "greedy", {"strict": worst})

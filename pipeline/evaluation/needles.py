@@ -162,10 +162,10 @@ def _generated(tokenizer: PreTrainedTokenizerFast, length: int, rng: Random) -> 
     sentences: list[str] = []
     tokens = 0
     while tokens <= length:
-        drawn: list[str] = []
+        draw: list[str] = []
         for _ in range(SENTENCES_PER_DRAW):
             qualities, things = rng.sample(_QUALITIES, 2), rng.sample(_THINGS, 2)
-            drawn.append(f"The {qualities[0]} {things[0]} {rng.choice(_RELATIONS)} the {qualities[1]} {things[1]}.")
-        tokens += len(tokenizer(" ".join(drawn), add_special_tokens=False)["input_ids"])
-        sentences += drawn
+            draw.append(f"The {qualities[0]} {things[0]} {rng.choice(_RELATIONS)} the {qualities[1]} {things[1]}.")
+        tokens += len(tokenizer(" ".join(draw), add_special_tokens=False)["input_ids"])
+        sentences += draw
     return sentences

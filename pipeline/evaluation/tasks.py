@@ -17,10 +17,11 @@ def run_tasks(suite: JudgedSuite, prompts: Prompts, session: Session) -> SuiteRe
     See `task_result` for the figures. Raises the exceptions of the handles (RewardsUnavailable for broken judges).
     """
     [spec] = suite.rewards()
-    judged = [replace(prompt, task=replace(prompt.task, kind=spec.label)) for prompt in prompts]  # overrides the rows
-    records = generate(judged, session, "greedy", 1, spec.label)
+    # The suite's reward overrides those that the rows name.
+    suite_prompts = [replace(prompt, task=replace(prompt.task, kind=spec.label)) for prompt in prompts]
+    records = generate(suite_prompts, session, "greedy", 1, spec.label)
     if suite.samples:
-        records += generate(judged, session, "sampled", suite.samples, spec.label)
+        records += generate(suite_prompts, session, "sampled", suite.samples, spec.label)
     return task_result(records, suite.pass_score, suite.k)
 
 

@@ -90,10 +90,10 @@ def cluster_of(text: str) -> Cluster:
     Example:
         cluster_of("8xH100").device.memory // GIB  # 80
     """
-    known = [device.name for device in DEVICES.values()]
+    names = [device.name for device in DEVICES.values()]
     parsed = re.fullmatch(r"([1-9]\d*)x(\w+)", text)
     if parsed is None:
-        raise ValueError(f"--cluster {text}: write a number and a device, as in 96xH20; known: {', '.join(known)}")
+        raise ValueError(f"--cluster {text}: write a number and a device, as in 96xH20; known: {', '.join(names)}")
     if parsed[2].lower() not in DEVICES:
-        raise ValueError(f"--cluster {text}: no figures for '{parsed[2]}'; {neighbour(parsed[2], known)}")
+        raise ValueError(f"--cluster {text}: no figures for '{parsed[2]}'; {neighbour(parsed[2], names)}")
     return Cluster(int(parsed[1]), DEVICES[parsed[2].lower()])

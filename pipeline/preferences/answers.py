@@ -109,22 +109,22 @@ class AnswerSampler:
         if not missing:
             return
         total = sum(len(batch.prompts) for batch in batches)
-        done = total - sum(len(batch.prompts) for batch in missing)
+        num_answered = total - sum(len(batch.prompts) for batch in missing)
         console = rich.get_console()
-        console.print(f"{name}: {self.samples} answers to each of {total} prompts, {done} answered before")
+        console.print(f"{name}: {self.samples} answers to each of {total} prompts, {num_answered} answered before")
         columns = (TextColumn(name), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
         with (
             nullcontext([None]) if reward is None else start_all(partial(self.start_judges, reward)) as (judges,),
             Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
         ):
-            bar = progress.add_task(name, total=total, completed=done)
+            bar = progress.add_task(name, total=total, completed=num_answered)
             label = "" if reward is None else reward.label
             for batch in missing:
                 records = self._sample(batch, label, engines, judges, lambda: progress.advance(bar))
                 write_json_lines(batch.file, records)
-                done += len(batch.prompts)
+                num_answered += len(batch.prompts)
                 if not console.is_terminal:
-                    console.print(f"{name}: {done} of {total} prompts answered and judged")
+                    console.print(f"{name}: {num_answered} of {total} prompts answered and judged")
 
     def _sample(
         self, batch: _Batch, label: str, engines: RolloutPool, judges: RewardPool | None, advance: Callable[[], None]
@@ -138,13 +138,15 @@ class AnswerSampler:
                 task = replace(batch.prompts[group.index].task, kind=label)
                 judges.submit(group.index, task, [completion.text for completion in group.completions])
             advance()
-        judged = {} if judges is None else judges.gather()
+        group_verdicts = {} if judges is None else judges.gather()
         return [
             {
                 "row": prompt.task.row,
                 "prompt": prompt.task.prompt,
                 "key": prompt_key(prompt.task.conversation),
-                "answers": _answers(groups[index].completions, [verdicts[label] for verdicts in judged.get(index, [])]),
+                "answers": _answers(
+                    groups[index].completions, [verdicts[label] for verdicts in group_verdicts.get(index, [])]
+                ),
             }
             for index, prompt in enumerate(batch.prompts)
         ]

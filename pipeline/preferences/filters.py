@@ -45,13 +45,15 @@ def filter_comparisons(
         steps.append(_length_surplus)
     if shares:
         steps.append(partial(_past_share, shares=shares))
-    kept = sorted(comparisons, key=lambda comparison: (_digest(comparison, seed), comparison.source, comparison.row))
+    kept_comparisons = sorted(
+        comparisons, key=lambda comparison: (_digest(comparison, seed), comparison.source, comparison.row)
+    )
     dropped: list[tuple[str, Comparison]] = []
     for step in steps:
-        judged = list(zip(step(kept), kept, strict=True))
-        dropped += [(reason, comparison) for reason, comparison in judged if reason is not None]
-        kept = [comparison for reason, comparison in judged if reason is None]
-    return FilterResult(kept, dropped)
+        outcomes = list(zip(step(kept_comparisons), kept_comparisons, strict=True))
+        dropped += [(reason, comparison) for reason, comparison in outcomes if reason is not None]
+        kept_comparisons = [comparison for reason, comparison in outcomes if reason is None]
+    return FilterResult(kept_comparisons, dropped)
 
 
 def longer_answer(comparison: Comparison) -> int:
@@ -78,12 +80,12 @@ def _uneven_lengths(comparisons: list[Comparison], max_ratio: float | None) -> R
 
 
 def _exact_duplicates(comparisons: list[Comparison]) -> Reasons:
-    seen: set[tuple[str, str]] = set()
+    contents: set[tuple[str, str]] = set()
     reasons: Reasons = []
     for comparison in comparisons:
         content = comparison.domain, _digest(comparison)
-        reasons.append("exact duplicate" if content in seen else None)
-        seen.add(content)
+        reasons.append("exact duplicate" if content in contents else None)
+        contents.add(content)
     return reasons
 
 
@@ -91,16 +93,16 @@ def _prompt_surplus(comparisons: list[Comparison], most: int) -> Reasons:
     indices: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for index, comparison in enumerate(comparisons):
         indices[comparison.domain, prompt_key(comparison.messages)].append(index)
-    kept: set[int] = set()
+    kept_indices: set[int] = set()
     for of_prompt in indices.values():
-        kept.update(sorted(of_prompt, key=lambda index: -(comparisons[index].margin or 0.0))[:most])
-    return [None if index in kept else "more of one prompt" for index in range(len(comparisons))]
+        kept_indices.update(sorted(of_prompt, key=lambda index: -(comparisons[index].margin or 0.0))[:most])
+    return [None if index in kept_indices else "more of one prompt" for index in range(len(comparisons))]
 
 
 def _near_duplicates(comparisons: list[Comparison], max_similarity: float) -> Reasons:
-    texts = [" ".join([*(message["content"] for message in each.messages), *each.answers]) for each in comparisons]
-    groups = [prompt_key(comparison.messages) for comparison in comparisons]
-    return ["near-duplicate" if found else None for found in near_duplicates(texts, groups, max_similarity)]
+    texts = [" ".join([*(message["content"] for message in row.messages), *row.answers]) for row in comparisons]
+    groups = [prompt_key(row.messages) for row in comparisons]
+    return ["near-duplicate" if duplicate else None for duplicate in near_duplicates(texts, groups, max_similarity)]
 
 
 def _length_surplus(comparisons: list[Comparison]) -> Reasons:

@@ -30,7 +30,7 @@ class Selection:
 
 def select_answers(answered_prompts: Sequence[AnsweredPrompt], domain: SampledDomain, seed: int) -> Selection:
     """Select answers by the settings of their domain; truncated and unjudged ones are always dropped."""
-    kept: list[tuple[Prompt, Answer]] = []
+    kept_answers: list[tuple[Prompt, Answer]] = []
     dropped: Counter[str] = Counter()
     solved = 0
     for answered in answered_prompts:
@@ -45,12 +45,12 @@ def select_answers(answered_prompts: Sequence[AnsweredPrompt], domain: SampledDo
                 selected[answer.text.strip()] = answer
             else:
                 dropped[reason] += 1
-        kept += [(answered.prompt, answer) for answer in selected.values()]
+        kept_answers += [(answered.prompt, answer) for answer in selected.values()]
         solved += bool(selected)
-    if domain.max_rows is not None and len(kept) > domain.max_rows:
-        dropped["more than max_rows"] = len(kept) - domain.max_rows
-        kept = sorted(kept, key=lambda pair: _draw(*pair, seed))[: domain.max_rows]
-    return Selection(kept, dropped, solved / max(len(answered_prompts), 1))
+    if domain.max_rows is not None and len(kept_answers) > domain.max_rows:
+        dropped["more than max_rows"] = len(kept_answers) - domain.max_rows
+        kept_answers = sorted(kept_answers, key=lambda pair: _draw(*pair, seed))[: domain.max_rows]
+    return Selection(kept_answers, dropped, solved / max(len(answered_prompts), 1))
 
 
 def _flaw(answer: Answer, domain: SampledDomain) -> str | None:

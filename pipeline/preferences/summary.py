@@ -35,7 +35,7 @@ def pair_figures(answered_prompts: Sequence[AnsweredPrompt], paired: Sequence[bo
 
     An answer is left out if it is empty, unjudged or equal to another. paired: whether each prompt has a pair.
     """
-    left_out = sum(len(each.answers) - len(ranked_answers(each.answers)) for each in answered_prompts)
+    left_out = sum(len(answered.answers) - len(ranked_answers(answered.answers)) for answered in answered_prompts)
     reasons = Counter(
         unpaired_reason(answered) for answered, pair in zip(answered_prompts, paired, strict=True) if not pair
     )
@@ -47,14 +47,14 @@ def pair_figures(answered_prompts: Sequence[AnsweredPrompt], paired: Sequence[bo
 
 
 def filter_figures(result: FilterResult, held_out: Sequence[bool]) -> dict[str, float]:
-    """Return the counts `given`, `kept`, `held_out` and `dropped`, by reason, source and domain where they vary.
+    """Return the counts `held_out`, `given` and `kept` (also by source and by domain) and `dropped` (also by reason).
 
-    Of the kept comparisons also the mean `margin`, and `better_longer`: the share, among those of unequal length, with
-    the better answer the longer one.
+    Of the kept comparisons also the mean `margin`, and `better_longer`: the share, among those of unequal length, whose
+    better answer is the longer one.
     """
-    given = result.kept + [comparison for _, comparison in result.dropped]
+    comparisons = result.kept + [comparison for _, comparison in result.dropped]
     figures = {
-        "given": float(len(given)),
+        "given": float(len(comparisons)),
         "kept": float(len(result.kept)),
         "held_out": float(sum(held_out)),
         "dropped": float(len(result.dropped)),
@@ -62,9 +62,9 @@ def filter_figures(result: FilterResult, held_out: Sequence[bool]) -> dict[str, 
     for reason, count in Counter(reason for reason, _ in result.dropped).items():
         figures[f"dropped/{_key(reason)}"] = float(count)
     for part in ("source", "domain"):
-        kept = Counter(getattr(comparison, part) for comparison in result.kept)
-        for name, count in sorted(Counter(getattr(comparison, part) for comparison in given).items()):
-            figures |= {f"{part}/{name}/given": float(count), f"{part}/{name}/kept": float(kept[name])}
+        kept_counts = Counter(getattr(comparison, part) for comparison in result.kept)
+        for name, count in sorted(Counter(getattr(comparison, part) for comparison in comparisons).items()):
+            figures |= {f"{part}/{name}/given": float(count), f"{part}/{name}/kept": float(kept_counts[name])}
     margins = [comparison.margin for comparison in result.kept if comparison.margin is not None]
     if margins:
         figures["margin"] = fmean(margins)
@@ -76,13 +76,13 @@ def filter_figures(result: FilterResult, held_out: Sequence[bool]) -> dict[str, 
 
 def comparisons_table(result: FilterResult, held_out: Sequence[bool]) -> Group:
     """Tabulate comparisons by source and domain, dropped ones by reason, and a few that were kept."""
-    given = Counter((each.source, each.domain) for each in result.kept + [each for _, each in result.dropped])
+    given_counts = Counter((row.source, row.domain) for row in result.kept + [row for _, row in result.dropped])
     counts = Table("source", "domain", "given", "kept", "margin", "better longer", box=None, header_style="bold")
-    for (source, domain), count in sorted(given.items()):
-        kept = [each for each in result.kept if (each.source, each.domain) == (source, domain)]
-        figures = filter_figures(FilterResult(kept, []), [])
+    for (source, domain), count in sorted(given_counts.items()):
+        kept_rows = [row for row in result.kept if (row.source, row.domain) == (source, domain)]
+        figures = filter_figures(FilterResult(kept_rows, []), [])
         cells = (f"{figures[name]:.3g}" if name in figures else "" for name in ("margin", "better_longer"))
-        counts.add_row(source, domain, str(count), str(len(kept)), *cells)
+        counts.add_row(source, domain, str(count), str(len(kept_rows)), *cells)
     reasons = Table("dropped", "", box=None, header_style="bold")
     for reason, count in Counter(reason for reason, _ in result.dropped).most_common():
         reasons.add_row(reason, str(count))
@@ -101,9 +101,9 @@ def counts_table(head: Sequence[str], rows: Mapping[str, Sequence[float]]) -> Ta
 def _pairs_table(comparisons: Sequence[Comparison]) -> Table:
     """Tabulate the first comparison of each source, then others."""
     firsts = {comparison.source: comparison for comparison in reversed(comparisons)}
-    others = [comparison for comparison in comparisons if comparison is not firsts[comparison.source]]
+    rest = [comparison for comparison in comparisons if comparison is not firsts[comparison.source]]
     pairs = Table("prompt", "best", "worst", box=None, header_style="bold", style="dim", expand=True)
-    for comparison in [*firsts.values(), *others][:SHOWN_PAIRS]:
+    for comparison in [*firsts.values(), *rest][:SHOWN_PAIRS]:
         texts = (comparison.messages[-1]["content"], comparison.answers[0], comparison.answers[-1])
         # repr() escapes control characters, which could act on the terminal.
         pairs.add_row(*(Text(repr(text)[1:-1], no_wrap=True, overflow="ellipsis") for text in texts))

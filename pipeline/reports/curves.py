@@ -143,10 +143,10 @@ def _points(rows: Sequence[MetricsRow]) -> dict[str, Points]:
             if math.isfinite(value):
                 points.setdefault(key, []).append((row["step"], value))
     for key in points:
-        judged = points.get(f"{key.partition('/outcome/')[0]}/mean")
-        if "/outcome/" in key and judged:
+        means = points.get(f"{key.partition('/outcome/')[0]}/mean")
+        if "/outcome/" in key and means:
             shares = dict(points[key])
-            points[key] = [(step, shares.get(step, 0.0)) for step, _ in judged]
+            points[key] = [(step, shares.get(step, 0.0)) for step, _ in means]
     return dict(points)
 
 

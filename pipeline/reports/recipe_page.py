@@ -29,13 +29,15 @@ class EvaluatedModel:
 
 
 def write_recipe_html(record: RunRecord) -> None:
-    """Write `report.html` of a run, and those of its gates, whose stage may end without one. A browser loads the page
-    again every now and then while the run goes on."""
+    """Write `report.html` of a run, and of each of its gates, since a gate's stage may end without writing its own.
+    While the run goes on, a browser reloads the page every now and then."""
     run, now = Path(record.folder), time.time()
     decisions = {name: decision for name in record.stages if (decision := read_decision(run / name))}
     for name in decisions:
         write_html(run / name)
-    evaluations = [each for name, stage in record.stages.items() for each in _evaluations(run / name, stage)]
+    evaluations = [
+        evaluation for name, stage in record.stages.items() for evaluation in _evaluations(run / name, stage)
+    ]
     first, last = (evaluations[0], evaluations[-1]) if len(evaluations) > 1 else (None, None)
     lineages = {name: lineage for name in record.stages if (lineage := read_json_or_none(run / name / LINEAGE))}
     write_page(

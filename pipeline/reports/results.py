@@ -82,8 +82,8 @@ def kept_and_dropped(figures: Figures) -> dict[str, dict[str, int]]:
             fate["kept"] = round(figures[f"{source}/kept" if source else "kept"])
             fate[reason.replace("_", " ")] = round(value)
         elif match := re.fullmatch(r"(source|domain)/(.+)/given", key):
-            kept = round(figures[f"{match[1]}/{match[2]}/kept"])
-            fates[f"Comparisons of {match[1]} {match[2]}"] = {"kept": kept, "dropped": round(value) - kept}
+            num_kept = round(figures[f"{match[1]}/{match[2]}/kept"])
+            fates[f"Comparisons of {match[1]} {match[2]}"] = {"kept": num_kept, "dropped": round(value) - num_kept}
         elif match := re.fullmatch(r"(sampled/(.+))/without_pair/(.+)", key):
             fate = fates[f"Prompts of {match[2]}"]
             fate["in pairs"] = round(figures[f"{match[1]}/prompts"] - figures[f"{match[1]}/without_pair"])

@@ -108,11 +108,11 @@ def before_and_after(steps: Mapping[int, Sequence[SampleRecord]]) -> tuple[str, 
 def _median_answer(steps: Mapping[int, Sequence[SampleRecord]], step: int, prompt: str) -> CardAnswer:
     """The answer in the middle of a prompt's group, with the mean of the group."""
     group = [record for record in steps[step] if record["prompt"] == prompt]
-    judged = _rising(group)
-    if not judged:
+    ranking = _rising(group)
+    if not ranking:
         return _rollout_answer(f"step {step}", group[0])
-    mean = fmean(record["reward"] for record in judged)
-    return _rollout_answer(f"step {step}", judged[len(judged) // 2], f"; mean of {len(judged)}: {mean:.3g}")
+    mean = fmean(record["reward"] for record in ranking)
+    return _rollout_answer(f"step {step}", ranking[len(ranking) // 2], f"; mean of {len(ranking)}: {mean:.3g}")
 
 
 def extremes(records: Sequence[SampleRecord]) -> dict[str, list[Card]]:

@@ -47,13 +47,13 @@ def run(
     comparison is left to train on.
     """
     comparisons, figures = list(read), dict[str, float]()
-    for name, answered in (sampler.answers(prompt_sets) if sampler is not None else {}).items():
-        pairs = [pair_answers(each, name, config.sampled[name].domain) for each in answered]
+    for name, answered_prompts in (sampler.answers(prompt_sets) if sampler is not None else {}).items():
+        pairs = [pair_answers(answered, name, config.sampled[name].domain) for answered in answered_prompts]
         comparisons += [pair for of_prompt in pairs for pair in of_prompt]
-        of_source = pair_figures(answered, [bool(of_prompt) for of_prompt in pairs])
+        of_source = pair_figures(answered_prompts, [bool(of_prompt) for of_prompt in pairs])
         figures |= {f"sampled/{name}/{figure}": value for figure, value in of_source.items()}
     result = filter_comparisons(comparisons, config.filters, config.shares, config.seed)
-    held_out = [is_held_out_prompt(one.messages, config.held_out) for one in result.kept]
+    held_out = [is_held_out_prompt(comparison.messages, config.held_out) for comparison in result.kept]
     figures |= filter_figures(result, held_out)
     if all(held_out):
         dropped = {name: value for name, value in figures.items() if value and "/kept" not in name}

@@ -84,7 +84,7 @@ class Rubric(Settings):
         """The conversation that asks the judge for a score, as messages `{role, content}`."""
         values = {
             "prompt": task.prompt,
-            "conversation": "\n\n".join(f"[{each['role']}]\n{each['content']}" for each in task.conversation),
+            "conversation": "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in task.conversation),
             "completion": completion,
             "truth": task.truth if isinstance(task.truth, str) else json.dumps(task.truth, ensure_ascii=False),
         }

@@ -91,15 +91,15 @@ def test_a_choice_that_makes_no_sense_is_refused(stages: Any, options: dict[str,
 
 
 def test_what_must_be_done_before_is_named(stages: Any) -> None:
-    assert missing(stages, ["left", "both"], done=["first"]) == ["right"]
-    assert missing(stages, ["left", "both"], done=["first", "right"]) == []
+    assert missing(stages, ["left", "both"], done_names=["first"]) == ["right"]
+    assert missing(stages, ["left", "both"], done_names=["first", "right"]) == []
 
 
 def test_stages_start_when_their_inputs_are_there_and_never_after_a_failed_one(stages: Any) -> None:
-    assert ready(stages, waiting=["left", "right", "both"], done=["first"]) == ["left", "right"]
-    assert ready(stages, waiting=["both"], done=["first", "left"]) == []
-    assert cut_off(stages, waiting=["right", "both"], ended=["left"]) == {"both": "left"}
-    assert cut_off(stages, waiting=["left", "right", "both"], ended=["first"]) == dict.fromkeys(
+    assert ready(stages, waiting_names=["left", "right", "both"], done_names=["first"]) == ["left", "right"]
+    assert ready(stages, waiting_names=["both"], done_names=["first", "left"]) == []
+    assert cut_off(stages, waiting_names=["right", "both"], ended_names=["left"]) == {"both": "left"}
+    assert cut_off(stages, waiting_names=["left", "right", "both"], ended_names=["first"]) == dict.fromkeys(
         ["left", "right", "both"], "first"
     )
 
