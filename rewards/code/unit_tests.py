@@ -12,9 +12,12 @@ those of a class in the shared setup, which cross as their attributes), catch it
 exception they derive from, await it, or read its output. Both sides have the standard library only.
 """
 
+import os
 import re
+import shutil
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from socket import socket, socketpair
 from tempfile import TemporaryDirectory
@@ -28,7 +31,6 @@ from rewards.sandbox.box import Sandbox
 from rewards.sandbox.process import Box, ExitReason, Limits, RunResult, finish
 from rewards.sandbox.toolchains import INTEGERS, find_toolchain
 
-_BOXED = Path(wire.__file__).parent
 _MAIN = "import sys; sys.path.insert(0, {home!r}); from boxed.{side} import {main}; {main}({fd})"
 _TESTS_MB = 512
 """Least memory of the tests' process, in MiB."""
@@ -96,10 +98,29 @@ def _start(
 ) -> AbstractContextManager[Box]:
     """Start `main` of the module boxed.`side` in a box, with one end of the socket."""
     python = find_toolchain("python")
-    runtime = replace(python.running, paths=(*python.running.paths, _BOXED))
-    code = _MAIN.format(home=str(_BOXED.parent), side=side, main=main, fd=end.fileno())
+    package = _boxed_package()
+    runtime = replace(python.running, paths=(*python.running.paths, package))
+    code = _MAIN.format(home=str(package.parent), side=side, main=main, fd=end.fileno())
     command = [str(python.executable), "-I", "-S", *INTEGERS, "-c", code]
     return sandbox.start(command, folder=folder, limits=limits, runtime=runtime, stdin=stdin, pass_fds=[end.fileno()])
+
+
+@cache
+def _copies() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="alignyard-")
+
+
+@cache
+def _boxed_package() -> Path:
+    """The folder of the package `boxed`; a copy where root alone may read it, since programs in a box are not root."""
+    package = Path(wire.__file__).parent
+    if os.geteuid() != 0 or all(path.stat().st_mode & 0o004 for path in (package, *package.glob("*.py"))):
+        return package
+    copy = Path(_copies().name) / "boxed"
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (copy.parent, copy, *copy.iterdir()):
+        path.chmod(0o755)
+    return copy
 
 
 def _packed(request: tuple[Any, ...]) -> bytes:

@@ -12,7 +12,7 @@ RECIPE = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
 
 def alignyard(folder: Path, *command: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`config` on the fixture, from `folder`, with `path` as PYTHONPATH."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LD_PRELOAD")}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     return subprocess.run(
