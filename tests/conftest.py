@@ -17,6 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # what a test starts hashes at random a
 
 def pytest_configure(config: pytest.Config) -> None:
     """Workers must find the same tests under the same names, and a set in a name is written in order of its hashes."""
+    from pipeline.cluster.room import ensure_token  # after the number of threads is set
+
+    ensure_token()
     if config.getoption("numprocesses", None):
         os.environ["PYTHONHASHSEED"] = "0"
 
