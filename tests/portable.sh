@@ -41,7 +41,8 @@ other_user() {
   fi
   mkdir "$work/home"
   chown -R 65534:65534 "$work/checkout" "$work/home"
-  HOME="$work/home" run "$work/checkout" "${system[@]}" -- "${become[@]}"
+  # Not the PATH of root, whose home holds programs that another user may not look up.
+  HOME="$work/home" PATH=/usr/local/bin:/usr/bin:/bin run "$work/checkout" "${system[@]}" -- "${become[@]}"
 }
 
 read_only_home() {

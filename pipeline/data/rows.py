@@ -5,7 +5,6 @@ of bad rows the run stops with a summary.
 """
 
 import codecs
-import glob
 import gzip
 import json
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from pyarrow.parquet import ParquetFile
 from pydantic import TypeAdapter
 
 from configs.data import DatasetSource, FileSource, GymSource, HubSource, Source, SumsSource
@@ -240,7 +240,8 @@ def _parse(text: bytes) -> dict[str, Any] | BadRowError:
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        rows = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True)
+        # Not by `datasets`, which writes to its cache in the home even for a file here.
+        rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
         yield from _numbered(str(path), rows)
     except ValueError as error:  # pyarrow's errors are ValueErrors
         raise ValueError(f"'{path}' is not a readable Parquet file: {error}") from error
