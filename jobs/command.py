@@ -89,9 +89,11 @@ def exit_code(verb: Callable[[], int], *, resumes: bool) -> int:
         print_error(str(error))
         return 2  # Ending cannot be imported here
     from pipeline.disk.ending import Ending
+    from pipeline.disk.home import replace_read_only_home
     from pipeline.errors import DecisionNeeded, RunStopped
 
     try:
+        replace_read_only_home()
         return verb()
     except (RunStopped, DecisionNeeded, ValueError, OSError) as error:
         message, ending = explain(error)

@@ -21,7 +21,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.command import QUIET_ENVIRONMENT
-from pipeline.cluster.room import ensure_token, quoted_interpreter
+from pipeline.cluster.room import quoted_interpreter
 from pipeline.errors import RunStopped
 
 UNREACHABLE_SECONDS = 60.0
@@ -41,7 +41,6 @@ def cluster_with_jobs() -> Iterator[str]:
     A new cluster ends with the block, or with this process.
     """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    ensure_token()
     if "RAY_ADDRESS" in os.environ:
         context = ray.init(**quiet)
     else:
@@ -121,7 +120,6 @@ class Jobs:
     def __init__(self, address: str) -> None:
         """Raises ValueError if no job server answers at `address`, such as http://head:8265."""
         self.address = address
-        ensure_token()
         logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
         os.environ.pop("RAY_ADDRESS", None)  # the client would prefer it to `address`
         try:

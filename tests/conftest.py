@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.disk.home import replace_read_only_home
+
 # Before torch is imported. Engines and ranks are given their threads by name.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,9 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # what a test starts hashes at random a
 
 def pytest_configure(config: pytest.Config) -> None:
     """Workers must find the same tests under the same names, and a set in a name is written in order of its hashes."""
-    from pipeline.cluster.room import ensure_token  # after the number of threads is set
-
-    ensure_token()
+    replace_read_only_home()
     if config.getoption("numprocesses", None):
         os.environ["PYTHONHASHSEED"] = "0"
 

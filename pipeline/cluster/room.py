@@ -2,10 +2,8 @@
 
 import logging
 import os
-import secrets
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from ray.util.state.exception import RayStateApiException
 
 from configs.stages import AnyStage, Recipe
 from pipeline.cluster.demand import Demand, Node, stage_demand
-from pipeline.disk.files import write_atomic
+from pipeline.disk.home import replace_read_only_home
 from pipeline.errors import RunStopped
 
 MAX_WAIT_SECONDS = 24 * 3600.0
@@ -37,7 +35,7 @@ def cluster() -> Iterator[None]:
     environment = {"PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])}
     local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     runtime_env = {"env_vars": environment, **quoted_interpreter()}
-    ensure_token()
+    replace_read_only_home()
     ray.init(runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         yield
@@ -53,26 +51,6 @@ def quoted_interpreter() -> dict[str, str]:
     """
     path = shlex.quote(sys.executable)
     return {} if path == sys.executable else {"py_executable": path}
-
-
-def ensure_token() -> None:
-    """Keep Ray's token in the folder of temporary files where the home can't be written to; call it before Ray starts.
-
-    Ray 2.60 writes the token of a new cluster to ~/.ray (ray/_private/authentication/authentication_token_setup.py).
-    All processes of a user find the same file. Raises ValueError where somebody else owns its folder.
-    """
-    ray_folder = Path.home() / ".ray"
-    written = ray_folder if ray_folder.exists() else Path.home()
-    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} or os.access(written, os.W_OK):
-        return
-    folder = Path(tempfile.gettempdir()) / f"alignyard-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise ValueError(f"'{folder}' belongs to another user; set RAY_AUTH_TOKEN_PATH to a file of your own")
-    file = folder / "ray_auth_token"
-    if not file.is_file():
-        write_atomic(file, secrets.token_hex(32))
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
 
 
 def nodes() -> list[Node]:
