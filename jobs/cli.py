@@ -36,7 +36,7 @@ VERBS = {
     "reward": ("reward", "List, create, check and use rewards."),
     "doctor": ("doctor", "Check this machine and the installation."),
 }
-"""By verb: its module in `jobs.verbs`, and its line in `alignyard --help`."""
+"""The module in `jobs.verbs` of each verb, and its line in `alignyard --help`."""
 
 RESUMABLE = {"run", "sft", "rm", "grpo", "sample", "preferences"}
 """Verbs that continue an interrupted run when the same command is given again."""

@@ -37,9 +37,9 @@ from pipeline.reports.files import duration
 ORDER = "ALIGNYARD_ORDER"
 """Environment variable with the order, as JSON."""
 RESULT_POLL_SECONDS, JOB_POLL_SECONDS = 0.1, 2.0
-"""How often the conductor reads the stages' results from disk, and asks Ray for the state of their jobs."""
+"""Seconds between two reads of the stages' results from disk, and between two requests for the state of their jobs."""
 LAST_LOG_SECONDS = 5.0
-"""How long the conductor waits for the last lines of a stage's output."""
+"""Longest wait for the last lines of a stage's output."""
 
 
 class Order(Settings):

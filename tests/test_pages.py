@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_layout import room_graph
+
 HOME = Path(__file__).parents[1]
 CODE = re.compile(r"`([^`]+)`")
 # Names of files that a run writes, of other projects' files and of files of the reader's own start otherwise.
@@ -72,13 +74,8 @@ def test_the_table_names_every_room_of_the_pipeline() -> None:
 
 def test_rooms_import_only_from_rows_above() -> None:
     order = rooms_of_the_page()
-    upward = set()
-    for name in order:
-        folder = HOME / "pipeline" / name
-        for file in [folder.with_suffix(".py")] if not folder.is_dir() else folder.rglob("*.py"):
-            imported = re.findall(r"^\s*(?:from|import) pipeline\.(\w+)", file.read_text(), re.MULTILINE)
-            upward |= {f"{name} -> {other}" for other in imported if order.index(other) > order.index(name)}
-    assert not upward
+    arrows = [(name, other) for name, others in room_graph().items() for other in others]
+    assert not [f"{name} -> {other}" for name, other in arrows if order.index(other) > order.index(name)]
 
 
 def test_the_functions_and_tests_of_the_equations_exist() -> None:

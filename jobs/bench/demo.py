@@ -16,7 +16,7 @@ FIGURES_OF_ROWS: dict[str, tuple[str, float]] = {
     "RM_safety's mean score, requests": ("safety/score_mean_greedy", 1),
     "RM_helpful's mean score, favours": ("helpful/score_mean_greedy", 1),
 }
-"""By row of the table: a figure of the evaluations, and the factor to show it with."""
+"""The figure of the evaluations that each row of the table shows, and its factor."""
 
 GATES = ("gate_reasoning", "gate_preference")
 

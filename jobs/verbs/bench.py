@@ -19,8 +19,8 @@ BENCHES = {
     "replay": "jobs.bench.replay:replay",
     "demo": "jobs.bench.demo:demo",
 }
-"""By name: the function that takes a number of repeats and returns figures. Names, since a loaded module would change
-the measurement of another."""
+"""Each benchmark's function, which takes a number of repeats and returns figures. It is named as text, so that only the
+benchmark that runs is imported: a loaded module would change the measurement of another."""
 
 
 @app.command()

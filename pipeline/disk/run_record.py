@@ -40,14 +40,14 @@ class StageRecord:
     waits_for: list[str]
     state: str = State.WAITING
     reason: str = ""
-    """What it waits for, or why it ended as it did."""
+    """The reason why the stage waits, or why it ended as it did."""
     job: str = ""
     """The Ray job that ran it last."""
     started: float | None = None
     ended: float | None = None
     exit_code: int | None = None
     reused: bool = False
-    """Whether it was done already when the run was started last."""
+    """True if the stage was done before the last start of the run."""
 
 
 @dataclass(slots=True)

@@ -80,7 +80,7 @@ class _PreparedSuite:
     run: Callable[[Session], SuiteResult]
     bad_rows: BadRows | None = None
     placements: Mapping[str, Placement] | None = None
-    """Those of the suite's rewards, which were built to check the prompts."""
+    """Placements of the suite's rewards, which were built to check its prompts."""
 
 
 class Evaluation:
@@ -111,12 +111,10 @@ class Evaluation:
         prepared: dict[str, _PreparedSuite] = {}
         for name, suite in suites.items():
             try:
-                if specs := suite.rewards():
-                    with Judges(specs, reward_pool) as judges:
-                        loaded = _prepare(suite, tokenizer, seed, judges)
-                        prepared[name] = replace(loaded, placements=judges.placements)
-                else:
-                    prepared[name] = _prepare(suite, tokenizer, seed)
+                specs = suite.rewards()
+                with Judges(specs, reward_pool) if specs else nullcontext() as judges:
+                    loaded = _prepare(suite, tokenizer, seed, judges)
+                prepared[name] = replace(loaded, placements=judges.placements if judges else None)
             except ValueError as error:
                 raise ValueError(f"suites.{name}: {error}") from error
             bad_rows = prepared[name].bad_rows
@@ -152,9 +150,7 @@ class Evaluation:
         return results
 
 
-def _prepare(
-    suite: AnySuite, tokenizer: PreTrainedTokenizerFast, seed: int, judges: Judges | None = None
-) -> _PreparedSuite:
+def _prepare(suite: AnySuite, tokenizer: PreTrainedTokenizerFast, seed: int, judges: Judges | None) -> _PreparedSuite:
     def prompts_of(prompted: PromptedSuite, task_of: Callable[[Row], Task]) -> Prompts:
         assert judges is not None, "a suite with prompts has rewards"
         prompts = load_prompts(prompted, tokenizer, task_of, seed)

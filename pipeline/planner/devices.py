@@ -33,7 +33,7 @@ class Device:
     runtime: int
     """Bytes of a process beside tensors: kernels, communicators, DeepSpeed's own."""
     is_cpu: bool
-    """Whether it is a CPU. A CPU's figures were measured, so programs reach all of them; a data sheet's are peaks."""
+    """True for a CPU. Its figures were measured, so programs reach all of them; those of a data sheet are peaks."""
     source: str
 
 

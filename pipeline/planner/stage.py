@@ -32,12 +32,12 @@ class PlannedStage:
     moments: Literal["float32", "bfloat16"]
     rollout: RolloutConfig | None
     reference: bool
-    """Whether a frozen reference model is kept."""
+    """True if the stage keeps a frozen reference model."""
     judge_devices: int
     """Devices reserved for models that judge."""
     steps: int | None
     predictable: bool
-    """Whether the memory model covers the stage: it knows neither FP8 training nor multi-token prediction."""
+    """True if the memory model covers the stage: it has no figures for FP8 training and multi-token prediction."""
 
 
 def planned_stage(

@@ -46,7 +46,7 @@ class Answer:
     text: str
     num_tokens: int
     ended: bool
-    """Whether the model ended it, rather than `max_tokens`."""
+    """True if the model ended the answer, False if `max_tokens` cut it."""
     score: float | None
     """None where it was not judged."""
     outcome: str

@@ -17,8 +17,8 @@ _EXPONENT_BITS = {
     "F8_E5M2": (np.uint8, 0x7C),
     "F8_E4M3": (np.uint8, 0x7F),
 }
-"""By safetensors dtype: an integer type of its width, and the bits that are all set in an infinity or NaN. E4M3 has no
-infinity and one NaN."""
+"""An integer type of the width of each safetensors dtype, and the bits that are all set in an infinity or NaN. E4M3 has
+no infinity and one NaN."""
 _CHUNK_ELEMENTS = 2**24
 _THREADS = 8
 
