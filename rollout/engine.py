@@ -2,7 +2,7 @@
 
 vLLM is set up so that a weight sync can be proven and a run can be resumed to the bit: no child process, no
 asynchronous scheduling, one seeded generator per call, no cached prefix from an earlier call, float32 kernels on the
-CPU. On the CPU vLLM is patched first (`rollout.cpu`), so only the version that the patches are for is accepted.
+CPU. On the CPU vLLM is patched first (`rollout.cpu`). `rollout.version` has the releases that are accepted.
 """
 
 import os
@@ -19,6 +19,7 @@ from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.checkpoint import checkpoint_shapes, eos_ids
 from rollout.process import num_threads
 from rollout.types import Completion, Group, TensorRecord, TokenLogprobs
+from rollout.version import refuse_untested_vllm
 from rollout.weights import Bucket, open_buckets
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -32,11 +33,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from rollout.cpu import cpu_arguments, pack_output_head  # isort: skip  after vLLM is set up
 from rollout.routes import CapturedRoutes, ReturnedRoutes, routes_of  # isort: skip
-
-EXAMINED_VLLM = "0.32.0"
-"""The vLLM version whose kernels, reload path and seeding were read and measured."""
 
 
 class RolloutEngine:
@@ -69,7 +66,7 @@ class RolloutEngine:
         with_routes: record the experts that each token is routed to (see Completion).
 
         Raises ValueError for a folder without safetensors or a setting that this machine cannot serve, RuntimeError for
-        a vLLM other than EXAMINED_VLLM.
+        a vLLM that was not tested (rollout.version).
         """
         self._expected = checkpoint_shapes(model)
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
@@ -157,6 +154,8 @@ class RolloutEngine:
         records, tensors = open_buckets(buckets, self._expected)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         if current_platform.is_cpu():
+            from rollout.cpu import pack_output_head  # names modules of one release of vLLM
+
             self._llm.collective_rpc(pack_output_head)
         self._reset_prefix_cache()
         self.policy_version = version
@@ -309,11 +308,7 @@ def time_plain_vllm(
 
 def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) -> dict[str, Any]:
     """Patch vLLM where this machine needs it, and return the arguments of its LLM. Raises as RolloutEngine does."""
-    if vllm.__version__ != EXAMINED_VLLM:
-        raise RuntimeError(
-            f"vLLM {vllm.__version__} is installed, but rollout/ was written for {EXAMINED_VLLM}: install that, or "
-            "check its patches again (the tests in tests/rollout show which are still needed)"
-        )
+    refuse_untested_vllm(vllm.__version__, on_cpu=current_platform.is_cpu())
     if "weights" in config.fp8 and dtype != "bfloat16":
         raise ValueError(
             f"rollout.fp8: 'weights' are quantised from model.dtype=bfloat16 only, not from {dtype}; set that, with "
@@ -340,6 +335,8 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         is_parallel = config.tensor_parallel_size > 1
         has_experts = is_parallel and any(".experts." in name for name in checkpoint_shapes(model))
         return arguments | {"enable_sleep_mode": True, "enable_expert_parallel": has_experts}
+    from rollout.cpu import cpu_arguments  # names modules of one release of vLLM
+
     return arguments | cpu_arguments(model, config)
 
 

@@ -1,6 +1,7 @@
 """One real engine on a tiny DeepSeek-V3, against transformers: sampling, weight syncs and refusals."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,6 +204,21 @@ def test_a_setting_or_a_vllm_that_cannot_be_served_is_named(
     monkeypatch.setattr(door.vllm, "__version__", "0.33.0")
     with pytest.raises(RuntimeError, match=r"vLLM 0\.33\.0 .* 0\.32\.0"):
         RolloutEngine(folders["first"], CONFIG, "float32", seed=0)
+    monkeypatch.setattr(door.vllm, "__version__", "0.32.0+cpu")
+    assert door.engine_arguments(folders["first"], CONFIG, "float32", 0)["attention_backend"] == "CPU_MLA"
+
+
+def test_on_a_gpu_every_release_of_the_range_is_served_without_the_patches(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rollout.cpu", None)  # an import of it would raise
+    monkeypatch.setattr(door.current_platform, "is_cpu", lambda: False)
+    for version in ("0.32.0+cu129", "0.32.1"):
+        monkeypatch.setattr(door.vllm, "__version__", version)
+        assert door.engine_arguments(folders["first"], CONFIG, "bfloat16", 0)["enable_sleep_mode"]
+    monkeypatch.setattr(door.vllm, "__version__", "0.31.0")
+    with pytest.raises(RuntimeError, match="test-gpu"):
+        door.engine_arguments(folders["first"], CONFIG, "bfloat16", 0)
 
 
 def test_a_sleeping_engine_refuses_until_woken(engine: RolloutEngine) -> None:
