@@ -208,7 +208,7 @@ class RefusalSuite(PromptedSuite):
     """Value of that column for harmless requests. A row with another value is a bad row."""
     safety: RewardSpec | None = None
     """Reward model of safety that scores the answers to harmful requests. None leaves `safety_mean` out."""
-    refusal: RewardSpec = Field(default_factory=lambda: RewardSpec(name="rewards.refusal:refusal"))
+    refusal: RewardSpec = Field(default_factory=lambda: RewardSpec(name="rewards.rules.refusal:refusal"))
     """Detector that scores 1 for a refusal and 0 for an answer. The default matches the usual phrases."""
 
     def rewards(self) -> list[RewardSpec]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from configs.rewards import RewardSpec
-from rewards.guard import Guard
 from rewards.offline import CompletionRow, guard_factory, judge_row
+from rewards.pool.guard import Guard
 from rewards.types import CONTRACT_ERROR, Status, Verdict
 
 MAX_ROWS = 20

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.rewards import RewardPoolConfig, RewardSpec
-from rewards.guard import RULE_MEMORY_GIB, Guard, inspect
+from rewards.pool.guard import RULE_MEMORY_GIB, Guard, inspect
 from rewards.types import Status, Task, Verdict
 
 _MAX_ROWS_AHEAD = 8

@@ -16,8 +16,8 @@ import math_verify
 
 from configs.rewards import RewardPoolConfig, RewardSpec
 from pipeline.cluster.room import cluster
-from rewards import registry
-from rewards.pool import GroupVerdicts, RewardPool
+from rewards.plugins.build import build_reward
+from rewards.pool.workers import GroupVerdicts, RewardPool
 from rewards.types import Reward, Task
 
 NUM_GROUPS, COMPLETIONS_PER_GROUP = 100, 8
@@ -67,7 +67,7 @@ def rewards(repeats: int) -> dict[str, float]:
     config = RewardPoolConfig(workers={"rule": workers}, max_failure_rate=1.0)
     with (
         cluster(),
-        closing(RewardPool([RewardSpec(name="math")], config, registry.build)) as math,
+        closing(RewardPool([RewardSpec(name="math")], config, build_reward)) as math,
         closing(RewardPool([RewardSpec(name="length")], config, build_length)) as length,
     ):
         _judge_alone(warm_up)

@@ -105,7 +105,7 @@ def list_all() -> int:
     Example:
       alignyard reward list
     """
-    from rewards.plugins import list_rewards
+    from rewards.plugins.names import list_rewards
 
     table = plain_table("reward", "pool", "")
     for listing in list_rewards():
@@ -233,7 +233,7 @@ def _spec(name: str, arguments: list[str], timeout: float) -> "RewardSpec":
     from omegaconf import OmegaConf
 
     from configs.rewards import RewardSpec
-    from rewards.plugins import absolute
+    from rewards.plugins.names import absolute
 
     for argument in arguments:
         if not argument.partition("=")[2]:

@@ -16,7 +16,7 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
-from rewards.plugins import MODEL_KINDS
+from rewards.plugins.names import MODEL_KINDS
 
 
 @dataclass(frozen=True, slots=True)

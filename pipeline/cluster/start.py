@@ -18,8 +18,8 @@ from pipeline.cluster.demand import actor_resources
 from pipeline.cluster.room import cluster
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
-from rewards.plugins import absolute
-from rewards.pool import RewardPool
+from rewards.plugins.names import absolute
+from rewards.pool.workers import RewardPool
 from rewards.types import Placement
 from rollout.checkpoint import refuse_head_size
 from rollout.pool import RolloutPool
@@ -81,7 +81,7 @@ def start_rewards(
 ) -> RewardPool:
     """Start the judges. Files of rewards become absolute paths, since workers have their own working directory.
 
-    placements: those of `rewards.guard.Judges`, where it has built the rewards already.
+    placements: those of `rewards.pool.guard.Judges`, where it has built the rewards already.
     """
     return RewardPool([absolute(spec) for spec in specs], config, placements=placements)
 

@@ -11,7 +11,7 @@ from pipeline.data.chat import ChatFormat
 from pipeline.data.messages import has_tools, text_only
 from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows
-from rewards.guard import Judges
+from rewards.pool.guard import Judges
 from rewards.types import Task
 
 

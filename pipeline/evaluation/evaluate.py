@@ -45,9 +45,9 @@ from pipeline.evaluation.refusals import request_task, run_refusals
 from pipeline.evaluation.suites import Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
-from rewards.guard import Judges, inspect, refuse_idle_workers
-from rewards.plugins import absolute
-from rewards.pool import RewardPool
+from rewards.plugins.names import absolute
+from rewards.pool.guard import Judges, inspect, refuse_idle_workers
+from rewards.pool.workers import RewardPool
 from rewards.types import Placement, Task
 from rollout.pool import RolloutPool
 

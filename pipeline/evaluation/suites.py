@@ -17,7 +17,7 @@ from rewards.types import Status
 from rollout.types import TokenLogprobs
 
 if TYPE_CHECKING:  # readers of results need no Ray
-    from rewards.pool import RewardPool
+    from rewards.pool.workers import RewardPool
     from rollout.pool import RolloutPool
 
 SEQUENCES_PER_BATCH = 256

@@ -10,7 +10,7 @@ from pipeline.grpo.sync import refuse_mismatch, sync_weights
 from pipeline.reports.stopwatch import Stopwatch
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.worker import TrainingRanks
-from rewards.pool import RewardPool
+from rewards.pool.workers import RewardPool
 from rollout.pool import RolloutPool
 
 

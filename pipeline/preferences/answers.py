@@ -22,7 +22,7 @@ from pipeline.cluster.start import start_all
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.disk.files import write_json_lines
 from pipeline.preferences.split import prompt_key
-from rewards.pool import RewardPool
+from rewards.pool.workers import RewardPool
 from rewards.types import Verdict
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Group

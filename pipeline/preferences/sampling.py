@@ -14,8 +14,8 @@ from pipeline.cluster.start import start_rewards, start_rollout
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.preferences.answers import AnswerSampler, PromptSet, distinct_prompts
-from rewards.guard import Judges, inspect, refuse_idle_workers
-from rewards.pool import RewardPool
+from rewards.pool.guard import Judges, inspect, refuse_idle_workers
+from rewards.pool.workers import RewardPool
 
 SampledSource = SampledPairs | SampledDomain
 

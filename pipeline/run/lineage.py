@@ -34,7 +34,7 @@ from pipeline.models.tokenizer import load_tokenizer
 from pipeline.run.sources import reward_files, source_hash
 from pipeline.weights.finite import refuse_nonfinite
 from pipeline.weights.resolve import resolve_model
-from rewards.plugins import LANGUAGE_MODEL, MODEL_KINDS, REWARD_MODEL
+from rewards.plugins.names import LANGUAGE_MODEL, MODEL_KINDS, REWARD_MODEL
 
 # fmt: off
 RECORDED_PACKAGES = (

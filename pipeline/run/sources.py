@@ -12,12 +12,12 @@ from pathlib import Path
 
 from configs.rewards import RewardSpec
 from pipeline.disk.hashes import file_hash, text_hash
-from rewards.plugins import FACTORIES, locate, source_file
+from rewards.plugins.names import FACTORIES, locate, source_file
 
 HOME = Path(__file__).resolve().parents[2]
 ROOMS = frozenset({"configs", "rewards", "rollout", "pipeline", "jobs"})
 
-JUDGING_MODULES = ("rewards.pool", "pipeline.grpo.mix")
+JUDGING_MODULES = ("rewards.pool.workers", "pipeline.grpo.mix")
 """Modules that pass tasks to every reward, and mix the verdicts."""
 
 

@@ -29,7 +29,7 @@ from pipeline.stages.context import Context
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.resolve import check_template, resolve_model
-from rewards.guard import Judges, inspect, refuse_idle_workers
+from rewards.pool.guard import Judges, inspect, refuse_idle_workers
 from rollout.checkpoint import mtp_depth
 
 

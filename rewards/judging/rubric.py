@@ -1,7 +1,7 @@
 """Rubrics: the prompt that asks a language model to judge a completion, and the score in its answer.
 
-The judge at an address (`rewards.judge`) and the one in our own engine (`pipeline.judging.self_judge`) share them. An
-answer gives a score only in the form that the rubric sets; any other answer is no score, never a low one.
+The judge at an address (`rewards.judging.reward`) and the one in our own engine (`pipeline.judging.self_judge`) share
+them. An answer gives a score only in the form that the rubric sets; any other answer is no score, never a low one.
 """
 
 import json

@@ -13,9 +13,9 @@ import pytest
 from configs.grpo import GRPOConfig
 from configs.load import load_config
 from configs.stages import Recipe
-from rewards.guard import inspect, unjudgeable
 from rewards.offline import read_completions
-from rewards.plugins import LIBRARIES
+from rewards.plugins.names import LIBRARIES
+from rewards.pool.guard import inspect, unjudgeable
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add_a_reward.md").read_text()
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)

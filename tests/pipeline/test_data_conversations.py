@@ -12,7 +12,7 @@ from configs.sft import SFTConfig
 from pipeline.data.conversations import Conversations
 from pipeline.data.prompts import Prompts
 from pipeline.models.tokenizer import byte_tokenizer
-from rewards.gym import GymReward
+from rewards.rules.gym import GymReward
 from rewards.types import Task
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_train.jsonl"

@@ -7,7 +7,7 @@ import pytest
 from configs.data import SumsSource
 from pipeline.data.requests import ALLOWED, HARMFUL, request_row, requests
 from pipeline.data.sums import draw_sums
-from rewards.ranking import RankingReward
+from rewards.rules.ranking import RankingReward
 from rewards.types import Task
 
 

@@ -104,7 +104,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "multiple_choice": [{"question": "2 + 2?", "choices": ["3", "4"], "answer": 1}],
 }
 MORE: dict[str, dict[str, Any]] = {
-    "conversation": {"reward": {"name": "rewards.refusal:refusal"}, "max_prompt_length": 140},
+    "conversation": {"reward": {"name": "rewards.rules.refusal:refusal"}, "max_prompt_length": 140},
     "multiple_choice": {"form": "mmlu", "max_length": 150},
     "mbpp": {"samples": 1},
 }

@@ -30,7 +30,7 @@ from pipeline.evaluation.refusals import request_task, run_refusals
 from pipeline.evaluation.suites import Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.models.tokenizer import byte_tokenizer
-from rewards.registry import build
+from rewards.plugins.build import build_reward
 from rewards.types import Status, Task, Verdict
 from rollout.types import Completion, Group, TokenLogprobs
 
@@ -64,7 +64,7 @@ class Bench:
     """The suite's own rewards, made and asked in this process."""
 
     def __init__(self, suite: AnySuite) -> None:
-        self._rewards: dict[str, Any] = {spec.label: build(spec) for spec in suite.rewards()}
+        self._rewards: dict[str, Any] = {spec.label: build_reward(spec) for spec in suite.rewards()}
         self._judged: dict[int, list[dict[str, Verdict]]] = {}
 
     def submit(self, index: int, task: Task, completions: list[str]) -> None:
@@ -384,5 +384,5 @@ def test_refusals_of_the_harmful_and_of_the_harmless(tmp_path: Path) -> None:
 )
 def test_phrases_of_refusals(completion: str, refused: bool) -> None:
     suite = RefusalSuite.model_validate({"type": "refusal", "source": {"type": "sums", "size": 1}})
-    reward: Any = build(suite.refusal)
+    reward: Any = build_reward(suite.refusal)
     assert reward.score(Task("", None), completion).score == float(refused)

@@ -9,7 +9,7 @@ import pytest
 
 from configs.rewards import RewardSpec
 from pipeline.run.sources import HOME, JUDGING_MODULES, ROOMS, module_sources, plugin_sources, reward_files, source_hash
-from rewards.plugins import FACTORIES, locate
+from rewards.plugins.names import FACTORIES, locate
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,8 @@ def test_whatever_python_imports_is_among_the_files(name: str) -> None:
 
 def test_imports_within_functions_count() -> None:
     """The chat format and vLLM's pooling engine, which a reward model loads when it is set up."""
-    assert {"pipeline/data/chat.py", "rollout/pooling.py", "rewards/guard.py", "pipeline/grpo/mix.py"} <= reward_files(
-        RewardSpec(name="reward_model")
-    ).keys()
+    files = {"pipeline/data/chat.py", "rollout/pooling.py", "rewards/pool/guard.py", "pipeline/grpo/mix.py"}
+    assert files <= reward_files(RewardSpec(name="reward_model")).keys()
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -79,7 +78,7 @@ def test_a_plugins_own_package_is_followed_and_no_other(tmp_path: Path) -> None:
         {
             "mine/__init__.py": "from . import late\n",
             "mine/late.py": "",
-            "mine/score.py": "import other, json\nfrom .parts import words\nfrom rewards.form import LengthReward\n",
+            "mine/score.py": "import other, json\nfrom .parts import words\nfrom rewards.rules.form import Length\n",
             "mine/parts/__init__.py": "from ..above import *\n",
             "mine/parts/words.py": "def f():\n    import mine.inner.deep as deep\n",
             "mine/above.py": "",
@@ -94,7 +93,7 @@ def test_a_plugins_own_package_is_followed_and_no_other(tmp_path: Path) -> None:
         f"mine/{name}.py"
         for name in ("__init__", "late", "score", "parts/__init__", "parts/words", "above", "inner/deep")
     }
-    assert "rewards/form.py" in found
+    assert "rewards/rules/form.py" in found
 
 
 def test_modules_beside_a_plugins_file_count(tmp_path: Path) -> None:

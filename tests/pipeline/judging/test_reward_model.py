@@ -19,9 +19,9 @@ from pipeline.judging.reward_model import RewardModel
 from pipeline.judging.scorer import Scorer
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.weights.reward_model import new_score_model
-from rewards.guard import unjudgeable
-from rewards.pool import RewardPool
-from rewards.registry import build
+from rewards.plugins.build import build_reward
+from rewards.pool.guard import unjudgeable
+from rewards.pool.workers import RewardPool
 from rewards.types import Status, Task
 from tests.rollout import tiny
 
@@ -144,7 +144,7 @@ def test_prompts_that_cannot_be_scored_are_bad_rows(folders: dict[str, Path]) ->
 
 
 def test_a_reward_model_that_another_stage_has_yet_to_make_is_not_looked_at() -> None:
-    assert build(RewardSpec(name="reward_model", args={"path": "stage:rm_helpful"}))
+    assert build_reward(RewardSpec(name="reward_model", args={"path": "stage:rm_helpful"}))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_wrong_arguments_are_refused_before_anything_is_loaded(
 ) -> None:
     path = str(folders.get(args["path"], args["path"]))
     with pytest.raises(ValueError, match=said):
-        build(RewardSpec(name="reward_model", args=args | {"path": path}))
+        build_reward(RewardSpec(name="reward_model", args=args | {"path": path}))
 
 
 def test_a_head_of_several_scores_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
