@@ -110,7 +110,8 @@ class TrainerConfig(Settings):
     """Ranks that share the routed experts of a layer, each holding a part of them (DeepSpeed's AutoEP). Divides
     `num_ranks` and the model's experts; needs zero_stage >= 1 and a DeepSeek-V2 or -V3 model."""
     micro_batch_tokens: int = Field(default=8192, ge=16)
-    """Tokens of one forward pass of one rank. Sequences are packed up to it; a longer one runs alone."""
+    """Tokens of one forward pass of one rank. Sequences are packed up to it. A longer group of completions is cut into
+    rows that each repeat its prompt; a longer sequence runs alone."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     fp8: bool = False

@@ -1,8 +1,9 @@
 """Pack trees of tokens into micro-batches for training.
 
 A tree is a prompt and the branches that continue it. A GRPO group has G branches, a comparison one branch for each
-answer, and a conversation is a root alone. The root is computed once for all branches. Everything is flat numpy, so a
-micro-batch is sent to a rank without a copy.
+answer, and a conversation is a root alone. The root is computed once for all branches of a row; a tree that is longer
+than a row is cut into parts, each with the root and some of the branches. Everything is flat numpy, so a micro-batch is
+sent to a rank without a copy.
 
 Legend: T tokens of a packed row, N trained tokens or scored answers, S trained sequences or comparisons, L mixture
 layers, K experts a token is sent to.
@@ -39,7 +40,8 @@ class Tree:
     """A root and its branches.
 
     root_mask: 1 for the root's own tokens that are trained (never the first). scored: the branches are one comparison,
-    and the last token of each is read. root_experts: given if the branches have routes.
+    and the last token of each is read. root_experts: given if the branches have routes. root_repeated: another part of
+    the same tree has the root too (see `cut`).
 
     Example: `Tree([1, 5, 6], [Branch([7, 2]), Branch([8, 9, 2])])` is a prompt with two completions.
     """
@@ -49,6 +51,7 @@ class Tree:
     root_mask: list[int] | None = None
     scored: bool = False
     root_experts: Routes | None = None
+    root_repeated: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -71,7 +74,8 @@ class MicroBatch:
         columns      [  .  . |  .  .  . |  . ]   float32 [N] by name
 
     Element i of a scored tree is an answer: target_N[i] is its last token, source_N[i] the row of that token, and
-    sequence_N[i] its comparison. experts_TLK are the experts to replay, if any (see rollout.types.Routes).
+    sequence_N[i] its comparison. experts_TLK are the experts to replay, if any (see rollout.types.Routes). `repeated`
+    are the segments that another row has too, whose tokens count there.
     """
 
     token_ids_T: Ints
@@ -83,6 +87,12 @@ class MicroBatch:
     num_sequences: int
     columns: dict[str, Floats]
     experts_TLK: Routes | None = None
+    repeated: tuple[int, ...] = ()
+
+    @property
+    def num_new_tokens(self) -> int:
+        """The number of tokens without those of repeated segments."""
+        return len(self.token_ids_T) - sum(self.lengths[segment] for segment in self.repeated)
 
     def with_column(self, name: str, values_N: Floats) -> "MicroBatch":
         """Return the micro-batch with one more column."""
@@ -92,7 +102,7 @@ class MicroBatch:
 
 def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
     """Lay trees out as one row."""
-    token_ids, lengths, parents = [], [], []
+    token_ids, lengths, parents, repeated = [], [], [], []
     source, target, sequence, columns = [], [], [], []
     routes: list[Routes | None] = []
     start = num_sequences = 0
@@ -102,6 +112,8 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
         routes.append(tree.root_experts)
         lengths.append(len(tree.root_ids))
         parents.append(-1)
+        if tree.root_repeated:
+            repeated.append(root)
         if tree.root_mask is not None:
             trained = np.flatnonzero(tree.root_mask)
             source.append(start + trained - 1)
@@ -140,7 +152,23 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
             for name in (columns[0] if columns else {})
         },
         experts_TLK=np.concatenate(experts) if experts else None,
+        repeated=tuple(repeated),
     )
+
+
+def cut(tree: Tree, max_tokens: int) -> list[Tree]:
+    """Cut a tree into parts of at most `max_tokens` tokens, each with the root and whole branches.
+
+    A part of a single branch may be longer. A comparison stays whole, because its loss is not a sum over branches.
+
+    Example: `cut(Tree([1, 5], [Branch([7, 2]), Branch([8, 2])]), 4)` is
+    `[Tree([1, 5], [Branch([7, 2])]), Tree([1, 5], [Branch([8, 2])], root_repeated=True)]`.
+    """
+    if tree.scored or tree.num_tokens <= max_tokens or len(tree.branches) < 2:
+        return [tree]
+    parts = pack([len(branch.token_ids) for branch in tree.branches], max_tokens - len(tree.root_ids))
+    first, *others = [replace(tree, branches=[tree.branches[i] for i in part]) for part in parts]
+    return [first, *(replace(part, root_mask=None, root_repeated=True) for part in others)]
 
 
 def scored_tree(prompt_ids: list[int], answers: Sequence[list[int]], targets: Sequence[float] | None = None) -> Tree:
@@ -162,10 +190,11 @@ def shard_indices(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: 
 
 
 def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[MicroBatch]]:
-    """Return the micro-batches of each rank (see `shard_indices`).
+    """Return the micro-batches of each rank (see `cut` and `shard_indices`).
 
     Ranks meet in collectives, so all get the same number: a rank with fewer rows gets rows of one untrained token.
     """
+    trees = [part for tree in trees for part in cut(tree, micro_batch_tokens)]
     indices = shard_indices(trees, num_ranks=num_ranks, micro_batch_tokens=micro_batch_tokens)
     ranks = [[micro_batch([trees[i] for i in row]) for row in rows] for rows in indices]
     longest = max(len(rows) for rows in ranks)

@@ -34,13 +34,15 @@ _IGNORED = frozenset({"position_ids", "use_cache", "cache_position"})
 class Layout:
     """The segments of a packed row: s has `lengths[s]` tokens and sees those of its parent `parents[s]`, -1 for none.
 
-    Raises ValueError unless a parent comes before its children and has no parent itself.
+    Another row has the segments `repeated` too, and counts them. Raises ValueError unless a parent comes before its
+    children and has no parent itself.
 
     Example: `Layout(lengths=(3, 2, 3), parents=(-1, 0, 0))` is a prompt of 3 tokens with two completions.
     """
 
     lengths: tuple[int, ...]
     parents: tuple[int, ...]
+    repeated: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for segment, parent in enumerate(self.parents):
@@ -54,6 +56,12 @@ class Layout:
         """int64 [T]; the positions of a segment continue those of its parent."""
         firsts = [0 if parent == -1 else self.lengths[parent] for parent in self.parents]
         return torch.cat([torch.arange(first, first + n) for first, n in zip(firsts, self.lengths, strict=True)])
+
+    @cached_property
+    def counted_T(self) -> Tensor:
+        """bool [T]: False for the tokens of repeated segments."""
+        counted = torch.tensor([segment not in self.repeated for segment in range(len(self.lengths))])
+        return counted.repeat_interleave(torch.tensor(self.lengths))
 
     @cached_property
     def classes(self) -> list[tuple[list[int], int, int]]:

@@ -80,7 +80,8 @@ class LogprobModel(nn.Module):
         replay (see pipeline.models.routing). With `mtp` and gradients, returns MtpLogprobs. Passes with gradients count
         towards the load of the experts.
         """
-        self.routers.begin(experts_TLK, counts=torch.is_grad_enabled() and len(source_N) > 0)
+        trains = torch.is_grad_enabled() and len(source_N) > 0
+        self.routers.begin(experts_TLK, counted_T=layout.counted_T.to(token_ids_T.device) if trains else None)
         hidden_TD = hidden_states(self.causal_lm, token_ids_T, layout)
         head = self.causal_lm.get_output_embeddings()
         assert head is not None

@@ -84,7 +84,7 @@ class Routers:
             gate.module.forward = partial(self._forward, layer)
         self._replayed: list[Tensor] | None = None
         self._chosen: list[Tensor | None] = []
-        self._counting = False
+        self._counted_T: Tensor | None = None
         self._load_LE: Tensor | None = None
 
     @property
@@ -95,12 +95,12 @@ class Routers:
     def __len__(self) -> int:
         return len(self.gates)
 
-    def begin(self, experts_TLK: Tensor | None = None, *, counts: bool = False) -> None:
+    def begin(self, experts_TLK: Tensor | None = None, *, counted_T: Tensor | None = None) -> None:
         """Begin a forward pass, which includes its recomputation in the backward pass.
 
         experts_TLK: integers [T, L, K], the experts to replay. If any of a token's K experts is NO_ROUTE, the
-        gate chooses. counts: add the load of this pass to `take_load`. Raises ValueError for experts that this model
-        does not have.
+        gate chooses. counted_T: bool [T], the tokens of this pass that count in `take_load`, if any. Raises ValueError
+        for experts that this model does not have.
         """
         self._count()
         if experts_TLK is not None:
@@ -115,7 +115,7 @@ class Routers:
                 )
         self._replayed = None if experts_TLK is None else [experts_TK.long() for experts_TK in experts_TLK.unbind(1)]
         self._chosen = [None] * len(self)
-        self._counting = counts
+        self._counted_T = counted_T
 
     @property
     def chosen_TLK(self) -> Tensor:
@@ -125,16 +125,20 @@ class Routers:
     def take_load(self) -> Tensor | None:
         """Return int64 [L, E]: tokens of each expert in the passes counted since the last call, or None without any."""
         self._count()
-        self._counting = False  # otherwise the next call would count this pass again
+        self._counted_T = None  # otherwise the next call would count this pass again
         load_LE, self._load_LE = self._load_LE, None
         return load_LE
 
     def _count(self) -> None:
         """Add the last pass to the load. Counting after the pass counts layers that backward recomputes only once."""
-        if not self._counting:
+        if self._counted_T is None:
             return
         num_experts = self.gates[0].num_experts if self.gates else 0
-        experts = [c.flatten() + layer * num_experts for layer, c in enumerate(self._chosen) if c is not None]
+        experts = [
+            experts_TK[self._counted_T].flatten() + layer * num_experts
+            for layer, experts_TK in enumerate(self._chosen)
+            if experts_TK is not None
+        ]
         if experts:
             load = torch.bincount(torch.cat(experts), minlength=len(self) * num_experts).view(len(self), num_experts)
             self._load_LE = load if self._load_LE is None else self._load_LE + load
@@ -147,7 +151,7 @@ class Routers:
             experts_TK, weights_TK = _replay(gate, self._replayed[layer], logits_TE, weights_TK, experts_TK)
         if self._chosen:  # empty before the first `begin`
             self._chosen[layer] = experts_TK
-        if self.balance is not None and self._counting:
+        if self.balance is not None and self._counted_T is not None:
             weights_TK = self.balance(layer, gate.scores(logits_TE), weights_TK, experts_TK)
         return logits_TE, weights_TK, experts_TK
 

@@ -31,7 +31,8 @@ class ScoreModel(nn.Module):
 
     def forward(self, token_ids_T: Tensor, layout: Layout, last_N: Tensor) -> Tensor:
         """Return float32 [N], the score at token last_N[i]. token_ids_T is int64 [T]; last_N is int64 [N]."""
-        self.routers.begin(counts=torch.is_grad_enabled() and len(last_N) > 0)
+        trains = torch.is_grad_enabled() and len(last_N) > 0
+        self.routers.begin(counted_T=layout.counted_T.to(token_ids_T.device) if trains else None)
         hidden_TD = hidden_states(self.model, token_ids_T, layout)
         head: Any = self.model.score
         return head(hidden_TD[last_N]).squeeze(-1).float()

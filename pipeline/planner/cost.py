@@ -44,7 +44,7 @@ class Work:
     max_tokens: int
     """Most tokens of a completion or a text."""
     longest: int
-    """Most tokens of a text, or of a completion with its prompt."""
+    """Most tokens of a row that can't be cut: a text, a comparison, or a completion with its prompt."""
     scored: int = 0
     """Forward passes beside training: the reference's, and the policy's own where the ratio needs one."""
     updates: int = 1
@@ -54,10 +54,11 @@ class Work:
         """Completions or texts of a step."""
         return self.prompts * self.group_size
 
-    @property
-    def tokens(self) -> float:
-        """Tokens of a step; a prompt is computed once for all its completions."""
-        return self.prompts * self.prompt_tokens + self.sequences * self.mean_tokens
+    def trained_tokens(self, row_tokens: int) -> float:
+        """Return the tokens of a step in rows of at most `row_tokens`; each row with completions of a prompt has it."""
+        in_a_row = max(1, int((row_tokens - self.prompt_tokens) / self.mean_tokens))
+        rows = ceil(self.group_size / in_a_row)
+        return self.prompts * rows * self.prompt_tokens + self.sequences * self.mean_tokens
 
     @property
     def context(self) -> float:
@@ -124,7 +125,7 @@ def train_seconds(
 
     bubble: share of the time that a pipeline idles. This project's ranks have no pipeline; published runs do.
     """
-    tokens = work.tokens / layout.ranks
+    tokens = work.trained_tokens(layout.micro_batch_tokens) / layout.ranks
     micro_batches = ceil(tokens / work.updates / layout.micro_batch_tokens) * work.updates
     forward = forward_seconds(model, tokens, work.context, cluster.device)
     exchange = exchange_seconds(model, tokens, layout, cluster)

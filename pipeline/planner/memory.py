@@ -127,7 +127,7 @@ def train_state(model: Architecture, layout: TrainLayout, *, reference: bool) ->
 def train_working(model: Architecture, layout: TrainLayout, *, longest: int, lean: bool) -> Parts:
     """Return what the forward and backward passes add to `train_state` at their peak, on the device.
 
-    longest: tokens of the longest sequence, which is never cut. lean: float32 on the CPU, with the project's experts.
+    longest: tokens of the longest row that can't be cut. lean: float32 on the CPU, with the project's experts.
     """
     tokens = max(layout.micro_batch_tokens, longest)
     saved = model.saved_lean if lean else model.saved

@@ -95,8 +95,8 @@ def _work(config: SFTConfig | RewardModelConfig | GRPOConfig, share: float) -> W
             return Work(config.conversations_per_step, 1, 0, share * longest, longest, longest)
         case RewardModelConfig():
             longest = config.data.max_length
-            half = share * longest / 2  # one half is the prompt, which both answers share
-            return Work(config.comparisons_per_step, 2, half, half, longest, longest)
+            mean = 1.5 * share * longest  # a prompt and two answers, each half as long as `max_length` allows
+            return Work(config.comparisons_per_step, 1, 0, mean, 2 * longest, 2 * longest)
         case GRPOConfig():
             max_tokens, max_prompt = config.sampling.max_tokens, config.prompts.max_prompt_length
             return Work(

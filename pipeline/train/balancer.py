@@ -69,7 +69,9 @@ class Balancer:
     def begin_row(self, row: MicroBatch) -> None:
         """Begin the forward pass of a micro-batch."""
         if self._names:
-            self._sequences = Sequences(Layout(row.lengths, row.parents), self._device)
+            layout = Layout(row.lengths, row.parents, row.repeated)
+            self._sequences = Sequences(layout, self._device)
+            self._counted_T = layout.counted_T.to(self._device)
             self._counted: set[int] = set()
             if isinstance(self._config, V2Balance) and self._config.capacity:
                 self._protected_T = torch.from_numpy(protected_tokens(row, self._config.never_dropped)).to(self._device)
@@ -94,7 +96,7 @@ class Balancer:
                 capacity=capacity,
             )
             weights_TK = weights_TK * keep_TK
-            figures.append((~keep_TK).sum().double())
+            figures.append((~keep_TK[self._counted_T]).sum().double())
         if layer not in self._counted:  # otherwise the backward pass recomputes the layer
             self._counted.add(layer)
             self._sums_X += torch.stack(figures)

@@ -191,7 +191,7 @@ class TrainEngine:
         routes = {}  # the reference is another policy and keeps its own routes
         if row.experts_TLK is not None and model is not self.reference:
             routes["experts_TLK"] = torch.from_numpy(row.experts_TLK.copy()).to(self.device)
-        return model(token_ids_T, Layout(row.lengths, row.parents), source_N, *targets, **routes)
+        return model(token_ids_T, Layout(row.lengths, row.parents, row.repeated), source_N, *targets, **routes)
 
     def _clip_unsharded(self) -> Tensor:
         """Reduce and clip without ZeRO, because DeepSpeed clips without returning the norm."""

@@ -106,7 +106,7 @@ class TrainingRanks:
         metrics = _mean(sums) | {"loss/total": sum(part.loss for part in sums)} | fullest
         if not math.isfinite(metrics["train/grad_norm"]):
             raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")
-        num_tokens = sum(len(row.token_ids_T) for rows in batch for row in rows)
+        num_tokens = sum(row.num_new_tokens for rows in batch for row in rows)
         return metrics | {"train/tokens_per_second": num_tokens / (time.monotonic() - started)}
 
     def with_logprobs(self, batch: list[list[MicroBatch]], *, reference: bool) -> list[list[MicroBatch]]:

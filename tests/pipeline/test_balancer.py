@@ -39,7 +39,7 @@ def rows_of(trees: list[Tree], tokens: int) -> list[MicroBatch]:
 
 def forward(model: LogprobModel, row: MicroBatch) -> Tensor:
     ids_T, source_N, target_N = map(torch.from_numpy, (row.token_ids_T, row.source_N, row.target_N))
-    return model(ids_T, Layout(row.lengths, row.parents), source_N, target_N)
+    return model(ids_T, Layout(row.lengths, row.parents, row.repeated), source_N, target_N)
 
 
 def update(
@@ -111,6 +111,35 @@ def test_neither_micro_batches_nor_checkpointing_change_it(family: str, config: 
         assert figures == pytest.approx(expected_figures, rel=1e-5)
         for gate, after in zip(model.routers.gates, ends, strict=False):
             assert torch.equal(gate.module.e_score_correction_bias, after)
+
+
+@CASES
+def test_cut_groups_train_and_balance_as_whole_ones(family: str, config: V2Balance | V3Balance) -> None:
+    """The repeated prompts are in no mean twice: neither in the losses nor in the load that moves the bias."""
+    rng = np.random.default_rng(0)
+    groups = [
+        Tree(rng.integers(3, 97, 30).tolist(), [Branch(rng.integers(3, 97, int(n)).tolist()) for n in lengths])
+        for lengths in rng.integers(3, 20, (3, 6))
+    ]
+    if isinstance(config, V2Balance):  # all are protected, so the budget of a row drops none
+        config = config.model_copy(update={"capacity": 0.5, "never_dropped": 1.0})
+    model, balancer = model_and_balancer(family, config)
+    bias = [gate.bias_E.clone() for gate in model.routers.gates if gate.bias_E is not None]
+    expected, expected_figures = update(model, balancer, rows_of(groups, 4096))
+    ends = [gate.bias_E.clone() for gate in model.routers.gates if gate.bias_E is not None]
+    load = balancer.load
+    for gate, before in zip(model.routers.gates, bias, strict=False):
+        gate.module.e_score_correction_bias.copy_(before)
+    rows = rows_of(groups, 50)
+    assert sum(len(row.repeated) for row in rows) > 3 and max(len(row.token_ids_T) for row in rows) <= 50
+    found, figures = update(model, balancer, rows)
+    assert balancer.load == load
+    assert sum(next(iter(load.values()))) == sum(group.num_tokens for group in groups) * model.routers.gates[0].top_k
+    assert figures == pytest.approx(expected_figures, rel=1e-5)
+    for gate, after in zip(model.routers.gates, ends, strict=False):
+        assert torch.equal(gate.module.e_score_correction_bias, after)
+    flat, expected_flat = (torch.cat([g[name].flatten() for name in expected]) for g in (found, expected))
+    assert (flat - expected_flat).norm() < 1e-6 * expected_flat.norm()
 
 
 def silent(row: MicroBatch) -> MicroBatch:

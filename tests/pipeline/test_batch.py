@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.data.trees import Branch, Tree, micro_batch, scored_tree, shard, shard_indices
+from pipeline.data.trees import Branch, Tree, cut, micro_batch, scored_tree, shard, shard_indices
 from rollout.types import Routes
 
 
@@ -90,3 +90,33 @@ def test_a_row_that_only_takes_part_has_a_route_too() -> None:
     assert len(silent) == 1
     for row in [row for rows in ranks for row in rows]:
         assert row.experts_TLK is not None and len(row.experts_TLK) == len(row.token_ids_T)
+
+
+def test_a_group_longer_than_a_row_is_cut_and_its_prompt_repeated() -> None:
+    group = tree([10, 11, 12], [1] * 6, [2] * 2, [3] * 5, [4] * 3)
+    parts = cut(group, 12)
+    assert [[branch.token_ids[0] for branch in part.branches] for part in parts] == [[1, 4], [2, 3]]
+    assert [part.root_repeated for part in parts] == [False, True] and {len(part.root_ids) for part in parts} == {3}
+    assert cut(group, 19) == [group]  # it fits
+    assert [part.num_tokens for part in cut(group, 4)] == [9, 8, 6, 5]  # a completion is never cut
+    comparison = scored_tree([1, 2], [[3] * 5, [4] * 5])
+    assert cut(comparison, 8) == [comparison]  # its loss needs both answers
+    row = micro_batch([tree([20], [7]), parts[1]])
+    assert row.repeated == (2,) and row.num_new_tokens == len(row.token_ids_T) - 3
+    columns = [micro_batch([part]).columns["weights"] for part in parts]
+    assert sorted(np.concatenate(columns)) == sorted(micro_batch([group]).columns["weights"])
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_rows_of_groups_have_at_most_the_tokens_asked_for_and_ranks_balance(num_ranks: int) -> None:
+    """A long group beside short ones: uncut, one rank would have 6000 tokens and the others 60."""
+    rng = np.random.default_rng(0)
+    long = tree([1] * 50, *[[2] * int(n) for n in rng.integers(200, 500, 16)])
+    short = [tree([1] * 5, [3] * 20, [4] * 30) for _ in range(num_ranks - 1)]
+    ranks = shard([long, *short], num_ranks=num_ranks, micro_batch_tokens=600)
+    assert max(len(row.token_ids_T) for rows in ranks for row in rows) <= 600
+    tokens = [sum(len(row.target_N) for row in rows) for rows in ranks]
+    assert sum(tokens) == sum(len(branch.token_ids) for t in [long, *short] for branch in t.branches)
+    assert max(tokens) - min(tokens) <= 550
+    new = sum(row.num_new_tokens for rows in ranks for row in rows if row.num_sequences)
+    assert new == sum(t.num_tokens for t in [long, *short])
