@@ -9,13 +9,15 @@ from pathlib import Path
 from statistics import median
 
 import ray
+import torch
 
 from configs.grpo import GRPOConfig
 from configs.load import load_config
-from jobs.bench.measure import PROMPT_LENGTHS, bench_folder, byte_prompts
+from jobs.bench.measure import PROMPT_LENGTHS, bench_folder, byte_prompts, seconds
 from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.grpo.sync import BUCKET_MIB, probe_sequences, sync_weights
+from pipeline.planner.architecture import architecture_of
 from pipeline.reports.report import read_metrics
 from pipeline.run.stage import run_stage
 from pipeline.train.spec import TrainSpec
@@ -25,6 +27,10 @@ from rollout.pool import vllm_baseline_seconds
 GRPO_STEP = Path(__file__).with_name("grpo_step.yaml")
 TEMPLATE_TOKENS = 3
 PHASES = ("generate", "reference", "train", "sync")
+SIDE = 2048
+"""Rows and columns of the product that measures this machine's rate."""
+PASSES = 4
+"""Forward passes that a step's training and reference cost: a backward pass costs two."""
 
 
 def grpo_step(steps: int) -> dict[str, float]:
@@ -35,7 +41,7 @@ def grpo_step(steps: int) -> dict[str, float]:
     """
     with bench_folder() as name:
         folder = Path(name)
-        config = _grpo_config(folder, steps)
+        config = grpo_config(folder, steps)
         run_stage(config, folder / "grpo")
         rows = read_metrics(folder / "grpo")[1:]
         with cluster():
@@ -46,6 +52,7 @@ def grpo_step(steps: int) -> dict[str, float]:
             )
     figures = {f"{phase}_seconds": _median(rows, f"time/{phase}_seconds") for phase in PHASES}
     step = _median(rows, "time/step_seconds")
+    bound = _bound_seconds(config)
     other = step - sum(figures[f"{phase}_seconds"] for phase in ("generate", "reference", "train"))
     return figures | {
         "step_seconds": step,
@@ -55,6 +62,8 @@ def grpo_step(steps: int) -> dict[str, float]:
         "step_over_vllm_alone": step / alone,
         "generate_over_vllm_alone": figures["generate_seconds"] / alone,
         "generate_over_vllm_alone_expanded": figures["generate_seconds"] / expanded,
+        "bound_seconds": bound,
+        "train_and_reference_over_bound": (figures["train_seconds"] + figures["reference_seconds"]) / bound,
         "sync_share": figures["sync_seconds"] / step,
         "other_share": other / step,
     }
@@ -63,7 +72,7 @@ def grpo_step(steps: int) -> dict[str, float]:
 def sync_step(steps: int) -> dict[str, float]:
     """Times a sync of the 25M-parameter model from one rank to one engine, with its proof; medians of `steps` syncs."""
     with bench_folder() as folder, cluster():
-        config = _grpo_config(Path(folder), steps)
+        config = grpo_config(Path(folder), steps)
         model = Path(config.model.path)
         spec = TrainSpec(model, "float32", config.trainer, config.optimizer, 1)
         probe = probe_sequences(264, max_model_len=config.rollout.max_model_len)
@@ -79,7 +88,8 @@ def sync_step(steps: int) -> dict[str, float]:
     return figures | {"mib": mib, "mib_per_second": mib / figures["transfer_seconds"]}
 
 
-def _grpo_config(folder: Path, steps: int) -> GRPOConfig:
+def grpo_config(folder: Path, steps: int) -> GRPOConfig:
+    """Write the model and the prompts of the benchmark into `folder`; return the configuration of `steps` + 1 steps."""
     rng = random.Random(0)
     rows = [
         {"prompt": "".join(rng.choices("abcdefgh 0123456789", k=length - TEMPLATE_TOKENS)), "truth": "7"}
@@ -90,6 +100,18 @@ def _grpo_config(folder: Path, steps: int) -> GRPOConfig:
     model = create_model("moe_25m", 0, folder / "moe_25m")
     overrides = [f"model.path={model}", f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"]
     return load_config(str(GRPO_STEP), overrides, GRPOConfig).config
+
+
+def _bound_seconds(config: GRPOConfig) -> float:
+    """Return the seconds of the floating-point operations of training and reference at the rate of a large product,
+    with each prompt computed once for its group."""
+    model = architecture_of(config.model.path, "float32")
+    completions = config.prompts_per_step * config.group_size * config.sampling.max_tokens
+    context = sum(PROMPT_LENGTHS) / len(PROMPT_LENGTHS) + config.sampling.max_tokens / 2
+    flops = PASSES * (sum(PROMPT_LENGTHS) + completions) * (2 * model.active + context * model.attention_flops)
+    a = torch.randn(SIDE, SIDE)
+    product_seconds = median(seconds(lambda: a @ a) for _ in range(9))
+    return flops / (2 * SIDE**3 / product_seconds)
 
 
 def _median(rows: list[dict[str, float]], name: str) -> float:

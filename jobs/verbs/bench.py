@@ -10,6 +10,7 @@ from jobs.command import OUT, JsonFile, plain_table, verb_app, write_json
 app = verb_app()
 BENCHES = {
     "grpo-step": "jobs.bench.grpo:grpo_step",
+    "versus-trl": "jobs.bench.versus_trl:versus_trl",
     "sync": "jobs.bench.grpo:sync_step",
     "rewards": "jobs.bench.rewards:rewards",
     "sandbox": "jobs.bench.sandbox:sandbox_cost",
@@ -35,6 +36,7 @@ def bench(
 
     \b
     grpo-step  a GRPO step (generate, judge, reference, update, sync) of a random 25M-parameter mixture of experts
+    versus-trl the same step of ours and of TRL's, in turns
     sync       a weight sync of that model with its proof
     rewards    math answers judged, beside math-verify alone
     sandbox    programs run in the sandbox, beside the same programs without it
