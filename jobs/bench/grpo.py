@@ -27,7 +27,7 @@ from rollout.pool import vllm_baseline_seconds
 GRPO_STEP = Path(__file__).with_name("grpo_step.yaml")
 TEMPLATE_TOKENS = 3
 PHASES = ("generate", "reference", "train", "sync")
-SIDE = 2048
+PRODUCT_SIDE = 2048
 """Rows and columns of the product that measures this machine's rate."""
 PASSES = 4
 """Forward passes that a step's training and reference cost: a backward pass costs two."""
@@ -109,9 +109,9 @@ def _bound_seconds(config: GRPOConfig) -> float:
     completions = config.prompts_per_step * config.group_size * config.sampling.max_tokens
     context = sum(PROMPT_LENGTHS) / len(PROMPT_LENGTHS) + config.sampling.max_tokens / 2
     flops = PASSES * (sum(PROMPT_LENGTHS) + completions) * (2 * model.active + context * model.attention_flops)
-    a = torch.randn(SIDE, SIDE)
+    a = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE)
     product_seconds = median(seconds(lambda: a @ a) for _ in range(9))
-    return flops / (2 * SIDE**3 / product_seconds)
+    return flops / (2 * PRODUCT_SIDE**3 / product_seconds)
 
 
 def _median(rows: list[dict[str, float]], name: str) -> float:

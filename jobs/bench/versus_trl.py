@@ -18,7 +18,7 @@ from pipeline.run.stage import run_stage
 
 TRL = "trl==1.16.0"
 TURNS = 2
-STEP_SECONDS = 1800
+TRL_STEP_SECONDS = 1800
 """Seconds after which a step of TRL counts as hanging."""
 
 
@@ -50,7 +50,7 @@ def versus_trl(steps: int) -> dict[str, float]:
             run_stage(config, folder / f"grpo-{turn}")
             ours += [row["time/step_seconds"] for row in read_metrics(folder / f"grpo-{turn}")[1:]]
             output = _run(
-                [*command, json.dumps(settings)], PYTHONPATH=str(folder / "trl"), seconds=STEP_SECONDS * (steps + 1)
+                [*command, json.dumps(settings)], PYTHONPATH=str(folder / "trl"), seconds=TRL_STEP_SECONDS * (steps + 1)
             )
             theirs += json.loads(output.splitlines()[-1])
     return {
