@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast fast-tests test-slow test-portable demo-table docs
+.PHONY: setup demo test types fast fast-tests test-slow test-portable test-gpu demo-table docs
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -40,6 +40,11 @@ demo-table: setup
 # As on other machines: make test-portable ONLY="avx2 one_core" TESTS="tests/rewards tests/jobs"; tests/portable.sh says more.
 test-portable: setup
 	@TESTS="$(TESTS)" tests/portable.sh $(ONLY)
+
+# On one GPU, eight minutes: what stand-ins can only imitate (docs/gpu.md). ONLY="states attention" runs some checks, CPU=1
+# tests the script without a GPU. Not after setup: half of it runs with torch, transformers and deepspeed alone.
+test-gpu:
+	@$$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3) -m tests.gpu.run $(if $(CPU),--cpu) $(ONLY)
 
 docs: setup
 	$(ACTIVATE) python -m configs.documentation docs/configs.md

@@ -16,8 +16,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import datasets
-from pyarrow.parquet import ParquetFile
 from pydantic import TypeAdapter
 
 from configs.data import DatasetSource, FileSource, GymSource, HubSource, Source, SumsSource
@@ -239,6 +237,8 @@ def _parse(text: bytes) -> dict[str, Any] | BadRowError:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    from pyarrow.parquet import ParquetFile  # training ranks read no rows, so they need neither this nor `datasets`
+
     try:
         # Not by `datasets`, which writes to its cache in the home even for a file here.
         rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
@@ -248,6 +248,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _hub(source: HubSource) -> Iterator[dict[str, Any]]:
+    import datasets
+
     try:
         rows: Any = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
     except (ConnectionError, FileNotFoundError, ValueError) as error:
@@ -266,6 +268,8 @@ def _dataset_files(folder: Path) -> list[Path]:
 
 
 def _dataset(folder: Path, split: str) -> Iterable[dict[str, Any]]:
+    import datasets
+
     _dataset_files(folder)
     splits: Any = datasets.load_from_disk(str(folder))
     if not isinstance(splits, datasets.DatasetDict) or split not in splits:
