@@ -104,10 +104,10 @@ def train_state(model: Architecture, layout: TrainLayout, *, reference: bool) ->
     shard = model.total / layout.ranks
     device = {
         "weights": (shard if stage == 3 else local) * width,
-        "gradients": (shard if stage >= 2 else local) * width,
+        "gradients": (shard if stage >= 2 else local) * 4,  # in float32, whatever the weights are
     }
     if model.dtype == "bfloat16" and stage == 0:
-        device["gradients"] += local * 4  # summed in float32
+        device["gradients"] += local * 4  # flattened for the update
     owned = shard if stage else local
     optimizer = {"moments": owned * 2 * ELEMENT_BYTES[layout.moments]}
     if stage or model.dtype == "bfloat16":
@@ -145,7 +145,7 @@ def train_working(model: Architecture, layout: TrainLayout, *, longest: int, lea
         in_use = 2 * (model.layer + model.layer_experts / layout.expert_parallel)  # this layer and the next, prefetched
         parts["gathered layers"] = max(in_use, min(local, ZERO_LIVE)) * model.width
     if layout.zero_stage and layout.ranks > 1:
-        parts["buckets"] = min(ZERO_BUCKET, local) * model.width
+        parts["buckets"] = min(ZERO_BUCKET, local) * 4  # messages are float32
     return parts
 
 

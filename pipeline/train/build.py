@@ -61,6 +61,8 @@ def build_engine(spec: TrainSpec) -> tuple[PreTrainedModel, Any]:
     )
     initialized: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
     engine = initialized[0]
+    if spec.dtype == "bfloat16":
+        sum_in_float32(engine, spec.trainer.zero_stage)
     engine.basic_optimizer.state.clear()  # without ZeRO, in bfloat16, DeepSpeed has made an empty step
     engine.enable_backward_allreduce = spec.trainer.zero_stage > 0  # without ZeRO, TrainEngine reduces and clips
     return causal_lm, engine
@@ -126,12 +128,32 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return list(groups.values())
 
 
+def sum_in_float32(engine: Any, zero_stage: int) -> None:
+    """Let gradients of weights in bfloat16 be float32 from the first sum on: over uses of a weight, rows and ranks.
+
+    See docs/decisions/0014-training-on-gpus.md.
+    """
+    for parameter in engine.module.parameters():
+        if parameter.requires_grad:
+            parameter.grad_dtype = torch.float32
+    if zero_stage in (1, 2):
+        # `data_types.grad_accum_dtype` would select BF16_Optimizer at stage 1, which can't sleep, and leave the buffers
+        # of stage 2 in bfloat16 (DeepSpeed 0.19.8: engine.py, line 2305; zero/stage_1_and_2.py, line 1253).
+        engine.optimizer.gradient_accumulation_dtype = torch.float32
+        engine.optimizer._gradient_reduction_buffer_dtype = lambda: torch.float32
+
+
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     """Return the settings for `deepspeed.initialize`."""
     offload = spec.trainer.offload
     parts = ["offload_optimizer"] * (offload is not None) + ["offload_param"] * bool(offload and offload.parameters)
     target = {"device": "nvme", "nvme_path": offload.nvme} if offload and offload.nvme else {"device": "cpu"}
-    return {
+    precision: dict[str, Any] = {}
+    if spec.dtype == "bfloat16":
+        precision["communication_data_type"] = "fp32"
+        if spec.trainer.zero_stage == 3:
+            precision["data_types"] = {"grad_accum_dtype": "fp32"}
+    return precision | {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,  # backward only accumulates; step reduces and updates
         "gradient_clipping": spec.optimizer.max_grad_norm if spec.trainer.zero_stage else 0.0,

@@ -19,6 +19,7 @@ FORKS.set_forkserver_preload(
         "tests.pipeline.mtp_ranks",
         "tests.pipeline.replay_ranks",
         "tests.pipeline.reward_ranks",
+        "tests.pipeline.sums_ranks",
     ]
 )
 
