@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast fast-tests test-slow test-portable test-gpu demo-table docs
+.PHONY: setup demo test types fast fast-tests test-slow test-portable test-gpu demo-table docs lock-gpu
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -48,3 +48,9 @@ test-gpu:
 
 docs: setup
 	$(ACTIVATE) python -m configs.documentation docs/configs.md
+
+# Needs uv. Versions of constraints.txt are kept where CUDA's packages allow it.
+lock-gpu:
+	grep -viE '^(torch|triton|vllm|intel)' constraints.txt > requirements-gpu.txt
+	uv pip compile pyproject.toml --extra gpu --extra gguf --extra dev --python-version 3.11 --no-annotate --quiet \
+		--python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock-gpu" -o requirements-gpu.txt

