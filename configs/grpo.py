@@ -120,6 +120,9 @@ class GRPOConfig(Settings):
     """DeepSpeed ranks."""
     rollout: RolloutConfig
     """vLLM engines."""
+    placement: Literal["colocated", "separate"] = "colocated"
+    """GPUs of the engines: `colocated` on those of the ranks, in turns with them, or `separate` on GPUs of their own.
+    No effect without GPUs."""
     sync: SyncConfig = Field(default_factory=SyncConfig)
     """Proof of each weight sync."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

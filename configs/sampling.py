@@ -1,6 +1,6 @@
 """Sampling of completions, the engines, and the proof of a weight sync."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -38,13 +38,16 @@ class RolloutConfig(Settings):
     num_engines: int = Field(default=1, ge=1)
     """Engines, each a Ray actor with its own copy of the policy."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """Devices of one engine."""
+    """Devices of one engine, all of one machine unless `span_nodes` is true."""
+    span_nodes: bool = False
+    """Allow an engine devices of several machines. The network between them then slows every token down."""
     max_model_len: int = Field(ge=16)
     """Longest prompt with completion, in tokens."""
     max_num_seqs: int = Field(default=128, ge=1)
     """Most completions that an engine decodes at once."""
-    kv_cache_gib: float = Field(default=1.0, gt=0)
-    """KV cache of one engine in GiB."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
+    """KV cache in GiB on each device of an engine, or on the CPU of one engine. `auto` takes what the weights, and a
+    sleeping rank on the same GPU, leave of a GPU's memory; it needs GPUs."""
     fp8: list[Literal["weights", "kv_cache"]] = Field(default_factory=list[Literal["weights", "kv_cache"]])
     """Tensors in FP8: `weights`, quantised in blocks of 128 x 128 at every sync, and `kv_cache`. With either,
     engine and trainer differ by more than `sync` allows by default: set its gaps from a measurement."""

@@ -25,7 +25,8 @@ from configs.stages import Recipe
 from jobs.command import exit_code, explain, plain_table, quieten
 from jobs.stage_job import RESULT_FILE, StageResult
 from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
-from pipeline.cluster.demand import Demand, Node, describe_nodes, stage_demand
+from pipeline.cluster.actors import Node, describe_nodes
+from pipeline.cluster.demand import Demand, stage_demand
 from pipeline.cluster.machine import refuse_here
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic

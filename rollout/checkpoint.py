@@ -38,6 +38,12 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in _tensor_shapes(folder).items() if not name.startswith(mtp)}
 
 
+def vocab_size(folder: Path) -> int:
+    """Rows of the checkpoint's output head. Raises KeyError where config.json does not give them."""
+    config = _config(folder)
+    return int(config.get("text_config", config)["vocab_size"])
+
+
 def eos_ids(folder: Path) -> list[int]:
     """The end tokens in the checkpoint's generation_config.json; empty without that file."""
     file = folder / "generation_config.json"

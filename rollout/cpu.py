@@ -22,6 +22,7 @@ from vllm.v1.sample import sampler
 
 from configs.sampling import RolloutConfig
 from rollout.checkpoint import checkpoint_shapes, refuse_head_size
+from rollout.memory import cache_gib
 
 FP8_WIDTH = 32
 """The CPU's FP8 product needs input sizes that are multiples of this. vLLM pads those of experts only."""
@@ -44,7 +45,8 @@ def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
     os.environ.setdefault("VLLM_MLA_DISABLE", "1")
     # Small blocks share even short prompts. CPU_MLA is the only backend for the latent cache that computes in float32;
     # models without a latent cache ignore it.
-    return {"block_size": 32, "attention_backend": "CPU_MLA"}
+    cache = int(cache_gib(config) * 2**30)
+    return {"block_size": 32, "attention_backend": "CPU_MLA", "kv_cache_memory_bytes": cache}
 
 
 def pack_output_head(worker: Any) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.checkpoint import checkpoint_shapes, eos_ids
+from rollout.memory import cache_gib, memory_arguments
 from rollout.process import num_threads
 from rollout.types import Completion, Group, TensorRecord, TokenLogprobs
 from rollout.version import refuse_untested_vllm
@@ -286,7 +287,7 @@ def time_plain_vllm(
         dtype="float32",
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
+        kv_cache_memory_bytes=int(cache_gib(config) * 2**30),
         enforce_eager=current_platform.is_cpu(),
         distributed_executor_backend="uni",
         attention_backend="CPU_MLA" if current_platform.is_cpu() else None,  # another fails in float32 on some CPUs
@@ -321,9 +322,8 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "tensor_parallel_size": config.tensor_parallel_size,
-        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
         "enforce_eager": current_platform.is_cpu(),  # there, compilation costs a start and gains nothing
-        "distributed_executor_backend": "uni" if config.tensor_parallel_size == 1 else "mp",
+        "distributed_executor_backend": _executor(config),
         "async_scheduling": False,
         "skip_tokenizer_init": True,
         "use_tqdm_on_load": False,
@@ -334,10 +334,19 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         # With tensor parallelism each device holds whole experts instead of a slice of every one.
         is_parallel = config.tensor_parallel_size > 1
         has_experts = is_parallel and any(".experts." in name for name in checkpoint_shapes(model))
-        return arguments | {"enable_sleep_mode": True, "enable_expert_parallel": has_experts}
+        arguments |= {"enable_sleep_mode": True, "enable_expert_parallel": has_experts}
+        return arguments | memory_arguments(model, config, dtype, current_platform.get_device_total_memory())
     from rollout.cpu import cpu_arguments  # names modules of one release of vLLM
 
     return arguments | cpu_arguments(model, config)
+
+
+def _executor(config: RolloutConfig) -> str:
+    """vLLM's executor: none for one device; Ray's where a placement group holds the engine's devices
+    (pipeline.cluster.bundles); else processes on the devices that this one sees."""
+    if config.tensor_parallel_size == 1:
+        return "uni"
+    return "ray" if "VLLM_RAY_BUNDLE_INDICES" in os.environ else "mp"
 
 
 def _refuse_prompts(prompts: list[list[int]], max_tokens: int, max_model_len: int) -> None:

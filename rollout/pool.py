@@ -4,8 +4,9 @@ Prompts are distributed round-robin, and groups come back in the order they fini
 sampling. Every call has a timeout, and every error names the engine.
 """
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig, SamplingConfig
-from rollout.process import compute_environment, num_threads
+from rollout.process import compute_environment, num_threads, start_environment
 from rollout.types import Group, TensorRecord, TokenLogprobs
 
 
@@ -27,10 +28,21 @@ class RolloutError(Exception):
 class EngineActor:
     """A `RolloutEngine` in its own process, as a Ray actor."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def node_id(self) -> str:
+        """Return Ray's id of the node that this process is on."""
+        return ray.get_runtime_context().get_node_id()
+
+    def start(self, sharers: int, model: Path, config: RolloutConfig, *args: Any, **kwargs: Any) -> None:
+        """Build the engine, one of `sharers` on this node. Raises as RolloutEngine does."""
+        threads = num_threads(config.threads, sharers=sharers)
+        # Ray sets OMP_NUM_THREADS=1 for an actor with less than one CPU.
+        os.environ |= compute_environment(threads)
+        if "VLLM_RAY_BUNDLE_INDICES" in os.environ:
+            # Ray hides all devices from an actor that claims none; vLLM's driver refuses to start without them.
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         from rollout.engine import RolloutEngine  # vLLM belongs in this process only
 
-        self._engine = RolloutEngine(*args, **kwargs)
+        self._engine = RolloutEngine(model, config.model_copy(update={"threads": threads}), *args, **kwargs)
 
     def generate(self, *request: Any) -> Iterator[Group]:
         """Stream the engine's groups."""
@@ -61,31 +73,31 @@ class RolloutPool:
         config: RolloutConfig,
         dtype: str,
         seed: int,
-        resources: dict[str, Any] | None = None,
+        resources: Sequence[Mapping[str, Any]] | None = None,
         *,
         stop_token_ids: Sequence[int] = (),
         with_routes: bool = False,
     ) -> None:
         """Start the engines on the checkpoint folder `model` and wait until all are ready.
 
-        resources: Ray options of one engine's actor, such as `{"num_gpus": 0.5}`. The default requests a tenth of a
-            CPU, since engine and trainer take turns on the same cores.
+        resources: Ray options of each engine's actor, such as `[{"num_gpus": 0.5}]`. The default requests a tenth of a
+            CPU each, since engine and trainer take turns on the same cores.
         stop_token_ids, with_routes: see RolloutEngine.
 
         Raises as RolloutEngine does for a bad checkpoint or setting, RolloutError when an engine does not start.
         """
-        options = {"num_cpus": 0.1} if resources is None else resources
         self._timeout_seconds = config.timeout_seconds
-        # Ray sets OMP_NUM_THREADS=1 for an actor with less than one CPU, unless the variable is given.
-        threads = num_threads(config.threads, sharers=config.num_engines)
-        config = config.model_copy(update={"threads": threads})
-        environment = {"env_vars": _engine_environment(threads)}
-        actor: Any = ray.remote(EngineActor).options(**options, runtime_env=environment)
         self._engines: list[Any] = [
-            actor.remote(model, config, dtype, seed, stop_token_ids=list(stop_token_ids), with_routes=with_routes)
-            for _ in range(config.num_engines)
+            ray.remote(EngineActor).options(**_with_environment(options)).remote()
+            for options in resources or [{"num_cpus": 0.1}] * config.num_engines
         ]
-        self._gather([engine.call.remote("metrics") for engine in self._engines], "its start")
+        nodes = self._gather([engine.node_id.remote() for engine in self._engines], "its start")
+        request, options = (model, config, dtype, seed), {"stop_token_ids": list(stop_token_ids)}
+        started = [
+            engine.start.remote(nodes.count(node), *request, **options, with_routes=with_routes)
+            for engine, node in zip(self._engines, nodes, strict=True)
+        ]
+        self._gather(started, "its start")
 
     def generate(
         self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
@@ -152,6 +164,10 @@ class RolloutPool:
         self._call_all("wake")
         yield
         # Not after an error: the engine itself may have failed, and waiting for it again would hide the reason.
+        self.sleep()
+
+    def sleep(self) -> None:
+        """Free the engines' memory on the device."""
         self._call_all("sleep")
 
     def metrics(self) -> dict[str, float]:
@@ -189,12 +205,15 @@ class RolloutPool:
 _REMEDY = "; raise rollout.timeout_seconds if it needs longer"
 
 
-def _engine_environment(threads: int) -> dict[str, str]:
-    return compute_environment(threads) | {
+def _with_environment(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the variables that every engine's process starts with to its Ray options."""
+    variables = start_environment() | {
         # Silence vLLM's and torch's messages at import; errors are still shown.
         "PYTHONWARNINGS": "ignore::FutureWarning:vllm.triton_utils.dispatcher",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+    own = options.get("runtime_env", {}).get("env_vars", {})
+    return {**options, "runtime_env": {"env_vars": variables | own}}
 
 
 def vllm_baseline_seconds(

@@ -1,9 +1,14 @@
-"""Environment variables, threads and a free port for processes that compute: engines and training ranks."""
+"""Environment variables, threads and a free port for processes that compute: engines and training ranks.
+
+What depends on the machine is computed on the machine that the process is on, before it imports torch.
+"""
 
 import os
 import random
 import socket
 from contextlib import suppress
+
+import psutil
 
 PORTS = range(20_000, 32_000)
 """Between the ports of Ray's workers and those that Linux gives to outgoing connections, so that a free port stays free
@@ -16,8 +21,8 @@ def num_threads(configured: int, *, sharers: int = 1) -> int:
     return configured or max(len(os.sched_getaffinity(0)) // sharers, 1)
 
 
-def compute_environment(threads: int) -> dict[str, str]:
-    """Environment variables for an engine or a training rank with `threads` CPU threads.
+def start_environment() -> dict[str, str]:
+    """Environment variables that an engine or a training rank must be started with, the same on every machine.
 
     Engines, ranks and judges share the same cores. OpenMP threads therefore spin for microseconds only: its default of
     endless spinning slows a step ten times on a busy core, no spinning by a sixth. glibc keeps freed memory in the
@@ -25,10 +30,28 @@ def compute_environment(threads: int) -> dict[str, str]:
     """
     malloc = {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32, "top_pad": 2**26}
     return {
-        "OMP_NUM_THREADS": str(threads),
         "GOMP_SPINCOUNT": "10000",
         "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in malloc.items()),
     }
+
+
+def compute_environment(threads: int) -> dict[str, str]:
+    """The same with the number of OpenMP threads, which torch reads while it is imported."""
+    return start_environment() | {"OMP_NUM_THREADS": str(threads)}
+
+
+def network_environment(address: str) -> dict[str, str]:
+    """Environment variables that make NCCL and gloo use this machine's interface with the IP `address`. Empty where no
+    interface has it; a variable that the machine sets itself stays.
+
+    Left alone, each library picks an interface by its own rules, which may be a container's bridge.
+    """
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            # NCCL takes a name as a prefix unless it follows "=".
+            variables = {"NCCL_SOCKET_IFNAME": f"={name}", "GLOO_SOCKET_IFNAME": name}
+            return {key: value for key, value in variables.items() if key not in os.environ}
+    return {}
 
 
 def free_port() -> int:

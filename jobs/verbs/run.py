@@ -5,20 +5,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
-from jobs.command import OUT, Address, Output, Overrides, RecipeFile, StageFile, verb_app
+from jobs.command import OUT, Address, Output, Overrides, RecipeFile, StageFile, verb_app, write_json
 from pipeline.disk.ending import Ending
 
 if TYPE_CHECKING:
     from configs.stages import Recipe
     from jobs.conductor import Order
+    from pipeline.run.preview_placement import PlacementPreview
 
 app = verb_app()
 
@@ -31,6 +33,12 @@ def run(
     until: Annotated[str | None, Option(metavar="STAGE", help="Run this stage and its dependencies.")] = None,
     only: Annotated[str | None, Option(metavar="STAGE", help="Run this stage alone.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Print the plan of the run, and start nothing.")] = False,
+    cluster: Annotated[
+        str, Option(metavar="NxDEVICE", help="With --dry-run: place every stage on this cluster, such as 1x8xH100.")
+    ] = "",
+    json_file: Annotated[
+        Path | None, Option("--json", metavar="FILE", help="Write those placements to a file.")
+    ] = None,
     detach: Annotated[bool, Option("--detach", help="Return as soon as the run has started.")] = False,
     address: Address = "",
 ) -> int:
@@ -46,6 +54,7 @@ def run(
     Examples:
       alignyard run demo
       alignyard run demo --dry-run
+      alignyard run deepseek_v2_lite --dry-run --cluster 1x8xH100 --json placement.json
       alignyard run my.yaml stages.reason.steps=300 name=longer
       alignyard run my.yaml --from reason --address http://head:8265 --detach
     """
@@ -56,8 +65,10 @@ def run(
     recipe = load_config(file, overrides, Recipe).config
     selection = {"start": start, "until": until, "only": only}
     chosen(graph(recipe), **selection)  # refuses a wrong stage name at once
+    if (cluster and not dry_run) or (json_file and not cluster):
+        raise ValueError("--cluster goes with --dry-run, and --json with --cluster")
     if dry_run:
-        return _dry_run(recipe, selection)
+        return _dry_run(recipe, selection, cluster, json_file)
     return _start(_order(recipe, address, **selection), detach=detach)
 
 
@@ -215,7 +226,7 @@ def _print_started(order: "Order") -> int:
     return 0
 
 
-def _dry_run(recipe: "Recipe", selection: dict[str, str | None]) -> int:
+def _dry_run(recipe: "Recipe", selection: dict[str, str | None], cluster: str, json_file: Path | None) -> int:
     from pipeline.disk.run_record import refuse_other_recipe
     from pipeline.run.dry_run import (
         StageSelection,
@@ -228,6 +239,7 @@ def _dry_run(recipe: "Recipe", selection: dict[str, str | None]) -> int:
 
     folder = Path(recipe.runs_dir, recipe.name)
     refuse_other_recipe(recipe, folder)
+    previews = _placements(recipe, cluster) if cluster else {}
     stages = dry_run(recipe, folder, StageSelection(**selection))
     for stage in stages:
         OUT.print(f"\n[bold]{stage.name}[/] ({stage.config.type}): {stage.action}", highlight=False)
@@ -243,9 +255,48 @@ def _dry_run(recipe: "Recipe", selection: dict[str, str | None]) -> int:
         if stage.missing_input:
             table.add_row("lacks", Text(stage.missing_input, style="yellow"))
         OUT.print(table)
+        if stage.name in previews:
+            _print_placement(previews[stage.name])
     OUT.print(f"\nrun folder: {folder}", highlight=False, soft_wrap=True)
     lacking = [stage.name for stage in stages if stage.missing_input]
     if lacking:
         OUT.print(f"before it can run here: what {', '.join(lacking)} lack", style="yellow", soft_wrap=True)
+    write_json(
+        {"cluster": cluster, "stages": {name: _values(preview) for name, preview in previews.items()}}, json_file
+    )
+    refused = [f"{name}: {preview.refused}" for name, preview in previews.items() if preview.refused]
+    if refused:
+        raise ValueError("\n".join(refused))
     refuse_problems([stage for stage in stages if stage.conflict])
     return 0
+
+
+def _placements(recipe: "Recipe", cluster: str) -> "dict[str, PlacementPreview]":
+    from pipeline.planner.devices import cluster_of
+    from pipeline.run.preview_placement import preview_placement
+
+    devices = cluster_of(cluster)
+    return {name: preview_placement(config, recipe, devices) for name, config in recipe.stages.items()}
+
+
+def _print_placement(preview: "PlacementPreview") -> None:
+    """Print the actors of every device, and the GiB that it holds in each phase."""
+    from pipeline.cluster.placement import held_bytes
+
+    if preview.placement is None:
+        OUT.print(f"  can't be placed: {preview.refused}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return
+    phases = list(dict.fromkeys(phase for actor in preview.placement.actors for phase in actor.bytes))
+    table = Table("device", "actors", *(f"{phase}, GiB" for phase in phases))
+    for (node, number), actors in preview.placement.users().items():
+        shares = [f"{actor} ({actor.share:g})" if actor.share < 1 else str(actor) for actor in actors]
+        held = (f"{held_bytes(actors, phase) / 2**30:.1f}" for phase in phases)
+        table.add_row(f"{node}:{number}", ", ".join(shares), *held)
+    OUT.print(table, highlight=False)
+    if preview.note:
+        OUT.print(f"  {preview.note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _values(preview: "PlacementPreview") -> dict[str, Any]:
+    actors = preview.placement.actors if preview.placement else []
+    return {"actors": [asdict(actor) for actor in actors], "refused": preview.refused, "note": preview.note}

@@ -6,7 +6,8 @@ from ray._common.utils import get_system_memory
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
 from configs.stages import AnyStage, Recipe
-from pipeline.cluster.demand import Node, stage_demand
+from pipeline.cluster.actors import Node
+from pipeline.cluster.demand import stage_demand
 
 
 def refuse_here(config: AnyStage, recipe: Recipe | None) -> None:

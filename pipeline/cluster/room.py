@@ -16,7 +16,9 @@ from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
 
 from configs.stages import AnyStage, Recipe
-from pipeline.cluster.demand import Demand, Node, stage_demand
+from pipeline.cluster.actors import Node
+from pipeline.cluster.demand import Demand, stage_demand
+from pipeline.cluster.placement import StagePlacement
 from pipeline.disk.home import replace_read_only_home
 from pipeline.errors import RunStopped
 
@@ -56,28 +58,31 @@ def quoted_interpreter() -> dict[str, str]:
 def nodes() -> list[Node]:
     """List the cluster's live nodes."""
     free = available_resources_per_node()
-    return [
+    listed = [
         Node(
             node["NodeManagerHostname"],
             node["Resources"].get("CPU", 0.0),
             node["Resources"].get("GPU", 0.0),
             free.get(node["NodeID"], {}).get("CPU", 0.0),
             free.get(node["NodeID"], {}).get("GPU", 0.0),
+            node_id=node["NodeID"],
         )
         for node in ray.nodes()
         if node["Alive"]
     ]
+    return sorted(listed, key=lambda node: (node.name, node.node_id))
 
 
-def wait_for_resources(config: AnyStage, recipe: Recipe | None, report: Callable[[str], None]) -> None:
-    """Return when the resources of the stage are free; report the reason to wait, and the holders, at each change.
+def wait_for_resources(config: AnyStage, recipe: Recipe | None, report: Callable[[str], None]) -> StagePlacement | None:
+    """Return the stage's placement when its resources are free, None without GPUs; report the reason to wait, and the
+    holders, at each change.
 
     Raises ValueError when the cluster never has as many, RunStopped after a day of waiting.
     """
     demand, reported, deadline = stage_demand(config, recipe), "", time.monotonic() + MAX_WAIT_SECONDS
     if impossible := demand.why_impossible(nodes()):
         raise ValueError(impossible)
-    while reason := demand.why_wait(nodes()):
+    while reason := demand.why_wait(found := nodes()):
         reason = f"waiting for room: {reason}{_holders(demand)}"
         if time.monotonic() > deadline:
             raise RunStopped(f"{reason}; gave up after {MAX_WAIT_SECONDS / 3600:g} hours, the same command goes on")
@@ -85,6 +90,7 @@ def wait_for_resources(config: AnyStage, recipe: Recipe | None, report: Callable
             report(reason)
             reported = reason
         time.sleep(_POLL_SECONDS)
+    return demand.place(found) if any(node.gpus for node in found) else None
 
 
 def _holders(demand: Demand) -> str:

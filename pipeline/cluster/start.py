@@ -1,12 +1,13 @@
 """Start the training ranks, rollout engines and judges of a stage on a Ray cluster, and end them with the stage.
 
-Ranks and engines are colocated: they take turns on the same devices.
+On a cluster with GPUs every actor gets the devices of the stage's placement (`pipeline.cluster.bundles`), and engines
+start before ranks. Without GPUs all start at once and take turns on the cores.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import ray
 
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
-from pipeline.cluster.demand import actor_resources
+from pipeline.cluster.bundles import StageDevices
+from pipeline.cluster.demand import CPU_SHARE
+from pipeline.cluster.placement import StagePlacement
 from pipeline.cluster.room import cluster
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
@@ -25,34 +28,46 @@ from rollout.checkpoint import refuse_head_size
 from rollout.pool import RolloutPool
 
 _start_cluster: ContextVar[Callable[[], None] | None] = ContextVar("_start_cluster", default=None)
+_devices: ContextVar[StageDevices | None] = ContextVar("_devices", default=None)
 
 
 @contextmanager
-def cluster_when_needed(wait: Callable[[], None]) -> Iterator[None]:
+def cluster_when_needed(wait: Callable[[], StagePlacement | None]) -> Iterator[None]:
     """Join or start a cluster at the block's first `start_all`, call `wait`, and leave it with the block. Input that is
-    refused before, such as bad rows, costs no cluster."""
+    refused before, such as bad rows, costs no cluster.
+
+    wait: returns the stage's placement when its devices are free; None on a cluster without GPUs.
+    """
 
     def start() -> None:
         _start_cluster.set(None)
         stack.enter_context(cluster())
-        wait()
+        if (placement := wait()) is not None:
+            devices = StageDevices(placement)
+            stack.callback(devices.close)
+            _devices.set(devices)
 
     with ExitStack() as stack:
-        token = _start_cluster.set(start)
+        tokens = _start_cluster.set(start), _devices.set(None)
         try:
             yield
         finally:
-            _start_cluster.reset(token)
+            _start_cluster.reset(tokens[0])
+            _devices.reset(tokens[1])
 
 
 def start_ranks(spec: TrainSpec) -> TrainingRanks:
-    """Start the training ranks; on GPUs each takes half of one, which leaves the other half to an engine.
+    """Start the training ranks, on GPUs after the stage's engines.
 
     Raises ValueError for trainer.offload on a cluster without GPUs.
     """
-    if spec.trainer.offload and not ray.cluster_resources().get("GPU"):
+    if spec.trainer.offload and not _has_gpus():
         raise ValueError("trainer.offload has no effect without a GPU; remove it")
-    return TrainingRanks(spec, resources=_devices())
+    if (devices := _devices.get()) is None:
+        return TrainingRanks(spec, resources=[_whole_devices(1)] * spec.trainer.num_ranks)
+    if devices.placement.of("engine"):
+        devices.engines_started.result()
+    return TrainingRanks(spec, resources=devices.ranks())
 
 
 def start_rollout(
@@ -64,26 +79,45 @@ def start_rollout(
     stop_token_ids: Sequence[int] = (),
     with_routes: bool = False,
 ) -> RolloutPool:
-    """Start the rollout engines on the checkpoint `model`.
+    """Start the rollout engines on the checkpoint `model`; where ranks share their devices, they sleep at the end.
 
     stop_token_ids: the chat template's ends of a turn (`pipeline.data.chat.turn_ends`). with_routes: record each
     token's experts. Raises ValueError for a model that engines on this cluster's devices can't compute.
     """
-    if not ray.cluster_resources().get("GPU"):
+    if not _has_gpus():
         refuse_head_size(model)
-    return RolloutPool(
-        model, config, dtype, seed, resources=_devices(), stop_token_ids=stop_token_ids, with_routes=with_routes
-    )
+    devices = _devices.get()
+    resources = devices.engines() if devices else [_whole_devices(config.tensor_parallel_size)] * config.num_engines
+    try:
+        pool = RolloutPool(
+            model, config, dtype, seed, resources=resources, stop_token_ids=stop_token_ids, with_routes=with_routes
+        )
+        if devices and any(engine.share < 1 for engine in devices.placement.of("engine")):
+            pool.sleep()
+    except Exception as error:
+        if devices and not devices.engines_started.done():
+            devices.engines_started.set_exception(error)
+        raise
+    if devices and not devices.engines_started.done():
+        devices.engines_started.set_result(None)
+    return pool
 
 
 def start_rewards(
-    specs: list[RewardSpec], config: RewardPoolConfig, placements: Mapping[str, Placement] | None = None
+    specs: list[RewardSpec],
+    config: RewardPoolConfig,
+    placements: Mapping[str, Placement] | None = None,
+    *,
+    suite: str = "",
 ) -> RewardPool:
     """Start the judges. Files of rewards become absolute paths, since workers have their own working directory.
 
-    placements: those of `rewards.pool.guard.Judges`, where it has built the rewards already.
+    placements: those of `rewards.pool.guard.Judges`, where it has built the rewards already. suite: the suite that they
+    judge in; empty for a stage's own rewards.
     """
-    return RewardPool([absolute(spec) for spec in specs], config, placements=placements)
+    devices = _devices.get()
+    resources = devices.judges(suite) if devices else None
+    return RewardPool([absolute(spec) for spec in specs], config, placements=placements, resources=resources)
 
 
 @contextmanager
@@ -99,13 +133,17 @@ def start_all(*starts: Callable[[], Any]) -> Iterator[list[Any]]:
         start_cluster()
     with ExitStack() as stack:
         with ThreadPoolExecutor(len(starts)) as threads:
-            futures = [threads.submit(start) for start in starts]
+            futures = [threads.submit(copy_context().run, start) for start in starts]
         for future in futures:
             if future.exception() is None:
                 stack.callback(future.result().close)
         yield [future.result() for future in futures]  # raises the error of the first start that failed
 
 
-def _devices() -> dict[str, Any]:
-    """Ray resources of one rank or engine on this cluster."""
-    return actor_resources(gpus=ray.cluster_resources().get("GPU", 0) >= 1)
+def _has_gpus() -> bool:
+    return ray.cluster_resources().get("GPU", 0) >= 1
+
+
+def _whole_devices(count: int) -> dict[str, Any]:
+    """Ray resources of a rank or engine outside a stage, such as a benchmark's."""
+    return {"num_cpus": 1, "num_gpus": count} if _has_gpus() else CPU_SHARE

@@ -9,6 +9,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import rich
 from transformers import PreTrainedTokenizerFast
@@ -29,7 +30,7 @@ from configs.evaluation import (
     TextSuite,
 )
 from configs.references import PREFIX
-from configs.rewards import RewardPoolConfig
+from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import SamplingConfig
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import BadRows, Row, source_files
@@ -45,7 +46,6 @@ from pipeline.evaluation.refusals import request_task, run_refusals
 from pipeline.evaluation.suites import Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
-from rewards.plugins.names import absolute
 from rewards.pool.guard import Judges, inspect, refuse_idle_workers
 from rewards.pool.workers import RewardPool
 from rewards.types import Placement, Task
@@ -83,18 +83,34 @@ class _PreparedSuite:
     """Placements of the suite's rewards, which were built to check its prompts."""
 
 
+class StartJudges(Protocol):
+    """Starts the judges of a suite: pipeline.cluster.start.start_rewards."""
+
+    def __call__(
+        self,
+        specs: list[RewardSpec],
+        config: RewardPoolConfig,
+        placements: Mapping[str, Placement] | None = None,
+        *,
+        suite: str = "",
+    ) -> RewardPool: ...
+
+
 class Evaluation:
     """Suites that are ready to run, on one set of weights or on several.
 
     Example:
-        evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed)
+        evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed, start_rewards)
         results = evaluation.run(rollout, config.sampling, config.seed, folder)
         results["sums"].figures["pass@1_greedy"]
     """
 
-    def __init__(self, prepared: Mapping[str, _PreparedSuite], reward_pool: RewardPoolConfig) -> None:
+    def __init__(
+        self, prepared: Mapping[str, _PreparedSuite], reward_pool: RewardPoolConfig, start_judges: StartJudges
+    ) -> None:
         self._prepared = dict(prepared)
         self._reward_pool = reward_pool
+        self._start_judges = start_judges
 
     @classmethod
     def prepare(
@@ -103,8 +119,10 @@ class Evaluation:
         tokenizer: PreTrainedTokenizerFast,
         reward_pool: RewardPoolConfig,
         seed: int,
+        start_judges: StartJudges,
     ) -> "Evaluation":
-        """Load every prompt and text of `suites`, and report bad rows.
+        """Load every prompt and text of `suites`, and report bad rows. start_judges: starts the judges of a suite when
+        it runs.
 
         Raises ValueError, with the name of the suite, for an unreadable source and too many bad rows.
         """
@@ -120,7 +138,7 @@ class Evaluation:
             bad_rows = prepared[name].bad_rows
             if bad_rows is not None and bad_rows.counts:
                 rich.get_console().print(f"suites.{name}: {bad_rows.summary()}", markup=False)
-        return cls(prepared, reward_pool)
+        return cls(prepared, reward_pool, start_judges)
 
     def run(self, rollout: RolloutPool, sampling: SamplingConfig, seed: int, folder: Path) -> dict[str, SuiteResult]:
         """Run every suite, each with a pool of its own for its rewards, and return the results by name.
@@ -137,7 +155,7 @@ class Evaluation:
             specs = prepared.suite.rewards()
             # The engines run already, and so does their cluster.
             pool = (
-                closing(RewardPool(list(map(absolute, specs)), self._reward_pool, placements=prepared.placements))
+                closing(self._start_judges(specs, self._reward_pool, prepared.placements, suite=name))
                 if specs
                 else nullcontext()
             )

@@ -1,7 +1,7 @@
 """Memory, speed and links of devices, from data sheets or measurements, and clusters of them."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.base import neighbour
 
@@ -85,15 +85,22 @@ class Cluster:
 
 
 def cluster_of(text: str) -> Cluster:
-    """Parse a cluster such as `96xH20`. Raises ValueError for anything else, with the devices that are known.
+    """Parse a cluster: `96xH20`, on machines as they are sold, or `2x4xH100`, two machines of four devices. Raises
+    ValueError for anything else, with the devices that are known.
 
     Example:
         cluster_of("8xH100").device.memory // GIB  # 80
     """
     names = [device.name for device in DEVICES.values()]
-    parsed = re.fullmatch(r"([1-9]\d*)x(\w+)", text)
+    parsed = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)x([a-zA-Z]\w*)", text)
     if parsed is None:
-        raise ValueError(f"--cluster {text}: write a number and a device, as in 96xH20; known: {', '.join(names)}")
-    if parsed[2].lower() not in DEVICES:
-        raise ValueError(f"--cluster {text}: no figures for '{parsed[2]}'; {neighbour(parsed[2], names)}")
-    return Cluster(int(parsed[1]), DEVICES[parsed[2].lower()])
+        raise ValueError(
+            f"--cluster {text}: write a number and a device, as in 96xH20, or machines, devices of each and a device, "
+            f"as in 2x8xH100; known: {', '.join(names)}"
+        )
+    if parsed[3].lower() not in DEVICES:
+        raise ValueError(f"--cluster {text}: no figures for '{parsed[3]}'; {neighbour(parsed[3], names)}")
+    device, count = DEVICES[parsed[3].lower()], int(parsed[2])
+    if parsed[1] is None:
+        return Cluster(count, device)
+    return Cluster(int(parsed[1]) * count, replace(device, per_machine=count))

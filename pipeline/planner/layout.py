@@ -40,29 +40,45 @@ class StageLayout:
         return f"{self.train}; {self.rollout}" if self.rollout else str(self.train)
 
     def memory(self) -> dict[str, Parts]:
-        """Return the bytes on the fullest device by phase.
+        """Return the bytes on the fullest device by phase: of a rank and an engine that share it, or of the larger."""
+        if self.rollout is None:
+            return self.rank_memory()
+        rank, engine = self.rank_memory(), self.engine_memory()
+        if self.stage.separate:
+            return {phase: max(rank[phase], engine[phase], key=total) for phase in rank}
+        return {phase: merged(rank[phase], engine[phase]) for phase in rank}
 
-        Idle ranks and engines sleep, except on the CPU; ranks without ZeRO and a frozen reference stay. A sync needs
-        both awake.
-        """
+    def rank_memory(self) -> dict[str, Parts]:
+        """Return the bytes of a rank on its device by phase. For a sync it holds its weights alone, and it sleeps while
+        engines sample; on the CPU it keeps everything."""
         stage, device = self.stage, self.cluster.device
         state, _ = train_state(stage.model, self.train, reference=stage.reference)
         lean = device.is_cpu and stage.model.dtype == "float32"
         peak = step_working(stage.model, self.train, longest=stage.work.longest, lean=lean)
+        runtime = {"runtime": float(device.runtime)}
         if self.rollout is None:
-            return {"train": merged(state, peak, {"runtime": float(device.runtime)})}
-        runtime = {"runtime": 2.0 * device.runtime}
-        engine = {
-            name if name == "KV cache" else f"engine's {name}": size
-            for name, size in rollout_state(stage.model, self.rollout).items()
-        }
-        stays_awake = device.is_cpu or self.train.zero_stage == 0
-        asleep = state if stays_awake else {name: size for name, size in state.items() if name == "reference"}
+            return {"train": merged(state, peak, runtime)}
+        weights = {name: size for name, size in state.items() if name == "weights"}
         return {
-            "train": merged(state, peak, engine if device.is_cpu else {}, runtime),
-            "sync": merged(state, sync_working(stage.model, self.train), engine, runtime),
-            "generate": merged(asleep, engine, runtime),
+            "train": merged(state, peak, runtime),
+            "sync": merged(state if device.is_cpu else weights, sync_working(stage.model, self.train), runtime),
+            "generate": merged(state if device.is_cpu else {}, runtime),
         }
+
+    def engine_memory(self) -> dict[str, Parts]:
+        """Return the bytes of an engine on each of its devices by phase. It sleeps in training, and for a sync it holds
+        its weights alone; on the CPU it keeps everything."""
+        assert self.rollout is not None, "a stage with engines"
+        runtime = {"runtime": float(self.cluster.device.runtime)}
+        parts = {
+            name if name == "KV cache" else f"engine's {name}": size
+            for name, size in rollout_state(self.stage.model, self.rollout).items()
+        }
+        awake = merged(parts, runtime)
+        if self.cluster.device.is_cpu:
+            return dict.fromkeys(("train", "sync", "generate"), awake)
+        weights = {name: size for name, size in parts.items() if name == "engine's weights"}
+        return {"train": runtime, "sync": merged(weights, runtime), "generate": awake}
 
     def host(self) -> float:
         """Return the bytes in the machine's memory: offloaded parts, and the sleeping ranks or engines."""
@@ -78,10 +94,12 @@ class StageLayout:
         """Return why the placement does not fit, or ""."""
         device, judges = self.cluster.device, self.stage.judge_devices
         engines = self.rollout.engines * self.rollout.tensor_parallel if self.rollout else 0
-        devices = max(self.train.ranks, engines) + judges
+        devices = sum((self.train.ranks, engines)) if self.stage.separate else max(self.train.ranks, engines)
+        devices += judges
         if devices > self.cluster.count and not device.is_cpu:
             judging = f", and {judges} for judges" if judges else ""
-            shared = f"{self.train.ranks} ranks and {engines} of engines share theirs{judging}"
+            sharing = "have their own" if self.stage.separate else "share theirs"
+            shared = f"{self.train.ranks} ranks and {engines} of engines {sharing}{judging}"
             return f"takes {devices} devices ({shared}) of {self.cluster}"
         usable = USABLE * device.memory
         for phase, parts in self.memory().items():
@@ -141,6 +159,8 @@ def own_plan(stage: PlannedStage, cluster: Cluster) -> Plan:
     """Plan the layout that the stage's configuration sets."""
     train = TrainLayout.of(stage.trainer, stage.moments)
     rollout = RolloutLayout.of(stage.rollout) if stage.rollout else None
+    if stage.rollout and rollout and stage.rollout.kv_cache_gib == "auto":
+        rollout = replace(rollout, kv_cache=max(0.0, _left_for_cache(StageLayout(stage, train, rollout, cluster))))
     return Plan.of(StageLayout(stage, train, rollout, cluster))
 
 
@@ -202,10 +222,14 @@ def rollout_layouts(stage: PlannedStage, train: TrainLayout, cluster: Cluster) -
         empty = RolloutLayout(free // size, size, 0.0, stage.rollout.max_num_seqs, tuple(stage.rollout.fp8))
         token_bytes = kv_bytes(stage.model, empty)
         at_once = min(empty.max_seqs, -(-stage.work.sequences // empty.engines))
-        phases = StageLayout(stage, train, empty, cluster).memory()
-        unused = USABLE * device.memory - max(total(parts) for name, parts in phases.items() if name != "train")
+        unused = _left_for_cache(StageLayout(stage, train, empty, cluster))
         least = stage.rollout.max_model_len * token_bytes
         yield replace(empty, kv_cache=max(least, min(at_once * stage.work.longest * token_bytes, unused)))
+
+
+def _left_for_cache(layout: StageLayout) -> float:
+    """Bytes of a device that are left for a KV cache while engines sample."""
+    return USABLE * layout.cluster.device.memory - total(layout.memory()["generate"])
 
 
 def _free_devices(stage: PlannedStage, cluster: Cluster) -> int:

@@ -74,11 +74,11 @@ class RolloutLayout:
 
     @classmethod
     def of(cls, rollout: RolloutConfig) -> "RolloutLayout":
-        """Return the layout that a configuration sets."""
+        """Return the layout that a configuration sets, without a KV cache where its size is `auto`."""
         return cls(
             rollout.num_engines,
             rollout.tensor_parallel_size,
-            rollout.kv_cache_gib * GIB,
+            0.0 if rollout.kv_cache_gib == "auto" else rollout.kv_cache_gib * GIB,
             rollout.max_num_seqs,
             tuple(rollout.fp8),
         )

@@ -1,7 +1,6 @@
 """A recipe's training stage as the planner sees it: its model and the work of one step."""
 
 from dataclasses import dataclass
-from math import ceil
 from typing import Literal
 
 from configs.grpo import GRPOConfig
@@ -33,6 +32,8 @@ class PlannedStage:
     rollout: RolloutConfig | None
     reference: bool
     """True if the stage keeps a frozen reference model."""
+    separate: bool
+    """True if the engines have other devices than the ranks."""
     judge_devices: int
     """Devices reserved for models that judge."""
     steps: int | None
@@ -54,6 +55,7 @@ def planned_stage(
     """
     model = architecture_of(model_config or origin_of(config, recipe), config.model.dtype)
     is_policy = isinstance(config, GRPOConfig)
+    demand = stage_demand(config, recipe)
     return PlannedStage(
         model=as_reward_model(model) if isinstance(config, RewardModelConfig) else model,
         work=_work(config, mean_share),
@@ -62,7 +64,8 @@ def planned_stage(
         moments=config.optimizer.moments,
         rollout=config.rollout if is_policy else None,
         reference=is_policy and config.objective.kl_coef > 0,
-        judge_devices=ceil(sum(actors.gpus for actors in stage_demand(config, recipe).actors if not actors.colocated)),
+        separate=demand.separate,
+        judge_devices=demand.judge_gpus,
         steps=config.steps,
         predictable=not (config.trainer.fp8 or getattr(config, "mtp", None) or getattr(config, "mtp_weight", 0)),
     )

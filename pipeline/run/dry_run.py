@@ -124,7 +124,7 @@ def describe_layout(config: AnyStage, recipe: Recipe) -> list[str]:
     rollout: RolloutConfig | None = getattr(config, "rollout", None)
     if rollout is not None:
         lines.append(f"{rollout.num_engines} x engine, TP {rollout.tensor_parallel_size}")
-    judges = [group for group in stage_demand(config, recipe).actors if not group.colocated]
+    judges = [group for group in stage_demand(config, recipe).concurrent if group.kind == "judge"]
     return lines + [f"{group.count} x {group.noun}" for group in judges]
 
 

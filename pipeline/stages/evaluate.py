@@ -8,7 +8,7 @@ from rich.console import Console
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
 from configs.model import ModelConfig
-from pipeline.cluster.start import start_all, start_rollout
+from pipeline.cluster.start import start_all, start_rewards, start_rollout
 from pipeline.data.chat import turn_ends
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import SuiteResult, results_table
@@ -25,7 +25,7 @@ def run(config: EvalConfig | GateConfig, model: ModelConfig, checkpoint: Path, f
     `folder` keeps their records.
     """
     tokenizer = load_tokenizer(checkpoint, model.chat_template)
-    evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed)
+    evaluation = Evaluation.prepare(config.suites, tokenizer, config.reward_pool, config.seed, start_rewards)
     start = partial(start_rollout, dtype=model.dtype, seed=config.seed, stop_token_ids=turn_ends(tokenizer))
     with start_all(lambda: start(checkpoint, config.rollout)) as (rollout,):
         return evaluation.run(rollout, config.sampling, config.seed, folder)

@@ -67,7 +67,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
     suites = None
     if gate is not None:
         check_validation(config, gate)
-        suites = Evaluation.prepare(gate.suites, tokenizer, gate.reward_pool, gate.seed)
+        suites = Evaluation.prepare(gate.suites, tokenizer, gate.reward_pool, gate.seed, start_rewards)
     starts = (
         partial(
             start_rollout,

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -25,7 +25,7 @@ from pipeline.disk.checksums import write_checksums
 from pipeline.disk.files import new_folder
 from pipeline.errors import RunStopped
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
-from rollout.process import compute_environment, free_port, num_threads
+from rollout.process import compute_environment, free_port, network_environment, num_threads, start_environment
 
 START_TIMEOUT_SECONDS = 300.0
 WRITING = ("save", "save_hf")
@@ -35,15 +35,18 @@ WRITING = ("save", "save_hf")
 class TrainActor:
     """One training rank, a process with a TrainEngine."""
 
-    def address(self) -> tuple[str, int]:
-        """Return this node's address and a free port, for the ranks' process group."""
-        return ray.util.get_node_ip_address(), free_port()
+    def address(self) -> tuple[str, str, int]:
+        """Return this node's id in Ray, its address, and a free port for the ranks' process group."""
+        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), free_port()
 
-    def build(self, spec: TrainSpec, environment: dict[str, str]) -> None:
-        """Join the process group that `environment` describes, and build the engine."""
+    def build(self, spec: TrainSpec, environment: dict[str, str], sharers: int) -> None:
+        """Join the process group that `environment` describes, and build the engine of one of `sharers` ranks on this
+        node. Threads and interfaces are this node's."""
+        threads = num_threads(spec.trainer.threads, sharers=sharers)
+        os.environ.update(compute_environment(threads) | network_environment(ray.util.get_node_ip_address()))
+        os.environ.update(environment)
         from pipeline.train.engine import TrainEngine  # torch and DeepSpeed belong in this process only
 
-        os.environ.update(environment)
         self.engine = TrainEngine(spec)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -63,21 +66,26 @@ class TrainingRanks:
     """All training ranks of a stage. Every method raises RunStopped when a rank dies or times out.
 
     Example:
-        ranks = TrainingRanks(spec, resources={"num_cpus": 1})
+        ranks = TrainingRanks(spec, resources=[{"num_cpus": 1}])
         metrics = ranks.update(ranks.shard(trees), denominator=float(num_tokens))
         ranks.save_hf(Path("hf"))
         ranks.close()
     """
 
-    def __init__(self, spec: TrainSpec, *, resources: dict[str, Any]) -> None:
+    def __init__(self, spec: TrainSpec, *, resources: Sequence[Mapping[str, Any]]) -> None:
+        """Start the ranks, each with its Ray options in `resources`, and wait until all are ready."""
         self._spec = spec
-        num_ranks = spec.trainer.num_ranks
-        environment = {"env_vars": compute_environment(num_threads(spec.trainer.threads, sharers=num_ranks))}
-        actor: Any = ray.remote(TrainActor).options(runtime_env=environment, **resources)
-        self._ranks: list[Any] = [actor.remote() for _ in range(num_ranks)]
-        host, port = self._get([self._ranks[0].address.remote()], "address", START_TIMEOUT_SECONDS)[0]
-        group = {"WORLD_SIZE": str(num_ranks), "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}
-        started = [rank.build.remote(spec, group | {"RANK": str(i)}) for i, rank in enumerate(self._ranks)]
+        actor: Any = ray.remote(TrainActor)
+        runtime_env = {"env_vars": start_environment()}
+        self._ranks: list[Any] = [actor.options(**options, runtime_env=runtime_env).remote() for options in resources]
+        addresses = self._get([rank.address.remote() for rank in self._ranks], "address", START_TIMEOUT_SECONDS)
+        nodes = [node for node, _, _ in addresses]
+        _, host, port = addresses[0]
+        group = {"WORLD_SIZE": str(len(nodes)), "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        started = [
+            rank.build.remote(spec, group | {"RANK": str(i)}, nodes.count(node))
+            for i, (rank, node) in enumerate(zip(self._ranks, nodes, strict=True))
+        ]
         self._get(started, "build", START_TIMEOUT_SECONDS)
 
     @contextmanager

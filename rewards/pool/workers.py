@@ -7,7 +7,7 @@ a model. Every group of workers has its own queue, so a slow reward delays no ot
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -97,12 +97,21 @@ class _WorkerGroup:
     """
 
     def __init__(
-        self, name: str, specs: list[RewardSpec], placements: list[Placement], config: RewardPoolConfig, build: Build
+        self,
+        name: str,
+        specs: list[RewardSpec],
+        placements: list[Placement],
+        config: RewardPoolConfig,
+        build: Build,
+        slots: Sequence[Mapping[str, Any]],
     ) -> None:
         self.size = config.workers.get(name, 1)
         self.start_seconds = WORKER_START_SECONDS + start_limit(placements)
         self._arguments = (specs, config.timeout_seconds, RULE_MEMORY_GIB if name == "rule" else None, build)
-        self._gpus = sum(map(_gpus, placements))
+        # A worker in the place of a lost one takes over its devices.
+        anywhere = {"num_gpus": sum(map(_gpus, placements)), "scheduling_strategy": "SPREAD"}
+        self._slots = list(slots[: self.size] or [anywhere] * self.size)
+        self._slot_of: dict[Any, Mapping[str, Any]] = {}
         self._closing = Lock()
         self._closed = False
         self._workers: list[Any] = []
@@ -132,17 +141,19 @@ class _WorkerGroup:
 
     def _new_worker(self) -> Any:
         # Ranks and engines may claim all cores, and the actor only waits for its process, so it claims none.
-        options = {"num_cpus": 0, "num_gpus": self._gpus, "max_concurrency": 2, "scheduling_strategy": "SPREAD"}
-        actor: Any = ray.remote(RewardWorker).options(**options)
         with self._closing:
             if self._closed:
                 raise RuntimeError("the reward pool was closed")
+            slot = self._slots.pop()
+            actor: Any = ray.remote(RewardWorker).options(num_cpus=0, max_concurrency=2, **slot)
             self._workers.append(actor.remote(*self._arguments))
+            self._slot_of[self._workers[-1]] = slot
             return self._workers[-1]
 
     def _dismiss(self, worker: Any) -> None:
         ray.kill(worker)
         self._workers.remove(worker)
+        self._slots.append(self._slot_of.pop(worker))
 
     def _run(self, job: _Job) -> _JudgedJob:
         started, reason = time.monotonic(), ""
@@ -201,8 +212,9 @@ class RewardPool:
     """Judges groups with every reward that applies to their task, on a running Ray.
 
     placements: those of the rewards, where `rewards.pool.guard.Judges` has built them already; else they are built here
-    once more. A worker that dies or hangs is replaced and its group judged again; a group that loses two workers gets
-    `infra_error` verdicts. A pool belongs to one thread.
+    once more. resources: Ray options of every worker that queries a model, by its label; the others go anywhere. A
+    worker that dies or hangs is replaced and its group judged again; a group that loses two workers gets `infra_error`
+    verdicts. A pool belongs to one thread.
 
     Raises ValueError for wrong specs and for more GPUs than the cluster has, RuntimeError where workers don't start.
 
@@ -218,6 +230,7 @@ class RewardPool:
         config: RewardPoolConfig,
         build: Build = build_reward,
         placements: Mapping[str, Placement] | None = None,
+        resources: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         if placements is None:
             placements = inspect(specs, config, build)
@@ -232,9 +245,8 @@ class RewardPool:
         self._worker_groups: dict[str, _WorkerGroup] = {}
         for name in dict.fromkeys(self._group_of.values()):
             members = [spec for spec in specs if self._group_of[spec.label] == name]
-            self._worker_groups[name] = _WorkerGroup(
-                name, members, [placements[spec.label] for spec in members], config, build
-            )
+            of_members, slots = [placements[spec.label] for spec in members], (resources or {}).get(name, ())
+            self._worker_groups[name] = _WorkerGroup(name, members, of_members, config, build, slots)
         limit = max((workers.start_seconds for workers in self._worker_groups.values()), default=0.0)
         try:
             ray.get([ref for workers in self._worker_groups.values() for ref in workers.start()], timeout=limit)

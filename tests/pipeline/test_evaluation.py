@@ -15,6 +15,7 @@ from configs.data import PromptData
 from configs.evaluation import AnySuite, EvalConfig, RefusalSuite, TaskSuite, TextSuite
 from configs.rewards import RewardPoolConfig
 from configs.sampling import SamplingConfig
+from pipeline.cluster.start import start_rewards
 from pipeline.data.prompts import Prompts
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.statistics import bits_per_byte, pass_at_k, wilson_interval
@@ -314,9 +315,9 @@ def test_bad_rows_are_told_once_and_kept(tmp_path: Path, capsys: pytest.CaptureF
     settings = {"type": "refusal", "source": source}
     few = {"mine": RefusalSuite.model_validate(settings)}
     with pytest.raises(ValueError, match=r"suites\.mine: 1 of 2 rows.*neither harmful"):
-        Evaluation.prepare(few, byte_tokenizer(), RewardPoolConfig(), seed=0)
+        Evaluation.prepare(few, byte_tokenizer(), RewardPoolConfig(), seed=0, start_judges=start_rewards)
     many = {"mine": RefusalSuite.model_validate(settings | {"max_bad_share": 0.5})}
-    Evaluation.prepare(many, byte_tokenizer(), RewardPoolConfig(), seed=0)
+    Evaluation.prepare(many, byte_tokenizer(), RewardPoolConfig(), seed=0, start_judges=start_rewards)
     assert "suites.mine: 1 of 2 rows are bad" in capsys.readouterr().out
 
 

@@ -15,6 +15,7 @@ from configs.evaluation import EvalConfig, LMEvalSuite, TaskSuite, TextSuite
 from configs.rewards import RewardPoolConfig
 from configs.sampling import SamplingConfig
 from pipeline.cluster.room import quoted_interpreter
+from pipeline.cluster.start import start_rewards
 from pipeline.data.chat import ChatFormat
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import Session, SuiteResult
@@ -81,7 +82,9 @@ def test_an_evaluation_is_the_same_again(rollout: RolloutPool, folder: Path, tmp
     source = {"type": "sums", "size": 6, "split": "held_out"}
     settings = {"type": "task", "prompts": {"source": source}, "reward": {"name": "math"}, "samples": 2, "k": [2]}
     suites = {"sums": TaskSuite.model_validate(settings)}
-    evaluation = Evaluation.prepare(suites, load_tokenizer(folder), RewardPoolConfig(), seed=0)
+    evaluation = Evaluation.prepare(
+        suites, load_tokenizer(folder), RewardPoolConfig(), seed=0, start_judges=start_rewards
+    )
     sampling = SamplingConfig(max_tokens=12)
     first, second, other = (
         evaluation.run(rollout, sampling, seed, tmp_path / str(run))["sums"] for run, seed in enumerate((0, 0, 1))
@@ -120,7 +123,9 @@ def test_all_suites_together(rollout: RolloutPool, folder: Path, tmp_path: Path)
     checkpoint = {"model": {"path": "m"}, "sampling": {"max_tokens": 8}, "rollout": tiny.CONFIG.model_dump()}
     config = EvalConfig.model_validate({"type": "eval", "suites": settings} | checkpoint)
     check_suites(config.suites, config.reward_pool)
-    evaluation = Evaluation.prepare(config.suites, load_tokenizer(folder), config.reward_pool, seed=0)
+    evaluation = Evaluation.prepare(
+        config.suites, load_tokenizer(folder), config.reward_pool, seed=0, start_judges=start_rewards
+    )
     results = evaluation.run(rollout, config.sampling, 0, tmp_path / "out")
     assert list(results) == [*ROWS, "needle"]
     for name, result in results.items():
@@ -170,7 +175,9 @@ def harness(tmp_path: Path, folder: Path, rollout: RolloutPool, task: str, **set
     (tmp_path / f"{task}.yaml").write_text(json.dumps(own | TASKS[task]))  # JSON is YAML
     suite = {"type": "lm_eval", "task": str(tmp_path / f"{task}.yaml")} | settings
     suites = {"own": LMEvalSuite.model_validate(suite)}
-    evaluation = Evaluation.prepare(suites, load_tokenizer(folder), RewardPoolConfig(), seed=0)
+    evaluation = Evaluation.prepare(
+        suites, load_tokenizer(folder), RewardPoolConfig(), seed=0, start_judges=start_rewards
+    )
     results = [evaluation.run(rollout, SamplingConfig(max_tokens=12), 0, tmp_path)["own"] for _ in range(2)]
     assert results[0] == results[1]  # the same tasks may be run on several checkpoints
     return results[0]

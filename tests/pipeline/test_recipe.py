@@ -6,7 +6,8 @@ import yaml
 
 from configs.graph import ancestors, chosen, cut_off, graph, missing, ready
 from configs.stages import STAGES, Recipe
-from pipeline.cluster.demand import Node, stage_demand
+from pipeline.cluster.actors import Node
+from pipeline.cluster.demand import stage_demand
 from pipeline.planner.architecture import format_parameters
 from pipeline.run.dry_run import (
     StageSelection,

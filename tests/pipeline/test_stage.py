@@ -11,7 +11,8 @@ import pytest
 from configs.rewards import RewardSpec
 from configs.stages import AnyStage, Recipe
 from pipeline.cluster import start
-from pipeline.cluster.demand import Node, stage_demand
+from pipeline.cluster.actors import Node
+from pipeline.cluster.demand import stage_demand
 from pipeline.disk.checksums import checksum, write_checksums
 from pipeline.run import stage
 from pipeline.run.lineage import write_lineage

@@ -1,0 +1,105 @@
+"""The placement of a recipe's stages on a cluster that need not exist, with the bytes that the planner predicts."""
+
+from dataclasses import dataclass
+from math import inf
+
+from configs.references import PREFIX
+from configs.sampling import RolloutConfig
+from configs.stages import AnyStage, Recipe
+from pipeline.cluster.actors import ActorGroup, Node
+from pipeline.cluster.demand import stage_demand
+from pipeline.cluster.placement import ActorBytes, StagePlacement
+from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
+from pipeline.planner.devices import GIB, Cluster
+from pipeline.planner.layout import USABLE, own_plan
+from pipeline.planner.memory import RolloutLayout, rollout_state, total
+from pipeline.planner.stage import PLANNED, origin_of, planned_stage
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementPreview:
+    """The placement of one stage, or the reason to refuse it. note: why bytes are missing."""
+
+    placement: StagePlacement | None
+    refused: str = ""
+    note: str = ""
+
+
+def preview_placement(config: AnyStage, recipe: Recipe, cluster: Cluster) -> PlacementPreview:
+    """Place a stage as a run on an idle `cluster` does, by the same function (Demand.place), with the bytes of every
+    actor on each of its devices by phase.
+
+    Example:
+        preview_placement(recipe.stages["grpo"], recipe, cluster_of("1x8xH100")).placement
+    """
+    demand, machines, note = stage_demand(config, recipe), machines_of(cluster), ""
+    try:
+        actor_bytes = predicted_bytes(config, recipe, cluster)
+    except ValueError as error:
+        actor_bytes, note = {}, f"bytes unknown: {str(error).partition(';')[0]}"
+    if reason := demand.why_impossible(machines):
+        return PlacementPreview(None, reason, note)
+    try:
+        return PlacementPreview(demand.place(machines, actor_bytes), "", note)
+    except ValueError as error:
+        return PlacementPreview(None, str(error), note)
+
+
+def machines_of(cluster: Cluster) -> list[Node]:
+    """Return the idle machines of a cluster, `node0` the first."""
+    device = cluster.device
+    size = min(device.per_machine, cluster.count)
+    return [
+        Node(
+            f"node{first // size}",
+            inf,
+            gpus := 0.0 if device.is_cpu else float(min(size, cluster.count - first)),
+            inf,
+            gpus,
+            memory=device.host_memory * size,
+            device_memory=USABLE * device.memory,
+        )
+        for first in range(0, cluster.count, size)
+    ]
+
+
+def predicted_bytes(config: AnyStage, recipe: Recipe, cluster: Cluster) -> ActorBytes:
+    """Predict the bytes of a rank, an engine and each judge on each of its devices by phase.
+
+    Raises ValueError for a model whose architecture is not known here, and a stage that the machines' own memory can't
+    hold.
+    """
+    sizes: dict[str, dict[str, float]] = {}
+    if isinstance(config, PLANNED):
+        layout = own_plan(planned_stage(config, recipe, mean_share=0.5), cluster).placement
+        sizes["rank"] = {phase: total(parts) for phase, parts in layout.rank_memory().items()}
+        if layout.rollout:
+            sizes["engine"] = {phase: total(parts) for phase, parts in layout.engine_memory().items()}
+    elif (rollout := getattr(config, "rollout", None)) is not None:
+        model = config.candidate if config.type == "gate" else config.model
+        assert model is not None, "a stage with engines has a model"
+        architecture = architecture_of(origin_of(config, recipe), model.dtype)
+        sizes["engine"] = {"generate": _engine_bytes(architecture, rollout, cluster)}
+    phases = list(sizes.get("rank", sizes.get("engine", {})))
+    for group in stage_demand(config, recipe).actors:
+        if group.kind == "judge":
+            sizes[group.label] = dict.fromkeys(phases, _judge_bytes(group, recipe, cluster))
+    return sizes
+
+
+def _engine_bytes(architecture: Architecture, rollout: RolloutConfig, cluster: Cluster) -> float:
+    """Bytes of an engine on each device that it has alone."""
+    layout = RolloutLayout.of(rollout)
+    size = total(rollout_state(architecture, layout)) + cluster.device.runtime
+    return max(size, USABLE * cluster.device.memory) if rollout.kv_cache_gib == "auto" else size
+
+
+def _judge_bytes(group: ActorGroup, recipe: Recipe, cluster: Cluster) -> float:
+    """Bytes of a judge on each of its devices: weights, KV cache and the process's own."""
+    stage = recipe.stages.get(group.checkpoint.removeprefix(PREFIX))
+    architecture = architecture_of(group.checkpoint if stage is None else origin_of(stage, recipe), group.dtype)
+    if stage is not None and stage.type == "rm":
+        architecture = as_reward_model(architecture)
+    assert group.kv_cache_gib != "auto", "a judge's cache has a size"
+    weights = architecture.total * architecture.width / max(group.gpus, 1.0)
+    return weights + group.kv_cache_gib * GIB + cluster.device.runtime
