@@ -1,6 +1,6 @@
 """Group relative policy optimization."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,28 +11,123 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import CompletionConfig, RolloutConfig, SyncConfig
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
+Level = Literal["token", "sequence", "completion"]
+"""Level of a ratio: each token's own, the geometric mean over a completion (GSPO), or the product over it."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "deepseekmath": {},  # arXiv:2402.03300 eq. 3
+    "deepseek_v2": {"ratio": "completion"},  # arXiv:2405.04434 eq. 32-34; beta is not printed
+    "deepseek_r1": {  # arXiv:2501.12948 eq. 1-3, section 3.2.1
+        "ratio": "completion",
+        "clip_low": 10.0,
+        "clip_high": 10.0,
+        "kl_coef": 0.001,
+    },
+    "deepseek_v32": {  # arXiv:2512.02556 section 3.1; the mask's bound and beta are not printed
+        "normalize_std": False,
+        "kl": "unbiased",
+        "kl_coef": 0.001,
+        "off_policy_mask": 0.1,
+    },
+    "dapo": {"clip_high": 0.28, "aggregation": "token", "kl_coef": 0.0},  # arXiv:2503.14476 eq. 8
+    "dr_grpo": {"aggregation": "fixed", "normalize_std": False, "kl_coef": 0.0},  # arXiv:2503.20783
+    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "kl_coef": 0.0},  # arXiv:2507.18071 section 5
+    "cispo": {  # arXiv:2506.13585 eq. 4; bounds of arXiv:2510.13786
+        "surrogate": "cispo",
+        "aggregation": "token",
+        "clip_low": 1.0,
+        "clip_high": 4.0,
+        "kl_coef": 0.0,
+    },
+    "rloo": {  # arXiv:2402.14740
+        "baseline": "leave_one_out",
+        "normalize_std": False,
+        "ratio": "completion",
+        "kl_coef": 0.0,
+    },
+}
+"""Settings of `objective` by algorithm, where they differ from the defaults."""
+
 
 class ObjectiveConfig(Settings):
-    """GRPO's objective. The defaults are the printed equation (DeepSeekMath eq. 3, DeepSeek-V2 eq. 32-34)."""
+    """GRPO's objective. The defaults are its form of single tokens (DeepSeekMath eq. 3)."""
 
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """The ratio is clipped below at 1 - clip_low."""
+    preset: (
+        Literal[
+            "deepseekmath", "deepseek_v2", "deepseek_r1", "deepseek_v32", "dapo", "dr_grpo", "gspo", "cispo", "rloo"
+        ]
+        | None
+    ) = None
+    """Settings of a published algorithm (docs/algorithm.md); keys beside it replace single ones."""
+    clip_low: float = Field(default=0.2, gt=0)
+    """The ratio is clipped below at 1 - clip_low; 1 or more leaves it without a bound there."""
     clip_high: float = Field(default=0.2, gt=0)
     """The ratio is clipped above at 1 + clip_high. Larger than clip_low: DAPO's clip-higher."""
-    ratio: Literal["token", "sequence"] = "token"
-    """Importance ratio of each token, or its geometric mean over the completion (GSPO)."""
+    clip_dual: float | None = Field(default=None, gt=1)
+    """A negative advantage counts at most this many times, whatever the ratio (dual clip). None sets no bound."""
+    ratio: Level = "token"
+    """Importance ratio: of each token; `sequence`, its geometric mean over the completion (GSPO); `completion`, its
+    product over the completion, with the divergence of whole completions (DeepSeek-V2 eq. 32-33, DeepSeek-R1)."""
     surrogate: Literal["clip", "cispo"] = "clip"
     """`clip`: min(ratio A, clip(ratio) A). `cispo`: A log pi, weighted by the clipped ratio without its gradient."""
     aggregation: Literal["sequence", "token", "fixed"] = "sequence"
-    """`sequence`: mean over a completion's tokens, then over completions (as printed). `token`: mean over all tokens
-    (DAPO). `fixed`: sum over tokens divided by sampling.max_tokens, then mean over completions (Dr. GRPO)."""
+    """`sequence`: mean over a completion's tokens, then over completions. `token`: mean over all tokens (DAPO).
+    `fixed`: sum over tokens divided by sampling.max_tokens, then mean over completions (Dr. GRPO)."""
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """Baseline of a completion: the mean of its group, or of the group's other completions (RLOO)."""
     normalize_std: bool = True
-    """Divide a group's centred rewards by their standard deviation. False: Dr. GRPO. `mixing: group` normalises each
-    reward instead."""
+    """Divide a group's centred rewards by their standard deviation. False: Dr. GRPO, DeepSeek-V3.2. `mixing: group`
+    normalises each reward instead."""
+    kl: Literal["k3", "unbiased"] = "k3"
+    """Divergence to the reference: k3, or k3 times the ratio of the token, whose gradient is unbiased
+    (DeepSeek-V3.2)."""
     kl_coef: float = Field(default=0.04, ge=0)
-    """Coefficient beta of the unbiased k3 divergence to the reference. 0 loads no reference."""
+    """Coefficient beta of the divergence. 0 loads no reference."""
+    kl_coef_of: dict[str, float] = Field(default_factory=dict[str, float])
+    """Coefficient beta of prompts that a reward judges, by the reward's label, in place of kl_coef; the smallest where
+    several judge. For weaker divergence in a domain, such as mathematics in DeepSeek-V3.2."""
     importance_cap: float | None = Field(default=None, gt=0)
-    """Truncated importance sampling: cap of each token's weight pi_trainer/pi_rollout. None applies no weight."""
+    """Importance sampling: cap of the weight pi_trainer/pi_rollout. None applies no weight."""
+    importance_level: Level = "token"
+    """Level of that weight: `completion` is TRL's and verl's sequence level, `sequence` the geometric mean."""
+    importance_mode: Literal["truncate", "mask"] = "truncate"
+    """`truncate` a weight to the cap, or `mask` what lies outside [importance_floor, importance_cap] with 0."""
+    importance_floor: float = Field(default=0.0, ge=0)
+    """Smallest weight that `mask` keeps."""
+    off_policy_mask: float | None = Field(default=None, gt=0)
+    """Leave completions of negative advantage out of the policy term where log pi_rollout - log pi_theta exceeds this
+    many nats in the mean over their tokens (DeepSeek-V3.2). None leaves none out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return PRESETS.get(values.get("preset") or "", {}) | values
+
+    @model_validator(mode="after")
+    def _effective(self) -> "ObjectiveConfig":
+        refusals = {
+            "surrogate=cispo weighs tokens by their own ratio; use ratio=token": self.surrogate == "cispo"
+            and self.ratio != "token",
+            "clip_dual has no effect on surrogate=cispo; remove it": self.surrogate == "cispo"
+            and self.clip_dual is not None,
+            "ratio=completion is defined for aggregation=sequence; remove aggregation": self.ratio == "completion"
+            and self.aggregation != "sequence",
+            "kl=unbiased multiplies by the ratio of tokens; use ratio=token": self.kl == "unbiased"
+            and self.ratio != "token",
+            "baseline=leave_one_out is a centred reward without deviation; set normalize_std=false": (
+                self.baseline == "leave_one_out" and self.normalize_std
+            ),
+            "importance_floor needs importance_mode=mask": bool(self.importance_floor)
+            and self.importance_mode == "truncate",
+            "importance_level and importance_mode have no effect without importance_cap": self.importance_cap is None
+            and (self.importance_level, self.importance_mode) != ("token", "truncate"),
+            "kl and kl_coef_of have no effect with kl_coef=0; set kl_coef above 0": not self.kl_coef
+            and (self.kl != "k3" or bool(self.kl_coef_of)),
+        }
+        for refusal, applies in refusals.items():
+            if applies:
+                raise ValueError(f"objective.{refusal}")
+        return self
 
 
 class OverlongConfig(Settings):
@@ -152,8 +247,8 @@ class GRPOConfig(Settings):
                 f"prompts.max_prompt_length + sampling.max_tokens = {longest} exceeds "
                 f"rollout.max_model_len={self.rollout.max_model_len}"
             )
-        if self.objective.surrogate == "cispo" and self.objective.ratio == "sequence":
-            raise ValueError("objective.surrogate=cispo weighs tokens by their own ratio; use ratio=token")
+        if self.objective.baseline == "leave_one_out" and self.mixing == "group":
+            raise ValueError("objective.baseline=leave_one_out has no effect with mixing=group; remove one of them")
         if self.overlong.shaping_tokens and self.mixing == "group":
             raise ValueError(
                 "overlong.shaping_tokens would be added to rewards that mixing=group has made advantages already; "
@@ -178,6 +273,9 @@ class GRPOConfig(Settings):
             idle = [label for label in labels if label not in selected]
             if idle:
                 raise ValueError(f"rewards: '{idle[0]}' has no effect, since prompts.reward names others; remove it")
+        for label in self.objective.kl_coef_of:
+            if label not in labels:
+                raise ValueError(f"objective.kl_coef_of.{label} is not among rewards: {labels}")
         if len(labels) == 1 and (self.rewards[0].gate is not None or self.mixing != "none"):
             raise ValueError("rewards.0.gate and mixing have no effect on a single reward; remove them")
         return self
@@ -201,7 +299,7 @@ class GRPOConfig(Settings):
                 "routing_replay=policy has no effect with updates_per_batch=1, where the policy's routes are its own; "
                 "raise updates_per_batch, or replay the rollout's routes"
             )
-        if self.updates_per_batch == 1 and (self.objective.ratio, self.objective.surrogate) != ("token", "clip"):
+        if self.updates_per_batch == 1 and (self.objective.ratio == "sequence" or self.objective.surrogate == "cispo"):
             raise ValueError(
                 "objective.ratio and objective.surrogate have no effect with updates_per_batch=1, where the ratio is "
                 "exactly 1; raise updates_per_batch or remove them"

@@ -40,6 +40,17 @@ def group_advantage(rewards_PG: Array, *, normalize_std: bool) -> Array:
     return standardize(rewards_PG, axis=1) if normalize_std else _centre(rewards_PG, axis=1)
 
 
+def leave_one_out_advantage(rewards_PG: Array) -> Array:
+    """Compute A_i = r_i - mean of the other judged rewards of the group; float64 [P, G] (RLOO, arXiv:2402.14740).
+
+    Unjudged completions, groups of equal rewards and the only judged completion of a group get exactly 0.
+
+    Example: rewards `[[1.0, 0.0, 0.0, 0.0]]` give `[[1.0, -1/3, -1/3, -1/3]]`.
+    """
+    judged_P1 = (~np.isnan(rewards_PG)).sum(axis=1, keepdims=True)
+    return _centre(rewards_PG, axis=1) * judged_P1 / np.maximum(judged_P1 - 1, 1)
+
+
 def batch_advantage(rewards_PG: Array) -> Array:
     """Standardize over all judged completions of a step; float64 [P, G].
 

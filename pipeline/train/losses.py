@@ -56,17 +56,9 @@ def _main_loss(objective: Objective, row: MicroBatch, values_N: Tensor, denomina
             weights_N=columns["weights"],
             sequence_N=sequence_N,
             num_sequences=row.num_sequences,
+            kl_coef_N=columns.get("kl_coef"),
         )
-        return grpo_loss(
-            tokens,
-            denominator=denominator,
-            clip_low=objective.clip_low,
-            clip_high=objective.clip_high,
-            ratio=objective.ratio,
-            surrogate=objective.surrogate,
-            kl_coef=objective.kl_coef,
-            importance_cap=objective.importance_cap,
-        )
+        return grpo_loss(tokens, objective, denominator=denominator)
     answers = ScoredAnswers(values_N, columns["targets"], sequence_N, row.num_sequences)
     if isinstance(objective, PairwiseLoss):
         return pairwise_loss(answers, denominator=denominator, margin=objective.margin, center=objective.center)

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
+from configs.grpo import ObjectiveConfig
+from pipeline.data.prompts import Prompt
 from pipeline.data.trees import Branch, Tree, cut, micro_batch, scored_tree, shard, shard_indices
+from pipeline.grpo.batches import prompt_kl_coef
+from rewards.types import Task
 from rollout.types import Routes
 
 
@@ -120,3 +124,12 @@ def test_rows_of_groups_have_at_most_the_tokens_asked_for_and_ranks_balance(num_
     assert max(tokens) - min(tokens) <= 550
     new = sum(row.num_new_tokens for rows in ranks for row in rows if row.num_sequences)
     assert new == sum(t.num_tokens for t in [long, *short])
+
+
+def test_a_prompt_has_the_smallest_beta_of_the_rewards_that_judge_it() -> None:
+    objective = ObjectiveConfig(kl_coef=0.04, kl_coef_of={"math": 0.001, "code": 0.02})
+
+    def kl_coef(kind: str) -> float:
+        return prompt_kl_coef(objective, Prompt([1], Task("2 + 2", "4", kind=kind)))
+
+    assert [kl_coef(kind) for kind in ("math", "code", "helpful", "code math", "")] == [0.001, 0.02, 0.04, 0.001, 0.001]

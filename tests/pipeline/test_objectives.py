@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.objectives.advantage import batch_advantage, group_advantage, has_spread
+from configs.grpo import PRESETS, ObjectiveConfig
+from pipeline.objectives.advantage import batch_advantage, group_advantage, has_spread, leave_one_out_advantage
 from pipeline.objectives.aggregate import batch_denominator, token_weight
 from pipeline.objectives.policy import (
     LossOutput,
     PolicyTokens,
     cispo_surrogate,
     clipped_surrogate,
+    divergence,
     grpo_loss,
     importance_ratio,
     importance_weight,
     k3_divergence,
+    off_policy_mask,
 )
 from pipeline.objectives.supervised import sft_loss
 
@@ -66,6 +69,12 @@ def test_advantages_ignore_a_shift_and_follow_a_permutation(normalize_std: bool)
     np.testing.assert_allclose(group_advantage(rewards_PG[:, order], normalize_std=normalize_std), advantages[:, order])
 
 
+def test_leave_one_out_advantages_are_the_rewards_less_the_mean_of_the_others() -> None:
+    np.testing.assert_allclose(leave_one_out_advantage(np.array([[1.0, 0.0, 0.0, 0.0]])), [[1, -1 / 3, -1 / 3, -1 / 3]])
+    np.testing.assert_allclose(leave_one_out_advantage(np.array([[3.0, NAN, 1.0, 2.0]])), [[1.5, 0, -1.5, 0]])
+    np.testing.assert_array_equal(leave_one_out_advantage(np.array([[2.0, NAN], [0.3, 0.3]])), np.zeros((2, 2)))
+
+
 def test_batch_advantages_are_the_rewards_in_standard_deviations_of_the_step() -> None:
     # judged: 1, -1, 2, -2 of mean 0 and std sqrt(10 / 4)
     advantages = batch_advantage(np.array([[1.0, -1.0, NAN], [2.0, -2.0, NAN]]))
@@ -105,6 +114,28 @@ def test_sequence_ratio_is_the_geometric_mean_of_its_own_tokens() -> None:
     torch.testing.assert_close(ratio, tensor(2.0, 2.0, 3.0))  # sqrt(4 * 1), 3
 
 
+def test_completion_ratio_is_the_product_over_its_own_tokens() -> None:
+    ratio = importance_ratio(
+        logprobs_N=tensor(math.log(4), math.log(0.5), math.log(3)),
+        policy_logprobs_N=tensor(0.0, 0.0, 0.0),
+        sequence_N=torch.tensor([0, 0, 1]),
+        num_sequences=2,
+        level="completion",
+    )
+    torch.testing.assert_close(ratio, tensor(2.0, 2.0, 3.0))
+
+
+def test_the_dual_clip_bounds_the_loss_of_a_negative_advantage_alone() -> None:
+    surrogate = clipped_surrogate(
+        ratio_N=tensor(9.0, 2.0, 0.1, 9.0),
+        advantages_N=tensor(-2, -2, -2, 2),
+        clip_low=0.2,
+        clip_high=0.2,
+        clip_dual=3.0,
+    )
+    torch.testing.assert_close(surrogate, tensor(-6.0, -4.0, -1.6, 2.4))  # 3 * -2, 2 * -2, 0.8 * -2, 1.2 * 2
+
+
 def test_the_clip_bounds_gain_but_never_loss() -> None:
     surrogate = clipped_surrogate(
         ratio_N=tensor(1.5, 1.5, 0.5, 0.5), advantages_N=tensor(2, -2, 2, -2), clip_low=0.2, clip_high=0.3
@@ -136,10 +167,24 @@ def test_k3_by_hand_and_unbiased() -> None:
 
 
 def test_importance_weight_is_capped_above_only() -> None:
-    weight = importance_weight(
-        policy_logprobs_N=tensor(math.log(3), math.log(0.1)), rollout_logprobs_N=tensor(0.0, 0.0), cap=2.0
-    )
+    weight = importance_weight(tensor(math.log(3), math.log(0.1)), cap=2.0)
     torch.testing.assert_close(weight, tensor(2.0, 0.1))
+
+
+def test_importance_weights_outside_the_band_are_masked() -> None:
+    weight = importance_weight(tensor(math.log(3), math.log(0.1), math.log(1.5)), cap=2.0, floor=0.5, mode="mask")
+    torch.testing.assert_close(weight, tensor(0.0, 0.0, 1.5))
+
+
+def test_the_off_policy_mask_leaves_out_negative_completions_far_from_the_rollout() -> None:
+    mask = off_policy_mask(
+        gap_N=tensor(0.9, 0.3, 0.9, 0.3, 0.4),  # means 0.6, 0.6, 0.4
+        advantages_N=tensor(-1.0, -1.0, 1.0, 1.0, -1.0),
+        sequence_N=torch.tensor([0, 0, 1, 1, 2]),
+        num_sequences=3,
+        max_gap=0.5,
+    )
+    torch.testing.assert_close(mask, tensor(0.0, 0.0, 1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -153,21 +198,12 @@ def test_aggregations_by_hand(aggregation, weights: list[float], denominator: fl
 
 # -- the whole loss ---------------------------------------------------------------------------------------------------
 
-DEFAULTS = {
-    "num_sequences": 2,
-    "denominator": 2.0,
-    "clip_low": 0.2,
-    "clip_high": 0.2,
-    "ratio": "token",
-    "surrogate": "clip",
-    "kl_coef": 0.0,
-    "importance_cap": None,
-}
-
 
 def columns(**changed) -> dict:
-    """Two completions: one of one token, one of two."""
-    return DEFAULTS | {
+    """Two completions, one of one token and one of two, and settings of the objective."""
+    return {
+        "num_sequences": 2,
+        "kl_coef": 0.0,
         "logprobs_N": tensor(math.log(0.6), math.log(0.3), math.log(0.5)),
         "policy_logprobs_N": tensor(math.log(0.4), math.log(0.3), math.log(0.5)),
         "rollout_logprobs_N": tensor(math.log(0.4), math.log(0.3), math.log(0.5)),
@@ -181,7 +217,8 @@ def columns(**changed) -> dict:
 
 def loss_of(batch: dict) -> LossOutput:
     tokens = {name: value for name, value in batch.items() if name in PolicyTokens._fields}
-    return grpo_loss(PolicyTokens(**tokens), **{name: value for name, value in batch.items() if name not in tokens})
+    settings = {name: value for name, value in batch.items() if name not in tokens}
+    return grpo_loss(PolicyTokens(**tokens), ObjectiveConfig(**settings), denominator=2.0)
 
 
 def test_the_loss_by_hand() -> None:
@@ -196,6 +233,169 @@ def test_the_loss_with_divergence_by_hand() -> None:
     expected = -((1.2 - 0.1 * kl[0]) + 0.5 * (-1 - 0.1 * kl[1]) + 0.5 * (-1 - 0.1 * kl[2])) / 2
     assert output.loss.item() == pytest.approx(expected, abs=1e-12)
     assert output.sums["loss/kl_mean"].item() == pytest.approx(sum(kl), abs=1e-12)
+
+
+def test_the_printed_loss_of_whole_completions_by_hand() -> None:
+    """DeepSeek-V2 eq. 32-33: ratio and divergence of completions, without a mean over their tokens."""
+    reference = tensor(math.log(0.3), math.log(0.15), math.log(0.25))
+    policy = tensor(math.log(0.4), math.log(0.2), math.log(0.5))
+    output = loss_of(columns(ratio="completion", policy_logprobs_N=policy, ref_logprobs_N=reference, kl_coef=0.1))
+    # completion 0: ratio 1.5, A = 1, pi_ref/pi = 1/2; completion 1: ratio 1.5 * 1, A = -1, pi_ref/pi = 1/2 * 1/2
+    divergences = [0.5 - math.log(0.5) - 1, 0.25 - math.log(0.25) - 1]
+    expected = -((1.2 - 0.1 * divergences[0]) + (-1.5 - 0.1 * divergences[1])) / 2
+    assert output.loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_printed_loss_gives_every_token_its_completions_whole_gradient() -> None:
+    """The first update: ratio 1, gradient A for each token, where the mean over tokens gives A / |o_i|."""
+    logprobs = tensor(-1.0, -2.0, -0.5).requires_grad_()
+    loss_of(columns(logprobs_N=logprobs, policy_logprobs_N=logprobs.detach(), ratio="completion")).loss.backward()
+    torch.testing.assert_close(logprobs.grad, tensor(-0.5, 0.5, 0.5))  # -A / G
+
+
+def test_the_unbiased_divergence_has_the_gradient_of_the_exact_one() -> None:
+    """E over pi_old of the gradient of ratio * k3 is the gradient of KL(pi_theta || pi_ref); that of k3 is not."""
+    logits = tensor(0.3, -0.5, 1.0, 0.1).requires_grad_()
+    old, reference = tensor(0.4, 0.3, 0.2, 0.1), tensor(0.1, 0.2, 0.3, 0.4)
+
+    def expected_gradient(kl: str) -> torch.Tensor:
+        logits.grad = None
+        tokens = PolicyTokens(
+            logprobs_N=logits.log_softmax(0),
+            policy_logprobs_N=old.log(),
+            rollout_logprobs_N=old.log(),
+            ref_logprobs_N=reference.log(),
+            advantages_N=torch.zeros(4),
+            weights_N=torch.ones(4),
+            sequence_N=torch.arange(4),
+            num_sequences=4,
+        )
+        (old * divergence(tokens, ObjectiveConfig(kl=kl, kl_coef=1.0))).sum().backward()
+        return logits.grad.clone()
+
+    logits.grad = None
+    policy = logits.softmax(0)
+    (policy * (policy / reference).log()).sum().backward()
+    exact = logits.grad.clone()
+    torch.testing.assert_close(expected_gradient("unbiased"), exact)
+    assert not torch.allclose(expected_gradient("k3"), exact, atol=1e-2)
+
+
+def test_the_off_policy_mask_keeps_the_divergence() -> None:
+    reference = tensor(-1.0, -1.0, -1.0)
+    rollout = columns()["logprobs_N"] + 1.0
+    batch = columns(rollout_logprobs_N=rollout, ref_logprobs_N=reference, kl_coef=0.1, off_policy_mask=0.5)
+    output = loss_of(batch)
+    divergences = [math.exp(-1 - x) + 1 + x - 1 for x in batch["logprobs_N"].tolist()]
+    expected = -((1.2 - 0.1 * divergences[0]) - 0.5 * 0.1 * (divergences[1] + divergences[2])) / 2
+    assert output.loss.item() == pytest.approx(expected, abs=1e-12)
+    assert output.sums["loss/off_policy_masked_mean"].item() == 2
+
+
+def test_beta_of_a_token_replaces_that_of_the_objective() -> None:
+    reference = tensor(-1.0, -1.0, -1.0)
+    by_token = loss_of(columns(ref_logprobs_N=reference, kl_coef=0.5, kl_coef_N=tensor(0.1, 0.1, 0.1))).loss
+    torch.testing.assert_close(by_token, loss_of(columns(ref_logprobs_N=reference, kl_coef=0.1)).loss)
+
+
+# -- presets, each against its paper's formula, one completion and one token at a time -------------------------------
+
+LENGTHS = [3, 5, 2, 6]
+MAX_TOKENS = 8
+
+
+def published(preset: str, logp: list, old: list, rollout: list, ref: list, rewards: list[float]) -> float:
+    """-J of one group as the paper of `preset` prints it."""
+    mean, std = np.mean(rewards), np.std(rewards)
+    total = 0.0
+    for i, length in enumerate(LENGTHS):
+        ratios = np.exp(logp[i] - old[i])
+        k3 = np.exp(ref[i] - logp[i]) - (ref[i] - logp[i]) - 1
+        product = np.exp(np.sum(logp[i] - old[i]))
+        product_ref = np.exp(np.sum(ref[i] - logp[i]))
+        k3_completion = product_ref - np.log(product_ref) - 1
+        a = (rewards[i] - mean) / std
+
+        def clipped(r, a, low, high):
+            return np.minimum(r * a, np.clip(r, 1 - low, 1 + high) * a)
+
+        match preset:
+            case "deepseekmath":
+                total += np.mean(clipped(ratios, a, 0.2, 0.2) - 0.04 * k3) / len(LENGTHS)
+            case "deepseek_v2":
+                total += (clipped(product, a, 0.2, 0.2) - 0.04 * k3_completion) / len(LENGTHS)
+            case "deepseek_r1":
+                total += (clipped(product, a, 10, 10) - 0.001 * k3_completion) / len(LENGTHS)
+            case "deepseek_v32":
+                a = rewards[i] - mean
+                mask = 0.0 if a < 0 and np.mean(rollout[i] - logp[i]) > 0.1 else 1.0
+                total += np.mean(clipped(ratios, a, 0.2, 0.2) * mask - 0.001 * ratios * k3) / len(LENGTHS)
+            case "dapo":
+                total += np.sum(clipped(ratios, a, 0.2, 0.28)) / sum(LENGTHS)
+            case "dr_grpo":
+                total += np.sum(clipped(ratios, rewards[i] - mean, 0.2, 0.2)) / MAX_TOKENS / len(LENGTHS)
+            case "gspo":
+                total += clipped(product ** (1 / length), a, 3e-4, 4e-4) / len(LENGTHS)
+            case "cispo":
+                total += np.sum(np.clip(ratios, 0, 5.0) * a * logp[i]) / sum(LENGTHS)
+            case "rloo":
+                a = rewards[i] - (sum(rewards) - rewards[i]) / (len(rewards) - 1)
+                total += clipped(product, a, 0.2, 0.2) / len(LENGTHS)
+    return -total
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_preset_is_its_papers_formula(preset: str) -> None:
+    rng = np.random.default_rng(3)
+    rollout = [rng.normal(-1.0, 0.5, length) for length in LENGTHS]
+    old = [x + rng.normal(0, 0.02, len(x)) for x in rollout]
+    logp = [x + rng.normal(0, 0.2, len(x)) for x in old]
+    ref = [x + rng.normal(0, 0.3, len(x)) for x in old]
+    rewards = [1.0, 0.0, 0.5, 0.0]
+    objective = ObjectiveConfig.model_validate({"preset": preset})
+    rewards_PG = np.array([rewards])
+    advantages = (
+        leave_one_out_advantage(rewards_PG)
+        if objective.baseline == "leave_one_out"
+        else group_advantage(rewards_PG, normalize_std=objective.normalize_std)
+    )[0]
+    weights = [token_weight(objective.aggregation, length=n, max_tokens=MAX_TOKENS) for n in LENGTHS]
+    tokens = PolicyTokens(
+        *(torch.from_numpy(np.concatenate(x)) for x in (logp, old, rollout)),
+        ref_logprobs_N=torch.from_numpy(np.concatenate(ref)) if objective.kl_coef else None,
+        advantages_N=torch.from_numpy(np.repeat(advantages, LENGTHS)),
+        weights_N=torch.from_numpy(np.repeat(weights, LENGTHS)),
+        sequence_N=torch.from_numpy(np.repeat(np.arange(len(LENGTHS)), LENGTHS)),
+        num_sequences=len(LENGTHS),
+    )
+    output = grpo_loss(tokens, objective, denominator=batch_denominator(objective.aggregation, LENGTHS))
+    assert output.loss.item() == pytest.approx(published(preset, logp, old, rollout, ref, rewards), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"surrogate": "cispo", "ratio": "completion"}, "ratio=token"),
+        ({"surrogate": "cispo", "clip_dual": 3.0}, "clip_dual"),
+        ({"ratio": "completion", "aggregation": "token"}, "aggregation"),
+        ({"kl": "unbiased", "ratio": "sequence"}, "ratio=token"),
+        ({"baseline": "leave_one_out"}, "normalize_std=false"),
+        ({"importance_cap": 2.0, "importance_floor": 0.5}, "importance_mode=mask"),
+        ({"importance_level": "sequence"}, "importance_cap"),
+        ({"kl_coef": 0.0, "kl": "unbiased"}, "kl_coef"),
+        ({"preset": "dapo", "kl_coef_of": {"math": 0.1}}, "kl_coef"),
+        ({"preset": "grpo2"}, "preset"),
+    ],
+)
+def test_combinations_without_effect_are_refused(settings: dict, key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        ObjectiveConfig.model_validate(settings)
+
+
+def test_keys_beside_a_preset_replace_its_own() -> None:
+    objective = ObjectiveConfig.model_validate({"preset": "dapo", "clip_high": 0.3})
+    assert (objective.clip_high, objective.aggregation, objective.kl_coef) == (0.3, "token", 0.0)
+    assert ObjectiveConfig.model_validate(objective.model_dump()) == objective
 
 
 def test_mismatch_is_measured_on_every_token_whatever_its_weight() -> None:
@@ -221,12 +421,20 @@ FAR = [120.0, 1e4, -120.0, float("inf"), float("-inf"), float("nan")]
 COLUMNS = ("logprobs_N", "policy_logprobs_N", "rollout_logprobs_N", "ref_logprobs_N", "advantages_N")
 
 
-@pytest.mark.parametrize("surrogate", ["clip", "cispo"])
-@pytest.mark.parametrize("ratio", ["token", "sequence"])
+OPTIONS = [
+    {"importance_cap": 2.0},
+    {"ratio": "sequence", "importance_cap": 2.0, "importance_level": "sequence"},
+    {"ratio": "completion", "importance_cap": 2.0, "importance_level": "completion", "importance_mode": "mask"},
+    {"surrogate": "cispo", "kl": "unbiased"},
+    {"clip_dual": 3.0, "off_policy_mask": 0.5, "kl": "unbiased"},
+]
+
+
+@pytest.mark.parametrize("settings", OPTIONS)
 @pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("far", FAR)
-def test_a_token_of_weight_zero_changes_nothing_however_far_it_is_off(column, far, ratio, surrogate) -> None:
-    options = {"ratio": ratio, "surrogate": surrogate, "kl_coef": 0.1, "importance_cap": 2.0}
+def test_a_token_of_weight_zero_changes_nothing_however_far_it_is_off(column, far, settings) -> None:
+    options = {"kl_coef": 0.1, **settings}
     options["weights_N"] = torch.tensor([0.0, 0.5, 0.5])
 
     def step(value: float | None) -> tuple[torch.Tensor, torch.Tensor]:
