@@ -229,6 +229,10 @@ class GRPOConfig(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of prompt order and sampling."""
 
+    def validates(self, step: int) -> bool:
+        """Return whether the policy is evaluated after `step`."""
+        return self.validation is not None and (step % self.validation.every_steps == 0 or step == self.steps)
+
     @model_validator(mode="after")
     def _sound(self) -> "GRPOConfig":
         if self.prompts_per_step % self.updates_per_batch:

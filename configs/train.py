@@ -118,6 +118,9 @@ class TrainerConfig(Settings):
     """Multiply in FP8 as DeepSeek-V3 does: projections of attention and MLPs, and experts, forward and backward.
     Weights and optimizer keep their precision. Faster on Hopper GPUs; elsewhere a slower reference computes the same
     result."""
+    deterministic: bool | Literal["auto"] = "auto"
+    """Train with kernels that sum in a fixed order, so that a resumed run repeats the series to the bit. `auto` does on
+    CPUs, where it costs 1 %, and not on GPUs, where attention, scatter and routing get slower."""
     offload: OffloadConfig | None = None
     """Offload from GPUs: less memory, a longer update. `{}` moves the optimizer to the machine's memory. Needs GPUs and
     zero_stage >= 1."""

@@ -5,6 +5,7 @@ asynchronous scheduling, one seeded generator per call, no cached prefix from an
 CPU. On the CPU vLLM is patched first (`rollout.cpu`). `rollout.version` has the releases that are accepted.
 """
 
+import math
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence, Set
@@ -17,8 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.checkpoint import checkpoint_shapes, eos_ids
+from rollout.device import DeviceState, Move, needs
 from rollout.memory import cache_gib, memory_arguments
 from rollout.process import num_threads
+from rollout.sleep import EngineMemory
 from rollout.types import Completion, Group, TensorRecord, TokenLogprobs
 from rollout.version import refuse_untested_vllm
 from rollout.weights import Bucket, open_buckets
@@ -59,12 +62,14 @@ class RolloutEngine:
         *,
         stop_token_ids: Sequence[int] = (),
         with_routes: bool = False,
+        name: str = "rollout engine 0",
     ) -> None:
-        """Load the checkpoint folder `model` in `dtype` ("float32", "bfloat16").
+        """Load the checkpoint folder `model` in `dtype` ("float32", "bfloat16"). The engine is awake at first.
 
         stop_token_ids: tokens that end a turn in the chat template. A completion ends at any of them, at the
             tokenizer's end token, and at those of generation_config.json.
         with_routes: record the experts that each token is routed to (see Completion).
+        name: of the engine in errors.
 
         Raises ValueError for a folder without safetensors or a setting that this machine cannot serve, RuntimeError for
         a vLLM that was not tested (rollout.version).
@@ -83,9 +88,12 @@ class RolloutEngine:
         self._llm = LLM(**arguments)
         self._routes = routes_of(self._llm) if with_routes else None
         self.policy_version = 0  # number of the sync whose weights are loaded; 0 before the first
-        self._awake = True
+        self.name, self.state = name, DeviceState.AWAKE
+        num_bytes = getattr(torch, dtype).itemsize * sum(map(math.prod, self._expected.values()))
+        self._memory = EngineMemory(self._llm, name, weight_bytes=num_bytes, on_cpu=current_platform.is_cpu())
         self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
 
+    @needs(DeviceState.AWAKE)
     def generate(
         self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
     ) -> Iterator[Group]:
@@ -98,7 +106,6 @@ class RolloutEngine:
         Raises ValueError for a prompt that is empty or leaves no room for `max_tokens` in `max_model_len`, and for
         several completions at temperature 0, which would be equal.
         """
-        self._check_ready()
         if sampling.temperature == 0 and num_completions > 1:
             raise ValueError(
                 f"num_completions={num_completions} at sampling.temperature=0 would sample the same completion again; "
@@ -120,11 +127,13 @@ class RolloutEngine:
         )
         return self._groups(prompts, params, seed)
 
+    @needs(DeviceState.AWAKE)
     def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
         """Log-probabilities in nats of each prompt's tokens after the first, from a prefill pass without any cache."""
         outputs = self._prefill(prompts, use_prefix_cache=False)
         return [cast(FlatLogprobs, output.prompt_logprobs).logprobs for output in outputs]
 
+    @needs(DeviceState.AWAKE)
     def continuation_logprobs(self, sequences: list[list[int]], starts: list[int]) -> list[TokenLogprobs]:
         """Log-probabilities and ranks of each sequence's tokens from its start (1 or more) on.
 
@@ -142,6 +151,7 @@ class RolloutEngine:
             outputs[i] = output
         return [_token_logprobs(output, start) for output, start in zip(outputs, starts, strict=True)]
 
+    @needs(DeviceState.WEIGHTS, DeviceState.AWAKE)
     def load_weights(self, buckets: Iterable[Bucket], version: int) -> list[TensorRecord]:
         """Load a whole set of weights, under checkpoint names, as `version`; return their manifest.
 
@@ -150,7 +160,6 @@ class RolloutEngine:
 
         Raises SyncError naming the tensor that is damaged, missing, unknown or of another shape.
         """
-        self._check_ready()
         started = time.perf_counter()
         records, tensors = open_buckets(buckets, self._expected)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
@@ -158,23 +167,23 @@ class RolloutEngine:
             from rollout.cpu import pack_output_head  # names modules of one release of vLLM
 
             self._llm.collective_rpc(pack_output_head)
+        self._memory.loaded()
         self._reset_prefix_cache()
         self.policy_version = version
         self._sync_seconds += time.perf_counter() - started
         return records
 
-    def sleep(self) -> None:
-        """Move the weights to the host and free the accelerator's memory for the trainer. No effect on the CPU."""
-        if self._awake and not current_platform.is_cpu():
-            self._llm.sleep(level=1)
-        self._awake = False
+    @needs(*DeviceState)
+    def to(self, state: DeviceState) -> Move:
+        """Move from awake to asleep, which loses the weights; then to weights; and, once they are loaded, to awake.
 
-    def wake(self) -> None:
-        """Take the accelerator's memory back; a sleeping engine refuses every other call."""
-        if not self._awake and not current_platform.is_cpu():
-            self._llm.wake_up()
-        self._awake = True
+        Another order raises DeviceError (see rollout.sleep).
+        """
+        move = self._memory.to(self.state, state)
+        self.state = state
+        return move
 
+    @needs(*DeviceState)
     def metrics(self) -> dict[str, float]:
         """Return and reset `rollout/tokens_per_second` (sampled tokens), `rollout/generate_seconds` and
         `rollout/sync_seconds`. The time that a caller spends between two groups of a stream is not counted."""
@@ -189,7 +198,6 @@ class RolloutEngine:
 
     def _prefill(self, prompts: list[list[int]], *, use_prefix_cache: bool) -> list[RequestOutput]:
         """Compute the prompts' log-probabilities. With the prefix cache, tokens of cached blocks have none."""
-        self._check_ready()
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -232,10 +240,6 @@ class RolloutEngine:
     def _reset_prefix_cache(self) -> None:
         was_reset = self._llm.reset_prefix_cache()
         assert was_reset, "prefixes are in use: finish or close the stream first"
-
-    def _check_ready(self) -> None:
-        if not self._awake:
-            raise RuntimeError("the engine sleeps; call wake() before anything else")
 
 
 def _decode(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], hidden_ids: Set[int | None]) -> str:

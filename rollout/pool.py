@@ -7,7 +7,6 @@ sampling. Every call has a timeout, and every error names the engine.
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig, SamplingConfig
+from rollout.device import DeviceState, Move
 from rollout.process import compute_environment, num_threads, start_environment
 from rollout.types import Group, TensorRecord, TokenLogprobs
 
@@ -62,8 +62,7 @@ class RolloutPool:
 
     Example:
         pool = RolloutPool(folder, RolloutConfig(max_model_len=512, num_engines=2), "float32", seed=0)
-        with pool.awake():
-            groups = list(pool.generate(prompts, SamplingConfig(max_tokens=64), num_completions=8, seed=0))
+        groups = list(pool.generate(prompts, SamplingConfig(max_tokens=64), num_completions=8, seed=0))
         pool.close()
     """
 
@@ -94,8 +93,10 @@ class RolloutPool:
         nodes = self._gather([engine.node_id.remote() for engine in self._engines], "its start")
         request, options = (model, config, dtype, seed), {"stop_token_ids": list(stop_token_ids)}
         started = [
-            engine.start.remote(nodes.count(node), *request, **options, with_routes=with_routes)
-            for engine, node in zip(self._engines, nodes, strict=True)
+            engine.start.remote(
+                nodes.count(node), *request, **options, with_routes=with_routes, name=f"rollout engine {number}"
+            )
+            for number, (engine, node) in enumerate(zip(self._engines, nodes, strict=True))
         ]
         self._gather(started, "its start")
 
@@ -158,17 +159,11 @@ class RolloutPool:
         ]
         return [logprobs for part in self._gather(calls, "'continuation_logprobs'") for logprobs in part]
 
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Keep the engines' memory on the device within the block, and free it after. Engines start awake."""
-        self._call_all("wake")
-        yield
-        # Not after an error: the engine itself may have failed, and waiting for it again would hide the reason.
-        self.sleep()
-
-    def sleep(self) -> None:
-        """Free the engines' memory on the device."""
-        self._call_all("sleep")
+    def to(self, state: DeviceState) -> dict[str, float]:
+        """Move every engine on to `state` (see RolloutEngine.to). Returns `device/engines_STATE_seconds` of the slowest
+        engine and `device/engines_STATE_gib` of the one that moved most; empty where nothing moved, as on CPUs."""
+        moves: list[Move] = self._call_all("to", state)
+        return Move(max(x.seconds for x in moves), max(x.num_bytes for x in moves)).metrics("engines", state)
 
     def metrics(self) -> dict[str, float]:
         """The engines' metrics since the last call: the sum of tokens per second, the seconds of the slowest."""

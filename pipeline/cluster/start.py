@@ -25,6 +25,7 @@ from rewards.plugins.names import absolute
 from rewards.pool.workers import RewardPool
 from rewards.types import Placement
 from rollout.checkpoint import refuse_head_size
+from rollout.device import DeviceState
 from rollout.pool import RolloutPool
 
 _start_cluster: ContextVar[Callable[[], None] | None] = ContextVar("_start_cluster", default=None)
@@ -93,7 +94,7 @@ def start_rollout(
             model, config, dtype, seed, resources=resources, stop_token_ids=stop_token_ids, with_routes=with_routes
         )
         if devices and any(engine.share < 1 for engine in devices.placement.of("engine")):
-            pool.sleep()
+            pool.to(DeviceState.ASLEEP)
     except Exception as error:
         if devices and not devices.engines_started.done():
             devices.engines_started.set_exception(error)

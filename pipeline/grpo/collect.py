@@ -24,14 +24,15 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Ex
     3.2, arXiv:2503.14476). Always returns P groups, those with spread first.
 
     The number of the round selects the prompts and the sampling seed, so that a resumed run repeats it. Rewards are
-    mixed, and metrics computed, over all sampled groups. Raises RolloutError or RewardsUnavailable.
+    mixed, and metrics computed, over all sampled groups. The engines are awake. Raises RolloutError or
+    RewardsUnavailable.
     """
     num_prompts, max_rounds = config.prompts_per_step, config.dynamic_sampling.max_rounds
     sampled: list[JudgedGroup] = []
     rewards_PG = totals_PG = np.empty((0, config.group_size))
     spread_P = np.empty(0, bool)
     metrics: dict[str, float] = {}
-    with fleet.watch("generate"), fleet.rollout.awake():
+    with fleet.watch("generate"):
         for draw in range((step - 1) * max_rounds + 1, step * max_rounds + 1):
             sampled += _sample(config, prompts.take(draw, num_prompts), fleet, seed=config.seed * 1_000_003 + draw)
             lengths_PG = np.array([group.lengths_G for group in sampled])

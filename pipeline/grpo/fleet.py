@@ -1,4 +1,8 @@
-"""The workers of a GRPO stage as one object: training ranks, rollout engines and judges, with the phases of a step."""
+"""The workers of a GRPO stage as one object: training ranks, rollout engines and judges, with the phases of a step.
+
+Ranks and engines take turns on their devices, once a step: the engines sleep while the ranks train, both hold only
+weights while these are sent, and the ranks sleep while the engines sample and validate.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +15,7 @@ from pipeline.reports.stopwatch import Stopwatch
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.worker import TrainingRanks
 from rewards.pool.workers import RewardPool
+from rollout.device import DeviceState
 from rollout.pool import RolloutPool
 
 
@@ -42,9 +47,21 @@ class Fleet:
 
     def steps(self) -> Iterator[int]:
         """Sync the restored policy to the engines, then yield the number of each remaining step."""
+        if self._colocated:
+            self.rollout.to(DeviceState.ASLEEP)
         self.sync_weights(self.checkpoints.step)
         self.watch.lap()
         yield from range(self.checkpoints.step + 1, self.config.steps + 1)
+
+    def give_devices_to_ranks(self) -> dict[str, float]:
+        """Let the engines sleep, which discards their weights, and wake the ranks; return metrics of the moves.
+
+        Nothing moves where engines have devices of their own.
+        """
+        if not self._colocated:
+            return {}
+        with self.watch("train"):
+            return self.rollout.to(DeviceState.ASLEEP) | self.policy.to(DeviceState.AWAKE)
 
     def prepare(self, batch: TrainingBatch) -> PreparedBatch:
         """Shard a batch over the ranks and add the log-probabilities that its loss reads: the reference's for the KL
@@ -72,8 +89,19 @@ class Fleet:
         return metrics
 
     def sync_weights(self, step: int) -> dict[str, float]:
-        """Sync the policy after `step` to the engines (pipeline.grpo.sync) and return metrics."""
-        with self.watch("sync"), self.policy.awake(), self.rollout.awake():
-            metrics = sync_weights(self.policy, self.rollout, self.config.sync, probe=self.probe, version=step)
+        """Sync the policy after `step` to the engines, which then are awake (pipeline.grpo.sync); return metrics."""
+        with self.watch("sync"):
+            metrics = sync_weights(
+                self.policy,
+                self.rollout,
+                self.config.sync,
+                probe=self.probe,
+                version=step,
+                colocated=self._colocated,
+            )
         self._mismatch_bound = metrics["sync/bound_mean"]
         return metrics
+
+    @property
+    def _colocated(self) -> bool:
+        return self.config.placement == "colocated"

@@ -19,6 +19,7 @@ from configs.sampling import SyncConfig
 from pipeline.data.trees import Floats, Tree
 from pipeline.errors import RunStopped
 from pipeline.train.worker import TrainingRanks
+from rollout.device import DeviceState
 from rollout.pool import RolloutPool
 from rollout.types import SyncError
 
@@ -44,41 +45,70 @@ def probe_sequences(vocab_size: int, *, max_model_len: int) -> list[list[int]]:
     return stream.astype(np.int64).reshape(PROBE_SEQUENCES, length).tolist()
 
 
+class Expected(NamedTuple):
+    """The trainer's side of the proof for half of the probe: its log-probabilities, and the engines' largest gap."""
+
+    sequences: list[list[int]]
+    logprobs: list[Floats]
+    bound: Gap
+
+
 def sync_weights(
-    policy: TrainingRanks, rollout: RolloutPool, config: SyncConfig, *, probe: list[list[int]], version: int
+    policy: TrainingRanks,
+    rollout: RolloutPool,
+    config: SyncConfig,
+    *,
+    probe: list[list[int]],
+    version: int,
+    colocated: bool = True,
 ) -> dict[str, float]:
-    """Send the policy to every engine as `version`, prove the sync, and return `sync/...` metrics.
+    """Send the policy to every engine as `version`, prove the sync, and return `sync/...` and `device/...` metrics.
+
+    colocated: the engines are asleep before and awake after, the ranks asleep. Meanwhile both hold their weights only:
+    a device has room for two copies of them, and for a KV cache once the ranks have left. Otherwise all stay awake.
 
     Raises RunStopped for a damaged or missing tensor, or if trainer and engine differ on the probe by more than the
     bounds.
     """
+    moves = policy.to(DeviceState.WEIGHTS) | rollout.to(DeviceState.WEIGHTS) if colocated else {}
     started = time.monotonic()
     try:
         rollout.load_weights(policy.put_weights(BUCKET_MIB), version=version)
     except SyncError as error:
         raise RunStopped(f"weights of version {version} did not reach an engine: {error}") from error
     sent = time.monotonic()
-    metrics = prove(policy, rollout, config, probe=probe, version=version)
-    return metrics | {
+    expected = expect(policy, config, probe)
+    proof_seconds = time.monotonic() - sent
+    if colocated:
+        moves |= policy.to(DeviceState.ASLEEP) | rollout.to(DeviceState.AWAKE)
+    proof_started = time.monotonic()
+    metrics = prove(expected, rollout, config, version=version)
+    seconds = {
         "sync/transfer_seconds": sent - started,
-        "sync/proof_seconds": time.monotonic() - sent,
+        "sync/proof_seconds": proof_seconds + time.monotonic() - proof_started,
     }
+    return metrics | moves | seconds
 
 
-def prove(
-    policy: TrainingRanks, rollout: RolloutPool, config: SyncConfig, *, probe: list[list[int]], version: int
-) -> dict[str, float]:
+def expect(policy: TrainingRanks, config: SyncConfig, probe: list[list[int]]) -> list[Expected]:
+    """Compute the trainer's side of the proof for each half of the probe."""
+    expected: list[Expected] = []
+    for half in (probe[: len(probe) // 2], probe[len(probe) // 2 :]):
+        trees = [Tree(ids, root_mask=[0] + [1] * (len(ids) - 1)) for ids in half]
+        trainer_logprobs = policy.sequence_logprobs(trees)
+        expected.append(Expected(half, trainer_logprobs, _bound(policy, config, trees, trainer_logprobs)))
+    return expected
+
+
+def prove(expected: list[Expected], rollout: RolloutPool, config: SyncConfig, *, version: int) -> dict[str, float]:
     """Compare the log-probabilities of trainer and engines on the probe; return the gaps and their bounds.
 
     Raises RunStopped if both halves of the probe exceed the bounds. One half may, in one of thousands of sequences:
     where two experts tie, trainer and engine may route a token differently. Wrong weights differ on both halves.
     """
     gap = bound = Gap(float("nan"), float("nan"))
-    for half in (probe[: len(probe) // 2], probe[len(probe) // 2 :]):
-        trees = [Tree(ids, root_mask=[0] + [1] * (len(ids) - 1)) for ids in half]
-        trainer_logprobs = policy.sequence_logprobs(trees)
-        gap = _gap(trainer_logprobs, rollout.prompt_logprobs(half))
-        bound = _bound(policy, config, trees, trainer_logprobs)
+    for sequences, trainer_logprobs, bound in expected:
+        gap = _gap(trainer_logprobs, rollout.prompt_logprobs(sequences))
         if gap.mean <= bound.mean and gap.largest <= bound.largest:  # false for a NaN
             return {
                 "sync/gap_mean": gap.mean,

@@ -1,6 +1,7 @@
 """Evaluation of a policy while it trains, on the suites of the gate that will decide on it."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from configs.gate import GateConfig
@@ -11,7 +12,7 @@ from rollout.pool import RolloutPool
 
 
 class Validation:
-    """Runs a gate's suites every `every_steps` steps, and after the last, on the stage's own engines.
+    """Runs a gate's suites after the steps where `is_due` is true, on the stage's own engines.
 
     It does not disturb training: every request seeds the engines anew, and the suites' rewards have their own pools.
     """
@@ -23,9 +24,7 @@ class Validation:
         rollout: RolloutPool,
         checkpoints: Checkpoints,
         folder: Path,
-        *,
-        every_steps: int,
-        last_step: int,
+        is_due: Callable[[int], bool],
     ) -> None:
         """`folder` gets the records of the newest evaluation."""
         self._gate = gate
@@ -33,19 +32,19 @@ class Validation:
         self._rollout = rollout
         self._checkpoints = checkpoints
         self._folder = folder
-        self._every_steps, self._last_step = every_steps, last_step
+        self._is_due = is_due
 
     def figures(self, step: int) -> dict[str, float]:
-        """Evaluate the policy after `step` where that is due; return `validation/SUITE/FIGURE` and the seconds spent.
+        """Evaluate the policy after `step` where that is due, on engines that are awake with its weights; return
+        `validation/SUITE/FIGURE` and the seconds spent.
 
         The policy is kept if the figure of the gate's first rule is the best so far. Raises ValueError where the suites
         have no such figure.
         """
-        if step % self._every_steps and step != self._last_step:
+        if not self._is_due(step):
             return {}
         started = time.monotonic()
-        with self._rollout.awake():
-            results = self._evaluation.run(self._rollout, self._gate.sampling, self._gate.seed, self._folder)
+        results = self._evaluation.run(self._rollout, self._gate.sampling, self._gate.seed, self._folder)
         self._rollout.metrics()  # resets the counters, which else would count in the next step
         decisive = self._gate.rules[0].figure
         self._checkpoints.offer(step, decisive, value_of(decisive, results), lower_is_better=lower_is_better(decisive))

@@ -81,14 +81,12 @@ class StageLayout:
         return {"train": runtime, "sync": merged(weights, runtime), "generate": awake}
 
     def host(self) -> float:
-        """Return the bytes in the machine's memory: offloaded parts, and the sleeping ranks or engines."""
+        """Return the bytes in the machine's memory: offloaded parts, and the sleeping ranks. A sleeping engine leaves
+        nothing there."""
         if self.cluster.device.is_cpu:
             return 0.0  # it is the device's own memory
-        state, offloaded = train_state(self.stage.model, self.train, reference=False)
-        if self.rollout is None:
-            return total(offloaded)
-        engine = rollout_state(self.stage.model, replace(self.rollout, kv_cache=0.0))
-        return total(offloaded) + max(total(state) if self.train.zero_stage else 0.0, total(engine))
+        state, offloaded = train_state(self.stage.model, self.train, reference=self.stage.reference)
+        return total(offloaded) + (total(state) if self.rollout is not None else 0.0)
 
     def obstacle(self) -> str:
         """Return why the placement does not fit, or ""."""

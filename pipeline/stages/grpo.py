@@ -45,14 +45,15 @@ def run(
     update the policy, and send its weights to the engines."""
     for step in fleet.steps():
         experience = collect(config, prompts, fleet, step)
-        with fleet.policy.awake():
-            batches = [fleet.prepare(batch) for batch in training_batches(experience, config)]
-            updates = [fleet.update(batch) for batch in batches]
-        metrics = experience.metrics | over_updates(updates) | alarms.length_controlled(experience.metrics)
+        moves = fleet.give_devices_to_ranks()
+        batches = [fleet.prepare(batch) for batch in training_batches(experience, config)]
+        updates = [fleet.update(batch) for batch in batches]
+        fleet.checkpoints.write(step)
+        metrics = experience.metrics | moves | over_updates(updates) | alarms.length_controlled(experience.metrics)
         metrics |= fleet.sync_weights(step) | validate(step)
         expert_load = fleet.policy.expert_load() if report.page_due(step) else None
         report.step(step, metrics | fleet.watch.lap(), report_samples(experience), expert_load=expert_load)
-        fleet.checkpoints.done(step, last=step == config.steps)
+        fleet.checkpoints.done(step)
         alarms.check(step, metrics)
 
 
@@ -85,22 +86,15 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
         start_all(*starts) as (rollout, policy, rewards),
         Report(folder, total_steps=config.steps, label="grpo") as report,
     ):
-        checkpoints = Checkpoints(folder, config.checkpoint, policy)
+        validates = config.validates if gate else lambda _: False
+        checkpoints = Checkpoints(folder, config.checkpoint, policy, last_step=config.steps, is_candidate=validates)
         report.resume(checkpoints.restore())
         report_bad_rows(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
         alarms = Alarms(config, report.note)
         alarms.resume(read_metrics(folder))
         validation = None
-        if config.validation and gate and suites:
-            validation = Validation(
-                gate,
-                suites,
-                rollout,
-                checkpoints,
-                folder / "validation",
-                every_steps=config.validation.every_steps,
-                last_step=config.steps,
-            )
+        if gate and suites:
+            validation = Validation(gate, suites, rollout, checkpoints, folder / "validation", validates)
         probe = probe_sequences(len(tokenizer), max_model_len=config.rollout.max_model_len)
         fleet = Fleet(policy, rollout, rewards, checkpoints, config, probe)
         run(config, prompts, fleet, report, alarms, validation.figures if validation else lambda _: {})

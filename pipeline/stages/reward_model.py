@@ -56,7 +56,8 @@ def run(
                 write_records(folder, name, result)
                 metrics |= {f"eval/{name}/{figure}": value for figure, value in result.figures.items()}
         report.step(step, metrics | watch.lap(), expert_load=ranks.expert_load() if report.page_due(step) else None)
-        checkpoints.done(step, last=step == steps)
+        checkpoints.write(step)
+        checkpoints.done(step)
     return results
 
 
@@ -80,7 +81,7 @@ def launch(config: RewardModelConfig, folder: Path, context: Context) -> dict[st
         head_seed=config.seed,
     )
     with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="rm") as report:
-        checkpoints = Checkpoints(folder, config.checkpoint, ranks)
+        checkpoints = Checkpoints(folder, config.checkpoint, ranks, last_step=steps)
         report.resume(checkpoints.restore())
         report_bad_rows(data.bad_rows, folder / "bad_rows.jsonl", report.note)
         for name, rows in held_out.items():

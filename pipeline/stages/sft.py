@@ -40,7 +40,8 @@ def run(
                 trees = [_tree(held_out[i]) for i in range(len(held_out))]
                 metrics |= ranks.evaluate(ranks.shard(trees))
         report.step(step, metrics | watch.lap(), expert_load=ranks.expert_load() if report.page_due(step) else None)
-        checkpoints.done(step, last=step == steps)
+        checkpoints.write(step)
+        checkpoints.done(step)
 
 
 def launch(config: SFTConfig, folder: Path, context: Context) -> dict[str, float]:
@@ -66,7 +67,7 @@ def launch(config: SFTConfig, folder: Path, context: Context) -> dict[str, float
         mtp=config.mtp,
     )
     with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="sft") as report:
-        checkpoints = Checkpoints(folder, config.checkpoint, ranks)
+        checkpoints = Checkpoints(folder, config.checkpoint, ranks, last_step=steps)
         report.resume(checkpoints.restore())
         report_bad_rows(data.bad_rows, folder / "bad_rows.jsonl", report.note)
         if held_out is not None:

@@ -4,7 +4,7 @@ The settings of torch and DeepSpeed that correct their behaviour are all set her
 """
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,13 +24,17 @@ from pipeline.weights.reward_model import is_score_model, load_score_model, new_
 import deepspeed  # isort: skip  after pipeline.weights.load, which sets DS_ACCELERATOR
 
 
-def prepare_torch() -> torch.device:
-    """Set torch and DeepSpeed up for exact resume, and return this rank's device."""
-    # Without determinism, the CPU's scatter-add sums in the order of arrival, so a resume is not exact. Costs 1 %.
-    torch.use_deterministic_algorithms(True)
-    # Determinism fills every empty buffer with NaN, ZeRO's too, which takes two thirds of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    if torch.cuda.is_available():
+def prepare_torch(deterministic: bool | Literal["auto"]) -> torch.device:
+    """Set torch and DeepSpeed up, and return this rank's device. `auto` is deterministic on CPUs."""
+    on_cuda = torch.cuda.is_available()
+    if deterministic is True or (deterministic == "auto" and not on_cuda):
+        # Without determinism, the CPU's scatter-add sums in the order of arrival, so a resume is not exact. Costs 1 %.
+        torch.use_deterministic_algorithms(True)
+        # Determinism fills every empty buffer with NaN, ZeRO's too, which takes two thirds of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        # cuBLAS sums in a fixed order with workspaces of a fixed size only; without them torch refuses every product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if on_cuda:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     # The shared-memory op compiles for two minutes at the first start on a machine, and gloo works without it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

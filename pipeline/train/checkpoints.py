@@ -12,12 +12,14 @@ from pathlib import Path
 
 from configs.train import CheckpointConfig
 from pipeline.disk.checksums import damage
-from pipeline.disk.files import link, new_folder, read_json, write_atomic
+from pipeline.disk.files import fsync, link, new_folder, read_json, write_atomic
 from pipeline.disk.recorded import CHECKPOINTS
 from pipeline.train.worker import TrainingRanks
 
 _STATE_NAME = re.compile(r"step-(\d+)")
 
+PENDING, CANDIDATE = "pending", "candidate"
+"""Folders of a training state and of a model that were written before their step was done."""
 _BEST_FILE = "best.json"
 """Records the best step, and the name and value of the figure that selected it."""
 
@@ -54,11 +56,31 @@ def set_aside_damaged(stage_folder: Path, warn: Callable[[str], None]) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of a policy in its stage's folder. `step` is the last finished step, 0 at the start."""
+    """The checkpoints of a policy in its stage's folder. `step` is the last finished step, 0 at the start.
 
-    def __init__(self, folder: Path, config: CheckpointConfig, policy: TrainingRanks) -> None:
+    A step's files are written while the ranks hold their state, and appear when the step is done: by then a stage may
+    have moved its ranks off their devices.
+
+    Example:
+        ranks.update(batch, denominator)
+        checkpoints.write(step)
+        report.step(step, metrics)
+        checkpoints.done(step)
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        policy: TrainingRanks,
+        *,
+        last_step: int,
+        is_candidate: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """is_candidate: True for a step whose policy may become the best one, since `offer` follows."""
         self.step = 0
-        self._stage_folder = folder
+        self._last_step, self._is_candidate = last_step, is_candidate
+        self._stage_folder, self._bests = folder, folder / "bests"
         self._folder = folder / CHECKPOINTS
         self._config = config
         self._policy = policy
@@ -71,33 +93,46 @@ class Checkpoints:
             self._policy.load(states[self.step])
         return self.step
 
-    def done(self, step: int, *, last: bool) -> None:
-        """Finish `step`: write a checkpoint if one is due, and the model as `hf/` after the last step."""
-        self.step = step
-        if last:  # before the checkpoint: a run that resumes from the last one has no step left to write `hf/`
+    def write(self, step: int) -> None:
+        """Write what is due after `step`: a checkpoint, a candidate for the best, the model as `hf/` after the last."""
+        if step == self._last_step:  # first, since a run that resumes from the last checkpoint has no step to write it
             self._policy.save_hf(self._stage_folder / "hf")
-        if last or step % self._config.every_steps == 0:
-            self._policy.save(self._folder / f"step-{step}")
+        if self._is_candidate(step):
+            self._policy.save_hf(self._bests / CANDIDATE / "hf")
+        if self._checkpoint_due(step):
+            self._policy.save(self._folder / PENDING)
+
+    def done(self, step: int) -> None:
+        """Finish `step`: its checkpoint, if one was due, becomes the newest to resume from."""
+        self.step = step
+        if self._checkpoint_due(step):
+            newest = self._folder / f"step-{step}"
+            (self._folder / PENDING).rename(newest)
+            fsync(newest.parent)
             for _, old in sorted(saved_states(self._stage_folder).items())[: -self._config.keep]:
                 shutil.rmtree(old)
 
     def offer(self, step: int, figure: str, value: float, *, lower_is_better: bool) -> None:
-        """Save the policy of `step` as `best/hf` if its `value` is better than that of the current best.
+        """Keep the candidate of `step` as `best/hf` if its `value` is better than that of the current best.
 
         `best` is a link that is replaced atomically. Its previous folder is kept until the next replacement, so that a
         process that reads it can finish. A resumed run offers the same steps again and ends with the same best.
         """
-        best = self._stage_folder / "best"
+        best, candidate = self._stage_folder / "best", self._bests / CANDIDATE
         if best.is_dir():
             current = read_json(best / _BEST_FILE, f"remove '{best}': then the best of the following steps is saved")
             gain = current["value"] - value if lower_is_better else value - current["value"]
             if current["figure"] == figure and gain <= 0:
+                shutil.rmtree(candidate)
                 return
         previous = best.resolve()
-        with new_folder(self._stage_folder / "bests" / f"step-{step}") as partial:
-            self._policy.save_hf(partial / "hf")
+        with new_folder(self._bests / f"step-{step}") as partial:
+            (candidate / "hf").rename(partial / "hf")
             write_atomic(partial / _BEST_FILE, json.dumps({"step": step, "figure": figure, "value": value}, indent=1))
-        link(best, self._stage_folder / "bests" / f"step-{step}")
-        for old in (self._stage_folder / "bests").iterdir():
+        link(best, self._bests / f"step-{step}")
+        for old in self._bests.iterdir():
             if old.resolve() not in (best.resolve(), previous):
                 shutil.rmtree(old)
+
+    def _checkpoint_due(self, step: int) -> bool:
+        return step == self._last_step or step % self._config.every_steps == 0

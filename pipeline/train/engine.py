@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.data.trees import Floats, MicroBatch
 from pipeline.models.attention import Layout
-from pipeline.models.logprobs import LogprobModel
+from pipeline.models.logprobs import CHUNK_TOKENS, LogprobModel
 from pipeline.models.mtp import mtp_as_layers
 from pipeline.models.rounding import perturbed_rounding
 from pipeline.models.tokenizer import load_tokenizer
@@ -26,18 +26,19 @@ from pipeline.train.expert_parallel import as_fused
 from pipeline.train.losses import batch_loss
 from pipeline.train.memory import StepMemory
 from pipeline.train.schedule import learning_rate
-from pipeline.train.sleep import move_to_device, move_to_host
+from pipeline.train.sleep import Residence
 from pipeline.train.spec import BatchSums, TrainSpec
 from pipeline.train.state import gathered, layers, load_state, save_state
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import save_hf
 from pipeline.weights.reward_model import save_score_model
+from rollout.device import DeviceError, DeviceState, Ledger, Move, needs
 from rollout.types import Routes
 from rollout.weights import Bucket, to_buckets
 
 
 class TrainEngine:
-    """One rank's model, optimizer state and gradients.
+    """One rank's model, optimizer state and gradients. `to` moves it off its device and back.
 
     Example:
 
@@ -48,7 +49,7 @@ class TrainEngine:
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
-        self.device = prepare_torch()
+        self.device = prepare_torch(spec.trainer.deterministic)
         self.memory = StepMemory(self.device)  # before the model, whose memory it measures
         join_ranks(self.device)
         self.world_size = torch.distributed.get_world_size()
@@ -58,12 +59,30 @@ class TrainEngine:
         self.balancer = Balancer(model.routers, spec.balance, self.device)
         self.reference = build_reference(spec, self.device) if spec.with_reference else None
         self.step = 0
+        self.name, self.state = f"rank {torch.distributed.get_rank()}", DeviceState.AWAKE
+        self._has_gradient = False
+        self._vocab_size = 0 if spec.is_reward_model else int(self._model.config.get_text_config().vocab_size)
+        self._residence = Residence(self.engine, self.reference, self.device, Ledger.of_environment(self.name))
 
+    @needs(*DeviceState)
+    def to(self, state: DeviceState) -> Move:
+        """Keep on the device the memory of `state` only; the rest waits in the host's memory.
+
+        Raises DeviceError between `forward_backward` and `optim_step`, since the gradient would be lost.
+        """
+        if self._has_gradient:
+            raise DeviceError(f"{self.name} holds a gradient that `optim_step` has not used, so it can't move")
+        move = self._residence.to(state)
+        self.state = state
+        return move
+
+    @needs(DeviceState.AWAKE)
     def forward_backward(self, batch: list[MicroBatch], denominator: float) -> BatchSums:
         """Accumulate the gradient of the loss over `batch`, divided by `denominator`.
 
         The denominator is counted over all micro-batches and ranks.
         """
+        self._has_gradient = True
         self.engine.train()
         total = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
@@ -85,6 +104,7 @@ class TrainEngine:
         floats = ({name: value.item() for name, value in tensors.items()} for tensors in (sums, maxima))
         return BatchSums(count, total.item(), *floats)
 
+    @needs(DeviceState.AWAKE)
     def optim_step(self) -> dict[str, float]:
         """Clip the gradient, update the weights and clear the gradient.
 
@@ -102,36 +122,44 @@ class TrainEngine:
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         balance = self.balancer.step()
+        self._has_gradient = False
+        self._residence.record()
         return {"train/learning_rate": rate, "train/grad_norm": float(norm)} | balance | self.memory.figures()
 
-    def logprobs(self, batch: list[MicroBatch], *, reference: bool) -> list[Floats]:
-        """Compute log-probabilities of the trained tokens under policy or reference, float32 [N] for each row."""
-        model = self.reference if reference else self.engine
-        assert model is not None, "no reference was loaded"
-        with torch.no_grad():
-            return [self._forward(model, row).cpu().numpy() for row in batch]
+    @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
+    def logprobs(self, batch: list[MicroBatch]) -> list[Floats]:
+        """Compute the policy's log-probabilities of the trained tokens, float32 [N] for each row."""
+        return self._logprobs(self.engine, batch)
 
+    @needs(DeviceState.AWAKE)
+    def reference_logprobs(self, batch: list[MicroBatch]) -> list[Floats]:
+        """Compute the frozen reference's log-probabilities of the trained tokens, float32 [N] for each row."""
+        assert self.reference is not None, "no reference was loaded"
+        return self._logprobs(self.reference, batch)
+
+    @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def perturbed_logprobs(self, batch: list[MicroBatch]) -> list[Floats]:
         """Compute log-probabilities with perturbed rounding (pipeline.models.rounding)."""
         with perturbed_rounding(self._model):
-            return self.logprobs(batch, reference=False)
+            return self.logprobs(batch)
 
+    @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def logprobs_and_experts(self, batch: list[MicroBatch]) -> list[tuple[Floats, Routes]]:
         """Compute the policy's `logprobs`, and record the experts of each token of the row."""
-        return [
-            (self.logprobs([row], reference=False)[0], self.engine.module.routers.chosen_TLK.short().cpu().numpy())
-            for row in batch
-        ]
+        return [(self.logprobs([row])[0], self.engine.module.routers.chosen_TLK.short().cpu().numpy()) for row in batch]
 
+    @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def scores(self, batch: list[MicroBatch]) -> list[Floats]:
         """Compute a reward model's score of every answer, float32 [N] for each row."""
-        return self.logprobs(batch, reference=False)
+        return self.logprobs(batch)
 
+    @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def evaluate(self, batch: list[MicroBatch]) -> BatchSums:
         """Sum the negative log-likelihood of the trained tokens, without a gradient."""
-        nll = -sum(float(values_N.sum(dtype=np.float64)) for values_N in self.logprobs(batch, reference=False))
+        nll = -sum(float(values_N.sum(dtype=np.float64)) for values_N in self.logprobs(batch))
         return BatchSums(sum(len(row.target_N) for row in batch), nll, {"eval/nll_mean": nll}, {})
 
+    @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def layer_weights(self, *, with_mtp: bool = False) -> Iterator[dict[str, Tensor]]:
         """Yield the weights by checkpoint name, one layer at a time.
 
@@ -146,6 +174,7 @@ class TrainEngine:
                     tensors = as_fused(self._model, tensors)
                     yield checkpoint_tensors(self._model, tensors)
 
+    @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def weight_buckets(self, bucket_mib: int, *, send: bool) -> Iterator[Bucket]:
         """Yield the weights in buckets of about bucket_mib MiB, each valid until the next.
 
@@ -155,6 +184,7 @@ class TrainEngine:
             if send:
                 yield from to_buckets(((name, tensor.cpu()) for name, tensor in layer.items()), bucket_mib)
 
+    @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def save_hf(self, folder: Path) -> None:
         """Write a `transformers` checkpoint; every rank takes part in gathering and rank 0 writes layer by layer."""
         parts = self.layer_weights(with_mtp=True)
@@ -165,23 +195,20 @@ class TrainEngine:
             deque(parts, maxlen=0)
         torch.distributed.barrier()
 
+    @needs(DeviceState.AWAKE)
     def save(self, folder: Path) -> dict[str, str]:
         """Write the training state into `folder` with all ranks, and return the checksums of this rank's files."""
         return save_state(self.engine, folder, self.step)
 
+    @needs(DeviceState.AWAKE)
     def load(self, folder: Path) -> None:
         """Resume from the state of `save`, in any layout. Raises ValueError for another model's state."""
         self.step = load_state(self.engine, folder)
+        self._residence.record()
 
-    def sleep(self) -> None:
-        """Move the state from the device to the host's memory, so that a rollout engine can use the device."""
-        if self.device.type == "cuda":
-            move_to_host(self.engine, self.spec.trainer)
-
-    def wake(self) -> None:
-        """Move the state back to the device."""
-        if self.device.type == "cuda":
-            move_to_device(self.device, self.engine, self.spec.trainer)
+    def _logprobs(self, model: Callable[..., Any], batch: list[MicroBatch]) -> list[Floats]:
+        with torch.no_grad():
+            return [self._forward(model, row).cpu().numpy() for row in batch]
 
     def _forward(self, model: Callable[..., Any], row: MicroBatch) -> Any:
         token_ids_T, source_N, target_N = (
@@ -191,7 +218,8 @@ class TrainEngine:
         routes = {}  # the reference is another policy and keeps its own routes
         if row.experts_TLK is not None and model is not self.reference:
             routes["experts_TLK"] = torch.from_numpy(row.experts_TLK.copy()).to(self.device)
-        return model(token_ids_T, Layout(row.lengths, row.parents, row.repeated), source_N, *targets, **routes)
+        with self._residence.working("logits", 4 * min(len(row.target_N), CHUNK_TOKENS) * self._vocab_size):
+            return model(token_ids_T, Layout(row.lengths, row.parents, row.repeated), source_N, *targets, **routes)
 
     def _clip_unsharded(self) -> Tensor:
         """Reduce and clip without ZeRO, because DeepSpeed clips without returning the norm."""

@@ -8,8 +8,7 @@ import math
 import os
 import time
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,7 @@ from pipeline.disk.checksums import write_checksums
 from pipeline.disk.files import new_folder
 from pipeline.errors import RunStopped
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
+from rollout.device import DeviceState, Move
 from rollout.process import compute_environment, free_port, network_environment, num_threads, start_environment
 
 START_TIMEOUT_SECONDS = 300.0
@@ -49,9 +49,9 @@ class TrainActor:
 
         self.engine = TrainEngine(spec)
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, method: str, *args: Any) -> Any:
         """Call a method of the engine by name."""
-        return getattr(self.engine, method)(*args, **kwargs)
+        return getattr(self.engine, method)(*args)
 
     def expert_load(self) -> dict[str, list[int]]:
         """Tokens routed to each expert in the last step, by the name of its layer's gate."""
@@ -88,13 +88,11 @@ class TrainingRanks:
         ]
         self._get(started, "build", START_TIMEOUT_SECONDS)
 
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Hold the training state on the device within the block. No effect on the CPU."""
-        self._all("wake")
-        yield
-        # Not after an error: a rank itself may have failed, and waiting for it again would hide the reason.
-        self._all("sleep")
+    def to(self, state: DeviceState) -> dict[str, float]:
+        """Keep on the devices the memory of `state` only. Returns `device/ranks_STATE_seconds` of the slowest rank and
+        `device/ranks_STATE_gib` of the one that moved most; empty where nothing moved, as on CPUs."""
+        moves: list[Move] = self._all("to", state)
+        return Move(max(x.seconds for x in moves), max(x.num_bytes for x in moves)).metrics("ranks", state)
 
     def shard(self, trees: list[Tree]) -> list[list[MicroBatch]]:
         """Pack trees into micro-batches and shard them over the ranks, [num_ranks][m]."""
@@ -120,7 +118,7 @@ class TrainingRanks:
     def with_logprobs(self, batch: list[list[MicroBatch]], *, reference: bool) -> list[list[MicroBatch]]:
         """Add the column `ref_logprobs` of the frozen reference, or `policy_logprobs` of the present policy."""
         name = "ref_logprobs" if reference else "policy_logprobs"
-        columns = self._each("logprobs", [(rows,) for rows in batch], reference=reference)
+        columns = self._each("reference_logprobs" if reference else "logprobs", [(rows,) for rows in batch])
         return [
             [row.with_column(name, values_N) for row, values_N in zip(*pair, strict=True)]
             for pair in zip(batch, columns, strict=True)
@@ -161,15 +159,15 @@ class TrainingRanks:
 
     def sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
         """Log-probabilities of the trained tokens of each tree, in the order of `trees`. Every rank computes all."""
-        return self._of_sequences(trees, "logprobs", reference=False)
+        return self._of_sequences(trees, "logprobs")
 
     def perturbed_sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
         """The same with the rounding of every layer perturbed, as by another program (see pipeline.models.rounding)."""
         return self._of_sequences(trees, "perturbed_logprobs")
 
-    def _of_sequences(self, trees: list[Tree], method: str, **kwargs: Any) -> list[Floats]:
+    def _of_sequences(self, trees: list[Tree], method: str) -> list[Floats]:
         row = micro_batch(trees)
-        values_N = self._each(method, [([row],)] * len(self._ranks), **kwargs)[0][0]
+        values_N = self._each(method, [([row],)] * len(self._ranks))[0][0]
         return [values_N[row.sequence_N == sequence] for sequence in range(row.num_sequences)]
 
     def put_weights(self, bucket_mib: int) -> list[Any]:
@@ -199,8 +197,8 @@ class TrainingRanks:
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._each(method, [args] * len(self._ranks))
 
-    def _each(self, method: str, arguments: list[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
-        calls = [actor.call.remote(method, *args, **kwargs) for actor, args in zip(self._ranks, arguments, strict=True)]
+    def _each(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+        calls = [actor.call.remote(method, *args) for actor, args in zip(self._ranks, arguments, strict=True)]
         return self._get(calls, method, self._spec.trainer.timeout_seconds)
 
     def _get(self, calls: list[Any], method: str, timeout: float) -> list[Any]:

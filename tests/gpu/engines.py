@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from configs.sampling import RolloutConfig, SamplingConfig
+from rollout.device import DeviceState
 from rollout.weights import to_buckets
 from tests.gpu.check import Skip
 from tests.gpu.kernels import GIB, ON_GPU
@@ -102,10 +103,11 @@ def _engine(folder: Path, path: Path) -> str:
     own = start(folder, path)
     fresh = gap_to_transformers(own, path)
     awake = used_bytes() - before
-    own.sleep()
+    own.to(DeviceState.ASLEEP)
     asleep = used_bytes() - before
-    own.wake()
+    own.to(DeviceState.WEIGHTS)
     own.load_weights(to_buckets(load_file(path / "model.safetensors").items(), 16), version=1)
+    own.to(DeviceState.AWAKE)
     synced = gap_to_transformers(own, path)
     assert fresh < 0.05, f"a fresh engine differs from transformers by {fresh:.3f} nats a token"
     assert synced < 1.5 * fresh + 1e-3, f"{fresh:.1e} nats from transformers before sleep, {synced:.1e} after a sync"

@@ -16,6 +16,7 @@ from pipeline.data.trees import MicroBatch, Tree, shard
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from rollout.device import DeviceState
 from tests.gpu.check import Skip
 from tests.gpu.kernels import GIB, ON_GPU
 
@@ -94,7 +95,7 @@ def update_of(folder: Path, family: str) -> str:
     path = model(folder / family, family)
     rank = engine(path)
     batch = rows(conversations())
-    own = np.concatenate(rank.logprobs(batch, reference=False))
+    own = np.concatenate(rank.logprobs(batch))
     causal_lm = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(rank.device).eval()
     gaps, start = [], 0
     with torch.no_grad():
@@ -153,9 +154,9 @@ def states(folder: Path) -> str:
         del stayed
         first = train(rank, batch)
         awake = allocated() - before
-        rank.sleep()
+        rank.to(DeviceState.ASLEEP)
         asleep, reserved = allocated() - before, torch.cuda.memory_reserved() if ON_GPU else 0
-        rank.wake()
+        rank.to(DeviceState.AWAKE)
         assert_same(f"updates under ZeRO-{stage}", [first, train(rank, batch), train(rank, batch)], expected, 1e-2)
         assert asleep <= 0.05 * awake, f"ZeRO-{stage}: {asleep / GIB:.2f} of {awake / GIB:.2f} GiB stay while asleep"
         details.append(f"ZeRO-{stage} {awake / GIB:.2f} -> {asleep / GIB:.2f} GiB, {reserved / GIB:.2f} reserved")
@@ -164,12 +165,12 @@ def states(folder: Path) -> str:
 
 
 def checkpoints(folder: Path) -> str:
-    """Files of a rank that has slept and woken hold its weights, and transformers loads them."""
+    """Files of a rank that has slept and holds only its weights hold them, and transformers loads them."""
     batch = rows(conversations())
     for stage, rank in ranks_of_each_stage(folder):
         train(rank, batch)
-        rank.sleep()
-        rank.wake()
+        rank.to(DeviceState.ASLEEP)
+        rank.to(DeviceState.WEIGHTS)
         weights = {name: x.cpu().clone() for layer in rank.layer_weights() for name, x in layer.items()}
         rank.save_hf(folder / f"hf-{stage}")
         files = [load_file(file) for file in sorted((folder / f"hf-{stage}").glob("*.safetensors"))]

@@ -47,7 +47,7 @@ def main(model: str, out: str, zero: str, experts: str, dtype: str, *others: str
     engine = _engine(Path(model), world, int(zero), int(experts), dtype)
     trees = groups()
     rows = shard(trees, num_ranks=world, micro_batch_tokens=90)[rank]
-    reference = engine.logprobs(rows, reference=True)
+    reference = engine.reference_logprobs(rows)
     rows = [row.with_column("ref_logprobs", values_N) for row, values_N in zip(rows, reference, strict=True)]
 
     def update() -> tuple[float, float]:
@@ -66,10 +66,7 @@ def main(model: str, out: str, zero: str, experts: str, dtype: str, *others: str
     others_TLK = [(experts_TLK + 3) % 8 for experts_TLK in chosen]
     replayed = [replace(row, experts_TLK=experts_TLK) for row, experts_TLK in zip(rows, others_TLK, strict=True)]
     sums = torch.tensor(
-        [
-            sum(float(values_N.sum()) for values_N in engine.logprobs(given, reference=False))
-            for given in (rows, replayed)
-        ]
+        [sum(float(values_N.sum()) for values_N in engine.logprobs(given)) for given in (rows, replayed)]
     )
     torch.distributed.all_reduce(sums)
     state = Path(out).with_suffix(".state")

@@ -15,13 +15,14 @@ import torch
 from configs.train import OffloadConfig, OptimizerConfig, TrainerConfig
 from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
-from pipeline.train.sleep import move_to_device, move_to_host
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.load import Dtype
+from rollout.device import SIMULATED, DeviceState
 from tests.pipeline.train_ranks import conversations
 
 
 def main(model: str, out: str) -> None:
+    os.environ[SIMULATED] = f"{Path(out).parent / 'ledger'}:{2**40}"
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     rows = shard(conversations(), num_ranks=world, micro_batch_tokens=4096)[rank]
 
@@ -48,8 +49,8 @@ def main(model: str, out: str) -> None:
         update(engine)
         folder = Path(out).with_suffix(f".{zero}-{dtype}")
         engine.save(folder)
-        move_to_host(engine.engine, engine.spec.trainer)  # here the device is the host, but what is moved is the same
-        move_to_device(engine.device, engine.engine, engine.spec.trainer)
+        engine.to(DeviceState.ASLEEP)
+        engine.to(DeviceState.AWAKE)
         last = [update(engine), update(engine)]
         engine.load(folder)
         assert [update(engine), update(engine)] == last, "a state read back did not repeat the updates to the bit"

@@ -20,6 +20,7 @@ FORKS.set_forkserver_preload(
         "tests.pipeline.replay_ranks",
         "tests.pipeline.reward_ranks",
         "tests.pipeline.sums_ranks",
+        "tests.pipeline.sleep_ranks",
     ]
 )
 

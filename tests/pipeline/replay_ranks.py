@@ -35,13 +35,13 @@ def main(model: str) -> None:
 
 def check_kept(engine: TrainEngine, rows: list[MicroBatch]) -> list[MicroBatch]:
     """The rows with the policy's own routes; replaying them says what it said."""
-    own = engine.logprobs(rows, reference=False)
+    own = engine.logprobs(rows)
     answers = engine.logprobs_and_experts(rows)
     kept = [replace(row, experts_TLK=experts_TLK) for row, (_, experts_TLK) in zip(rows, answers, strict=True)]
     for row, own_N, (values_N, experts_TLK) in zip(rows, own, answers, strict=True):
         np.testing.assert_array_equal(values_N, own_N)
         assert experts_TLK.dtype == np.int16 and len(experts_TLK) == len(row.token_ids_T) and (experts_TLK >= 0).all()
-    for values_N, own_N in zip(engine.logprobs(kept, reference=False), own, strict=True):
+    for values_N, own_N in zip(engine.logprobs(kept), own, strict=True):
         np.testing.assert_allclose(values_N, own_N, atol=1e-6)
     return kept
 
@@ -49,18 +49,16 @@ def check_kept(engine: TrainEngine, rows: list[MicroBatch]) -> list[MicroBatch]:
 def check_reference(engine: TrainEngine, kept: list[MicroBatch]) -> None:
     """Routes that nobody chose change what the policy says, and nothing of what the reference says."""
     moved = [replace(row, experts_TLK=(row.experts_TLK + 3) % 8) for row in kept]  # type: ignore[operator]
-    for reference in (True, False):
-        pairs = zip(
-            engine.logprobs(kept, reference=reference), engine.logprobs(moved, reference=reference), strict=True
-        )
-        assert [np.array_equal(*pair) for pair in pairs] == [reference] * len(kept)
+    for logprobs, same in ((engine.reference_logprobs, True), (engine.logprobs, False)):
+        pairs = zip(logprobs(kept), logprobs(moved), strict=True)
+        assert [np.array_equal(*pair) for pair in pairs] == [same] * len(kept)
 
 
 def check_after_updates(engine: TrainEngine, kept: list[MicroBatch]) -> None:
     """The updated policy would go elsewhere, but goes where the old one went."""
     kept = [
         row.with_column("ref_logprobs", values_N)
-        for row, values_N in zip(kept, engine.logprobs(kept, reference=True), strict=True)
+        for row, values_N in zip(kept, engine.reference_logprobs(kept), strict=True)
     ]
     for _ in range(3):
         engine.forward_backward(kept, 18.0)

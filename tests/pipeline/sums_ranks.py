@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import MicroBatch, Tree, micro_batch, shard
 from pipeline.train.engine import TrainEngine
-from pipeline.train.sleep import move_to_device, move_to_host
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.load import Dtype
+from rollout.device import SIMULATED, DeviceState
 from tests.pipeline.train_ranks import groups
 
 REPEATS = 16
@@ -35,6 +35,7 @@ def trees_of_groups() -> list[Tree]:
 
 
 def main(model: str, out: str) -> None:
+    os.environ[SIMULATED] = f"{Path(out).parent / 'ledger'}:{2**40}"
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     gradients: dict[str, np.ndarray] = {}
 
@@ -63,9 +64,8 @@ def main(model: str, out: str) -> None:
         engine = engine_of(zero, "bfloat16")
         rows = [micro_batch(texts())]
         gradient(engine, f"{zero}/same", rows * REPEATS, 512.0 * REPEATS * world)
-        if zero:  # here the device is the host, but what is moved is the same
-            move_to_host(engine.engine, engine.spec.trainer)
-            move_to_device(engine.device, engine.engine, engine.spec.trainer)
+        engine.to(DeviceState.ASLEEP)
+        engine.to(DeviceState.AWAKE)
         gradient(engine, f"{zero}/rows", split(texts(), 16), 512.0)
     engine = engine_of(1, "float32")
     gradient(engine, "float32", split(texts(), 4096), 512.0)

@@ -19,13 +19,17 @@ class Policy:
     step = 0
 
     def save_hf(self, folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for name in ("one", "two"):
             (folder / name).write_text(f"{self.step}" * 1000)
 
+    def save(self, folder: Path) -> None:
+        self.save_hf(folder)
+
 
 def checkpoints(folder: Path, policy: Policy) -> Checkpoints:
-    return Checkpoints(folder, CheckpointConfig(), cast(Any, policy))
+    config = CheckpointConfig(every_steps=100)
+    return Checkpoints(folder, config, cast(Any, policy), last_step=100, is_candidate=lambda _: True)
 
 
 def offer(folder: Path, values: dict[int, float], *, lower_is_better: bool = False) -> int:
@@ -33,7 +37,10 @@ def offer(folder: Path, values: dict[int, float], *, lower_is_better: bool = Fal
     policy = Policy()
     for step, value in values.items():
         policy.step = step
-        checkpoints(folder, policy).offer(step, "s/f", value, lower_is_better=lower_is_better)
+        stage = checkpoints(folder, policy)
+        stage.write(step)
+        policy.step = -1  # the ranks may be asleep by now: what is kept was written before
+        stage.offer(step, "s/f", value, lower_is_better=lower_is_better)
     best = json.loads((folder / "best" / "best.json").read_text())
     assert (folder / "best" / "hf" / "two").read_text() == f"{best['step']}" * 1000
     assert best["value"] == values.get(best["step"], best["value"]) and best["figure"] == "s/f"
@@ -78,6 +85,20 @@ def test_there_is_a_best_at_every_moment_of_its_replacement(tmp_path: Path) -> N
     stop.set()
     reader.join(timeout=30)
     assert not faults
+
+
+def test_a_state_is_resumed_from_once_its_step_is_done(tmp_path: Path) -> None:
+    """It is written while the ranks hold it; the rest of the step may still fail, and is repeated then."""
+    policy = Policy()
+    stage = Checkpoints(tmp_path, CheckpointConfig(every_steps=2, keep=1), cast(Any, policy), last_step=5)
+    for step in range(1, 6):
+        policy.step, before = step, saved_states(tmp_path)
+        stage.write(step)
+        policy.step = -1
+        assert saved_states(tmp_path) == before and (tmp_path / "hf").exists() == (step == 5)
+        stage.done(step)
+        assert list(saved_states(tmp_path)) == {1: [], 2: [2], 3: [2], 4: [4], 5: [5]}[step]
+    assert (saved_states(tmp_path)[5] / "one").read_text() == "5" * 1000
 
 
 def states(stage: Path, *steps: int) -> dict[int, Path]:

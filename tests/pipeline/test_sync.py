@@ -16,10 +16,11 @@ from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.data.trees import Tree
 from pipeline.errors import RunStopped
-from pipeline.grpo.sync import probe_sequences, prove, refuse_mismatch, sync_weights
+from pipeline.grpo.sync import expect, probe_sequences, prove, refuse_mismatch, sync_weights
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
 from pipeline.weights.fresh import create_model
+from rollout.device import DeviceState
 from rollout.pool import RolloutPool
 from rollout.weights import open_buckets, to_buckets
 
@@ -68,6 +69,7 @@ def instruction_set(variables: dict[str, str]) -> Iterator[None]:
 
 def train(policy: TrainingRanks, seed: int) -> None:
     """One large step on random tokens, so that every expert of every layer changes."""
+    policy.to(DeviceState.AWAKE)
     ids = np.random.default_rng(seed).integers(0, 264, (8, 64)).tolist()
     policy.update(policy.shard([Tree(row, root_mask=[0] + [1] * 63) for row in ids]), 504.0)
 
@@ -81,7 +83,15 @@ def on_engine(rollout: RolloutPool, change: Any) -> None:
 
 
 def sync(pair: tuple[TrainingRanks, RolloutPool], version: int) -> dict[str, float]:
-    return sync_weights(*pair, MEASURED, probe=PROBE, version=version)
+    return send(*pair, version)
+
+
+def send(policy: TrainingRanks, rollout: RolloutPool, version: int) -> dict[str, float]:
+    """Do a sync as between two steps. Afterwards the ranks hold their weights again, to be compared."""
+    rollout.to(DeviceState.ASLEEP)
+    metrics = sync_weights(policy, rollout, MEASURED, probe=PROBE, version=version)
+    policy.to(DeviceState.WEIGHTS)
+    return metrics
 
 
 def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[TrainingRanks, RolloutPool]) -> None:
@@ -92,7 +102,7 @@ def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[TrainingRa
         train(pair[0], version)
     # without the sync they no longer do, so the agreement above was not for want of change
     with pytest.raises(RunStopped, match="not proven"):
-        prove(*pair, MEASURED, probe=PROBE, version=3)
+        prove(expect(pair[0], MEASURED, PROBE), pair[1], MEASURED, version=3)
 
 
 def test_a_resumed_run_has_the_same_bound(
@@ -112,7 +122,7 @@ def test_an_expert_that_is_another_speaks_differently(pair: tuple[TrainingRanks,
     sync(pair, 1)
     on_engine(pair[1], partial(negate_expert, layer=2))
     with pytest.raises(RunStopped, match=r"version 1 is not proven.*max_mean_gap"):
-        prove(*pair, MEASURED, probe=PROBE, version=1)
+        prove(expect(pair[0], MEASURED, PROBE), pair[1], MEASURED, version=1)
     sync(pair, 2)  # a whole sync mends it
 
 
@@ -131,11 +141,13 @@ def test_a_tensor_damaged_on_the_way_stops_the_run(pair: tuple[TrainingRanks, Ro
     refs[1] = ray.put(type(bucket)(bucket.records, damaged))
 
     class Damaging:
+        to = policy.to
+
         def put_weights(self, _: int) -> list[Any]:
             return refs
 
     with pytest.raises(RunStopped, match=bucket.records[0].name.replace(".", r"\.")):
-        sync_weights(Damaging(), rollout, MEASURED, probe=PROBE, version=4)  # type: ignore[arg-type]
+        send(Damaging(), rollout, 4)  # type: ignore[arg-type]
     sync(pair, 5)
 
 
@@ -171,7 +183,7 @@ def test_a_wrong_router_bias_or_latent_projection_stops_the_run(pair: tuple[Trai
     for name, change in ON_THE_WAY.items():
         changing: Any = Changing(policy, f"model.layers.1.{name}", change)
         with pytest.raises(RunStopped, match=r"not proven.*max_mean_gap"):
-            sync_weights(changing, rollout, MEASURED, probe=PROBE, version=6)
+            send(changing, rollout, 6)
     sync(pair, 7)
 
 
@@ -202,28 +214,29 @@ def test_a_tie_on_one_half_of_the_probe_proves_nothing_against_an_engine() -> No
     policy: Any = Sure(1e-7)
     tied, wrong = Off(1), Off(len(PROBE))
     for config in (GIVEN, MEASURED):
-        figures = prove(policy, tied, config, probe=PROBE, version=1)  # type: ignore[arg-type]
+        figures = prove(expect(policy, config, PROBE), tied, config, version=1)  # type: ignore[arg-type]
         assert figures["sync/gap_mean"] == figures["sync/gap_max"] == 0
         with pytest.raises(RunStopped, match=r"both halves.*4\.00e-01 at most"):
-            prove(policy, wrong, config, probe=PROBE, version=1)  # type: ignore[arg-type]
+            prove(expect(policy, config, PROBE), wrong, config, version=1)  # type: ignore[arg-type]
 
 
 def test_bounds_are_the_given_ones_or_follow_the_policys_own_rounding() -> None:
     coarse: Any = Sure(0.08)  # 16 times its rounding at most, 6 times in the mean
     engine: Any = Off(len(PROBE))
-    figures = prove(coarse, engine, MEASURED, probe=PROBE, version=1)
+    figures = prove(expect(coarse, MEASURED, PROBE), engine, MEASURED, version=1)
     assert figures["sync/bound_max"] == pytest.approx(1.28) and figures["sync/bound_mean"] == pytest.approx(0.24)
     given = SyncConfig(max_mean_gap=1.0)
-    assert prove(coarse, engine, given, probe=PROBE, version=1)["sync/bound_mean"] == 1.0
+    assert prove(expect(coarse, given, PROBE), engine, given, version=1)["sync/bound_mean"] == 1.0
     with pytest.raises(RunStopped, match=r"max_gap=1\.0e-04\)"):
-        prove(coarse, engine, SyncConfig(max_gap=1e-4), probe=PROBE, version=1)
+        narrow = SyncConfig(max_gap=1e-4)
+        prove(expect(coarse, narrow, PROBE), engine, narrow, version=1)
 
 
 def test_a_policy_that_is_no_number_proves_nothing() -> None:
     policy: Any = Sure(float("nan"))
     engine: Any = Off(0)
     with pytest.raises(RunStopped, match="not proven"):
-        prove(policy, engine, MEASURED, probe=PROBE, version=1)
+        prove(expect(policy, MEASURED, PROBE), engine, MEASURED, version=1)
 
 
 def test_a_gap_on_sampled_tokens_stops_the_run() -> None:

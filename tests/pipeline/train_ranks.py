@@ -64,8 +64,8 @@ def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing:
     trees = groups() if loss == "grpo" else conversations()
     rows = shard(trees, num_ranks=world, micro_batch_tokens=int(tokens))[rank]
     if objective is not None:
-        reference = engine.logprobs(rows, reference=True)
-        for values_N, own_N in zip(reference, engine.logprobs(rows, reference=False), strict=True):
+        reference = engine.reference_logprobs(rows)
+        for values_N, own_N in zip(reference, engine.logprobs(rows), strict=True):
             np.testing.assert_allclose(values_N, own_N, atol=1e-5)  # before the first update they are one model
         rows = [row.with_column("ref_logprobs", values_N) for row, values_N in zip(rows, reference, strict=True)]
 

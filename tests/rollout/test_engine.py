@@ -11,6 +11,7 @@ import torch
 from configs.sampling import SamplingConfig
 from pipeline.models.tokenizer import BYTE_SPECIAL_TOKENS
 from rollout import engine as door
+from rollout.device import DeviceError, DeviceState
 from rollout.engine import RolloutEngine
 from rollout.types import Completion, Group, SyncError
 from tests.rollout import tiny
@@ -45,7 +46,6 @@ def module_engine(folders: dict[str, Path]) -> RolloutEngine:
 def engine(module_engine: RolloutEngine, folders: dict[str, Path]) -> Iterator[RolloutEngine]:
     """The module's engine; a test that teaches it other weights finds the first ones again afterwards."""
     yield module_engine
-    module_engine.wake()
     if module_engine.policy_version != 0:
         module_engine.load_weights(tiny.buckets(tiny.weights(folders["first"])), version=0)
 
@@ -221,14 +221,21 @@ def test_on_a_gpu_every_release_of_the_range_is_served_without_the_patches(
         door.engine_arguments(folders["first"], CONFIG, "bfloat16", 0)
 
 
-def test_a_sleeping_engine_refuses_until_woken(engine: RolloutEngine) -> None:
+def test_a_sleeping_engine_refuses_until_it_has_weights_again(engine: RolloutEngine, folders: dict[str, Path]) -> None:
     before = generate(engine, 5)
-    engine.sleep()
-    with pytest.raises(RuntimeError, match="sleeps"):
-        engine.generate(PROMPTS, SAMPLING, 1, 0)
-    with pytest.raises(RuntimeError, match="sleeps"):
-        engine.load_weights([], version=1)
-    engine.wake()
+    engine.to(DeviceState.ASLEEP)
+    for call in (lambda: engine.generate(PROMPTS, SAMPLING, 1, 0), lambda: engine.load_weights([], version=1)):
+        with pytest.raises(DeviceError, match="rollout engine 0 is in state 'asleep'"):
+            call()
+    with pytest.raises(DeviceError, match="only from 'weights'"):
+        engine.to(DeviceState.AWAKE)
+    engine.to(DeviceState.WEIGHTS)
+    with pytest.raises(DeviceError, match="load_weights"):
+        engine.to(DeviceState.AWAKE)
+    engine.load_weights(tiny.buckets(tiny.weights(folders["first"])), version=0)
+    with pytest.raises(DeviceError, match="'prompt_logprobs' needs 'awake'"):
+        engine.prompt_logprobs(PROMPTS)
+    engine.to(DeviceState.AWAKE)
     assert generate(engine, 5) == before
 
 

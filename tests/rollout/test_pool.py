@@ -10,6 +10,7 @@ import ray
 
 from configs.sampling import SamplingConfig
 from pipeline.cluster.room import quoted_interpreter
+from rollout.device import DeviceError, DeviceState
 from rollout.pool import RolloutError, RolloutPool
 from rollout.types import SyncError
 from tests.rollout import tiny
@@ -37,12 +38,11 @@ def pool(folder: Path) -> Iterator[RolloutPool]:
 
 def test_two_engines_speak_as_one(pool: RolloutPool) -> None:
     """A fresh process samples like an engine with earlier requests: engine 1 sampled its half first."""
-    with pool.awake():
-        groups = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
-        again = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
-        request = (PROMPTS[1::2], SAMPLING, 4, int(np.random.SeedSequence([7, 1]).generate_state(1)[0]))
-        of_the_other = pool._engines[0].generate.options(num_returns="streaming").remote(*request)
-        half = {2 * group.index + 1: group for group in map(ray.get, of_the_other)}
+    groups = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
+    again = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
+    request = (PROMPTS[1::2], SAMPLING, 4, int(np.random.SeedSequence([7, 1]).generate_state(1)[0]))
+    of_the_other = pool._engines[0].generate.options(num_returns="streaming").remote(*request)
+    half = {2 * group.index + 1: group for group in map(ray.get, of_the_other)}
     assert {index: replace(group, index=index) for index, group in half.items()} == {i: groups[i] for i in (1, 3)}
     assert sorted(groups) == [0, 1, 2, 3]
     assert [groups[index].prompt_ids for index in range(4)] == PROMPTS
@@ -53,10 +53,15 @@ def test_two_engines_speak_as_one(pool: RolloutPool) -> None:
 
 def test_a_sync_reaches_every_engine(pool: RolloutPool, tmp_path: Path) -> None:
     buckets = tiny.buckets(tiny.weights(tiny.save(SECOND, tmp_path / "second")))
-    with pool.awake():
-        manifest = pool.load_weights([ray.put(bucket) for bucket in buckets], version=5)
-        per_engine = pool.prompt_logprobs(PROMPTS)
-        [group] = pool.generate(PROMPTS[:1], SAMPLING, 2, seed=0)
+    refs = [ray.put(bucket) for bucket in buckets]
+    pool.to(DeviceState.ASLEEP)
+    pool.to(DeviceState.WEIGHTS)
+    with pytest.raises(DeviceError, match=r"rollout engine 0 .* call `load_weights`"):
+        pool.to(DeviceState.AWAKE)
+    manifest = pool.load_weights(refs, version=5)
+    pool.to(DeviceState.AWAKE)
+    per_engine = pool.prompt_logprobs(PROMPTS)
+    [group] = pool.generate(PROMPTS[:1], SAMPLING, 2, seed=0)
     assert manifest == [record for bucket in buckets for record in bucket.records]
     assert len(per_engine) == 2
     assert all(tiny.within_bounds(tiny.prompt_gap(SECOND, answers)) for answers in per_engine)
@@ -64,19 +69,22 @@ def test_a_sync_reaches_every_engine(pool: RolloutPool, tmp_path: Path) -> None:
 
 
 def test_what_an_engine_raises_comes_through(pool: RolloutPool) -> None:
-    with pool.awake():
-        with pytest.raises(ValueError, match="prompt 0 has 137 tokens"):
-            list(pool.generate([[1] * 137], SAMPLING, 1, seed=0))
-        with pytest.raises(SyncError, match="did not arrive"):
-            pool.load_weights([], version=6)
-    with pytest.raises(RuntimeError, match="sleeps"):
+    with pytest.raises(ValueError, match="prompt 0 has 137 tokens"):
+        list(pool.generate([[1] * 137], SAMPLING, 1, seed=0))
+    with pytest.raises(SyncError, match="did not arrive"):
+        pool.load_weights([], version=6)
+    pool.to(DeviceState.ASLEEP)
+    with pytest.raises(DeviceError, match="rollout engine 0 is in state 'asleep'"):
         pool.prompt_logprobs(PROMPTS)
 
 
-def test_a_lost_engine_is_named(pool: RolloutPool) -> None:
+def test_a_lost_engine_is_named(pool: RolloutPool, folder: Path) -> None:
     """No call follows the error, so that the cause itself is raised."""
     sampling = SamplingConfig(max_tokens=100, ignore_eos=True)
-    with pytest.raises(RolloutError, match="engine 1 was lost"), pool.awake():
+    pool.to(DeviceState.WEIGHTS)
+    pool.load_weights([ray.put(bucket) for bucket in tiny.buckets(tiny.weights(folder))], version=7)
+    pool.to(DeviceState.AWAKE)
+    with pytest.raises(RolloutError, match="engine 1 was lost"):
         stream = pool.generate(PROMPTS, sampling, 8, seed=0)
         ray.kill(pool._engines[1])
         list(stream)

@@ -26,22 +26,15 @@ class Policy:
     step = 0
 
     def save_hf(self, folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / "step").write_text(str(self.step))
 
 
 class Rollout:
-    """Engines that are asked for nothing but to wake up."""
+    """Engines that are awake, and count what they spent."""
 
     def __init__(self) -> None:
         self.spent = 0
-
-    def awake(self) -> "Rollout":
-        return self
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
     def metrics(self) -> dict[str, float]:
         spent, self.spent = self.spent, 0
@@ -85,19 +78,22 @@ GATE: dict[str, Any] = {
 
 def test_validation_is_due_every_so_many_steps_and_after_the_last(tmp_path: Path) -> None:
     policy, rollout, accuracies = Policy(), Rollout(), {3: 0.5, 6: 0.9, 7: 0.2}
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), cast(Any, policy))
+    is_due = GRPOConfig.model_validate(TRAINING).validates
+    checkpoints = Checkpoints(
+        tmp_path, CheckpointConfig(every_steps=100), cast(Any, policy), last_step=100, is_candidate=is_due
+    )
     validation = Validation(
         GateConfig.model_validate(GATE),
         cast(Any, Evaluation(policy, accuracies)),
         cast(Any, rollout),
         checkpoints,
         tmp_path / "validation",
-        every_steps=3,
-        last_step=7,
+        is_due,
     )
     seen: dict[int, float] = {}
     for step in range(1, 8):
         policy.step = step
+        checkpoints.write(step)
         figures = validation.figures(step)
         if figures:
             seen[step] = figures["validation/sums/accuracy"]
@@ -114,10 +110,9 @@ def test_a_rule_on_a_figure_that_no_suite_has_is_refused(tmp_path: Path) -> None
         GateConfig.model_validate(GATE | {"rules": [figure]}),
         cast(Any, Evaluation(policy, {0: 0.5})),
         cast(Any, Rollout()),
-        Checkpoints(tmp_path, CheckpointConfig(), cast(Any, policy)),
+        Checkpoints(tmp_path, CheckpointConfig(), cast(Any, policy), last_step=7),
         tmp_path / "validation",
-        every_steps=3,
-        last_step=7,
+        lambda step: step == 3,
     )
     with pytest.raises(ValueError, match="accuracy, bits_per_byte"):
         validation.figures(3)
