@@ -241,9 +241,15 @@ class GRPOConfig(Settings):
                 f"updates_per_batch={self.updates_per_batch}"
             )
         minibatch = self.prompts_per_step // self.updates_per_batch
-        if minibatch % self.trainer.num_ranks:
+        if minibatch % self.trainer.num_ranks and self.trainer.num_ranks % minibatch:
             raise ValueError(
-                f"prompts of one update ({minibatch}) must be a multiple of trainer.num_ranks={self.trainer.num_ranks}"
+                f"prompts of one update ({minibatch}) must be a multiple of trainer.num_ranks="
+                f"{self.trainer.num_ranks}, or divide it"
+            )
+        if minibatch * self.group_size < self.trainer.num_ranks:
+            raise ValueError(
+                f"one update has {minibatch} prompts x group_size={self.group_size} completions, fewer than "
+                f"trainer.num_ranks={self.trainer.num_ranks}; lower num_ranks"
             )
         longest = self.prompts.max_prompt_length + self.sampling.max_tokens
         if longest > self.rollout.max_model_len:

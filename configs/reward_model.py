@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from configs.balance import Balance
 from configs.base import Settings
 from configs.data import ComparisonData
 from configs.model import ModelConfig
@@ -54,6 +55,8 @@ class RewardModelConfig(Settings):
     """Passes over the data; a step may span two passes."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
+    balance: Balance | None = None
+    """Balance of the load of a mixture's experts. None applies none."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """DeepSpeed ranks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

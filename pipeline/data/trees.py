@@ -192,9 +192,16 @@ def shard_indices(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: 
 def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[MicroBatch]]:
     """Return the micro-batches of each rank (see `cut` and `shard_indices`).
 
-    Ranks meet in collectives, so all get the same number: a rank with fewer rows gets rows of one untrained token.
+    Fewer trees than ranks are cut into a part for each rank. Ranks meet in collectives, so all get the same number: a
+    rank with fewer rows gets rows of one untrained token.
     """
-    trees = [part for tree in trees for part in cut(tree, micro_batch_tokens)]
+    parts_each = -(-num_ranks // len(trees))
+
+    def most_tokens(tree: Tree) -> int:
+        branch_tokens = tree.num_tokens - len(tree.root_ids)
+        return min(micro_batch_tokens, len(tree.root_ids) + max(branch_tokens // parts_each, 1))
+
+    trees = [part for tree in trees for part in cut(tree, most_tokens(tree) if parts_each > 1 else micro_batch_tokens)]
     indices = shard_indices(trees, num_ranks=num_ranks, micro_batch_tokens=micro_batch_tokens)
     ranks = [[micro_batch([trees[i] for i in row]) for row in rows] for rows in indices]
     longest = max(len(rows) for rows in ranks)

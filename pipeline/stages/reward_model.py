@@ -78,6 +78,7 @@ def launch(config: RewardModelConfig, folder: Path, context: Context) -> dict[st
         steps,
         chat_template=config.model.chat_template,
         objective=config.loss,
+        balance=config.balance,
         head_seed=config.seed,
     )
     with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="rm") as report:

@@ -25,7 +25,8 @@ def test_every_actor_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("judge", 0, [["node0", 4]]),
         ("judge", 0, [["node0", 5]]),
     ]
-    assert [(a["label"], a["suite"]) for a in actors[8:]] == [("helpful", ""), ("safety", ""), ("helpful", "helpful")]
+    judges = [("helpful", ""), ("safety", ""), ("helpful", "helpful"), ("safety", "safety")]
+    assert [(actor["label"], actor["suite"]) for actor in actors[8:]] == judges
     assert all(set(actor["bytes"]) == {"train", "sync", "generate"} for actor in actors)
     assert all(actor["bytes"]["sync"] > 2**30 for actor in actors)
     printed = capsys.readouterr().out

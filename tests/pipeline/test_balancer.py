@@ -1,16 +1,19 @@
 """Balance while a model trains: gradients, splits of a batch, and skewed routers that become balanced."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
 from configs.balance import V2Balance, V3Balance
-from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch, shard
+from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch, scored_tree, shard
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
+from pipeline.models.score import ScoreModel
 from pipeline.train.balancer import Balancer, protected_tokens
 from tests.pipeline.test_routing import CONFIGS, model_of
 
@@ -162,6 +165,26 @@ def test_the_bias_balances_a_skewed_router() -> None:
     violation = np.mean([each["experts/max_vio_mean"] for each in figures[-5:]])  # it swings by a few of 118 tokens
     assert violation < 0.5 and figures[-1]["experts/entropy_mean"] > 0.96 and figures[-1]["experts/dead_count"] == 0
     assert model.routers.balance is None  # without a loss the gates' weights are left alone
+
+
+@CASES
+def test_a_reward_model_is_balanced_as_a_policy_is(family: str, config: V2Balance | V3Balance) -> None:
+    torch.manual_seed(0)
+    config_of_one_score = deepcopy(CONFIGS[family])
+    config_of_one_score.num_labels = 1
+    classifier = AutoModelForSequenceClassification.from_config(config_of_one_score)
+    model = ScoreModel(classifier).train()
+    balancer = Balancer(model.routers, config, CPU)
+    row = micro_batch([scored_tree([5, 6, 7, 8], [[9, 10, 11], [12, 13]])])
+    balancer.begin_batch([row])
+    balancer.begin_row(row)
+    ids_T, last_N = torch.from_numpy(row.token_ids_T), torch.from_numpy(row.source_N)
+    (0.0 * model(ids_T, Layout(row.lengths, row.parents), last_N).sum()).backward()  # leaves the losses' gradient
+    assert all(gate.module.weight.grad.abs().sum() > 0 for gate in model.routers.gates)
+    figures = balancer.step()
+    assert any(name.startswith("loss/") for name in figures) and figures["experts/max_vio_mean"] > 0
+    biases = [gate.module.e_score_correction_bias for gate in model.routers.gates if family == "deepseek_v3"]
+    assert all(bias.abs().max() == pytest.approx(0.01) for bias in biases)
 
 
 def test_the_losses_balance_a_skewed_router() -> None:

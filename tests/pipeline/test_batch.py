@@ -96,6 +96,14 @@ def test_a_row_that_only_takes_part_has_a_route_too() -> None:
         assert row.experts_TLK is not None and len(row.experts_TLK) == len(row.token_ids_T)
 
 
+def test_fewer_groups_than_ranks_are_cut_for_all_of_them() -> None:
+    groups = [Tree([1, 2], [Branch([3] * n) for n in (7, 5, 3, 9)]) for _ in range(2)]
+    ranks = shard(groups, num_ranks=8, micro_batch_tokens=64)
+    assert all(any(len(row.target_N) for row in rows) for rows in ranks)
+    assert sum(len(row.target_N) for rows in ranks for row in rows) == 2 * (7 + 5 + 3 + 9)
+    assert sum(row.num_new_tokens for rows in ranks for row in rows) == 2 * (2 + 7 + 5 + 3 + 9)
+
+
 def test_a_group_longer_than_a_row_is_cut_and_its_prompt_repeated() -> None:
     group = tree([10, 11, 12], [1] * 6, [2] * 2, [3] * 5, [4] * 3)
     parts = cut(group, 12)

@@ -1,0 +1,85 @@
+"""Every reward, source and suite of the shipped recipes, built and read with rows that are made up; and their plans."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.base import walk
+from configs.data import ComparisonData, ConversationData, FileSource, PromptData
+from configs.evaluation import EvalConfig
+from configs.gate import GateConfig
+from configs.load import RECIPES, load_config
+from configs.rewards import RewardSpec
+from configs.stages import Recipe
+from pipeline.data.comparisons import Comparisons
+from pipeline.data.conversations import Conversations
+from pipeline.data.prompts import Prompts
+from pipeline.evaluation.evaluate import check_suites
+from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.planner.devices import cluster_of
+from pipeline.run.preview_placement import preview_placement
+from rewards.plugins.build import build_reward
+
+NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+RUBRIC = "Score from 1 to 10, as [[rating]], the answer to {prompt}: {completion}"
+
+
+def row_of(data: ConversationData | PromptData | ComparisonData, labels: list[str]) -> dict[str, Any]:
+    """A good row in the form that `data` reads."""
+    if isinstance(data, ConversationData):
+        return {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    if isinstance(data, ComparisonData):
+        return {"prompt": "hi", "chosen": "hello", "rejected": "go away", "domain": "any"}
+    row: dict[str, Any] = {data.prompt: "2 + 2"} | ({data.truth: "4"} if data.truth else {})
+    return row | ({data.reward.partition(":")[2]: labels[0]} if (data.reward or "").startswith("column:") else {})
+
+
+def write(path: str, rows: list[dict[str, Any]]) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_reward_source_and_suite_is_sound(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_config(name, [], Recipe).config
+    write("data/rubric.txt", [])
+    Path("data/rubric.txt").write_text(RUBRIC)
+    for stage in recipe.stages.values():
+        labels = [node.label for _, node in walk(stage) if isinstance(node, RewardSpec)]
+        for _, node in walk(stage):
+            if isinstance(node, FileSource):
+                for path in node.paths:
+                    write(path, [{}])
+            if isinstance(node, RewardSpec):
+                build_reward(node)
+        for _, node in walk(stage):
+            source = getattr(node, "source", None)
+            if isinstance(node, ConversationData | PromptData | ComparisonData) and isinstance(source, FileSource):
+                for path in source.paths:
+                    write(path, [row_of(node, labels)] * 3)
+                reader: Any = {ConversationData: Conversations, PromptData: Prompts, ComparisonData: Comparisons}
+                arguments = [tmp_path / "cache"] if isinstance(node, ConversationData) else []
+                data = reader[type(node)].load(node, byte_tokenizer(), *arguments, 0)
+                assert len(data) >= 1 and not data.bad_rows.counts
+        if isinstance(stage, EvalConfig | GateConfig):
+            check_suites(stage.suites, stage.reward_pool)
+
+
+@pytest.mark.parametrize(
+    ("name", "cluster", "refused"),
+    [
+        ("deepseek_v2_lite", "1x8xH100", {}),
+        ("deepseek_v2", "11x8xH100", {}),
+        # A reward model of V3's size takes more than a machine of eight; judges have one (docs/recipes.md).
+        ("deepseek_v3", "34x8xH200", {"grpo": "'helpful' judge"}),
+    ],
+)
+def test_every_stage_has_its_place_on_a_cluster(name: str, cluster: str, refused: dict[str, str]) -> None:
+    recipe = load_config(name, [], Recipe).config
+    for stage, config in recipe.stages.items():
+        preview = preview_placement(config, recipe, cluster_of(cluster))
+        assert refused.get(stage, "") in preview.refused, stage
+        assert (preview.placement is None) == (stage in refused), preview.refused
