@@ -70,5 +70,6 @@ class Node:
 
 
 def describe_nodes(nodes: Sequence[Node]) -> str:
-    """Describe the nodes with their GPUs, or else their cores."""
-    return ", ".join(map(str, nodes))
+    """Describe the nodes with their GPUs, or else their cores; of many the first four."""
+    more = f" and {len(nodes) - 4} more" if len(nodes) > 4 else ""
+    return ", ".join(map(str, nodes[:4])) + more

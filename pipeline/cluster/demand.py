@@ -70,6 +70,8 @@ class Demand:
         settings = " or ".join(group.setting for group in self.concurrent if group.gpus)
         nodes_text = describe_nodes(nodes)
         if needed > capacity:
+            if self.judge_gpus:
+                settings += ", or set args.gpus of a judge: a fraction, or 0 for the CPU"
             return f"asks for {needed:g} GPUs ({self}), the cluster has {capacity:g}: {nodes_text}; lower {settings}"
         if claimed > cores:
             return f"claims {claimed:g} cores ({self}), the cluster has {cores:g}: {nodes_text}; lower {settings}"

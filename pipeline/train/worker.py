@@ -75,10 +75,11 @@ class TrainingRanks:
     def __init__(self, spec: TrainSpec, *, resources: Sequence[Mapping[str, Any]]) -> None:
         """Start the ranks, each with its Ray options in `resources`, and wait until all are ready."""
         self._spec = spec
+        limit = max(START_TIMEOUT_SECONDS, spec.trainer.timeout_seconds)  # a large model takes long to load
         actor: Any = ray.remote(TrainActor)
         runtime_env = {"env_vars": start_environment()}
         self._ranks: list[Any] = [actor.options(**options, runtime_env=runtime_env).remote() for options in resources]
-        addresses = self._get([rank.address.remote() for rank in self._ranks], "address", START_TIMEOUT_SECONDS)
+        addresses = self._get([rank.address.remote() for rank in self._ranks], "address", limit)
         nodes = [node for node, _, _ in addresses]
         _, host, port = addresses[0]
         group = {"WORLD_SIZE": str(len(nodes)), "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}
@@ -86,7 +87,7 @@ class TrainingRanks:
             rank.build.remote(spec, group | {"RANK": str(i)}, nodes.count(node))
             for i, (rank, node) in enumerate(zip(self._ranks, nodes, strict=True))
         ]
-        self._get(started, "build", START_TIMEOUT_SECONDS)
+        self._get(started, "build", limit)
 
     def to(self, state: DeviceState) -> dict[str, float]:
         """Keep on the devices the memory of `state` only. Returns `device/ranks_STATE_seconds` of the slowest rank and

@@ -1,11 +1,14 @@
 """Actors with the methods of ranks, engines and judges that start in a moment and report the devices Ray gave them."""
 
 import os
+import time
 from typing import Any
 
 import ray
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rollout.device import DeviceState, Move
 
 Devices = list[tuple[str, int]]
 
@@ -25,6 +28,7 @@ class EngineWorker:
 class LightEngine:
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.asleep = 0.0
 
     def node_id(self) -> str:
         return ray.get_runtime_context().get_node_id()
@@ -38,19 +42,27 @@ class LightEngine:
             strategy = PlacementGroupSchedulingStrategy(group, index)
             self.workers.append(EngineWorker.options(num_gpus=share, scheduling_strategy=strategy).remote())
 
-    def call(self, method: str, *_: Any) -> Any:
+    def call(self, method: str, *args: Any) -> Any:
         self.calls.append(method)
-        return getattr(self, method)() if method in ("devices", "report") else None
+        return getattr(self, method)(*args)
+
+    def to(self, state: DeviceState) -> Move:
+        if state == DeviceState.ASLEEP:
+            self.asleep = time.time()
+        return Move(0.0, 0)
 
     def devices(self) -> Devices:
         own = own_devices()
         return own + [device for worker in self.workers for device in ray.get(worker.devices.remote(), timeout=60)]
 
     def report(self) -> dict[str, Any]:
-        return {"sharers": self.sharers, "calls": self.calls}
+        return {"sharers": self.sharers, "calls": self.calls, "asleep": self.asleep}
 
 
 class LightRank:
+    def __init__(self) -> None:
+        self.started = time.time()
+
     def address(self) -> tuple[str, str, int]:
         return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), 1
 
@@ -58,7 +70,12 @@ class LightRank:
         self.rank, self.sharers = int(environment["RANK"]), sharers
 
     def call(self, method: str, *_: Any, **__: Any) -> Any:
-        return {"devices": own_devices, "rank": lambda: self.rank, "sharers": lambda: self.sharers}[method]()
+        return {
+            "devices": own_devices,
+            "rank": lambda: self.rank,
+            "sharers": lambda: self.sharers,
+            "started": lambda: self.started,
+        }[method]()
 
 
 class LightJudge:
