@@ -87,7 +87,8 @@ class ObjectiveConfig(Settings):
     """Coefficient beta of prompts that a reward judges, by the reward's label, in place of kl_coef; the smallest where
     several judge. For weaker divergence in a domain, such as mathematics in DeepSeek-V3.2."""
     importance_cap: float | None = Field(default=None, gt=0)
-    """Importance sampling: cap of the weight pi_trainer/pi_rollout. None applies no weight."""
+    """Importance sampling: cap of the weight pi_trainer/pi_rollout. None applies no weight, which
+    is right where both compute alike, as in float32. In bfloat16 set it, to 2: without it a bias grows with length."""
     importance_level: Level = "token"
     """Level of that weight: `completion` is TRL's and verl's sequence level, `sequence` the geometric mean."""
     importance_mode: Literal["truncate", "mask"] = "truncate"

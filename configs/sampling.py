@@ -61,10 +61,10 @@ class SyncConfig(Settings):
     """Bounds of the proof that engines and trainer hold the same weights after a sync."""
 
     max_mean_gap: float | None = Field(default=None, gt=0)
-    """Largest mean |trainer - engine| log-probability in nats: over the tokens of the probe (a few fixed random
-    sequences) after a sync, and over a step's sampled tokens without the sequence that differs most. None allows 6
-    times the mean difference that rounding alone makes in the policy's log-probabilities on the probe, measured at
-    every sync."""
+    """Largest mean |trainer - engine| log-probability in nats: over the tokens of the probe (fixed sequences of the
+    prompts' text and of random tokens) after a sync, and over a step's sampled tokens without the sequence that differs
+    most. None allows 6 times the mean difference that rounding alone makes in the policy's log-probabilities on the
+    probe, measured at every sync; in bfloat16, after the first sync, at most twice its gap in this unit."""
     max_gap: float | None = Field(default=None, gt=0)
     """Largest |trainer - engine| log-probability on any token of the probe, in nats. None allows 16 times the largest
     difference that rounding alone makes on a token."""

@@ -10,11 +10,14 @@ vLLM 0.32.0 computes wrong results there, without an error, in three places that
 import inspect
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from vllm import _custom_ops as vllm_ops
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.quantization.online import fp8 as online_fp8
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -22,10 +25,13 @@ from vllm.v1.sample import sampler
 
 from configs.sampling import RolloutConfig
 from rollout.checkpoint import checkpoint_shapes, refuse_head_size
+from rollout.invariance import make_batch_invariant
 from rollout.memory import cache_gib
 
 FP8_WIDTH = 32
 """The CPU's FP8 product needs input sizes that are multiples of this. vLLM pads those of experts only."""
+_CACHED_SHAPES = 32
+"""Numbers of rows for which oneDNN keeps a kernel, as vLLM sets it."""
 _MAP = re.compile(r"(?<!\.experts)\.[^.]*_proj(_with_mqa)?\.weight$")
 
 
@@ -39,6 +45,8 @@ def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
     _refuse_fp8(model, config)
     _patch_rotary_kernel()
     _patch_expert_reload()
+    _patch_float_head()
+    make_batch_invariant()
     _skip_compilation()
     # Expand the keys and values of DeepSeek's attention: a quarter faster than the latent cache, whose CPU kernel can't
     # share a prompt within its group and takes no latent size but 576.
@@ -50,10 +58,18 @@ def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
 
 
 def pack_output_head(worker: Any) -> None:
-    """Pack the output head after a reload, which vLLM skips for a head tied to the embedding."""
-    for module in worker.get_model().modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
+    """Pack the output head after it is loaded: after a reload vLLM skips a head that is tied to the embedding, and for
+    float32 logits of a bfloat16 model it would convert the whole weight at every step."""
+    heads: list[Any] = [module for module in worker.get_model().modules() if isinstance(module, ParallelLMHead)]
+    for head in heads:
+        head.quant_method.process_weights_after_loading(head)
+        if head.weight.dtype != torch.float32:
+            handler = vllm_ops.create_onednn_mm(head.weight.float().t(), _CACHED_SHAPES)
+            head.cpu_linear = partial(_multiply, handler)
+
+
+def _multiply(handler: Any, x: torch.Tensor, _weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return vllm_ops.onednn_mm(handler, x, bias)
 
 
 def _refuse_fp8(model: Path, config: RolloutConfig) -> None:
@@ -90,6 +106,17 @@ def _patch_rotary_kernel() -> None:
 
     if kernel.__module__ != __name__:
         RotaryEmbedding.forward_cpu = forward_cpu
+
+
+def _patch_float_head() -> None:
+    """Compute float32 logits of a bfloat16 model with the weight that `pack_output_head` has packed."""
+
+    def apply_head(
+        self: LogitsProcessor, lm_head: Any, hidden_states: torch.Tensor, embedding_bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return lm_head.quant_method.apply(lm_head, hidden_states.to(self.head_dtype), bias=embedding_bias)
+
+    LogitsProcessor._apply_head = apply_head
 
 
 def _patch_expert_reload() -> None:

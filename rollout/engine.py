@@ -1,7 +1,7 @@
 """One vLLM engine in this process: groups of completions out, new weights in.
 
 vLLM is set up so that a weight sync can be proven and a run can be resumed to the bit: no child process, no
-asynchronous scheduling, one seeded generator per call, no cached prefix from an earlier call, float32 kernels on the
+asynchronous scheduling, a seed for each completion, no cached prefix from an earlier call, float32 kernels on the
 CPU. On the CPU vLLM is patched first (`rollout.cpu`). `rollout.version` has the releases that are accepted.
 """
 
@@ -21,6 +21,8 @@ from rollout.checkpoint import checkpoint_shapes, eos_ids
 from rollout.device import DeviceState, Move, needs
 from rollout.memory import cache_gib, memory_arguments
 from rollout.process import num_threads
+from rollout.requests import refuse_equal_completions, refuse_prompts, refuse_starts
+from rollout.seeds import prompt_seeds
 from rollout.sleep import EngineMemory
 from rollout.types import Completion, Group, TensorRecord, TokenLogprobs
 from rollout.version import refuse_untested_vllm
@@ -43,9 +45,6 @@ from rollout.routes import CapturedRoutes, ReturnedRoutes, routes_of  # isort: s
 class RolloutEngine:
     """Sample completions from a policy and score tokens under it. A process holds one engine at a time, since vLLM
     keeps global state.
-
-    Sampling uses torch's default generator of this process, which `generate` seeds at its start. A caller that draws
-    from it between two groups of a stream changes the groups that follow.
 
     Example:
         engine = RolloutEngine(folder, RolloutConfig(max_model_len=512), "float32", seed=0)
@@ -86,6 +85,7 @@ class RolloutEngine:
         arguments = engine_arguments(model, config, dtype, seed)
         arguments["enable_return_routed_experts"] = with_routes and not current_platform.is_cpu()
         self._llm = LLM(**arguments)
+        self._pack_output_head()
         self._routes = routes_of(self._llm) if with_routes else None
         self.policy_version = 0  # number of the sync whose weights are loaded; 0 before the first
         self.name, self.state = name, DeviceState.AWAKE
@@ -95,37 +95,30 @@ class RolloutEngine:
 
     @needs(DeviceState.AWAKE)
     def generate(
-        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
+        self,
+        prompts: list[list[int]],
+        sampling: SamplingConfig,
+        num_completions: int,
+        seed: int,
+        places: Sequence[int] | None = None,
     ) -> Iterator[Group]:
         """Sample `num_completions` answers to each prompt; yield each group as soon as its last completion finishes.
 
-        The same weights, request and seed give the same ids and log-probabilities to the bit, whatever the engine did
-        before. Log-probabilities are the policy's, before temperature, top_p and top_k. Closing the iterator aborts the
-        request.
+        A completion is a function of the weights, the prompt and (seed, place, index in the group), whatever other
+        prompts the engine answers (docs/numerics.md says when to the bit). `places` are the prompts' indices in a
+        request of which this engine answers a part. Log-probabilities are the policy's, before temperature, top_p and
+        top_k. Closing the iterator aborts the request.
 
         Raises ValueError for a prompt that is empty or leaves no room for `max_tokens` in `max_model_len`, and for
         several completions at temperature 0, which would be equal.
         """
-        if sampling.temperature == 0 and num_completions > 1:
-            raise ValueError(
-                f"num_completions={num_completions} at sampling.temperature=0 would sample the same completion again; "
-                "ask for 1, or raise the temperature"
-            )
-        _refuse_prompts(prompts, sampling.max_tokens, self._max_model_len)
-        params = SamplingParams(
-            n=num_completions,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            ignore_eos=sampling.ignore_eos,
-            stop_token_ids=[] if sampling.ignore_eos else self._stop_token_ids,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        return self._groups(prompts, params, seed)
+        refuse_equal_completions(sampling, num_completions)
+        refuse_prompts(prompts, sampling.max_tokens, self._max_model_len)
+        places = places or range(len(prompts))
+        seeds = prompt_seeds(seed, places) if sampling.temperature else [None] * len(places)
+        ends = [] if sampling.ignore_eos else self._stop_token_ids
+        params = [_sampling_params(sampling, num_completions, own_seed, ends) for own_seed in seeds]
+        return self._groups(prompts, params, places)
 
     @needs(DeviceState.AWAKE)
     def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
@@ -141,7 +134,7 @@ class RolloutEngine:
         context next to each other. Raises ValueError for a start outside the sequence, or one longer than
         `max_model_len` allows.
         """
-        _refuse_starts(sequences, starts, self._max_model_len)
+        refuse_starts(sequences, starts, self._max_model_len)
         self._reset_prefix_cache()
         outputs = self._prefill(sequences, use_prefix_cache=True)
         # vLLM leaves uninitialised memory for tokens that it predicted from a cached block: compute those again.
@@ -149,7 +142,11 @@ class RolloutEngine:
         again = self._prefill([sequences[i] for i in incomplete], use_prefix_cache=False)
         for i, output in zip(incomplete, again, strict=True):
             outputs[i] = output
-        return [_token_logprobs(output, start) for output, start in zip(outputs, starts, strict=True)]
+        scores = [cast(FlatLogprobs, output.prompt_logprobs) for output in outputs]
+        return [
+            TokenLogprobs(score.logprobs[start - 1 :], cast(list[int], score.ranks[start - 1 :]))
+            for score, start in zip(scores, starts, strict=True)
+        ]
 
     @needs(DeviceState.WEIGHTS, DeviceState.AWAKE)
     def load_weights(self, buckets: Iterable[Bucket], version: int) -> list[TensorRecord]:
@@ -163,10 +160,7 @@ class RolloutEngine:
         started = time.perf_counter()
         records, tensors = open_buckets(buckets, self._expected)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
-        if current_platform.is_cpu():
-            from rollout.cpu import pack_output_head  # names modules of one release of vLLM
-
-            self._llm.collective_rpc(pack_output_head)
+        self._pack_output_head()
         self._memory.loaded()
         self._reset_prefix_cache()
         self.policy_version = version
@@ -207,39 +201,65 @@ class RolloutEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_reading_prefix_cache=not use_prefix_cache,
         )
-        return sorted(self._outputs(prompts, params), key=lambda output: int(output.request_id))
+        return sorted(self._outputs(prompts, [params] * len(prompts)), key=lambda output: int(output.request_id))
 
-    def _groups(self, prompts: list[list[int]], params: SamplingParams, seed: int) -> Iterator[Group]:
+    def _groups(self, prompts: list[list[int]], params: list[SamplingParams], places: Sequence[int]) -> Iterator[Group]:
         self._reset_prefix_cache()
-        self._llm.collective_rpc(_seed_worker, args=(seed,))
         started = time.perf_counter()
         with closing(self._outputs(prompts, params)) as outputs:
             for output in outputs:
                 texts = [_decode(self._tokenizer, sample.token_ids, self._hidden_ids) for sample in output.outputs]
-                group = _group(output, texts, self._routes, self.policy_version)
+                place = places[int(output.request_id)]
+                group = _group(place, output, texts, self._routes, self.policy_version)
                 self._tokens += sum(len(completion.token_ids) for completion in group.completions)
                 self._generate_seconds += time.perf_counter() - started
                 yield group
                 started = time.perf_counter()
 
-    def _outputs(self, prompts: list[list[int]], params: SamplingParams) -> Generator[RequestOutput, None, None]:
+    def _outputs(self, prompts: list[list[int]], params: list[SamplingParams]) -> Generator[RequestOutput, None, None]:
         """Run vLLM's own loop; yield each request as it finishes, named by its index in `prompts`."""
         engine = self._llm.llm_engine
         assert not engine.has_unfinished_requests(), "two requests at once: finish or close the first stream"
         if self._routes:
             self._routes.clear()
         names = [str(index) for index in range(len(prompts))]
-        for name, prompt_ids in zip(names, prompts, strict=True):
-            engine.add_request(name, TokensPrompt(prompt_token_ids=prompt_ids), params)
+        for name, prompt_ids, own_params in zip(names, prompts, params, strict=True):
+            engine.add_request(name, TokensPrompt(prompt_token_ids=prompt_ids), own_params)
         try:
             while engine.has_unfinished_requests():
                 yield from cast(list[RequestOutput], engine.step())
         finally:
             engine.abort_request(names)
 
+    def _pack_output_head(self) -> None:
+        if current_platform.is_cpu():
+            from rollout.cpu import pack_output_head  # names modules of one release of vLLM
+
+            self._llm.collective_rpc(pack_output_head)
+
     def _reset_prefix_cache(self) -> None:
         was_reset = self._llm.reset_prefix_cache()
         assert was_reset, "prefixes are in use: finish or close the stream first"
+
+
+def _sampling_params(
+    sampling: SamplingConfig, num_completions: int, seed: int | None, stop_token_ids: list[int]
+) -> SamplingParams:
+    """Return the parameters of one prompt's request; vLLM gives completion number i the seed plus i."""
+    return SamplingParams(
+        n=num_completions,
+        temperature=sampling.temperature,
+        seed=seed,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        ignore_eos=sampling.ignore_eos,
+        stop_token_ids=stop_token_ids,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def _decode(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], hidden_ids: Set[int | None]) -> str:
@@ -250,6 +270,7 @@ def _decode(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], hidden
 
 
 def _group(
+    place: int,
     output: RequestOutput,
     texts: list[str],
     route_source: ReturnedRoutes | CapturedRoutes | None,
@@ -272,7 +293,7 @@ def _group(
             )
         )
     prompt_routes = None if routes[0] is None else routes[0][: len(prompt_ids)]
-    return Group(int(output.request_id), prompt_ids, completions, prompt_routes)
+    return Group(place, prompt_ids, completions, prompt_routes)
 
 
 def time_plain_vllm(
@@ -333,6 +354,7 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         "use_tqdm_on_load": False,
         "quantization": "fp8_per_block" if "weights" in config.fp8 else None,
         "kv_cache_dtype": "fp8" if "kv_cache" in config.fp8 else "auto",
+        "hf_overrides": {"head_dtype": "float32"} if dtype == "bfloat16" else {},  # as the trainer's head
     }
     if not current_platform.is_cpu():
         # With tensor parallelism each device holds whole experts instead of a slice of every one.
@@ -353,35 +375,7 @@ def _executor(config: RolloutConfig) -> str:
     return "ray" if "VLLM_RAY_BUNDLE_INDICES" in os.environ else "mp"
 
 
-def _refuse_prompts(prompts: list[list[int]], max_tokens: int, max_model_len: int) -> None:
-    longest = max_model_len - max_tokens
-    for index, prompt_ids in enumerate(prompts):
-        if not 1 <= len(prompt_ids) <= longest:
-            raise ValueError(
-                f"prompt {index} has {len(prompt_ids)} tokens, allowed are 1 to {longest} (rollout.max_model_len="
-                f"{max_model_len} less sampling.max_tokens={max_tokens}): raise max_model_len or shorten the prompt"
-            )
-
-
-def _refuse_starts(sequences: list[list[int]], starts: list[int], max_model_len: int) -> None:
-    for index, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
-        if not 1 <= start < len(sequence) < max_model_len:
-            raise ValueError(
-                f"sequence {index} has {len(sequence)} tokens and is scored from {start} on: it must be shorter than "
-                f"rollout.max_model_len={max_model_len}, and the start within it, but not at 0"
-            )
-
-
-def _token_logprobs(output: RequestOutput, start: int) -> TokenLogprobs:
-    scored = cast(FlatLogprobs, output.prompt_logprobs)
-    return TokenLogprobs(scored.logprobs[start - 1 :], cast(list[int], scored.ranks[start - 1 :]))
-
-
 def _is_scored_from(output: RequestOutput, start: int) -> bool:
     """Return whether the log-probabilities from the token at `start` on were computed."""
     ranks = cast(FlatLogprobs, output.prompt_logprobs).ranks[start - 1 :]
     return (output.num_cached_tokens or 0) < start and all(rank is not None and rank > 0 for rank in ranks)
-
-
-def _seed_worker(worker: object, seed: int) -> None:
-    torch.manual_seed(seed)

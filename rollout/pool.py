@@ -7,11 +7,9 @@ sampling. Every call has a timeout, and every error names the engine.
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
@@ -105,16 +103,16 @@ class RolloutPool:
     ) -> Iterator[Group]:
         """Sample `num_completions` answers to each prompt; yield each group as it finishes, with its prompt's index.
 
-        The same weights, request, seed and number of engines give the same groups to the bit, in varying order.
+        The same weights, request and seed give the same groups, in varying order, with any number of engines
+        (docs/numerics.md says when to the bit).
 
         Raises ValueError for a prompt that is too long, RolloutError when the timeout passes or an engine dies.
         """
         deadline = time.monotonic() + self._timeout_seconds
         streams: dict[Any, int] = {}
         for number, engine in enumerate(self._engines[: len(prompts)]):
-            # Each engine gets its own seed, so that no two draw the same numbers.
-            own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-            request = (prompts[number :: len(self._engines)], sampling, num_completions, own_seed)
+            places = range(len(prompts))[number :: len(self._engines)]
+            request = ([prompts[place] for place in places], sampling, num_completions, seed, places)
             streams[engine.generate.options(num_returns="streaming").remote(*request)] = number
         while streams:
             # The deadline is for the whole request. Finished groups are yielded even past it, after a slow caller.
@@ -125,11 +123,9 @@ class RolloutPool:
                 raise RolloutError(f"rollout engine {late}: not finished within {self._timeout_seconds:g} s{_REMEDY}")
             number = streams[ready[0]]
             try:
-                group = self._get(next(ready[0]), number, "a generation")
+                yield self._get(next(ready[0]), number, "a generation")
             except StopIteration:
                 del streams[ready[0]]
-            else:
-                yield replace(group, index=group.index * len(self._engines) + number)
 
     def load_weights(self, refs: list["ray.ObjectRef[Any]"], version: int) -> list[TensorRecord]:
         """Load the `Bucket`s that `refs` name in the object store into every engine; return their manifest.

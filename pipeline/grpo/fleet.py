@@ -4,13 +4,13 @@ Ranks and engines take turns on their devices, once a step: the engines sleep wh
 weights while these are sent, and the ranks sleep while the engines sample and validate.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from configs.grpo import GRPOConfig
 from pipeline.data.trees import MicroBatch
 from pipeline.grpo.batches import TrainingBatch
-from pipeline.grpo.sync import refuse_mismatch, sync_weights
+from pipeline.grpo.sync import MARGINS, Gap, refuse_mismatch, scaled_margins, sync_weights
 from pipeline.reports.stopwatch import Stopwatch
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.worker import TrainingRanks
@@ -33,6 +33,7 @@ class Fleet:
 
     probe: fixed sequences whose log-probabilities prove a weight sync.
     watch: seconds of each phase.
+    margins: bounds of a sync in units of the policy's rounding. In bfloat16 the first sync of the stage sets them.
     """
 
     policy: TrainingRanks
@@ -42,8 +43,14 @@ class Fleet:
     config: GRPOConfig
     probe: list[list[int]]
     watch: Stopwatch = field(default_factory=Stopwatch)
+    margins: Gap = MARGINS
     _mismatch_bound: float = 0.0
     """The last sync's bound on the mean |trainer - engine| log-probability, in nats."""
+
+    def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Take the margins over from the metrics of the steps before."""
+        if rows and "sync/margin_mean" in rows[-1]:
+            self.margins = MARGINS._replace(mean=rows[-1]["sync/margin_mean"])
 
     def steps(self) -> Iterator[int]:
         """Sync the restored policy to the engines, then yield the number of each remaining step."""
@@ -98,7 +105,12 @@ class Fleet:
                 probe=self.probe,
                 version=step,
                 colocated=self._colocated,
+                margins=self.margins,
             )
+        if self.config.model.dtype == "bfloat16" and self.config.sync.max_mean_gap is None:
+            if self.margins is MARGINS:
+                self.margins = scaled_margins(metrics)
+            metrics["sync/margin_mean"] = self.margins.mean
         self._mismatch_bound = metrics["sync/bound_mean"]
         return metrics
 

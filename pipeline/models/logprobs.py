@@ -9,11 +9,13 @@ multi-token prediction.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -61,6 +63,7 @@ class LogprobModel(nn.Module):
         super().__init__()
         with mtp_as_layers(mtp, causal_lm):
             use_packed(causal_lm, fp8=fp8)
+        use_float_head(causal_lm)
         self.causal_lm: PreTrainedModel = causal_lm
         self.mtp = mtp
         self.routers = Routers(causal_lm)
@@ -143,6 +146,46 @@ class _TargetLogprobs(torch.autograd.Function):
         return grad_CV, None
 
 
+def use_float_head(causal_lm: PreTrainedModel) -> None:
+    """Let the output head of a bfloat16 model return float32 logits, as vLLM's does (`head_dtype`).
+
+    Logits of 16 to 32 in bfloat16 are multiples of 0.125: a gap between trainer and engine that no layer causes. The
+    products of bfloat16 numbers are exact in float32 and summed there; gradients are products of bfloat16.
+    """
+    head = causal_lm.get_output_embeddings()
+    if isinstance(head, nn.Linear) and head.weight.dtype == torch.bfloat16:
+        head.forward = MethodType(_float_logits, head)
+
+
+def _float_logits(head: nn.Linear, hidden_CD: Tensor) -> Tensor:
+    logits_CV: Any = _FloatProduct.apply(hidden_CD, head.weight)
+    return logits_CV if head.bias is None else logits_CV + head.bias.float()
+
+
+class _FloatProduct(torch.autograd.Function):
+    """hidden @ weight_VD^T of bfloat16 tensors in float32, without a float32 copy of the weight on CUDA."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight_VD)
+        if not hidden.is_cuda:
+            return linear(hidden.float(), weight_VD.float())
+        return torch.mm(hidden.flatten(0, -2), weight_VD.t(), out_dtype=torch.float32).unflatten(0, hidden.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        hidden, weight_VD = ctx.saved_tensors
+        grad = grad.to(weight_VD.dtype)
+        wants_hidden, wants_weight = ctx.needs_input_grad
+        return (
+            grad @ weight_VD if wants_hidden else None,
+            grad.flatten(0, -2).t() @ hidden.flatten(0, -2) if wants_weight else None,
+        )
+
+
 def refuse_randomness(causal_lm: PreTrainedModel) -> None:
     """Raise ValueError for a model with dropout: no exact resume, and trainer and engine would differ."""
     dropout = [name for name, module in causal_lm.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
@@ -157,6 +200,7 @@ def refuse_other_logits(causal_lm: PreTrainedModel) -> None:
 
     Its logits are not head(base model), its attention differs, or it carries a state along the row.
     """
+    use_float_head(causal_lm)
     trees = probe_trees(causal_lm)
     row = micro_batch(trees)
     tensors = (torch.from_numpy(x) for x in (row.token_ids_T, row.source_N, row.target_N, row.sequence_N))

@@ -73,7 +73,7 @@ class _Embedding(_Shared):
 
 class _Head(_Shared):
     def forward(self, hidden_ND: Tensor) -> Tensor:
-        return linear(hidden_ND, self._read())
+        return linear(hidden_ND, self._read())  # in the model's dtype: no engine computes the same
 
 
 class Mtp(nn.Module):

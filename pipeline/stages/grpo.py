@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from configs.evaluation import refuse_unfit
@@ -91,12 +92,15 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
         report.resume(checkpoints.restore())
         report_bad_rows(prompts.bad_rows, folder / "bad_rows.jsonl", report.note)
         alarms = Alarms(config, report.note)
-        alarms.resume(read_metrics(folder))
+        rows = read_metrics(folder)
+        alarms.resume(rows)
         validation = None
         if gate and suites:
             validation = Validation(gate, suites, rollout, checkpoints, folder / "validation", validates)
-        probe = probe_sequences(len(tokenizer), max_model_len=config.rollout.max_model_len)
+        text = chain.from_iterable(prompt.token_ids for prompt in prompts)
+        probe = probe_sequences(len(tokenizer), max_model_len=config.rollout.max_model_len, text=text)
         fleet = Fleet(policy, rollout, rewards, checkpoints, config, probe)
+        fleet.resume(rows)
         run(config, prompts, fleet, report, alarms, validation.figures if validation else lambda _: {})
     return report.last_metrics
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from configs.sampling import RolloutConfig
 from pipeline.data.trees import MicroBatch, micro_batch
-from pipeline.grpo.sync import LARGEST_MARGIN, MEAN_MARGIN
+from pipeline.grpo.sync import MARGINS
 from pipeline.models.attention import Layout
 from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
@@ -300,7 +300,7 @@ class Scores:
         gap_N, rounding_N = (torch.tensor(values) - self.logprobs_N).abs(), self.rounding_N
         print(f"gap {gap_N.mean():.1e}, {gap_N.max():.1e}; rounding {rounding_N.mean():.1e}, {rounding_N.max():.1e}")
         return bool(
-            gap_N.mean() <= MEAN_MARGIN * rounding_N.mean() and gap_N.max() <= LARGEST_MARGIN * rounding_N.max()
+            gap_N.mean() <= MARGINS.mean * rounding_N.mean() and gap_N.max() <= MARGINS.largest * rounding_N.max()
         )
 
 

@@ -16,7 +16,16 @@ from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.data.trees import Tree
 from pipeline.errors import RunStopped
-from pipeline.grpo.sync import expect, probe_sequences, prove, refuse_mismatch, sync_weights
+from pipeline.grpo.sync import (
+    MARGINS,
+    Gap,
+    expect,
+    probe_sequences,
+    prove,
+    refuse_mismatch,
+    scaled_margins,
+    sync_weights,
+)
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
 from pipeline.weights.fresh import create_model
@@ -230,6 +239,42 @@ def test_bounds_are_the_given_ones_or_follow_the_policys_own_rounding() -> None:
     with pytest.raises(RunStopped, match=r"max_gap=1\.0e-04\)"):
         narrow = SyncConfig(max_gap=1e-4)
         prove(expect(coarse, narrow, PROBE), engine, narrow, version=1)
+
+
+class Apart:
+    """An engine that gives the first token of each sequence `gap` nats less than `Sure`."""
+
+    def __init__(self, gap: float) -> None:
+        self._gap = gap
+
+    def prompt_logprobs(self, sequences: list[list[int]]) -> list[list[np.ndarray]]:
+        return [[np.array([-1.0 - self._gap, -1.0]) for _ in sequences]]
+
+
+def test_the_gap_of_the_first_sync_is_the_scale_of_later_ones() -> None:
+    policy: Any = Sure(0.1)
+
+    def figures(gap: float, margins: Gap = MARGINS) -> dict[str, float]:
+        engine: Any = Apart(gap)
+        return prove(expect(policy, MEASURED, PROBE, margins), engine, MEASURED, version=1, margins=margins)
+
+    margins = scaled_margins(figures(0.05))
+    assert margins == pytest.approx((1, 16))  # twice half of the rounding
+    assert figures(0.09, margins)["sync/bound_mean"] == pytest.approx(0.05)
+    assert figures(0.2)["sync/gap_mean"] == pytest.approx(0.1)  # the default margins allow it
+    with pytest.raises(RunStopped, match=r"1\.00e-01 nats .*max_mean_gap=5\.0e-02, 1 times"):
+        figures(0.2, margins)
+    assert scaled_margins(figures(1e-9)) == (0.5, 16)
+    assert scaled_margins(figures(0.5)) == (6, 16)
+
+
+def test_half_of_the_probe_is_the_runs_own_text() -> None:
+    text = list(range(7)) * 100
+    sequences = probe_sequences(264, max_model_len=64, text=text)
+    assert [token for ids in sequences[1::2] for token in ids] == text[: 8 * 63]
+    assert sequences[::2] == PROBE[::2]
+    few = probe_sequences(264, max_model_len=64, text=text[:100])
+    assert [a == b for a, b in zip(few, PROBE, strict=True)] == [True, False] + [True] * 14
 
 
 def test_a_policy_that_is_no_number_proves_nothing() -> None:
