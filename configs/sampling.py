@@ -38,7 +38,8 @@ class RolloutConfig(Settings):
     num_engines: int = Field(default=1, ge=1)
     """Engines, each a Ray actor with its own copy of the policy."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """Devices of one engine, all of one machine unless `span_nodes` is true."""
+    """Devices of one engine, all of one machine unless `span_nodes` is true; without GPUs, its processes, which share
+    `threads`."""
     span_nodes: bool = False
     """Allow an engine devices of several machines. The network between them then slows every token down."""
     max_model_len: int = Field(ge=16)

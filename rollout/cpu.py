@@ -27,6 +27,7 @@ from configs.sampling import RolloutConfig
 from rollout.checkpoint import checkpoint_shapes, refuse_head_size
 from rollout.invariance import make_batch_invariant
 from rollout.memory import cache_gib
+from rollout.process import num_threads
 
 FP8_WIDTH = 32
 """The CPU's FP8 product needs input sizes that are multiples of this. vLLM pads those of experts only."""
@@ -37,24 +38,29 @@ _MAP = re.compile(r"(?<!\.experts)\.[^.]*_proj(_with_mqa)?\.weight$")
 
 def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
     """Patch vLLM for the CPU and return its arguments. Raises ValueError for a model or setting it can't compute."""
-    if config.tensor_parallel_size > 1:
-        raise ValueError(
-            f"rollout.tensor_parallel_size={config.tensor_parallel_size} needs accelerators; set it to 1 on the CPU"
-        )
     refuse_head_size(model)
     _refuse_fp8(model, config)
+    patch_vllm()
+    # Expand the keys and values of DeepSeek's attention: a quarter faster than the latent cache, whose CPU kernel can't
+    # share a prompt within its group and takes no latent size but 576.
+    os.environ.setdefault("VLLM_MLA_DISABLE", "1")
+    if config.tensor_parallel_size > 1:
+        # Worker processes take their threads from here, since vLLM would bind each to a NUMA node of its own.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(max(num_threads(config.threads) // config.tensor_parallel_size, 1))
+    # Small blocks share even short prompts. CPU_MLA is the only backend for the latent cache that computes in float32;
+    # models without a latent cache ignore it.
+    cache = int(cache_gib(config) * 2**30)
+    return {"block_size": 32, "attention_backend": "CPU_MLA", "kv_cache_memory_bytes": cache}
+
+
+def patch_vllm() -> None:
+    """Patch vLLM in this process; its worker processes do it as they start (see rollout.transfer)."""
     _patch_rotary_kernel()
     _patch_expert_reload()
     _patch_float_head()
     make_batch_invariant()
     _skip_compilation()
-    # Expand the keys and values of DeepSeek's attention: a quarter faster than the latent cache, whose CPU kernel can't
-    # share a prompt within its group and takes no latent size but 576.
-    os.environ.setdefault("VLLM_MLA_DISABLE", "1")
-    # Small blocks share even short prompts. CPU_MLA is the only backend for the latent cache that computes in float32;
-    # models without a latent cache ignore it.
-    cache = int(cache_gib(config) * 2**30)
-    return {"block_size": 32, "attention_backend": "CPU_MLA", "kv_cache_memory_bytes": cache}
 
 
 def pack_output_head(worker: Any) -> None:

@@ -17,16 +17,16 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import RolloutConfig, SamplingConfig
+from rollout.broadcast import AnyBucket
 from rollout.checkpoint import checkpoint_shapes, eos_ids
 from rollout.device import DeviceState, Move, needs
-from rollout.memory import cache_gib, memory_arguments
+from rollout.memory import memory_arguments
 from rollout.process import num_threads
 from rollout.requests import refuse_equal_completions, refuse_prompts, refuse_starts
 from rollout.seeds import prompt_seeds
 from rollout.sleep import EngineMemory
-from rollout.types import Completion, Group, TensorRecord, TokenLogprobs
+from rollout.types import Completion, Group, ReceivedWeights, TensorRecord, TokenLogprobs
 from rollout.version import refuse_untested_vllm
-from rollout.weights import Bucket, open_buckets
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 # vLLM reads these while it is imported.
@@ -35,11 +35,13 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import vllm
 from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt
+from vllm.config import WeightTransferConfig
 from vllm.logprobs import FlatLogprobs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from rollout.routes import CapturedRoutes, ReturnedRoutes, routes_of  # isort: skip
+from rollout.transfer import BACKEND, SyncWorker, WeightReceiver  # isort: skip
 
 
 class RolloutEngine:
@@ -73,10 +75,9 @@ class RolloutEngine:
         Raises ValueError for a folder without safetensors or a setting that this machine cannot serve, RuntimeError for
         a vLLM that was not tested (rollout.version).
         """
-        self._expected = checkpoint_shapes(model)
+        shapes = checkpoint_shapes(model)
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-        own_end = cast(int | None, self._tokenizer.eos_token_id)
-        all_ends = {*stop_token_ids, *eos_ids(model), own_end}
+        all_ends = {*stop_token_ids, *eos_ids(model), cast(int | None, self._tokenizer.eos_token_id)}
         self._stop_token_ids = sorted(token_id for token_id in all_ends if token_id is not None)
         self._hidden_ids = {*self._stop_token_ids, cast(int | None, self._tokenizer.pad_token_id)}
         self._max_model_len = config.max_model_len
@@ -84,14 +85,15 @@ class RolloutEngine:
         torch.set_num_threads(num_threads(config.threads))
         arguments = engine_arguments(model, config, dtype, seed)
         arguments["enable_return_routed_experts"] = with_routes and not current_platform.is_cpu()
-        self._llm = LLM(**arguments)
-        self._pack_output_head()
+        self._llm = LLM(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
+        self._llm.collective_rpc("pack_head")
         self._routes = routes_of(self._llm) if with_routes else None
         self.policy_version = 0  # number of the sync whose weights are loaded; 0 before the first
         self.name, self.state = name, DeviceState.AWAKE
-        num_bytes = getattr(torch, dtype).itemsize * sum(map(math.prod, self._expected.values()))
+        num_bytes = getattr(torch, dtype).itemsize * sum(map(math.prod, shapes.values()))
         self._memory = EngineMemory(self._llm, name, weight_bytes=num_bytes, on_cpu=current_platform.is_cpu())
-        self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
+        self.receiver = WeightReceiver(self._llm, shapes)
+        self._tokens, self._generate_seconds = 0, 0.0
 
     @needs(DeviceState.AWAKE)
     def generate(
@@ -149,30 +151,32 @@ class RolloutEngine:
         ]
 
     @needs(DeviceState.WEIGHTS, DeviceState.AWAKE)
-    def load_weights(self, buckets: Iterable[Bucket], version: int) -> list[TensorRecord]:
-        """Load a whole set of weights, under checkpoint names, as `version`; return their manifest.
+    def load_weights(self, buckets: Iterable[AnyBucket], version: int) -> list[TensorRecord]:
+        """Load a whole set of weights as `version`; return their manifest. Raises SyncError as WeightReceiver does."""
+        self.begin_sync()
+        for bucket in buckets:
+            self.receiver.receive([bucket])
+        return self.end_sync(version).records
 
-        Every payload is checked against its record, and the names against the checkpoint that the engine started from,
-        before the first tensor is loaded. Payloads are not copied.
+    @needs(DeviceState.WEIGHTS, DeviceState.AWAKE)
+    def begin_sync(self) -> None:
+        """Prepare `receiver`. Until `end_sync` the engine generates nothing, also after an error."""
+        self.receiver.begin()
 
-        Raises SyncError naming the tensor that is damaged, missing, unknown or of another shape.
-        """
-        started = time.perf_counter()
-        records, tensors = open_buckets(buckets, self._expected)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
-        self._pack_output_head()
+    @needs(DeviceState.WEIGHTS, DeviceState.AWAKE)
+    def end_sync(self, version: int) -> ReceivedWeights:
+        """Use the received weights as `version`. Raises SyncError naming a tensor that did not arrive."""
+        received = self.receiver.end()
         self._memory.loaded()
-        self._reset_prefix_cache()
         self.policy_version = version
-        self._sync_seconds += time.perf_counter() - started
-        return records
+        return received
 
     @needs(*DeviceState)
     def to(self, state: DeviceState) -> Move:
         """Move from awake to asleep, which loses the weights; then to weights; and, once they are loaded, to awake.
-
-        Another order raises DeviceError (see rollout.sleep).
-        """
+        Another order raises DeviceError (see rollout.sleep)."""
+        if state == DeviceState.AWAKE:
+            self.receiver.refuse_partial(self.name)
         move = self._memory.to(self.state, state)
         self.state = state
         return move
@@ -185,9 +189,9 @@ class RolloutEngine:
         measured = {
             "rollout/tokens_per_second": self._tokens / seconds if seconds else 0.0,
             "rollout/generate_seconds": seconds,
-            "rollout/sync_seconds": self._sync_seconds,
+            "rollout/sync_seconds": self.receiver.seconds,
         }
-        self._tokens, self._generate_seconds, self._sync_seconds = 0, 0.0, 0.0
+        self._tokens, self._generate_seconds, self.receiver.seconds = 0, 0.0, 0.0
         return measured
 
     def _prefill(self, prompts: list[list[int]], *, use_prefix_cache: bool) -> list[RequestOutput]:
@@ -218,6 +222,7 @@ class RolloutEngine:
 
     def _outputs(self, prompts: list[list[int]], params: list[SamplingParams]) -> Generator[RequestOutput, None, None]:
         """Run vLLM's own loop; yield each request as it finishes, named by its index in `prompts`."""
+        self.receiver.refuse_partial(self.name)
         engine = self._llm.llm_engine
         assert not engine.has_unfinished_requests(), "two requests at once: finish or close the first stream"
         if self._routes:
@@ -230,12 +235,6 @@ class RolloutEngine:
                 yield from cast(list[RequestOutput], engine.step())
         finally:
             engine.abort_request(names)
-
-    def _pack_output_head(self) -> None:
-        if current_platform.is_cpu():
-            from rollout.cpu import pack_output_head  # names modules of one release of vLLM
-
-            self._llm.collective_rpc(pack_output_head)
 
     def _reset_prefix_cache(self) -> None:
         was_reset = self._llm.reset_prefix_cache()
@@ -296,42 +295,6 @@ def _group(
     return Group(place, prompt_ids, completions, prompt_routes)
 
 
-def time_plain_vllm(
-    model: Path,
-    config: RolloutConfig,
-    prompts: list[list[int]],
-    sampling: SamplingConfig,
-    num_completions: int,
-    repeats: int,
-) -> list[float]:
-    """Seconds of each run of `LLM.generate` with vLLM's defaults in float32, in this process; a first, slower run is
-    not counted."""
-    torch.set_num_threads(num_threads(config.threads))
-    llm = LLM(
-        model=str(model),
-        dtype="float32",
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        kv_cache_memory_bytes=int(cache_gib(config) * 2**30),
-        enforce_eager=current_platform.is_cpu(),
-        distributed_executor_backend="uni",
-        attention_backend="CPU_MLA" if current_platform.is_cpu() else None,  # another fails in float32 on some CPUs
-    )
-    params = SamplingParams(
-        n=num_completions,
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_tokens,
-        ignore_eos=sampling.ignore_eos,
-    )
-    seconds: list[float] = []
-    for _ in range(repeats + 1):
-        llm.reset_prefix_cache()
-        started = time.perf_counter()
-        llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], params, use_tqdm=False)
-        seconds.append(time.perf_counter() - started)
-    return seconds[1:]
-
-
 def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) -> dict[str, Any]:
     """Patch vLLM where this machine needs it, and return the arguments of its LLM. Raises as RolloutEngine does."""
     refuse_untested_vllm(vllm.__version__, on_cpu=current_platform.is_cpu())
@@ -349,6 +312,7 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         "tensor_parallel_size": config.tensor_parallel_size,
         "enforce_eager": current_platform.is_cpu(),  # there, compilation costs a start and gains nothing
         "distributed_executor_backend": _executor(config),
+        "worker_extension_cls": f"{SyncWorker.__module__}.{SyncWorker.__name__}",
         "async_scheduling": False,
         "skip_tokenizer_init": True,
         "use_tqdm_on_load": False,

@@ -6,7 +6,8 @@ sampling. Every call has a timeout, and every error names the engine.
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.device import DeviceState, Move
 from rollout.process import compute_environment, num_threads, start_environment
-from rollout.types import Group, TensorRecord, TokenLogprobs
+from rollout.types import Group, GroupAddress, ReceivedWeights, TokenLogprobs
 
 
 class RolloutError(Exception):
@@ -30,8 +31,9 @@ class EngineActor:
         """Return Ray's id of the node that this process is on."""
         return ray.get_runtime_context().get_node_id()
 
-    def start(self, sharers: int, model: Path, config: RolloutConfig, *args: Any, **kwargs: Any) -> None:
-        """Build the engine, one of `sharers` on this node. Raises as RolloutEngine does."""
+    def start(self, sharers: int, model: Path, config: RolloutConfig, *args: Any, **kwargs: Any) -> list[str]:
+        """Build the engine, one of `sharers` on this node; return the names of its workers' devices. Raises as
+        RolloutEngine does."""
         threads = num_threads(config.threads, sharers=sharers)
         # Ray sets OMP_NUM_THREADS=1 for an actor with less than one CPU.
         os.environ |= compute_environment(threads)
@@ -41,14 +43,19 @@ class EngineActor:
         from rollout.engine import RolloutEngine  # vLLM belongs in this process only
 
         self._engine = RolloutEngine(model, config.model_copy(update={"threads": threads}), *args, **kwargs)
+        return self._engine.receiver.devices()
 
     def generate(self, *request: Any) -> Iterator[Group]:
         """Stream the engine's groups."""
         yield from self._engine.generate(*request)
 
-    def load_weights(self, refs: list["ray.ObjectRef[Any]"], version: int) -> list[TensorRecord]:
+    def connect(self, addresses: list[GroupAddress], first_number: int) -> None:
+        """Join the ranks' groups; the engine's workers are `first_number` and those that follow."""
+        self._engine.receiver.connect(addresses, first_number)
+
+    def receive(self, *buckets: Any) -> None:
         """Load buckets straight from the object store."""
-        return self._engine.load_weights(ray.get(refs), version)
+        self._engine.receiver.receive(buckets)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call another method of the engine by name."""
@@ -96,7 +103,8 @@ class RolloutPool:
             )
             for number, (engine, node) in enumerate(zip(self._engines, nodes, strict=True))
         ]
-        self._gather(started, "its start")
+        per_engine = self._gather(started, "its start")
+        self.devices: list[list[str]] = per_engine  # names of the devices of each engine's workers
 
     def generate(
         self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
@@ -127,16 +135,26 @@ class RolloutPool:
             except StopIteration:
                 del streams[ready[0]]
 
-    def load_weights(self, refs: list["ray.ObjectRef[Any]"], version: int) -> list[TensorRecord]:
-        """Load the `Bucket`s that `refs` name in the object store into every engine; return their manifest.
+    def connect(self, addresses: list[GroupAddress]) -> None:
+        """Join the ranks' groups with every worker: those of engine 0 are numbers 1 and so on."""
+        first_numbers = accumulate((len(devices) for devices in self.devices[:-1]), initial=1)
+        pairs = zip(self._engines, first_numbers, strict=True)
+        self._gather([engine.connect.remote(addresses, first) for engine, first in pairs], "'connect'")
 
-        Raises SyncError naming the tensor that is damaged, missing or unknown, RolloutError as `generate` does.
+    def load_weights(self, buckets: Iterable[Sequence["ray.ObjectRef[Any]"]], version: int) -> ReceivedWeights:
+        """Load a whole set of weights into every engine, one after the other of `buckets`: references to `Bucket`s in
+        the object store, which may be freed when the next are asked for.
+
+        Raises SyncError naming the tensor that is damaged, missing, unknown or sent twice, RolloutError as `generate`
+        does. After an error the engines refuse everything but another whole set.
         """
-        manifests = self._gather(
-            [engine.load_weights.remote(refs, version) for engine in self._engines], "load_weights"
-        )
-        assert all(manifest == manifests[0] for manifest in manifests), "one set of buckets, one manifest"
-        return manifests[0]
+        self._call_all("begin_sync")
+        for refs in buckets:
+            self._gather([engine.receive.remote(*refs) for engine in self._engines], "'receive' of weights")
+        received: list[ReceivedWeights] = self._call_all("end_sync", version)
+        records = received[0].records
+        assert all(each.records == records for each in received), "one set of buckets, one manifest"
+        return ReceivedWeights(records, max(each.held_bytes for each in received))
 
     def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[list[float]]]:
         """Each engine's log-probabilities of each prompt's tokens after the first."""
@@ -231,6 +249,6 @@ def vllm_baseline_seconds(
 
 
 def _measure_vllm(*request: Any) -> list[float]:
-    from rollout.engine import time_plain_vllm  # vLLM belongs in this process only
+    from rollout.baseline import time_plain_vllm  # vLLM belongs in this process only
 
     return time_plain_vllm(*request)

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 NO_ROUTE = -1
 """Stands for an unknown expert: the trainer's own gate then routes that token in that layer."""
+Transport = Literal["store", "shared", "broadcast"]
+"""Ways of buckets from ranks to engines: through Ray's object store; through memory of a device that both share
+(rollout.device_memory); or by NCCL from the ranks' devices to the engines' (rollout.broadcast)."""
 Routes = NDArray[np.int16]
 """Experts that tokens were routed to, [T, L, K]: L mixture layers in depth order (leading dense layers are left out), K
 experts a token in no particular order; all K are NO_ROUTE where the route is unknown."""
@@ -74,6 +77,27 @@ class TensorRecord:
     shape: tuple[int, ...]
     dtype: str
     checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedWeights:
+    """Result of a sync in an engine.
+
+    records: the manifest, in order of arrival.
+    held_bytes: the most bytes of buckets that a worker held at a time.
+    """
+
+    records: list[TensorRecord]
+    held_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAddress:
+    """Address at which the group of a rank meets, and its number of processes."""
+
+    host: str
+    port: int
+    world_size: int
 
 
 class SyncError(Exception):

@@ -4,11 +4,11 @@ Absolute seconds depend on the machine; the ratios are taken within one run.
 """
 
 import json
+import math
 import random
 from pathlib import Path
 from statistics import median
 
-import ray
 import torch
 
 from configs.grpo import GRPOConfig
@@ -16,12 +16,13 @@ from configs.load import load_config
 from jobs.bench.measure import PROMPT_LENGTHS, bench_folder, byte_prompts, seconds
 from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
-from pipeline.grpo.sync import BUCKET_MIB, probe_sequences, sync_weights
+from pipeline.grpo.sync import probe_sequences, sync_weights
 from pipeline.planner.architecture import architecture_of
 from pipeline.reports.report import read_metrics
 from pipeline.run.stage import run_stage
 from pipeline.train.spec import TrainSpec
 from pipeline.weights.fresh import create_model
+from rollout.checkpoint import checkpoint_shapes
 from rollout.pool import vllm_baseline_seconds
 
 GRPO_STEP = Path(__file__).with_name("grpo_step.yaml")
@@ -75,6 +76,7 @@ def sync_step(steps: int) -> dict[str, float]:
         config = grpo_config(Path(folder), steps)
         model = Path(config.model.path)
         spec = TrainSpec(model, "float32", config.trainer, config.optimizer, 1)
+        mib = sum(4 * math.prod(shape) for shape in checkpoint_shapes(model).values()) / 2**20
         probe = probe_sequences(264, max_model_len=config.rollout.max_model_len)
         with start_all(
             lambda: start_ranks(spec), lambda: start_rollout(model, config.rollout, dtype="float32", seed=0)
@@ -82,9 +84,8 @@ def sync_step(steps: int) -> dict[str, float]:
             rows = [
                 sync_weights(ranks, rollout, config.sync, probe=probe, version=version) for version in range(steps + 1)
             ]
-            buckets = ray.get(ranks.put_weights(BUCKET_MIB), timeout=60)
-            mib = sum(payload.nbytes for bucket in buckets for payload in bucket.payloads) / 2**20
-    figures = {name: _median(rows[1:], f"sync/{name}") for name in ("transfer_seconds", "proof_seconds", "gap_max")}
+    names = ("transfer_seconds", "proof_seconds", "gap_max", "rank_held_mib", "worker_held_mib")
+    figures = {name: _median(rows[1:], f"sync/{name}") for name in names}
     return figures | {"mib": mib, "mib_per_second": mib / figures["transfer_seconds"]}
 
 

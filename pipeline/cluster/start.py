@@ -83,10 +83,16 @@ def start_rollout(
     """Start the rollout engines on the checkpoint `model`; where ranks share their devices, they sleep at the end.
 
     stop_token_ids: the chat template's ends of a turn (`pipeline.data.chat.turn_ends`). with_routes: record each
-    token's experts. Raises ValueError for a model that engines on this cluster's devices can't compute.
+    token's experts. Raises ValueError for a model that engines on this cluster's devices can't compute, and for routes
+    of engines of several processes on CPUs.
     """
     if not _has_gpus():
         refuse_head_size(model)
+        if with_routes and config.tensor_parallel_size > 1:
+            raise ValueError(
+                f"rollout.tensor_parallel_size={config.tensor_parallel_size}: without GPUs an engine records routes in "
+                "a single process only; set it to 1, or routing_replay to none or policy"
+            )
     devices = _devices.get()
     resources = devices.engines() if devices else [_whole_devices(config.tensor_parallel_size)] * config.num_engines
     try:

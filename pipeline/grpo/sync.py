@@ -11,7 +11,7 @@ Four checks, each for faults that the earlier ones can't detect:
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +73,25 @@ class Expected(NamedTuple):
     bound: Gap
 
 
+def connect(policy: TrainingRanks, rollout: RolloutPool) -> None:
+    """Open groups in which ranks broadcast to the workers of all engines, once, if no engine shares a device with a
+    rank.
+
+    Raises ValueError if only some do: a rank and a worker on one GPU can't be in one group of NCCL's.
+    """
+    engine_devices, rank_devices = {*chain.from_iterable(rollout.devices)}, {*policy.devices}
+    if policy.has_groups or engine_devices <= rank_devices:
+        return
+    if shared := engine_devices & rank_devices:
+        raise ValueError(
+            f"engines use {len(engine_devices)} GPUs, of which {len(shared)} have a training rank: set "
+            "rollout.num_engines x rollout.tensor_parallel_size to trainer.num_ranks at most, or placement: separate"
+        )
+    addresses, calls = policy.open_groups(sum(map(len, rollout.devices)))
+    rollout.connect(addresses)
+    policy.await_groups(calls)
+
+
 def sync_weights(
     policy: TrainingRanks,
     rollout: RolloutPool,
@@ -89,13 +108,15 @@ def sync_weights(
     a device has room for two copies of them, and for a KV cache once the ranks have left. Otherwise all stay awake.
     margins: bounds in units of the policy's rounding, where `config` gives none.
 
-    Raises RunStopped for a damaged or missing tensor, or if trainer and engine differ on the probe by more than the
-    bounds.
+    Raises RunStopped for a tensor that is damaged, missing or sent twice, for a bucket that does not come in time, or
+    if trainer and engine differ on the probe by more than the bounds. The engines then generate no more.
     """
     moves = policy.to(DeviceState.WEIGHTS) | rollout.to(DeviceState.WEIGHTS) if colocated else {}
     started = time.monotonic()
     try:
-        rollout.load_weights(policy.put_weights(BUCKET_MIB), version=version)
+        connect(policy, rollout)
+        engine_devices = {*chain.from_iterable(rollout.devices)}
+        received = rollout.load_weights(policy.weight_buckets(BUCKET_MIB, engine_devices), version)
     except SyncError as error:
         raise RunStopped(f"weights of version {version} did not reach an engine: {error}") from error
     sent = time.monotonic()
@@ -106,6 +127,8 @@ def sync_weights(
     proof_started = time.monotonic()
     metrics = prove(expected, rollout, config, version=version, margins=margins)
     seconds = {
+        "sync/rank_held_mib": policy.held_bytes / 2**20,
+        "sync/worker_held_mib": received.held_bytes / 2**20,
         "sync/transfer_seconds": sent - started,
         "sync/proof_seconds": proof_seconds + time.monotonic() - proof_started,
     }

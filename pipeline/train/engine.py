@@ -6,7 +6,7 @@ mean over ranks is undone by multiplying the loss by the number of ranks.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.train.expert_parallel import as_fused
 from pipeline.train.losses import batch_loss
 from pipeline.train.memory import StepMemory
 from pipeline.train.schedule import learning_rate
+from pipeline.train.sender import WeightSender
 from pipeline.train.sleep import Residence
 from pipeline.train.spec import BatchSums, TrainSpec
 from pipeline.train.state import gathered, layers, load_state, save_state
@@ -33,8 +34,7 @@ from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import save_hf
 from pipeline.weights.reward_model import save_score_model
 from rollout.device import DeviceError, DeviceState, Ledger, Move, needs
-from rollout.types import Routes
-from rollout.weights import Bucket, to_buckets
+from rollout.types import Routes, Transport
 
 
 class TrainEngine:
@@ -63,6 +63,7 @@ class TrainEngine:
         self._has_gradient = False
         self._vocab_size = 0 if spec.is_reward_model else int(self._model.config.get_text_config().vocab_size)
         self._residence = Residence(self.engine, self.reference, self.device, Ledger.of_environment(self.name))
+        self.sender = WeightSender(self._model, spec.trainer, self.device)
 
     @needs(*DeviceState)
     def to(self, state: DeviceState) -> Move:
@@ -175,14 +176,9 @@ class TrainEngine:
                     yield checkpoint_tensors(self._model, tensors)
 
     @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
-    def weight_buckets(self, bucket_mib: int, *, send: bool) -> Iterator[Bucket]:
-        """Yield the weights in buckets of about bucket_mib MiB, each valid until the next.
-
-        Every rank takes part in gathering; a rank that does not `send` yields nothing.
-        """
-        for layer in self.layer_weights():
-            if send:
-                yield from to_buckets(((name, tensor.cpu()) for name, tensor in layer.items()), bucket_mib)
+    def begin_sync(self, bucket_mib: float, engine_devices: Collection[str], transport: Transport | None) -> None:
+        """Prepare `sender` to send the weights (see WeightSender)."""
+        self.sender.begin(bucket_mib, engine_devices, transport)
 
     @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def save_hf(self, folder: Path) -> None:

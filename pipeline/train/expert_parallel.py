@@ -12,6 +12,8 @@ Legend: E experts of a layer, e of them on this rank, D model width, I width of 
 """
 
 import pipeline.weights.load  # noqa: F401  # isort: skip  sets DS_ACCELERATOR before deepspeed reads it
+import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
+from pipeline.weights.fused import checkpoint_tensors
 
 
 def shard_experts(model: PreTrainedModel, size: int) -> None:
@@ -63,13 +66,29 @@ def as_fused(model: nn.Module, layer: dict[str, Tensor]) -> dict[str, Tensor]:
     every rank. Every rank must call this.
     """
     fused = dict(layer)
-    for name in [name for name in layer if name.endswith(".experts.w1")]:
-        stem = name.removesuffix("w1")
+    for stem in _expert_stems(layer):
         w1, w2, w3 = (fused.pop(stem + part) for part in ("w1", "w2", "w3"))
         group = model.get_submodule(stem.removesuffix(".experts.")).ep_group
         fused[stem + "gate_up_proj"] = _all_gather(torch.cat([w1, w3], dim=1), group)
         fused[stem + "down_proj"] = _all_gather(w2, group)
     return fused
+
+
+def pop_own_experts(model: PreTrainedModel, layer: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take AutoEP's tensors of this rank's experts out of `layer`; return views of them under checkpoint names."""
+    own: dict[str, Tensor] = {}
+    for stem in _expert_stems(layer):
+        w1, w2, w3 = (layer.pop(stem + part) for part in ("w1", "w2", "w3"))
+        num_own, width, _ = w1.shape
+        block: Any = model.get_submodule(stem.removesuffix(".experts."))
+        # Only a tensor on the meta device is fused, and the place of each of its parts says which to take.
+        fused = torch.empty(num_own, 2 * width, w1.shape[2], device="meta")
+        named = checkpoint_tensors(model, {stem + "gate_up_proj": fused, stem + "down_proj": w2})
+        for name, part in named.items():
+            expert, half = divmod(int(part.storage_offset()) // w1[0].numel(), 2)
+            tensor = (w1, w3)[half][expert] if part.is_meta else part
+            own[_of_all_experts(name, block.ep_rank * num_own)] = tensor
+    return own
 
 
 def place_in_fused(model: nn.Module, name: str) -> tuple[str, tuple[slice, ...]]:
@@ -83,6 +102,16 @@ def place_in_fused(model: nn.Module, name: str) -> tuple[str, tuple[slice, ...]]
         return f"{stem}.down_proj", (local,)
     width_I = getattr(layer.experts.w1, "ds_shape", layer.experts.w1.shape)[1]
     return f"{stem}.gate_up_proj", (local, slice(0, width_I) if part == "w1" else slice(width_I, 2 * width_I))
+
+
+def _expert_stems(layer: Mapping[str, Tensor]) -> list[str]:
+    """Return what the names of AutoEP's tensors in `layer` have before their last part."""
+    return [name.removesuffix("w1") for name in layer if name.endswith(".experts.w1")]
+
+
+def _of_all_experts(name: str, first: int) -> str:
+    """Replace an expert's number on this rank by its number in the model, which is `first` more."""
+    return re.sub(r"(?<=\.experts\.)\d+", lambda number: str(int(number[0]) + first), name)
 
 
 def _all_gather(part: Tensor, group: Any) -> Tensor:

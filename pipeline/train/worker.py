@@ -8,9 +8,9 @@ import math
 import os
 import time
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.errors import RunStopped
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
 from rollout.device import DeviceState, Move
 from rollout.process import compute_environment, free_port, network_environment, num_threads, start_environment
+from rollout.types import GroupAddress, Transport
 
 START_TIMEOUT_SECONDS = 300.0
 WRITING = ("save", "save_hf")
@@ -39,15 +40,17 @@ class TrainActor:
         """Return this node's id in Ray, its address, and a free port for the ranks' process group."""
         return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), free_port()
 
-    def build(self, spec: TrainSpec, environment: dict[str, str], sharers: int) -> None:
+    def build(self, spec: TrainSpec, environment: dict[str, str], sharers: int) -> str:
         """Join the process group that `environment` describes, and build the engine of one of `sharers` ranks on this
-        node. Threads and interfaces are this node's."""
+        node, and return its device's name. Threads and interfaces are this node's."""
         threads = num_threads(spec.trainer.threads, sharers=sharers)
         os.environ.update(compute_environment(threads) | network_environment(ray.util.get_node_ip_address()))
         os.environ.update(environment)
         from pipeline.train.engine import TrainEngine  # torch and DeepSpeed belong in this process only
+        from rollout.device_memory import device_name
 
         self.engine = TrainEngine(spec)
+        return device_name(self.engine.device)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the engine by name."""
@@ -57,9 +60,13 @@ class TrainActor:
         """Tokens routed to each expert in the last step, by the name of its layer's gate."""
         return self.engine.balancer.load
 
-    def put_weights(self, bucket_mib: int, send: bool) -> list[Any]:
-        """Gather the weights and put them as buckets into the object store; only a rank with `send` puts any."""
-        return [ray.put(bucket) for bucket in self.engine.weight_buckets(bucket_mib, send=send)]
+    def next_bucket(self) -> tuple[int | None, Any]:
+        """Put the next bucket of a sync into the object store (see WeightSender)."""
+        return self.engine.sender.next()
+
+    def call_sender(self, method: str, *args: Any) -> None:
+        """Call a method of the engine's WeightSender by name."""
+        getattr(self.engine.sender, method)(*args)
 
 
 class TrainingRanks:
@@ -76,6 +83,8 @@ class TrainingRanks:
         """Start the ranks, each with its Ray options in `resources`, and wait until all are ready."""
         self._spec = spec
         limit = max(START_TIMEOUT_SECONDS, spec.trainer.timeout_seconds)  # a large model takes long to load
+        self.has_groups = False  # with the engines' workers
+        self.transport: Transport | None = None  # None: the one that placement allows
         actor: Any = ray.remote(TrainActor)
         runtime_env = {"env_vars": start_environment()}
         self._ranks: list[Any] = [actor.options(**options, runtime_env=runtime_env).remote() for options in resources]
@@ -87,7 +96,7 @@ class TrainingRanks:
             rank.build.remote(spec, group | {"RANK": str(i)}, nodes.count(node))
             for i, (rank, node) in enumerate(zip(self._ranks, nodes, strict=True))
         ]
-        self._get(started, "build", limit)
+        self.devices: list[str] = self._get(started, "build", limit)  # names, by rank
 
     def to(self, state: DeviceState) -> dict[str, float]:
         """Keep on the devices the memory of `state` only. Returns `device/ranks_STATE_seconds` of the slowest rank and
@@ -171,10 +180,42 @@ class TrainingRanks:
         values_N = self._each(method, [([row],)] * len(self._ranks))[0][0]
         return [values_N[row.sequence_N == sequence] for sequence in range(row.num_sequences)]
 
-    def put_weights(self, bucket_mib: int) -> list[Any]:
-        """Put the weights into the object store; return references to rank 0's buckets."""
-        calls = [actor.put_weights.remote(bucket_mib, rank == 0) for rank, actor in enumerate(self._ranks)]
-        return self._get(calls, "put_weights", self._spec.trainer.timeout_seconds)[0]
+    def open_groups(self, num_workers: int) -> tuple[list[GroupAddress], list[Any]]:
+        """Let each rank open a group with all `num_workers` workers of the engines. Returns the groups' addresses, and
+        calls that end when the workers have joined."""
+        places = self._get([rank.address.remote() for rank in self._ranks], "address", START_TIMEOUT_SECONDS)
+        self.has_groups = True
+        addresses = [GroupAddress(host, port, 1 + num_workers) for _, host, port in places]
+        pairs = zip(self._ranks, addresses, strict=True)
+        return addresses, [rank.call_sender.remote("open_group", address) for rank, address in pairs]
+
+    def await_groups(self, calls: list[Any]) -> None:
+        """Wait for the calls of `open_groups`."""
+        self._get(calls, "open_group", START_TIMEOUT_SECONDS)
+
+    def weight_buckets(self, bucket_mib: float, engine_devices: Collection[str]) -> Iterator[list[Any]]:
+        """Yield references to the weights in the object store: of each rank a bucket of about bucket_mib MiB (see
+        pipeline.train.sender).
+
+        While the caller loads what was yielded, the ranks prepare what follows, and no more. The list is cleared when
+        the caller asks for the next. `held_bytes` is then the most that a rank held beside its own weights.
+        """
+        self.held_bytes = 0
+        self._all("begin_sync", bucket_mib, engine_devices, self.transport)
+        pending = self._ask_for_buckets()
+        for number in count():
+            name, timeout = f"bucket {number + 1} of the weights", self._spec.trainer.timeout_seconds
+            held: list[int | None] = self._get([held for held, _ in pending], name, timeout)
+            if None in held:
+                break
+            self.held_bytes = max(self.held_bytes, *(num_bytes or 0 for num_bytes in held))
+            buckets = [bucket for _, bucket in pending]
+            pending = self._ask_for_buckets()
+            sent = [rank.call_sender.remote("broadcast", number) for rank in self._ranks] if self.has_groups else []
+            yield buckets
+            buckets.clear()  # frees them in the object store
+            self._get(sent, name, timeout)
+        self._get([rank.call_sender.remote("end") for rank in self._ranks], "end", self._spec.trainer.timeout_seconds)
 
     def save(self, folder: Path) -> None:
         """Write the training state of all ranks with its checksums; `folder` appears complete or not at all."""
@@ -194,6 +235,9 @@ class TrainingRanks:
         """Kill the ranks' processes."""
         for actor in self._ranks:
             ray.kill(actor)
+
+    def _ask_for_buckets(self) -> list[Any]:
+        return [rank.next_bucket.options(num_returns=2).remote() for rank in self._ranks]
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._each(method, [args] * len(self._ranks))

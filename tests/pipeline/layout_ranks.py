@@ -7,6 +7,7 @@ log-probabilities after the third, with the gates' own experts and with others i
 
 import os
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from rollout.weights import as_bytes, bytes_checksum
 from tests.pipeline.train_ranks import groups
 
 
@@ -39,6 +41,26 @@ def _engine(model: Path, world: int, zero: Any, experts: int, dtype: Any) -> Tra
         with_reference=True,
     )
     return TrainEngine(spec)
+
+
+def assert_sent_once(engine: TrainEngine) -> None:
+    """The ranks' shares of a sync are all weights, each from one rank; in shared memory each rank has all of them."""
+    expected = sorted(
+        (name, bytes_checksum(as_bytes(tensor))) for layer in engine.layer_weights() for name, tensor in layer.items()
+    )
+    for transport in ("store", "broadcast", "shared"):
+        engine.begin_sync(0.1, ["cpu"], transport)
+        own: list[tuple[str, int]] = []
+        while (bucket := engine.sender.next()[1]) is not None:
+            own += [(record.name, record.checksum) for record in bucket.records]
+        engine.sender.end()
+        if transport == "shared":
+            assert sorted(own) == expected
+            continue
+        shares: list[list[tuple[str, int]]] = [[] for _ in range(engine.world_size)]
+        torch.distributed.all_gather_object(shares, own)
+        assert all(shares), "every rank sends"
+        assert sorted(chain.from_iterable(shares)) == expected
 
 
 def main(model: str, out: str, zero: str, experts: str, dtype: str, *others: str) -> None:
@@ -79,6 +101,7 @@ def main(model: str, out: str, zero: str, experts: str, dtype: str, *others: str
         traces[Path(folder).stem] = weights()
         if folder == str(state):
             assert again == steps[3:], "a state read back did not repeat the updates to the bit"
+    assert_sent_once(engine)
     engine.save_hf(Path(out).with_suffix(".hf"))
     if rank == 0:
         losses, norms = zip(*steps, strict=True)

@@ -1,61 +1,63 @@
 """A faulty weight sync stops the run: one stale expert in one layer is enough."""
 
+import math
+import pickle
+import re
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import ray
 import torch
 
-from configs.sampling import RolloutConfig, SyncConfig
+from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.data.trees import Tree
 from pipeline.errors import RunStopped
-from pipeline.grpo.sync import (
-    MARGINS,
-    Gap,
-    expect,
-    probe_sequences,
-    prove,
-    refuse_mismatch,
-    scaled_margins,
-    sync_weights,
-)
+from pipeline.grpo.sync import expect, probe_sequences, prove, sync_weights
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
 from pipeline.weights.fresh import create_model
-from rollout.device import DeviceState
+from rollout.broadcast import BroadcastBucket
+from rollout.checkpoint import checkpoint_shapes
+from rollout.device import DeviceError, DeviceState
+from rollout.device_memory import SharedBucket
 from rollout.pool import RolloutPool
-from rollout.weights import open_buckets, to_buckets
+from rollout.types import GroupAddress
+from rollout.weights import Bucket, open_bucket, to_buckets
 
 pytestmark = [pytest.mark.engine, pytest.mark.ranks]
 
 MEASURED = SyncConfig()
-GIVEN = SyncConfig(max_mean_gap=1e-5, max_gap=1e-4)
 PROBE = probe_sequences(264, max_model_len=64)
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        (TrainerConfig(threads=1), {}),
-        (TrainerConfig(threads=1), {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}),
-        (TrainerConfig(num_ranks=2, zero_stage=3, expert_parallel_size=2, threads=1), {}),
+        (TrainerConfig(threads=1), 1, {}),
+        (TrainerConfig(threads=1), 1, {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}),
+        (TrainerConfig(num_ranks=2, zero_stage=3, expert_parallel_size=2, threads=1), 2, {}),
     ],
-    ids=["one rank", "one rank, AVX2 at most", "two ranks, sharded weights and experts"],
+    ids=["one rank", "one rank, AVX2 at most", "two ranks, sharded weights and experts, an engine of two processes"],
 )
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[TrainingRanks, RolloutPool]]:
-    trainer, instructions = request.param
+    trainer, tensor_parallel_size, instructions = request.param
     model = create_model("tiny", 0, tmp_path_factory.mktemp("model") / "tiny")
     spec = TrainSpec(model, "float32", trainer, OptimizerConfig(learning_rate=1e-3), 100)
-    config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2, threads=1)
+    config = RolloutConfig(max_model_len=64, kv_cache_gib=0.2, threads=1, tensor_parallel_size=tensor_parallel_size)
     with (
         instruction_set(instructions),
         cluster(),
@@ -141,40 +143,194 @@ def negate_expert(model: Any, *, layer: int) -> None:
     next(p for name, p in experts.named_parameters() if name.endswith("w2_weight")).data[0].neg_()
 
 
-def test_a_tensor_damaged_on_the_way_stops_the_run(pair: tuple[TrainingRanks, RolloutPool]) -> None:
-    policy, rollout = pair
-    refs = policy.put_weights(1)
-    bucket: Any = ray.get(refs[1])
-    damaged = [payload.copy() for payload in bucket.payloads]
-    damaged[0][0] ^= 1
-    refs[1] = ray.put(type(bucket)(bucket.records, damaged))
+class Interposed:
+    """A policy whose buckets pass through `change` on their way: it gets each with its number, and returns what the
+    engines get instead."""
 
-    class Damaging:
-        to = policy.to
-
-        def put_weights(self, _: int) -> list[Any]:
-            return refs
-
-    with pytest.raises(RunStopped, match=bucket.records[0].name.replace(".", r"\.")):
-        send(Damaging(), rollout, 4)  # type: ignore[arg-type]
-    sync(pair, 5)
-
-
-class Changing:
-    """A policy that sends one tensor other than it is, with a checksum that fits: only what it means can tell."""
-
-    def __init__(self, policy: TrainingRanks, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._policy, self._name, self._change = policy, name, change
+    def __init__(self, policy: TrainingRanks, change: Callable[[int, Bucket], list[Bucket]]) -> None:
+        self._policy, self._change = policy, change
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
 
-    def put_weights(self, bucket_mib: int) -> list[Any]:
-        buckets: Any = ray.get(self._policy.put_weights(bucket_mib))
-        shapes = {record.name: record.shape for bucket in buckets for record in bucket.records}
-        tensors = dict(open_buckets(buckets, shapes)[1])
-        tensors[self._name] = self._change(tensors[self._name])
-        return [ray.put(bucket) for bucket in to_buckets(tensors.items(), bucket_mib)]
+    def weight_buckets(self, *arguments: Any) -> Iterator[list[Any]]:
+        number = 0
+        for refs in self._policy.weight_buckets(*arguments):
+            changed: list[Any] = []
+            for bucket in ray.get(list(refs), timeout=60):
+                changed += map(ray.put, self._change(number, bucket))
+                number += bool(bucket.records)
+            yield changed
+
+
+def flip_a_bit(number: int, bucket: Bucket) -> list[Bucket]:
+    if number != 2 or not bucket.records:
+        return [bucket]
+    payloads = [payload.copy() for payload in bucket.payloads]
+    payloads[0][0] ^= 1
+    return [Bucket(bucket.records, payloads)]
+
+
+def drop(number: int, bucket: Bucket) -> list[Bucket]:
+    return [] if number == 2 and bucket.records else [bucket]
+
+
+def double(number: int, bucket: Bucket) -> list[Bucket]:
+    return [bucket, bucket] if number == 2 and bucket.records else [bucket]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (flip_a_bit, r"tensor 'model\..*: checksum .* arrived, .* was sent"),
+        (drop, r"tensors did not arrive, the first is 'model\."),
+        (double, r"tensor 'model\..* was sent twice"),
+    ],
+)
+def test_a_bucket_that_is_damaged_dropped_or_doubled_stops_the_run(
+    pair: tuple[TrainingRanks, RolloutPool], fault: Callable[[int, Bucket], list[Bucket]], message: str
+) -> None:
+    policy, rollout = pair
+    interposed: Any = Interposed(policy, fault)
+    with pytest.raises(RunStopped, match=f"weights of version 4 did not reach an engine: .*{message}"):
+        send(interposed, rollout, 4)
+    with pytest.raises(DeviceError, match="partly old"):
+        rollout.to(DeviceState.AWAKE)
+    with pytest.raises(DeviceError, match="'generate' needs 'awake'"):
+        next(rollout.generate([PROBE[0][:8]], SamplingConfig(max_tokens=4), 1, seed=0))
+    sync(pair, 5)
+
+
+def test_a_late_bucket_stops_the_run(pair: tuple[TrainingRanks, RolloutPool], monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = pair
+    with monkeypatch.context() as patch:
+        in_time = policy._spec.trainer
+        patch.setattr(policy, "_spec", replace(policy._spec, trainer=in_time.model_copy(update={"timeout_seconds": 2})))
+        ray.get(policy._ranks[0].__ray_call__.remote(partial(delay_bucket, number=3, seconds=4)), timeout=60)
+        with pytest.raises(RunStopped, match=r"'bucket 3 of the weights' within 2 s; raise trainer\.timeout_seconds"):
+            sync(pair, 4)
+    sync(pair, 5)  # the same ranks and engines, in time
+
+
+def delay_bucket(actor: Any, *, number: int, seconds: float) -> None:
+    """Let a rank sleep once, before it sends bucket `number` of the next sync."""
+    sender = actor.engine.sender
+    next_bucket, calls = sender.next, iter(range(1, number + 1))
+
+    def delayed() -> Any:
+        if next(calls, number) == number:
+            del sender.next
+            time.sleep(seconds)
+        return next_bucket()
+
+    sender.next = delayed
+
+
+def test_neither_side_holds_more_than_two_layers(pair: tuple[TrainingRanks, RolloutPool]) -> None:
+    policy, _ = pair
+    metrics, layers = sync(pair, 4), layer_mib(policy._spec.model)
+    assert 0 < metrics["sync/rank_held_mib"] <= 2 * max(layers)
+    assert 0 < metrics["sync/worker_held_mib"] <= 2 * max(layers)
+    assert sum(layers) > 3 * max(layers), "a whole model is more than what is allowed"
+
+
+def test_ranks_and_engines_that_share_a_device_map_each_others_memory(
+    pair: tuple[TrainingRanks, RolloutPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU by CUDA IPC, where the device is the host and its memory a memfd: buckets hold handles, not bytes."""
+    policy, rollout = pair
+    train(policy, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "transport", "shared")
+        sent: list[SharedBucket] = []
+        metrics = send(cast(Any, Interposed(policy, lambda _, bucket: [sent.append(bucket) or bucket])), rollout, 4)
+        assert {record.name for bucket in sent for record in bucket.records} == checkpoint_shapes(
+            policy._spec.model
+        ).keys()
+        assert all(isinstance(bucket, SharedBucket) for bucket in sent)
+        assert max(len(pickle.dumps(bucket)) for bucket in sent) < 2**14
+        assert 0 < metrics["sync/worker_held_mib"] <= 2 * max(layer_mib(policy._spec.model))
+        with pytest.raises(RunStopped, match=r"tensor 'model\..*: checksum"):
+            send(cast(Any, Interposed(policy, write_a_byte)), rollout, 5)
+    sync(pair, 6)
+
+
+def write_a_byte(number: int, bucket: Any) -> list[Any]:
+    """Change the memory that a rank shares, as a rank would that reuses it too early."""
+    if number in (2, 3):  # of both ranks, where there are two
+        with Path(bucket.handles["cpu"]).open("r+b") as file:
+            file.seek(bucket.starts[0])
+            first = file.read(1)[0]
+            file.seek(bucket.starts[0])
+            file.write(bytes([first ^ 1]))
+    return [bucket]
+
+
+def test_ranks_broadcast_to_engines_on_other_devices(
+    pair: tuple[TrainingRanks, RolloutPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GPUs over NCCL, whose place vLLM's group over TCP takes here."""
+    policy, rollout = pair
+    changes = [rank.__ray_call__.remote(use_tcp) for rank in policy._ranks]
+    changes += [
+        engine.__ray_call__.remote(lambda actor: actor._engine._llm.collective_rpc(use_tcp))
+        for engine in rollout._engines
+    ]
+    ray.get(changes, timeout=60)
+    train(policy, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "devices", ["another"])
+        patch.setattr(policy, "transport", "broadcast")
+        sent: list[BroadcastBucket] = []
+        interposed: Any = Interposed(policy, lambda _, bucket: [sent.append(bucket) or bucket])
+        send(interposed, rollout, 4)
+    assert {bucket.rank for bucket in sent if bucket.records} == set(range(len(policy._ranks)))
+    policy.transport = "store"  # for the tests that follow
+    sync(pair, 5)
+
+
+def use_tcp(_: Any) -> None:
+    """Let a rank or a worker open groups without NCCL."""
+    for module in ("pipeline.train.sender", "rollout.transfer"):
+        if module in sys.modules:
+            sys.modules[module].open_group = TCPGroup  # type: ignore[attr-defined]
+
+
+class TCPGroup:
+    """Has the part of vLLM's PyNcclCommunicator that is used."""
+
+    def __init__(self, address: GroupAddress, number: int, _: torch.device) -> None:
+        from vllm.distributed.utils import StatelessProcessGroup
+
+        self._group = StatelessProcessGroup.create(address.host, address.port, number, address.world_size)
+
+    def broadcast(self, memory: torch.Tensor, src: int) -> None:
+        received = self._group.broadcast_obj(memory.numpy().tobytes() if self._group.rank == src else None, src)
+        memory.copy_(torch.frombuffer(bytearray(received), dtype=torch.uint8))
+
+    def destroy(self) -> None:
+        pass
+
+
+def layer_mib(folder: Path) -> list[float]:
+    """MiB of each layer, and of each tensor outside of all layers."""
+    layers: Counter[str] = Counter()
+    for name, shape in checkpoint_shapes(folder).items():
+        layers[re.sub(r"(layers\.\d+\.).*", r"\1", name)] += 4 * math.prod(shape)
+    return [size / 2**20 for size in layers.values()]
+
+
+def with_changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int, Bucket], list[Bucket]]:
+    """Send one tensor other than it is, with a checksum that fits: only what it means can tell."""
+
+    def changed(_: int, bucket: Bucket) -> list[Bucket]:
+        tensors = dict(open_bucket(bucket))
+        if name not in tensors:
+            return [bucket]
+        tensors[name] = change(tensors[name])
+        return list(to_buckets(tensors.items(), 128))
+
+    return changed
 
 
 ON_THE_WAY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -190,112 +346,10 @@ ON_THE_WAY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def test_a_wrong_router_bias_or_latent_projection_stops_the_run(pair: tuple[TrainingRanks, RolloutPool]) -> None:
     policy, rollout = pair
     for name, change in ON_THE_WAY.items():
-        changing: Any = Changing(policy, f"model.layers.1.{name}", change)
+        changing: Any = Interposed(policy, with_changed(f"model.layers.1.{name}", change))
         with pytest.raises(RunStopped, match=r"not proven.*max_mean_gap"):
             send(changing, rollout, 6)
     sync(pair, 7)
-
-
-class Off:
-    """An engine that says of the first `sequences` of the whole probe one token by 0.4 nats less."""
-
-    def __init__(self, sequences: int) -> None:
-        self._off = PROBE[:sequences]
-
-    def prompt_logprobs(self, sequences: list[list[int]]) -> list[list[np.ndarray]]:
-        return [[np.array([-1.0, -1.4 if ids in self._off else -1.0]) for ids in sequences]]
-
-
-class Sure:
-    """A policy that gives every token e^-1, give or take `rounding`."""
-
-    def __init__(self, rounding: float) -> None:
-        self._rounding = rounding
-
-    def sequence_logprobs(self, trees: list[Tree]) -> list[np.ndarray]:
-        return [np.array([-1.0, -1.0]) for _ in trees]
-
-    def perturbed_sequence_logprobs(self, trees: list[Tree]) -> list[np.ndarray]:
-        return [np.array([-1.0 - self._rounding, -1.0]) for _ in trees]
-
-
-def test_a_tie_on_one_half_of_the_probe_proves_nothing_against_an_engine() -> None:
-    policy: Any = Sure(1e-7)
-    tied, wrong = Off(1), Off(len(PROBE))
-    for config in (GIVEN, MEASURED):
-        figures = prove(expect(policy, config, PROBE), tied, config, version=1)  # type: ignore[arg-type]
-        assert figures["sync/gap_mean"] == figures["sync/gap_max"] == 0
-        with pytest.raises(RunStopped, match=r"both halves.*4\.00e-01 at most"):
-            prove(expect(policy, config, PROBE), wrong, config, version=1)  # type: ignore[arg-type]
-
-
-def test_bounds_are_the_given_ones_or_follow_the_policys_own_rounding() -> None:
-    coarse: Any = Sure(0.08)  # 16 times its rounding at most, 6 times in the mean
-    engine: Any = Off(len(PROBE))
-    figures = prove(expect(coarse, MEASURED, PROBE), engine, MEASURED, version=1)
-    assert figures["sync/bound_max"] == pytest.approx(1.28) and figures["sync/bound_mean"] == pytest.approx(0.24)
-    given = SyncConfig(max_mean_gap=1.0)
-    assert prove(expect(coarse, given, PROBE), engine, given, version=1)["sync/bound_mean"] == 1.0
-    with pytest.raises(RunStopped, match=r"max_gap=1\.0e-04\)"):
-        narrow = SyncConfig(max_gap=1e-4)
-        prove(expect(coarse, narrow, PROBE), engine, narrow, version=1)
-
-
-class Apart:
-    """An engine that gives the first token of each sequence `gap` nats less than `Sure`."""
-
-    def __init__(self, gap: float) -> None:
-        self._gap = gap
-
-    def prompt_logprobs(self, sequences: list[list[int]]) -> list[list[np.ndarray]]:
-        return [[np.array([-1.0 - self._gap, -1.0]) for _ in sequences]]
-
-
-def test_the_gap_of_the_first_sync_is_the_scale_of_later_ones() -> None:
-    policy: Any = Sure(0.1)
-
-    def figures(gap: float, margins: Gap = MARGINS) -> dict[str, float]:
-        engine: Any = Apart(gap)
-        return prove(expect(policy, MEASURED, PROBE, margins), engine, MEASURED, version=1, margins=margins)
-
-    margins = scaled_margins(figures(0.05))
-    assert margins == pytest.approx((1, 16))  # twice half of the rounding
-    assert figures(0.09, margins)["sync/bound_mean"] == pytest.approx(0.05)
-    assert figures(0.2)["sync/gap_mean"] == pytest.approx(0.1)  # the default margins allow it
-    with pytest.raises(RunStopped, match=r"1\.00e-01 nats .*max_mean_gap=5\.0e-02, 1 times"):
-        figures(0.2, margins)
-    assert scaled_margins(figures(1e-9)) == (0.5, 16)
-    assert scaled_margins(figures(0.5)) == (6, 16)
-
-
-def test_half_of_the_probe_is_the_runs_own_text() -> None:
-    text = list(range(7)) * 100
-    sequences = probe_sequences(264, max_model_len=64, text=text)
-    assert [token for ids in sequences[1::2] for token in ids] == text[: 8 * 63]
-    assert sequences[::2] == PROBE[::2]
-    few = probe_sequences(264, max_model_len=64, text=text[:100])
-    assert [a == b for a, b in zip(few, PROBE, strict=True)] == [True, False] + [True] * 14
-
-
-def test_a_policy_that_is_no_number_proves_nothing() -> None:
-    policy: Any = Sure(float("nan"))
-    engine: Any = Off(0)
-    with pytest.raises(RunStopped, match="not proven"):
-        prove(expect(policy, MEASURED, PROBE), engine, MEASURED, version=1)
-
-
-def test_a_gap_on_sampled_tokens_stops_the_run() -> None:
-    """The difference of a single sequence, as from a router's tie, is allowed."""
-
-    def check(mean: float, of_one_sequence: float) -> None:
-        metrics = {"mismatch/abs_mean": mean, "mismatch/sequence_max": of_one_sequence}
-        refuse_mismatch(metrics, 1000, 1e-5, step=3)
-
-    check(9e-6, 0.0)
-    check(0.46 / 1000 + 9e-6, 0.46)
-    for mean, of_one_sequence in ((2e-5, 0.0), (0.46 / 1000 + 2e-5, 0.46), (float("nan"), 0.0)):
-        with pytest.raises(RunStopped, match=r"step 3.*sampled tokens"):
-            check(mean, of_one_sequence)
 
 
 def test_one_stale_expert_of_one_layer_stops_the_run(pair: tuple[TrainingRanks, RolloutPool]) -> None:

@@ -48,12 +48,12 @@ def test_two_engines_speak_as_one(pool: RolloutPool) -> None:
 
 def test_a_sync_reaches_every_engine(pool: RolloutPool, tmp_path: Path) -> None:
     buckets = tiny.buckets(tiny.weights(tiny.save(SECOND, tmp_path / "second")))
-    refs = [ray.put(bucket) for bucket in buckets]
+    refs = [[ray.put(bucket)] for bucket in buckets]
     pool.to(DeviceState.ASLEEP)
     pool.to(DeviceState.WEIGHTS)
     with pytest.raises(DeviceError, match=r"rollout engine 0 .* call `load_weights`"):
         pool.to(DeviceState.AWAKE)
-    manifest = pool.load_weights(refs, version=5)
+    manifest = pool.load_weights(refs, version=5).records
     pool.to(DeviceState.AWAKE)
     per_engine = pool.prompt_logprobs(PROMPTS)
     [group] = pool.generate(PROMPTS[:1], SAMPLING, 2, seed=0)
@@ -63,11 +63,14 @@ def test_a_sync_reaches_every_engine(pool: RolloutPool, tmp_path: Path) -> None:
     assert {completion.policy_version for completion in group.completions} == {5}
 
 
-def test_what_an_engine_raises_comes_through(pool: RolloutPool) -> None:
+def test_what_an_engine_raises_comes_through(pool: RolloutPool, folder: Path) -> None:
     with pytest.raises(ValueError, match="prompt 0 has 137 tokens"):
         list(pool.generate([[1] * 137], SAMPLING, 1, seed=0))
     with pytest.raises(SyncError, match="did not arrive"):
         pool.load_weights([], version=6)
+    with pytest.raises(DeviceError, match="partly old"):
+        list(pool.generate(PROMPTS[:1], SAMPLING, 1, seed=0))
+    pool.load_weights([[ray.put(bucket)] for bucket in tiny.buckets(tiny.weights(folder))], version=7)
     pool.to(DeviceState.ASLEEP)
     with pytest.raises(DeviceError, match="rollout engine 0 is in state 'asleep'"):
         pool.prompt_logprobs(PROMPTS)
