@@ -55,7 +55,8 @@ class EngineMemory:
         if new == DeviceState.AWAKE and (self._ledger or not self._on_cpu):
             self._llm.collective_rpc(clear_kv_cache)
         self._has_weights &= new != DeviceState.ASLEEP
-        return Move(time.monotonic() - started, simulated_bytes or abs(self._free_bytes() - free_bytes))
+        moved = [abs(after - before) for after, before in zip(self._free_bytes(), free_bytes, strict=True)]
+        return Move(time.monotonic() - started, simulated_bytes or max(moved))
 
     def _enter(self, state: DeviceState) -> int:
         """Enter the memory of `state` into the ledger of a simulated device; return the bytes that come or leave."""
@@ -64,8 +65,14 @@ class EngineMemory:
         kinds = {DeviceState.AWAKE: [*self._sizes], DeviceState.WEIGHTS: ["weights"], DeviceState.ASLEEP: []}[state]
         return self._ledger.hold({kind: size if kind in kinds else 0 for kind, size in self._sizes.items()})
 
-    def _free_bytes(self) -> int:
-        return 0 if self._on_cpu else torch.accelerator.get_memory_info()[0]
+    def _free_bytes(self) -> list[int]:
+        """Return the free bytes of each worker's device."""
+        return [0] if self._on_cpu else self._llm.collective_rpc(free_bytes_of_worker)
+
+
+def free_bytes_of_worker(_: Any) -> int:
+    """Return the free bytes of this process's device."""
+    return torch.accelerator.get_memory_info()[0]
 
 
 def working_sizes(worker: Any) -> dict[str, int]:

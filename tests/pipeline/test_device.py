@@ -5,8 +5,8 @@ Memory that left the device is NaN here, and a ledger holds what each process ha
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from configs.reward_model import RewardModelConfig
 from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig
 from configs.sft import SFTConfig
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
-from pipeline.cluster.room import cluster
+from pipeline.cluster import start
+from pipeline.cluster.room import quoted_interpreter, wait_for_resources
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.data.trees import Tree
 from pipeline.errors import RunStopped
@@ -66,8 +67,10 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("ledger")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SIMULATED, f"{folder}:{BUDGET}")
-        with cluster():
-            yield folder / "device-0"
+        patch.setattr(start, "cluster", nullcontext)
+        ray.init(num_gpus=2, num_cpus=8, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
+        yield folder / "device-0"
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -99,23 +102,8 @@ def held(device: Path) -> dict[str, set[str]]:
     return kinds
 
 
-@contextmanager
-def one_after_another(*starts: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Start engines first, and let them sleep before ranks start, as on GPUs."""
-    with ExitStack() as stack:
-        handles = []
-        for start in starts:
-            [handle] = stack.enter_context(start_all(start))
-            if isinstance(handle, RolloutPool):
-                handle.to(DeviceState.ASLEEP)
-            handles.append(handle)
-        yield handles
-
-
-def test_training_validation_and_gate_pass_with_room_for_one_owner(
-    device: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grpo, "start_all", one_after_another)
+def test_training_validation_and_gate_pass_with_room_for_one_owner(device: Path, model: Path, tmp_path: Path) -> None:
+    """Engines start first and sleep, since the stage has its place on Ray's logical GPUs."""
     settings: dict[str, Any] = {"model": {"path": str(model)}, "rollout": ROLLOUT, "sampling": {"max_tokens": 8}}
     judge = GateConfig.model_validate(
         {
@@ -144,7 +132,8 @@ def test_training_validation_and_gate_pass_with_room_for_one_owner(
         checkpoint={"every_steps": 1, "keep": 2},
         validation={"gate": "judge.yaml", "every_steps": 1},
     )
-    last = grpo.launch(training, tmp_path / "grpo", Context(tmp_path / "evaluations", judge))
+    with start.cluster_when_needed(lambda: wait_for_resources(training, None, print)):
+        last = grpo.launch(training, tmp_path / "grpo", Context(tmp_path / "evaluations", judge))
     results = {
         name: evaluate.run(judge, checkpoint, Path(checkpoint.path or ""), tmp_path / name)
         for name, checkpoint in (("candidate", judge.candidate), ("parent", judge.parent))
@@ -200,13 +189,10 @@ def pair(device: Path, model: Path) -> Iterator[tuple[TrainingRanks, RolloutPool
     spec = TrainSpec(
         model, "float32", TrainerConfig(threads=1), OptimizerConfig(learning_rate=1e-3), 9, with_reference=True
     )
-    start = (
-        lambda: start_ranks(spec),
-        lambda: start_rollout(model, RolloutConfig.model_validate(ROLLOUT), dtype="float32", seed=0),
-    )
-    with start_all(start[0]) as (policy,):
+    config = RolloutConfig.model_validate(ROLLOUT)
+    with start_all(lambda: start_ranks(spec)) as (policy,):
         policy.to(DeviceState.ASLEEP)
-        with start_all(start[1]) as (rollout,):
+        with start_all(lambda: start_rollout(model, config, dtype="float32", seed=0)) as (rollout,):
             rollout.to(DeviceState.ASLEEP)
             sync(policy, rollout)
             yield policy, rollout
@@ -241,7 +227,7 @@ def test_a_save_while_asleep_is_named_and_leaves_no_checkpoint(
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.self_attn.o_proj.weight"])
 def test_a_tensor_that_a_sync_forgets_is_named(pair: tuple[TrainingRanks, RolloutPool], name: str) -> None:
-    """The engine's own check of the names is passed: the tensor arrives, and is not loaded."""
+    """The check of the names is passed: the tensor arrives, and is not loaded."""
     policy, rollout = pair
     rollout.to(DeviceState.ASLEEP)
     on_engine(rollout, partial(forget, name=name))
@@ -257,20 +243,18 @@ def on_engine(rollout: RolloutPool, change: Any) -> None:
 
 
 def forget(actor: Any, *, name: str) -> None:
-    """Let the engine's process drop a tensor on its way into vLLM."""
-    llm = actor._engine._llm
-    actor.collective_rpc = llm.collective_rpc
+    """Let vLLM's worker ignore a tensor that arrived."""
 
-    def collective_rpc(method: Any, *args: Any, kwargs: Any = None, **options: Any) -> Any:
-        if kwargs and "weights_iterator" in kwargs:
-            kwargs = {"weights_iterator": [x for x in kwargs["weights_iterator"] if x[0] != name]}
-        return actor.collective_rpc(method, *args, kwargs=kwargs, **options)
+    def ignore(worker: Any) -> None:
+        model = worker.get_model()
+        load = model.load_weights
+        model.load_weights = lambda tensors: load([tensor for tensor in tensors if tensor[0] != name])
 
-    llm.collective_rpc = collective_rpc
+    actor._engine._llm.collective_rpc(ignore)
 
 
 def remember(actor: Any) -> None:
-    actor._engine._llm.collective_rpc = actor.collective_rpc
+    actor._engine._llm.collective_rpc(lambda worker: delattr(worker.get_model(), "load_weights"))
 
 
 def test_a_rank_has_what_deterministic_products_of_cublas_need(pair: tuple[TrainingRanks, RolloutPool]) -> None:

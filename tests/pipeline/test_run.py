@@ -163,6 +163,7 @@ sft._trained_tokens = lambda trees: float(sum(len(tree.root_ids) for tree in tre
 STALE = """
 import pipeline.grpo.fleet as fleet
 send = fleet.Fleet.sync_weights
+fleet.Fleet._colocated = False  # else the engines lose their weights in their sleep, and refuse to sample
 fleet.Fleet.sync_weights = lambda self, version: send(self, version) if version == 0 else {"sync/bound_mean": 1.0}
 fleet.refuse_mismatch = lambda *args, **kwargs: None
 """
