@@ -79,10 +79,10 @@ def test_the_gap_of_the_first_sync_is_the_scale_of_later_ones() -> None:
         return prove(expect(policy, MEASURED, PROBE, margins), engine, MEASURED, version=1, margins=margins)
 
     margins = scaled_margins(figures(0.05))
-    assert margins == pytest.approx((1, 16))  # twice half of the rounding
-    assert figures(0.09, margins)["sync/bound_mean"] == pytest.approx(0.05)
+    assert margins == pytest.approx((1.5, 16))  # three times half of the rounding
+    assert figures(0.14, margins)["sync/bound_mean"] == pytest.approx(0.075)
     assert figures(0.2)["sync/gap_mean"] == pytest.approx(0.1)  # the default margins allow it
-    with pytest.raises(RunStopped, match=r"1\.00e-01 nats .*max_mean_gap=5\.0e-02, 1 times"):
+    with pytest.raises(RunStopped, match=r"1\.00e-01 nats .*max_mean_gap=7\.5e-02, 1\.5 times"):
         figures(0.2, margins)
     assert scaled_margins(figures(1e-9)) == (0.5, 16)
     assert scaled_margins(figures(0.5)) == (6, 16)
