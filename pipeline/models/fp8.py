@@ -71,17 +71,17 @@ def dequantise(x: Quantised) -> Tensor:
     return x.data_MK.float().mul_(by_row.repeat_interleave(x.tile[1], 1)[:, :columns])
 
 
-def matmul(a: Quantised, b: Quantised) -> Tensor:
+def matmul(a: Quantised, b: Quantised, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Compute a_MK @ b_NK^T, [M, N], for `a` in tiles of 1 x 128 and `b` in tiles or blocks.
 
-    The reference returns float32, a kernel bfloat16.
+    The reference returns float32, a kernel `dtype`.
     """
     device = a.data_MK.device
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    return KERNELS.get(capability, reference_matmul)(a, b)
+    return KERNELS.get(capability, reference_matmul)(a, b, dtype)
 
 
-def reference_matmul(a: Quantised, b: Quantised) -> Tensor:
+def reference_matmul(a: Quantised, b: Quantised, _: torch.dtype = torch.float32) -> Tensor:
     """Compute float32 [M, N]: multiply each sum over 128 by its scales and add them, all in FP32."""
     a_MK, b_NK = a.data_MK.float(), b.data_MK.float()
     scale_b = b.scale.repeat_interleave(b.tile[0], 0)[: len(b_NK)]
@@ -91,8 +91,8 @@ def reference_matmul(a: Quantised, b: Quantised) -> Tensor:
     return sums_MN
 
 
-def hopper_matmul(a: Quantised, b: Quantised) -> Tensor:
-    """Compute bfloat16 [M, N] with cuBLAS.
+def hopper_matmul(a: Quantised, b: Quantised, dtype: torch.dtype) -> Tensor:
+    """Compute [M, N] in `dtype`, bfloat16 or float32, with cuBLAS.
 
     cuBLAS requires whole blocks along N and K, column-major scales, and a multiple of four blocks along K.
     """
@@ -104,7 +104,7 @@ def hopper_matmul(a: Quantised, b: Quantised) -> Tensor:
         recipe = ScalingType.BlockWise1x128
         scale_b = pad(b.scale, (0, 0, 0, len(b_NK) - num_columns), value=1.0).T.contiguous().T
     operands = a_MK, b_NK.T, a.scale.T.contiguous().T, ScalingType.BlockWise1x128
-    return scaled_mm(*operands, scale_b, recipe, output_dtype=torch.bfloat16)[:, :num_columns]
+    return scaled_mm(*operands, scale_b, recipe, output_dtype=dtype)[:, :num_columns]
 
 
 def _pad_to_blocks(data_MK: Tensor, rows: int) -> Tensor:
@@ -112,5 +112,5 @@ def _pad_to_blocks(data_MK: Tensor, rows: int) -> Tensor:
     return pad(data_MK.view(torch.uint8), padding).contiguous().view(E4M3)
 
 
-KERNELS: dict[tuple[int, int] | None, Callable[[Quantised, Quantised], Tensor]] = {(9, 0): hopper_matmul}
+KERNELS: dict[tuple[int, int] | None, Callable[[Quantised, Quantised, torch.dtype], Tensor]] = {(9, 0): hopper_matmul}
 """Products by compute capability; other devices use the reference."""

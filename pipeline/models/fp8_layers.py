@@ -13,6 +13,7 @@ T tokens, k experts a token is sent to, S = T k pairs sorted by expert.
 """
 
 import re
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -73,17 +74,18 @@ def fp8_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, 
     order_S = top_k_index.flatten().argsort(stable=True)
     x_SD = hidden_states.unsqueeze(1).expand(-1, num_chosen, -1).flatten(0, 1)[order_S]
     counts = torch.bincount(top_k_index.flatten(), minlength=len(parameters.down_proj)).tolist()
-    output_SD = sorted_experts_fp8(x_SD, parameters.gate_up_proj, parameters.down_proj, counts)
+    output_SD = sorted_experts_fp8(x_SD, [parameters.gate_up_proj], parameters.down_proj, counts)
     index_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
     output_TkD = output_SD[index_S].view(num_tokens, num_chosen, -1)
     return (output_TkD * top_k_weights.unsqueeze(2)).sum(1).to(hidden_states.dtype)
 
 
-def sorted_experts_fp8(x_SD: Tensor, gate_up_EFD: Tensor, down_EDI: Tensor, counts: list[int]) -> Tensor:
-    """Compute down(silu(gate(x)) * up(x)), [S, D]; the first counts[0] rows are expert 0's, and so on."""
-    weights = zip(x_SD.split(counts), gate_up_EFD.unbind(), down_EDI.unbind(), strict=True)
-    outputs = [_Expert.apply(x_nD, gate_up_FD, down_DI) for x_nD, gate_up_FD, down_DI in weights if len(x_nD)]
-    return torch.cat(outputs) if outputs else x_SD  # pyright: ignore[reportArgumentType]
+def sorted_experts_fp8(x_SD: Tensor, gate_up: Sequence[Tensor], down_EDI: Tensor, counts: list[int]) -> Tensor:
+    """Compute down(silu(gate(x)) * up(x)), [S, D]; the first counts[0] rows are expert 0's, and so on.
+
+    gate_up: the weights of gate and up, [E, F, D] or two of [E, I, D].
+    """
+    return _Experts.apply(x_SD, counts, down_EDI, *gate_up)  # pyright: ignore[reportReturnType]
 
 
 def use_fp8_in_sharded_experts(model: nn.Module) -> None:
@@ -96,8 +98,8 @@ def use_fp8_in_sharded_experts(model: nn.Module) -> None:
 def _forward_sharded(experts: Any, x_SD: Tensor, counts_E: Tensor) -> Tensor:
     counts = counts_E.tolist()
     padding_SD = x_SD.new_zeros(len(x_SD) - sum(counts), x_SD.shape[1])
-    gate_up_EFD = torch.cat([experts.w1, experts.w3], dim=1)
-    return torch.cat([sorted_experts_fp8(x_SD[: sum(counts)], gate_up_EFD, experts.w2, counts), padding_SD])
+    out_SD = sorted_experts_fp8(x_SD[: sum(counts)], [experts.w1, experts.w3], experts.w2, counts)
+    return torch.cat([out_SD, padding_SD])
 
 
 def _forward(module: nn.Linear, x: Tensor, power_of_two: bool = False) -> Tensor:
@@ -110,8 +112,12 @@ def _forward_after_attention(module: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _wgrad(grad_nN: Tensor, x_nK: Tensor, *, grad_power: bool = False, x_power: bool = False) -> Tensor:
-    """Compute the gradient of a weight, [N, K], summed over tokens in tiles of 128."""
-    return matmul(quantise(grad_nN.T, TILE, power_of_two=grad_power), quantise(x_nK.T, TILE, power_of_two=x_power))
+    """Compute the gradient of a weight, float32 [N, K], summed over tokens in tiles of 128.
+
+    It stays float32 for weights in bfloat16 whose `grad_dtype` is (pipeline.train.build).
+    """
+    grad, x = quantise(grad_nN.T, TILE, power_of_two=grad_power), quantise(x_nK.T, TILE, power_of_two=x_power)
+    return matmul(grad, x, torch.float32)
 
 
 class _Linear(torch.autograd.Function):
@@ -133,41 +139,66 @@ class _Linear(torch.autograd.Function):
         grad_x_nK = matmul(quantise(grad_nN, TILE), quantise(weight_NK, BLOCK).transposed)
         x_nK = dequantise(Quantised(data_nK, scale, TILE))
         grad_weight_NK = _wgrad(grad_nN, x_nK, x_power=ctx.power_of_two)
-        return grad_x_nK.to(grad_nN.dtype), grad_weight_NK.to(weight_NK.dtype), None
+        return grad_x_nK.to(grad_nN.dtype), grad_weight_NK, None
 
 
-class _Expert(torch.autograd.Function):
-    """out = down(silu(gate(x)) * up(x)).
+class _Experts(torch.autograd.Function):
+    """out = down(silu(gate(x)) * up(x)), for the rows of one expert after the other.
 
-    x and the inputs of the activation are stored in FP8; the backward pass recomputes its output.
+    x and the inputs of the activation are stored in FP8; the backward pass recomputes its output. All experts are one
+    function, because torch casts gradients to the type of a part of a weight, but not to that of a whole parameter.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_nD: Tensor, gate_up_FD: Tensor, down_DI: Tensor) -> Tensor:
-        x = quantise(x_nD, TILE, power_of_two=True)
-        hidden_nF = matmul(x, quantise(gate_up_FD, BLOCK))
-        gate_nI, up_nI = hidden_nF.chunk(2, dim=1)
-        hidden = quantise(hidden_nF, TILE)
-        ctx.save_for_backward(x.data_MK, x.scale, hidden.data_MK, hidden.scale, gate_up_FD, down_DI)
-        return matmul(quantise(silu(gate_nI) * up_nI, TILE), quantise(down_DI, BLOCK)).to(x_nD.dtype)
+    def forward(ctx: Any, x_SD: Tensor, counts: list[int], down_EDI: Tensor, *gate_up: Tensor) -> Tensor:
+        outputs: list[Tensor] = [x_SD[:0]]
+        saved: list[Tensor] = []
+        for expert, x_nD in _work(x_SD, counts):
+            x = quantise(x_nD, TILE, power_of_two=True)
+            hidden_nF = matmul(x, quantise(_joined(gate_up, expert), BLOCK))
+            gate_nI, up_nI = hidden_nF.chunk(2, dim=1)
+            hidden = quantise(hidden_nF, TILE)
+            saved += [x.data_MK, x.scale, hidden.data_MK, hidden.scale]
+            out_nD = matmul(quantise(silu(gate_nI) * up_nI, TILE), quantise(down_EDI[expert], BLOCK))
+            outputs.append(out_nD.to(x_SD.dtype))
+        ctx.save_for_backward(down_EDI, *gate_up, *saved)
+        ctx.counts, ctx.num_weights = counts, len(gate_up)
+        return torch.cat(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, grad_nD: Tensor
+        ctx: Any, grad_SD: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x_data, x_scale, hidden_data, hidden_scale, gate_up_FD, down_DI = ctx.saved_tensors
-        grad = quantise(grad_nD, TILE, power_of_two=True)  # the form that is sent to the rank of the expert
-        gate_nI, up_nI = dequantise(Quantised(hidden_data, hidden_scale, TILE)).chunk(2, dim=1)
-        active_nI = silu(gate_nI)
-        grad_inner_nI = matmul(grad, quantise(down_DI, BLOCK).transposed).float()
-        grad_down_DI = _wgrad(dequantise(grad), active_nI * up_nI, grad_power=True)
-        grad_gate_nI = torch.ops.aten.silu_backward(grad_inner_nI * up_nI, gate_nI)
-        grad_nF = torch.cat([grad_gate_nI, grad_inner_nI * active_nI], dim=1)
-        grad_x_nD = matmul(quantise(grad_nF, TILE), quantise(gate_up_FD, BLOCK).transposed)
-        x_nD = dequantise(Quantised(x_data, x_scale, TILE))
-        grad_gate_up_FD = _wgrad(grad_nF, x_nD, x_power=True)
-        return grad_x_nD.to(grad_nD.dtype), grad_gate_up_FD.to(gate_up_FD.dtype), grad_down_DI.to(down_DI.dtype)
+        down_EDI, *rest = ctx.saved_tensors
+        gate_up, saved = rest[: ctx.num_weights], rest[ctx.num_weights :]
+        grad_down_EDI = torch.zeros_like(down_EDI, dtype=torch.float32)
+        grad_gate_up = [torch.zeros_like(weight, dtype=torch.float32) for weight in gate_up]
+        grad_x: list[Tensor] = [grad_SD[:0]]
+        for (expert, grad_nD), i in zip(_work(grad_SD, ctx.counts), range(0, len(saved), 4), strict=True):
+            x_data, x_scale, hidden_data, hidden_scale = saved[i : i + 4]
+            grad = quantise(grad_nD, TILE, power_of_two=True)  # the form that is sent to the rank of the expert
+            gate_nI, up_nI = dequantise(Quantised(hidden_data, hidden_scale, TILE)).chunk(2, dim=1)
+            active_nI = silu(gate_nI)
+            grad_inner_nI = matmul(grad, quantise(down_EDI[expert], BLOCK).transposed).float()
+            grad_down_EDI[expert] = _wgrad(dequantise(grad), active_nI * up_nI, grad_power=True)
+            grad_gate_nI = torch.ops.aten.silu_backward(grad_inner_nI * up_nI, gate_nI)
+            grad_nF = torch.cat([grad_gate_nI, grad_inner_nI * active_nI], dim=1)
+            grad_x_nD = matmul(quantise(grad_nF, TILE), quantise(_joined(gate_up, expert), BLOCK).transposed)
+            grad_x.append(grad_x_nD.to(grad_SD.dtype))
+            grad_FD = _wgrad(grad_nF, dequantise(Quantised(x_data, x_scale, TILE)), x_power=True)
+            for weight_EXD, part_XD in zip(grad_gate_up, grad_FD.chunk(len(gate_up)), strict=True):
+                weight_EXD[expert] = part_XD
+        return torch.cat(grad_x), None, grad_down_EDI, *grad_gate_up
+
+
+def _work(rows_SD: Tensor, counts: list[int]) -> list[tuple[int, Tensor]]:
+    """Return (expert, its rows) for each expert that has any."""
+    return [(expert, rows_nD) for expert, rows_nD in enumerate(rows_SD.split(counts)) if len(rows_nD)]
+
+
+def _joined(gate_up: Sequence[Tensor], expert: int) -> Tensor:
+    return torch.cat([weight_EXD[expert] for weight_EXD in gate_up])
 
 
 ALL_EXPERTS_FUNCTIONS.register(FP8, fp8_experts)

@@ -7,8 +7,9 @@ Legend: T tokens of the packed row, N trained tokens, C rows of a chunk, D model
 multi-token prediction.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -106,20 +107,36 @@ class LogprobModel(nn.Module):
     def _logprobs(
         self, head: nn.Module, hidden_ND: Tensor, target_N: Tensor, *, likeliest: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities of the targets, float32 [N], and the `likeliest` tokens, int64 [N] or empty."""
+        """Return log-probabilities of the targets, float32 [N], and the `likeliest` tokens, int64 [N] or empty.
+
+        The head is called once for all chunks: under ZeRO-3 a call gathers its weight with all ranks, and their rows
+        have unequal numbers of chunks.
+        """
+        logits = head.forward
+        head.forward = partial(self._in_chunks, logits, target_N, likeliest)
+        try:
+            return head(hidden_ND)
+        finally:
+            head.forward = logits
+
+    def _in_chunks(
+        self, logits: Callable[[Tensor], Tensor], target_N: Tensor, likeliest: bool, hidden_ND: Tensor
+    ) -> tuple[Tensor, Tensor]:
         chunks = zip(hidden_ND.split(self.chunk_tokens), target_N.split(self.chunk_tokens), strict=True)
         if torch.is_grad_enabled():
             parts = [
-                checkpoint(_chunk_logprobs, head, h_CD, t_C, likeliest, use_reentrant=False) for h_CD, t_C in chunks
+                checkpoint(_chunk_logprobs, logits, h_CD, t_C, likeliest, use_reentrant=False) for h_CD, t_C in chunks
             ]
         else:
-            parts = [_chunk_logprobs(head, *chunk, likeliest) for chunk in chunks]
+            parts = [_chunk_logprobs(logits, *chunk, likeliest) for chunk in chunks]
         logprobs, tokens = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(tokens)
 
 
-def _chunk_logprobs(head: nn.Module, hidden_CD: Tensor, target_C: Tensor, likeliest: bool) -> tuple[Tensor, Tensor]:
-    logits_CV = head(hidden_CD).float()
+def _chunk_logprobs(
+    logits: Callable[[Tensor], Tensor], hidden_CD: Tensor, target_C: Tensor, likeliest: bool
+) -> tuple[Tensor, Tensor]:
+    logits_CV = logits(hidden_CD).float()
     tokens_C = logits_CV.argmax(1) if likeliest else target_C[:0]
     return _TargetLogprobs.apply(logits_CV, target_C), tokens_C  # pyright: ignore[reportReturnType]
 

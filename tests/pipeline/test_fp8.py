@@ -159,9 +159,11 @@ def test_the_kernel_is_called_as_it_wants_to_be(shape: tuple[int, int, int], til
         return Quantised(x.data_MK.to("meta"), x.scale.to("meta"), x.tile)
 
     a, b = quantise(torch.randn(rows, width), TILE), quantise(torch.randn(columns, width), tile)
-    assert hopper_matmul(on_meta(a), on_meta(b)).shape == (rows, columns)
     transposed = quantise(torch.randn(width, columns), BLOCK).transposed
-    assert hopper_matmul(on_meta(a), on_meta(transposed)).shape == (rows, columns)
+    for factor in (b, transposed):
+        for dtype in (torch.bfloat16, torch.float32):
+            product = hopper_matmul(on_meta(a), on_meta(factor), dtype)
+            assert product.shape == (rows, columns) and product.dtype == dtype
 
 
 def relative(value: Tensor | None, expected: Tensor | None) -> float:
@@ -213,6 +215,21 @@ def test_experts_and_their_gradients() -> None:
     for gradient, reference in zip(gradients, exact, strict=True):
         assert relative(gradient, reference.grad) < 0.1
     assert not layer.gate_up_proj.grad[4].any() and not layer.down_proj.grad[4].any()
+
+
+def test_gradients_of_weights_in_bfloat16_stay_float32() -> None:
+    """Wgrad sums in float32, and is not rounded to the weight's type on its way into a gradient in float32."""
+    layer, linear = a_layer(num_experts=3), torch.nn.Parameter(torch.randn(48, 64))
+    parameters = [linear, layer.gate_up_proj, layer.down_proj]
+    for parameter in parameters:
+        parameter.data = parameter.data.bfloat16()
+        parameter.grad_dtype = torch.float32
+    x_TD = torch.randn(40, 64).bfloat16()
+    experts_TD = fp8_experts(layer, x_TD, torch.arange(40).view(40, 1) % 3, torch.ones(40, 1))  # pyright: ignore
+    (fp8_linear(x_TD, linear).float().square().sum() + experts_TD.float().square().sum()).backward()
+    for parameter in parameters:
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+        assert not torch.equal(parameter.grad, parameter.grad.bfloat16().float())
 
 
 def test_sharded_experts_are_those_of_one_process() -> None:
