@@ -1,17 +1,14 @@
 """`alignyard doctor`: this machine, the installed packages and programs, and the effect of each missing one."""
 
-import os
-import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-import psutil
 from packaging.requirements import Requirement
 from rich.console import Console
 
 from jobs.command import OUT, plain_table, verb_app
+from jobs.machine import Finding, machine
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.toolchains import LANGUAGES
 
@@ -26,23 +23,10 @@ PURPOSE_OF_EXTRA = {
 REQUIRED_EXTRAS = ("", "cpu", "gpu")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report."""
-
-    subject: str
-    state: str
-    purpose: str = ""
-    """The work that needs it."""
-    missing: bool = False
-    """It is absent, or has the wrong version."""
-    required: bool = False
-    """Nothing works without it."""
-
-
 @app.command()
 def doctor() -> int:
-    """List devices, cores, memory, disk, packages and programs, and the purpose of each that is missing.
+    """List devices, driver, cores, memory, disk, packages and programs; for each that is missing or too old, the work
+    that needs it and the remedy.
 
     Ends with 1 if something required is missing.
 
@@ -65,26 +49,6 @@ def report(console: Console) -> int:
     if lacking:
         console.print(f"missing: {', '.join(lacking)}; make setup installs the Python packages", style="red")
     return 1 if lacking else 0
-
-
-def machine() -> Iterator[Finding]:
-    """Devices, cores, memory and disk."""
-    import torch  # takes seconds, which --help must not
-
-    gib = 2**30
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / gib:.0f} GiB")
-    if not torch.cuda.is_available():
-        yield Finding("GPU", "none: everything runs on the CPU")
-    memory, shared, disk = psutil.virtual_memory(), shutil.disk_usage("/dev/shm"), shutil.disk_usage(".")
-    yield Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
-    yield Finding(
-        "cores", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    yield Finding("memory", f"{memory.available / gib:.1f} of {memory.total / gib:.1f} GiB free")
-    yield Finding("/dev/shm", f"{shared.free / gib:.1f} of {shared.total / gib:.1f} GiB free")
-    yield Finding("disk", f"{disk.free / gib:.0f} of {disk.total / gib:.0f} GiB free here")
 
 
 def packages() -> Iterator[Finding]:

@@ -27,6 +27,8 @@ HUB = {
     "deepseek-ai/DeepSeek-V3-Base": "deepseek_v3",
     "deepseek-ai/DeepSeek-V3-0324": "deepseek_v3",
     "deepseek-ai/DeepSeek-R1": "deepseek_v3",
+    "Qwen/Qwen3-1.7B": "qwen3_1_7b",
+    "Qwen/Qwen3-8B": "qwen3_8b",
     "Qwen/Qwen3-30B-A3B": "qwen3_30b_a3b",
     "Qwen/Qwen3-235B-A22B": "qwen3_235b_a22b",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2_135m",
