@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.load import load_config
+from configs.stages import Recipe
 from tests.test_layout import room_graph
 
 HOME = Path(__file__).parents[1]
@@ -96,3 +98,25 @@ def is_defined(function: str) -> bool:
     folder, file, *names = function.split(".")
     text = (HOME / "pipeline" / folder / f"{file}.py").read_text()
     return all(re.search(rf"\b(?:class|def) {name}\b|^ +{name}:", text, re.MULTILINE) for name in names)
+
+
+FIRST_HOUR = HOME / "docs" / "first_hour_gpu.md"
+
+
+def test_the_messages_of_the_first_hour_are_ours() -> None:
+    """Each part of an explained message, between dots, stands in the code."""
+    code = "".join(file.read_text() for room in ROOMS[:5] for file in (HOME / room).rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message over several lines
+    code = re.sub(r"{[^{}]*}", "...", code)
+    rows = [line.split(" | ") for line in FIRST_HOUR.read_text().splitlines() if " | Alignyard | " in line]
+    parts = [part.strip() for row in rows for text in CODE.findall(row[0]) for part in text.split("...")]
+    assert len(rows) >= 10
+    assert not [part for part in parts if part not in code]
+
+
+def test_the_runs_of_the_first_hour_are_valid() -> None:
+    commands = re.findall(r"^alignyard run (\S+)([^#\n]*)", FIRST_HOUR.read_text(), re.MULTILINE)
+    assert len(commands) >= 8
+    for recipe, arguments in commands:
+        overrides = [word for word in arguments.split() if "=" in word]
+        load_config(recipe, overrides, Recipe)
