@@ -68,9 +68,48 @@ def test_every_reward_source_and_suite_is_sound(name: str, tmp_path: Path, monke
             check_suites(stage.suites, stage.reward_pool)
 
 
+HUB_ROWS = {
+    "openai/gsm8k": {"question": "What is 60 + 12?", "answer": "60 + 12 = <<60+12=72>>72\n#### 72"},
+    "open-r1/DAPO-Math-17k-Processed": {
+        "prompt": "Find x + y if x = 70 and y = 2.",
+        "data_source": "math_dapo",
+        "source_prompt": [{"content": "Solve ...", "role": "user"}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": "72", "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": "9a9b6eb4-a1cb-49d1-8c1e-62eaf2f74079"},
+        "solution": "72",
+    },
+    "HuggingFaceH4/MATH-500": {
+        "problem": "What is $8 \\cdot 9$?",
+        "solution": "It is $\\boxed{72}$.",
+        "answer": "72",
+        "subject": "Prealgebra",
+        "level": 1,
+        "unique_id": "test/prealgebra/1.json",
+    },
+}
+"""Rows with the columns of public data sets; each is answered by 72."""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("qwen3")])
+def test_rows_of_the_hub_are_read_and_judged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda path, *_, **__: [HUB_ROWS[path]] * 3)
+    recipe = load_config(name, [], Recipe).config
+    sources = [node for stage in recipe.stages.values() for _, node in walk(stage) if isinstance(node, PromptData)]
+    assert len(sources) == 2
+    for node in sources:
+        prompts = Prompts.load(node, byte_tokenizer())
+        assert len(prompts) == 3 and not prompts.bad_rows.counts
+        reward = build_reward(RewardSpec(name="math"))
+        verdicts: Any = [reward.score(prompts[0].task, f"It is \\boxed{{{answer}}}.") for answer in (72, 71)]
+        assert [verdict.score for verdict in verdicts] == [1.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("name", "cluster", "refused"),
     [
+        ("qwen3_gsm8k_1gpu", "1x1xH100", {}),
+        ("qwen3_dapo_8gpu", "1x8xH100", {}),
         ("deepseek_v2_lite", "1x8xH100", {}),
         ("deepseek_v2", "11x8xH100", {}),
         # A reward model of V3's size takes more than a machine of eight; judges have one (docs/recipes.md).
