@@ -61,6 +61,7 @@ def machine() -> Iterator[Finding]:
 def devices(drivers: list[str]) -> Iterator[Finding]:
     """Every GPU, the driver, CUDA, NCCL, and the access of GPUs to each other's memory."""
     import torch
+    from torch.cuda import nccl
 
     count, kernels = torch.cuda.device_count(), torch.cuda.get_arch_list()
     for index in range(count):
@@ -87,12 +88,12 @@ def devices(drivers: list[str]) -> Iterator[Finding]:
             required=True,
         )
     yield Finding("CUDA", cuda)
-    nccl = torch.cuda.nccl.version()
+    nccl_version = nccl.version()
     yield Finding(
         "NCCL",
-        ".".join(map(str, nccl)),
+        ".".join(map(str, nccl_version)),
         "sums in bfloat16: unset LD_PRELOAD and LD_LIBRARY_PATH, which put an old one before torch's",
-        missing=nccl[:2] < OLDEST_NCCL,
+        missing=nccl_version[:2] < OLDEST_NCCL,
         required=True,
     )
     yield _peer_access(count)
