@@ -11,7 +11,7 @@ from itertools import permutations
 import psutil
 from packaging.version import Version
 
-GIB = 2**30
+_GIB = 2**30
 DRIVERS = {"13": Version("580"), "12": Version("525.60")}
 """Oldest NVIDIA driver by CUDA's major version, of the table "minor version compatibility" in NVIDIA's guide."""
 OLDEST_CAPABILITY = (8, 0)
@@ -53,9 +53,9 @@ def machine() -> Iterator[Finding]:
     yield Finding(
         "cores", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}, {torch.backends.cpu.get_cpu_capability()}"
     )
-    yield Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free")
+    yield Finding("memory", f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free")
     yield shared_memory(num_devices)
-    yield Finding("disk", f"{disk.free / GIB:.0f} of {disk.total / GIB:.0f} GiB free here")
+    yield Finding("disk", f"{disk.free / _GIB:.0f} of {disk.total / _GIB:.0f} GiB free here")
 
 
 def devices(drivers: list[str]) -> Iterator[Finding]:
@@ -75,7 +75,7 @@ def devices(drivers: list[str]) -> Iterator[Finding]:
             purpose = f"torch, whose kernels are for {', '.join(kernels)}: install a build for this GPU"
         elif free < 0.9 * total:
             purpose = "engines and ranks: other processes hold the rest of its memory, see nvidia-smi"
-        state = f"{properties.name}, {free / GIB:.0f} of {total / GIB:.0f} GiB free, compute capability "
+        state = f"{properties.name}, {free / _GIB:.0f} of {total / _GIB:.0f} GiB free, compute capability "
         yield Finding(f"GPU {index}", f"{state}{properties.major}.{properties.minor}", purpose, missing=bool(purpose))
     cuda = torch.version.cuda or "none"
     oldest = DRIVERS.get(cuda.partition(".")[0])
@@ -105,9 +105,9 @@ def shared_memory(num_devices: int) -> Finding:
     needed = _SHARED_GIB_A_DEVICE * max(num_devices, 1)
     return Finding(
         "/dev/shm",
-        f"{disk.free / GIB:.1f} of {disk.total / GIB:.1f} GiB free",
+        f"{disk.free / _GIB:.1f} of {disk.total / _GIB:.1f} GiB free",
         f"buffers of NCCL, vLLM and Ray: give it {needed:.0f} GiB or more, by docker run --ipc=host or --shm-size",
-        missing=disk.total < needed * GIB,
+        missing=disk.total < needed * _GIB,
     )
 
 

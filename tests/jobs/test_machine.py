@@ -11,9 +11,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from jobs.machine import GIB, Finding, machine
+from jobs.machine import Finding, machine
 from jobs.verbs import doctor
 
+GIB = 2**30
 GPU = {"name": "NVIDIA H100 80GB HBM3", "major": 9, "minor": 0}
 Reader = Callable[..., dict[str, Finding]]
 
