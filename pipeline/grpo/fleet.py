@@ -54,8 +54,6 @@ class Fleet:
 
     def steps(self) -> Iterator[int]:
         """Sync the restored policy to the engines, then yield the number of each remaining step."""
-        if self._colocated:
-            self.rollout.to(DeviceState.ASLEEP)
         self.sync_weights(self.checkpoints.step)
         self.watch.lap()
         yield from range(self.checkpoints.step + 1, self.config.steps + 1)

@@ -10,7 +10,7 @@ Four checks, each for faults that the earlier ones can't detect:
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -111,42 +111,67 @@ def sync_weights(
     Raises RunStopped for a tensor that is damaged, missing or sent twice, for a bucket that does not come in time, or
     if trainer and engine differ on the probe by more than the bounds. The engines then generate no more.
     """
-    moves = policy.to(DeviceState.WEIGHTS) | rollout.to(DeviceState.WEIGHTS) if colocated else {}
+    metrics: dict[str, float] = {}
     started = time.monotonic()
-    try:
-        connect(policy, rollout)
-        engine_devices = {*chain.from_iterable(rollout.devices)}
-        received = rollout.load_weights(policy.weight_buckets(BUCKET_MIB, engine_devices), version)
-    except SyncError as error:
-        raise RunStopped(f"weights of version {version} did not reach an engine: {error}") from error
-    sent = time.monotonic()
-    expected = expect(policy, config, probe, margins)
-    proof_seconds = time.monotonic() - sent
-    if colocated:
-        moves |= policy.to(DeviceState.ASLEEP) | rollout.to(DeviceState.AWAKE)
-    proof_started = time.monotonic()
-    metrics = prove(expected, rollout, config, version=version, margins=margins)
-    seconds = {
-        "sync/rank_held_mib": policy.held_bytes / 2**20,
-        "sync/worker_held_mib": received.held_bytes / 2**20,
-        "sync/transfer_seconds": sent - started,
-        "sync/proof_seconds": proof_seconds + time.monotonic() - proof_started,
-    }
-    return metrics | moves | seconds
+    expected = _sent_halves(policy, rollout, config, probe, version, margins, metrics, colocated=colocated)
+    metrics |= prove(expected, rollout, config, version=version, margins=margins)
+    moving = sum(value for name, value in metrics.items() if name.startswith("device/") and name.endswith("_seconds"))
+    metrics["sync/proof_seconds"] = time.monotonic() - started - moving - metrics["sync/transfer_seconds"]
+    return metrics
 
 
-def expect(policy: TrainingRanks, config: SyncConfig, probe: list[list[int]], margins: Gap = MARGINS) -> list[Expected]:
-    """Compute the trainer's side of the proof for each half of the probe."""
-    expected: list[Expected] = []
-    for half in (probe[: len(probe) // 2], probe[len(probe) // 2 :]):
-        trees = [Tree(ids, root_mask=[0] + [1] * (len(ids) - 1)) for ids in half]
-        trainer_logprobs = policy.sequence_logprobs(trees)
-        expected.append(Expected(half, trainer_logprobs, _bound(policy, config, margins, trees, trainer_logprobs)))
-    return expected
+def _sent_halves(
+    policy: TrainingRanks,
+    rollout: RolloutPool,
+    config: SyncConfig,
+    probe: list[list[int]],
+    version: int,
+    margins: Gap,
+    metrics: dict[str, float],
+    *,
+    colocated: bool,
+) -> Iterator[Expected]:
+    """Send the weights, then yield the trainer's side of the proof, for each half of the probe that is needed; add
+    `metrics` of the transfer.
+
+    The second half, needed once in thousands of syncs, sends again: beside the engines' KV cache there is no room for
+    the ranks' weights.
+    """
+    for half in halves(probe):
+        if colocated:
+            metrics |= rollout.to(DeviceState.ASLEEP) | policy.to(DeviceState.WEIGHTS) | rollout.to(DeviceState.WEIGHTS)
+        started = time.monotonic()
+        try:
+            connect(policy, rollout)
+            engine_devices = {*chain.from_iterable(rollout.devices)}
+            received = rollout.load_weights(policy.weight_buckets(BUCKET_MIB, engine_devices), version)
+        except SyncError as error:
+            raise RunStopped(f"weights of version {version} did not reach an engine: {error}") from error
+        metrics |= {
+            "sync/rank_held_mib": policy.held_bytes / 2**20,
+            "sync/worker_held_mib": received.held_bytes / 2**20,
+            "sync/transfer_seconds": time.monotonic() - started,
+        }
+        expected = expect(policy, config, half, margins)
+        if colocated:
+            metrics |= policy.to(DeviceState.ASLEEP) | rollout.to(DeviceState.AWAKE)
+        yield expected
+
+
+def halves(probe: list[list[int]]) -> list[list[list[int]]]:
+    """Return the two halves of the probe."""
+    return [probe[: len(probe) // 2], probe[len(probe) // 2 :]]
+
+
+def expect(policy: TrainingRanks, config: SyncConfig, sequences: list[list[int]], margins: Gap = MARGINS) -> Expected:
+    """Compute the trainer's side of the proof on half of the probe."""
+    trees = [Tree(ids, root_mask=[0] + [1] * (len(ids) - 1)) for ids in sequences]
+    logprobs = policy.sequence_logprobs(trees)
+    return Expected(sequences, logprobs, _bound(policy, config, margins, trees, logprobs))
 
 
 def prove(
-    expected: list[Expected], rollout: RolloutPool, config: SyncConfig, *, version: int, margins: Gap = MARGINS
+    expected: Iterable[Expected], rollout: RolloutPool, config: SyncConfig, *, version: int, margins: Gap = MARGINS
 ) -> dict[str, float]:
     """Compare the log-probabilities of trainer and engines on the probe; return the gaps and their bounds.
 

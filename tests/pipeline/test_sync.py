@@ -24,7 +24,7 @@ from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.data.trees import Tree
 from pipeline.errors import RunStopped
-from pipeline.grpo.sync import expect, probe_sequences, prove, sync_weights
+from pipeline.grpo.sync import expect, halves, probe_sequences, prove, sync_weights
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
 from pipeline.weights.fresh import create_model
@@ -113,7 +113,7 @@ def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[TrainingRa
         train(pair[0], version)
     # without the sync they no longer do, so the agreement above was not for want of change
     with pytest.raises(RunStopped, match="not proven"):
-        prove(expect(pair[0], MEASURED, PROBE), pair[1], MEASURED, version=3)
+        prove(map(partial(expect, pair[0], MEASURED), halves(PROBE)), pair[1], MEASURED, version=3)
 
 
 def test_a_resumed_run_has_the_same_bound(
@@ -133,7 +133,7 @@ def test_an_expert_that_is_another_speaks_differently(pair: tuple[TrainingRanks,
     sync(pair, 1)
     on_engine(pair[1], partial(negate_expert, layer=2))
     with pytest.raises(RunStopped, match=r"version 1 is not proven.*max_mean_gap"):
-        prove(expect(pair[0], MEASURED, PROBE), pair[1], MEASURED, version=1)
+        prove(map(partial(expect, pair[0], MEASURED), halves(PROBE)), pair[1], MEASURED, version=1)
     sync(pair, 2)  # a whole sync mends it
 
 

@@ -1,5 +1,6 @@
 """Bounds of a sync's proof, and who may connect, with stand-ins for trainer and engine."""
 
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -9,7 +10,19 @@ import pytest
 from configs.sampling import SyncConfig
 from pipeline.data.trees import Tree
 from pipeline.errors import RunStopped
-from pipeline.grpo.sync import MARGINS, Gap, connect, expect, probe_sequences, prove, refuse_mismatch, scaled_margins
+from pipeline.grpo.sync import (
+    MARGINS,
+    Gap,
+    connect,
+    expect,
+    halves,
+    probe_sequences,
+    prove,
+    refuse_mismatch,
+    scaled_margins,
+    sync_weights,
+)
+from rollout.device import DeviceState
 
 MEASURED = SyncConfig()
 GIVEN = SyncConfig(max_mean_gap=1e-5, max_gap=1e-4)
@@ -43,22 +56,22 @@ def test_a_tie_on_one_half_of_the_probe_proves_nothing_against_an_engine() -> No
     policy: Any = Sure(1e-7)
     tied, wrong = Off(1), Off(len(PROBE))
     for config in (GIVEN, MEASURED):
-        figures = prove(expect(policy, config, PROBE), tied, config, version=1)  # type: ignore[arg-type]
+        figures = prove(map(partial(expect, policy, config), halves(PROBE)), tied, config, version=1)  # type: ignore[arg-type]
         assert figures["sync/gap_mean"] == figures["sync/gap_max"] == 0
         with pytest.raises(RunStopped, match=r"both halves.*4\.00e-01 at most"):
-            prove(expect(policy, config, PROBE), wrong, config, version=1)  # type: ignore[arg-type]
+            prove(map(partial(expect, policy, config), halves(PROBE)), wrong, config, version=1)  # type: ignore[arg-type]
 
 
 def test_bounds_are_the_given_ones_or_follow_the_policys_own_rounding() -> None:
     coarse: Any = Sure(0.08)  # 16 times its rounding at most, 6 times in the mean
     engine: Any = Off(len(PROBE))
-    figures = prove(expect(coarse, MEASURED, PROBE), engine, MEASURED, version=1)
+    figures = prove(map(partial(expect, coarse, MEASURED), halves(PROBE)), engine, MEASURED, version=1)
     assert figures["sync/bound_max"] == pytest.approx(1.28) and figures["sync/bound_mean"] == pytest.approx(0.24)
     given = SyncConfig(max_mean_gap=1.0)
-    assert prove(expect(coarse, given, PROBE), engine, given, version=1)["sync/bound_mean"] == 1.0
+    assert prove(map(partial(expect, coarse, given), halves(PROBE)), engine, given, version=1)["sync/bound_mean"] == 1.0
     with pytest.raises(RunStopped, match=r"max_gap=1\.0e-04\)"):
         narrow = SyncConfig(max_gap=1e-4)
-        prove(expect(coarse, narrow, PROBE), engine, narrow, version=1)
+        prove(map(partial(expect, coarse, narrow), halves(PROBE)), engine, narrow, version=1)
 
 
 class Apart:
@@ -76,7 +89,13 @@ def test_the_gap_of_the_first_sync_is_the_scale_of_later_ones() -> None:
 
     def figures(gap: float, margins: Gap = MARGINS) -> dict[str, float]:
         engine: Any = Apart(gap)
-        return prove(expect(policy, MEASURED, PROBE, margins), engine, MEASURED, version=1, margins=margins)
+        return prove(
+            [expect(policy, MEASURED, half, margins) for half in halves(PROBE)],
+            engine,
+            MEASURED,
+            version=1,
+            margins=margins,
+        )
 
     margins = scaled_margins(figures(0.05))
     assert margins == pytest.approx((1.5, 16))  # three times half of the rounding
@@ -101,7 +120,7 @@ def test_a_policy_that_is_no_number_proves_nothing() -> None:
     policy: Any = Sure(float("nan"))
     engine: Any = Off(0)
     with pytest.raises(RunStopped, match="not proven"):
-        prove(expect(policy, MEASURED, PROBE), engine, MEASURED, version=1)
+        prove(map(partial(expect, policy, MEASURED), halves(PROBE)), engine, MEASURED, version=1)
 
 
 def test_a_gap_on_sampled_tokens_stops_the_run() -> None:
@@ -124,3 +143,40 @@ def test_engines_on_some_of_the_ranks_gpus_are_refused() -> None:
         connect(ranks, engines)
     engines.devices = [["GPU-2"], ["GPU-1"]]
     connect(ranks, engines)  # shared memory needs no groups
+
+
+class Recorder:
+    """A policy or engines of one device that record the moves and what happens between them."""
+
+    def __init__(self, log: list[str], name: str, **answers: Any) -> None:
+        self._log, self._name = log, name
+        self.devices: list[Any] = [[]] if name == "engines" else []
+        self.has_groups, self.held_bytes = True, 0
+        self.__dict__ |= answers
+
+    def to(self, state: DeviceState) -> dict[str, float]:
+        self._log.append(f"{self._name} {state.value}")
+        return {}
+
+    def weight_buckets(self, *_: Any) -> list[Any]:
+        return []
+
+    def load_weights(self, *_: Any) -> Any:
+        self._log.append("sent")
+        return self
+
+
+def test_the_second_half_is_computed_after_a_second_transfer_and_only_if_needed() -> None:
+    sure = Sure(1e-7)
+    for off, times in ((0, 1), (1, 2)):
+        log: list[str] = []
+        policy: Any = Recorder(
+            log,
+            "ranks",
+            sequence_logprobs=sure.sequence_logprobs,
+            perturbed_sequence_logprobs=sure.perturbed_sequence_logprobs,
+        )
+        engines: Any = Recorder(log, "engines", prompt_logprobs=Off(off).prompt_logprobs)
+        sync_weights(policy, engines, MEASURED, probe=PROBE, version=1)
+        once = ["engines asleep", "ranks weights", "engines weights", "sent", "ranks asleep", "engines awake"]
+        assert log == once * times
