@@ -80,7 +80,7 @@ def test_a_lost_engine_is_named(pool: RolloutPool, folder: Path) -> None:
     """No call follows the error, so that the cause itself is raised."""
     sampling = SamplingConfig(max_tokens=100, ignore_eos=True)
     pool.to(DeviceState.WEIGHTS)
-    pool.load_weights([ray.put(bucket) for bucket in tiny.buckets(tiny.weights(folder))], version=7)
+    pool.load_weights([[ray.put(bucket)] for bucket in tiny.buckets(tiny.weights(folder))], version=7)
     pool.to(DeviceState.AWAKE)
     with pytest.raises(RolloutError, match="engine 1 was lost"):
         stream = pool.generate(PROMPTS, sampling, 8, seed=0)
