@@ -33,7 +33,7 @@ class LightEngine:
     def node_id(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def start(self, sharers: int, *_: Any, **__: Any) -> None:
+    def start(self, sharers: int, *_: Any, **__: Any) -> list[str]:
         """Start workers as RayExecutorV2._init_executor of vllm 0.32.0 does (v1/executor/ray_executor_v2.py)."""
         self.sharers, self.workers = sharers, []
         group, indices = get_current_placement_group(), os.environ.get("VLLM_RAY_BUNDLE_INDICES", "")
@@ -41,6 +41,7 @@ class LightEngine:
             share = float(os.environ["VLLM_RAY_PER_WORKER_GPUS"])
             strategy = PlacementGroupSchedulingStrategy(group, index)
             self.workers.append(EngineWorker.options(num_gpus=share, scheduling_strategy=strategy).remote())
+        return []
 
     def call(self, method: str, *args: Any) -> Any:
         self.calls.append(method)
@@ -66,8 +67,9 @@ class LightRank:
     def address(self) -> tuple[str, str, int]:
         return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), 1
 
-    def build(self, spec: Any, environment: dict[str, str], sharers: int) -> None:
+    def build(self, spec: Any, environment: dict[str, str], sharers: int) -> str:
         self.rank, self.sharers = int(environment["RANK"]), sharers
+        return ""
 
     def call(self, method: str, *_: Any, **__: Any) -> Any:
         return {
