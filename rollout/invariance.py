@@ -1,8 +1,8 @@
 """Sampling and sums of vLLM on the CPU that don't depend on the batch, so that a completion depends on the weights, the
 prompt and its own seed alone: not on the engine, nor on the other requests that it decodes.
 
-vLLM 0.32.0 is batch invariant there but for five places (found by comparing every module's output over batches of 1 to
-300 rows), which are changed here:
+vLLM 0.32.0 is batch invariant there but for the places that are changed here, found by comparing every module's output
+over batches of 1 to 128 rows:
 
 * Requests without a seed share one generator. With one, each has a torch.Generator of its own, which costs 3
   microseconds a token and raises where a prompt is computed in parts (`CPU Generator does not use offset`).
