@@ -16,7 +16,7 @@ from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.data.trees import Tree
 from pipeline.errors import RunStopped
-from pipeline.grpo.sync import MARGINS, Gap, expect, probe_sequences, prove, scaled_margins, sync_weights
+from pipeline.grpo.sync import MARGINS, Gap, expect, halves, probe_sequences, prove, scaled_margins, sync_weights
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
@@ -80,7 +80,7 @@ def test_more_wrong_experts_stop_the_run_than_by_the_default_bounds(trained: Tra
     """Each of 24 experts alone, negated inside the engine: 7 instead of 2 on one CPU."""
     policy, rollout, margins = trained
     send(policy, rollout, 4, margins)
-    wide, narrow = expect(policy, CONFIG, PROBE), expect(policy, CONFIG, PROBE, margins)
+    wide, narrow = ([expect(policy, CONFIG, half, own) for half in halves(PROBE)] for own in (MARGINS, margins))
     stopped: Counter[str] = Counter()
     for layer, expert in product((1, 2, 3), range(8)):
         on_engine(rollout, partial(negate_expert, layer=layer, expert=expert))
