@@ -17,7 +17,7 @@ from jobs.bench.measure import PROMPT_LENGTHS, bench_folder, byte_prompts, secon
 from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.grpo.sync import probe_sequences, sync_weights
-from pipeline.planner.architecture import architecture_of
+from pipeline.planner.architecture import read_architecture
 from pipeline.reports.report import read_metrics
 from pipeline.run.stage import run_stage
 from pipeline.train.spec import TrainSpec
@@ -106,7 +106,7 @@ def grpo_config(folder: Path, steps: int) -> GRPOConfig:
 def _bound_seconds(config: GRPOConfig) -> float:
     """Return the seconds of the floating-point operations of training and reference at the rate of a large product,
     with each prompt computed once for its group."""
-    model = architecture_of(config.model.path, "float32")
+    model = read_architecture(Path(config.model.path) / "config.json")
     completions = config.prompts_per_step * config.group_size * config.sampling.max_tokens
     context = sum(PROMPT_LENGTHS) / len(PROMPT_LENGTHS) + config.sampling.max_tokens / 2
     flops = PASSES * (sum(PROMPT_LENGTHS) + completions) * (2 * model.active + context * model.attention_flops)
