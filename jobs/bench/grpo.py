@@ -21,6 +21,7 @@ from pipeline.planner.architecture import read_architecture
 from pipeline.reports.report import read_metrics
 from pipeline.run.stage import run_stage
 from pipeline.train.spec import TrainSpec
+from pipeline.weights.architecture import architecture_file
 from pipeline.weights.fresh import create_model
 from rollout.checkpoint import checkpoint_shapes
 from rollout.pool import vllm_baseline_seconds
@@ -30,6 +31,7 @@ TEMPLATE_TOKENS = 3
 PHASES = ("generate", "reference", "train", "sync")
 PRODUCT_SIDE = 2048
 """Rows and columns of the product that measures this machine's rate."""
+MODEL = "moe_25m"
 PASSES = 4
 """Forward passes that a step's training and reference cost: a backward pass costs two."""
 
@@ -98,7 +100,7 @@ def grpo_config(folder: Path, steps: int) -> GRPOConfig:
     ]
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = create_model("moe_25m", 0, folder / "moe_25m")
+    model = create_model(MODEL, 0, folder / MODEL)
     overrides = [f"model.path={model}", f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"]
     return load_config(str(GRPO_STEP), overrides, GRPOConfig).config
 
@@ -106,7 +108,7 @@ def grpo_config(folder: Path, steps: int) -> GRPOConfig:
 def _bound_seconds(config: GRPOConfig) -> float:
     """Return the seconds of the floating-point operations of training and reference at the rate of a large product,
     with each prompt computed once for its group."""
-    model = read_architecture(Path(config.model.path) / "config.json")
+    model = read_architecture(architecture_file(MODEL))
     completions = config.prompts_per_step * config.group_size * config.sampling.max_tokens
     context = sum(PROMPT_LENGTHS) / len(PROMPT_LENGTHS) + config.sampling.max_tokens / 2
     flops = PASSES * (sum(PROMPT_LENGTHS) + completions) * (2 * model.active + context * model.attention_flops)
