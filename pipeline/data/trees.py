@@ -201,7 +201,7 @@ def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> 
         branch_tokens = tree.num_tokens - len(tree.root_ids)
         return min(micro_batch_tokens, len(tree.root_ids) + max(branch_tokens // parts_each, 1))
 
-    trees = [part for tree in trees for part in cut(tree, most_tokens(tree) if parts_each > 1 else micro_batch_tokens)]
+    trees = [part for tree in trees for part in cut(tree, most_tokens(tree))]
     indices = shard_indices(trees, num_ranks=num_ranks, micro_batch_tokens=micro_batch_tokens)
     ranks = [[micro_batch([trees[i] for i in row]) for row in rows] for rows in indices]
     longest = max(len(rows) for rows in ranks)

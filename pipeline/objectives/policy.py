@@ -148,13 +148,13 @@ def grpo_loss(tokens: PolicyTokens, objective: ObjectiveConfig, *, denominator: 
     loss and divergence, even if its log-probabilities are not finite. Metrics are over all tokens.
     """
     trained_N = tokens.weights_N != 0
-    objective_N = _policy_term(_trained(tokens, trained_N), objective)
+    trained = _trained(tokens, trained_N)
+    objective_N = _policy_term(trained, objective)
     gap_N = tokens.policy_logprobs_N - tokens.rollout_logprobs_N
     sums, maxima = mismatch(gap_N, tokens.sequence_N, tokens.num_sequences)
     if tokens.ref_logprobs_N is not None:
-        kl_N = divergence(_trained(tokens, trained_N), objective)
         kl_coef = objective.kl_coef if tokens.kl_coef_N is None else tokens.kl_coef_N
-        objective_N = objective_N - kl_coef * kl_N
+        objective_N = objective_N - kl_coef * divergence(trained, objective)
         log_ratio_N = tokens.ref_logprobs_N - tokens.logprobs_N.detach()
         sums["loss/kl_mean"] = (_quotient(log_ratio_N) - log_ratio_N - 1).sum()
     loss = -(tokens.weights_N * torch.where(trained_N, objective_N, 0.0)).sum() / denominator

@@ -107,6 +107,6 @@ def assert_held(out: Path, engine: TrainEngine, *kinds: str) -> None:
 
 
 def saved(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, list[float]]]:
-    """What rank 0 wrote: the weights of `hf/`, the trainer's, and the gradient norms."""
+    """Files that rank 0 wrote: the weights of `hf/`, the trainer's, and the gradient norms."""
     exported = {name: x for file in (folder / "hf").glob("*.safetensors") for name, x in load_file(file).items()}
     return exported, load_file(folder / "awake.safetensors"), json.loads((folder / "norms.json").read_text())

@@ -106,7 +106,7 @@ def test_a_bucket_counts_until_its_last_tensor_is_gone() -> None:
 
 
 def test_a_sum_on_a_device_sees_each_bit_and_the_order_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand: words 1 and 2 give 1 x 1 + 2 x 3 = 7, exchanged 2 x 1 + 1 x 3 = 5; three bytes more are a third word."""
+    """Words 1 and 2 give 1 x 1 + 2 x 3 = 7, exchanged 2 x 1 + 1 x 3 = 5; three bytes more are a third word."""
     words = torch.tensor([1, 2], dtype=torch.int32)
     assert weighted_sum(as_bytes(words)) == 7
     assert weighted_sum(as_bytes(words.flip(0))) == 5

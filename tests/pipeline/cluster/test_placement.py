@@ -1,4 +1,4 @@
-"""Who sits where, worked out by hand; and every reason to refuse, with the setting that ends it."""
+"""Devices of each actor, worked out by hand, and every reason to refuse, with the setting that ends it."""
 
 from collections.abc import Sequence
 
