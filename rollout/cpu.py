@@ -11,11 +11,13 @@ import inspect
 import os
 import re
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
 from vllm import _custom_ops as vllm_ops
+from vllm import envs
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.quantization.online import fp8 as online_fp8
@@ -28,7 +30,10 @@ from rollout.checkpoint import checkpoint_shapes, refuse_head_size
 from rollout.invariance import make_batch_invariant
 from rollout.memory import cache_gib
 from rollout.process import num_threads
+from rollout.version import PATCHED_VLLM
 
+PLUGIN = "alignyard"
+"""Name of the entry point of rollout.plugin in pyproject.toml, by which VLLM_PLUGINS knows it."""
 FP8_WIDTH = 32
 """The CPU's FP8 product needs input sizes that are multiples of this. vLLM pads those of experts only."""
 _CACHED_SHAPES = 32
@@ -44,7 +49,9 @@ def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
     # Expand the keys and values of DeepSeek's attention: a quarter faster than the latent cache, whose CPU kernel can't
     # share a prompt within its group and takes no latent size but 576.
     os.environ.setdefault("VLLM_MLA_DISABLE", "1")
+    os.environ["VLLM_CPU_ATTN_SPLIT_KV"] = "0"  # where a request's attention is split depends on the others' lengths
     if config.tensor_parallel_size > 1:
+        refuse_unpatched_workers()
         # Worker processes take their threads from here, since vLLM would bind each to a NUMA node of its own.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(max(num_threads(config.threads) // config.tensor_parallel_size, 1))
@@ -54,8 +61,21 @@ def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
     return {"block_size": 32, "attention_backend": "CPU_MLA", "kv_cache_memory_bytes": cache}
 
 
+def refuse_unpatched_workers() -> None:
+    """Raise RuntimeError where the workers of an engine would not load rollout.plugin, and compute wrong results."""
+    if not any(point.name == PLUGIN for point in entry_points(group="vllm.general_plugins")):
+        raise RuntimeError(
+            f"vLLM's workers don't find the plug-in '{PLUGIN}', whose patches vLLM {PATCHED_VLLM} needs on the CPU: the "
+            "installation is older than the source; run make setup"
+        )
+    if envs.VLLM_PLUGINS is not None and PLUGIN not in envs.VLLM_PLUGINS:
+        raise RuntimeError(
+            f"VLLM_PLUGINS keeps out '{PLUGIN}', whose patches vLLM needs on the CPU; add it or unset the variable"
+        )
+
+
 def patch_vllm() -> None:
-    """Patch vLLM in this process; its worker processes do it as they start (see rollout.transfer)."""
+    """Patch vLLM in this process; its worker processes do it as they start (see rollout.plugin)."""
     _patch_rotary_kernel()
     _patch_expert_reload()
     _patch_float_head()
@@ -71,7 +91,7 @@ def pack_output_head(worker: Any) -> None:
         head.quant_method.process_weights_after_loading(head)
         if head.weight.dtype != torch.float32:
             handler = vllm_ops.create_onednn_mm(head.weight.float().t(), _CACHED_SHAPES)
-            head.cpu_linear = partial(_multiply, handler)
+            head.cpu_linear, head.is_packed_in_float32 = partial(_multiply, handler), True
 
 
 def _multiply(handler: Any, x: torch.Tensor, _weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -115,14 +135,18 @@ def _patch_rotary_kernel() -> None:
 
 
 def _patch_float_head() -> None:
-    """Compute float32 logits of a bfloat16 model with the weight that `pack_output_head` has packed."""
+    """Compute float32 logits of a bfloat16 model with the weight that `pack_output_head` has packed, if it has."""
+    apply = LogitsProcessor._apply_head
 
     def apply_head(
         self: LogitsProcessor, lm_head: Any, hidden_states: torch.Tensor, embedding_bias: torch.Tensor | None
     ) -> torch.Tensor:
+        if not getattr(lm_head, "is_packed_in_float32", False):
+            return apply(self, lm_head, hidden_states, embedding_bias)
         return lm_head.quant_method.apply(lm_head, hidden_states.to(self.head_dtype), bias=embedding_bias)
 
-    LogitsProcessor._apply_head = apply_head
+    if apply.__module__ != __name__:
+        LogitsProcessor._apply_head = apply_head
 
 
 def _patch_expert_reload() -> None:

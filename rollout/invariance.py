@@ -9,10 +9,11 @@ over batches of 1 to 128 rows:
 * torch's elementwise kernels compute the last few numbers of a tensor by another `exp` than the others, which changes
   the last bit of some router scores.
 * oneDNN multiplies a single row by another kernel than several, in float32 with 1,536 inputs or more.
-* Attention of a request may be split in two where the work is divided among threads.
+* Attention of a request may be split in two where the work is divided among threads (VLLM_CPU_ATTN_SPLIT_KV, which
+  our engines turn off).
 """
 
-import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,16 +55,16 @@ class RequestSeed:
 
 def make_batch_invariant() -> None:
     """Patch vLLM in this process, before it builds a model."""
-    os.environ["VLLM_CPU_ATTN_SPLIT_KV"] = "0"
     _seed_requests()
     _pad_router_scores()
     _pad_single_rows()
 
 
-def row_seeds(sources: list[RequestSeed]) -> torch.Tensor:
-    """Return the seed of each row's noise, int64 [rows], which the kernel hashes with the number of each token."""
-    seeds = np.array([source.seed for source in sources], np.int64)
-    places = np.array([source.place for source in sources], np.int64)
+def row_seeds(sources: Sequence[RequestSeed | None]) -> torch.Tensor:
+    """Return the seed of each row's noise, int64 [rows], which the kernel hashes with the number of each token; a
+    random one for a request without a seed, None."""
+    seeds = np.array([source.seed if source else int(torch.randint(2**62, ())) for source in sources], np.int64)
+    places = np.array([source.place if source else 0 for source in sources], np.int64)
     return torch.from_numpy(seeds + places * _STRIDE)  # wraps around
 
 
@@ -80,7 +81,7 @@ def _seed_requests() -> None:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not generators:
             return sample_unseeded(self, logits, generators, k, p)
-        seeds = row_seeds([generators[row] for row in range(len(logits))])
+        seeds = row_seeds([generators.get(row) for row in range(len(logits))])
         return torch.ops._C.fused_gumbel_argmax(apply_top_k_top_p(logits, k, p).float(), seeds), None
 
     if finish.__module__ != __name__:

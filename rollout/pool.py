@@ -242,6 +242,7 @@ def vllm_baseline_seconds(
     environment = {
         "OMP_NUM_THREADS": str(num_threads(config.threads)),
         "VLLM_MLA_DISABLE": str(int(not latent)),
+        "VLLM_PLUGINS": "",  # without rollout.plugin
     }
     measure: Any = ray.remote(_measure_vllm).options(num_cpus=0.1, runtime_env={"env_vars": environment})
     request = (model, config, prompts, sampling, num_completions, repeats)

@@ -5,10 +5,9 @@ A worker opens an update, gets one bucket after the other, and closes the update
 reload loads each module once its last tensor has arrived: it quantises FP8 weights, packs experts, and copies the
 result into the memory that the module had before. Matrices that attention absorbs are redone at the end.
 
-vLLM imports this file in every worker process (`worker_extension_cls`), so it also patches vLLM in those.
+vLLM imports this file in every worker process (`worker_extension_cls`).
 """
 
-import multiprocessing
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -237,7 +236,3 @@ class WeightReceiver:
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, StreamTransferEngine)
-if current_platform.is_cpu() and multiprocessing.parent_process():  # a worker's process; others patch for themselves
-    from rollout.cpu import patch_vllm
-
-    patch_vllm()

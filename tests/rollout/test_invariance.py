@@ -76,6 +76,14 @@ def test_a_part_of_a_prompt_uses_no_noise_up() -> None:
     assert torch.equal(invariance.row_seeds([source]), before)
 
 
+def test_a_request_without_a_seed_shares_a_batch_with_seeded_ones() -> None:
+    """As under `vllm serve`: its noise is random, theirs is not."""
+    source = invariance.RequestSeed(request(5, 3))
+    first, second, third = (invariance.row_seeds([None, source, None]) for _ in range(3))
+    assert first[1] == second[1] == third[1] == invariance.row_seeds([source])[0]
+    assert len({*first[::2].tolist(), *second[::2].tolist(), *third[::2].tolist()}) == 6
+
+
 def router(**settings: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
     routes = CPURouter(top_k=2, global_num_experts=12, **settings)
     return lambda scores: routes._compute_routing(scores, scores, None)

@@ -55,8 +55,10 @@ def placement() -> StagePlacement:
     return place(groups, nodes(), separate=True)
 
 
-def test_workers_sit_in_the_bundles_of_their_engine(three_gpus: None, tmp_path: Path) -> None:
-    folder = tiny.save(tiny.moe(0), tmp_path / "model")
+def test_workers_sit_in_the_bundles_of_their_engine_and_compute_as_one(three_gpus: None, tmp_path: Path) -> None:
+    """In a float32 model of DeepSeek's attention, which vLLM computes wrongly on the CPU without our plug-in."""
+    model = tiny.moe(0)
+    folder = tiny.save(model, tmp_path / "model")
     with (
         start.cluster_when_needed(placement),
         start.start_all(lambda: start.start_rollout(folder, CONFIG, dtype="float32", seed=0)) as (pool,),
@@ -64,5 +66,4 @@ def test_workers_sit_in_the_bundles_of_their_engine(three_gpus: None, tmp_path: 
         [workers] = ray.get([engine.workers.remote() for engine in pool._engines], timeout=60)
         assert [gpu for _, gpu in workers] == [1, 2]
         [logprobs] = pool.prompt_logprobs(tiny.PROMPTS)
-    # The values are not compared: the CPU's patches of vLLM (rollout.cpu) may not reach workers that Ray starts.
-    assert [len(values) for values in logprobs] == [len(prompt) - 1 for prompt in tiny.PROMPTS]
+    assert tiny.within_bounds(tiny.prompt_gap(model, logprobs))
