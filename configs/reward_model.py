@@ -1,6 +1,7 @@
 """Reward models."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -66,15 +67,20 @@ class RewardModelConfig(Settings):
 
     @model_validator(mode="after")
     def _sound(self) -> "RewardModelConfig":
-        invalid = [name for name in self.eval_data if not re.fullmatch(r"[A-Za-z0-9_.-]+", name)]
-        if invalid:
-            raise ValueError(f"eval_data: '{invalid[0]}' names files; use letters, digits, '_', '.' and '-' only")
+        check_eval_names(self.eval_data, self.eval_every_steps)
         check_length(self.steps, self.epochs, self.optimizer.schedule)
-        if not self.eval_data and self.eval_every_steps:
-            raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")
         if self.comparisons_per_step % self.trainer.num_ranks:
             raise ValueError(
                 f"comparisons_per_step={self.comparisons_per_step} must be a multiple of "
                 f"trainer.num_ranks={self.trainer.num_ranks}"
             )
         return self
+
+
+def check_eval_names(eval_data: Mapping[str, ComparisonData], eval_every_steps: int) -> None:
+    """Raise ValueError for a name of held-out data that can't name a file, and for evaluations without data."""
+    invalid = [name for name in eval_data if not re.fullmatch(r"[A-Za-z0-9_.-]+", name)]
+    if invalid:
+        raise ValueError(f"eval_data: '{invalid[0]}' names files; use letters, digits, '_', '.' and '-' only")
+    if not eval_data and eval_every_steps:
+        raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from configs.base import Settings, neighbour
+from configs.dpo import DPOConfig
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
@@ -14,22 +15,33 @@ from configs.reward_model import RewardModelConfig
 from configs.sample import SampleConfig
 from configs.sft import SFTConfig
 
-AnyStage = SFTConfig | PreferencesConfig | SampleConfig | RewardModelConfig | GRPOConfig | EvalConfig | GateConfig
+AnyStage = (
+    SFTConfig | PreferencesConfig | SampleConfig | RewardModelConfig | DPOConfig | GRPOConfig | EvalConfig | GateConfig
+)
 StageConfig = Annotated[AnyStage, Field(discriminator="type")]
 STAGES: dict[str, type[AnyStage]] = {
     "sft": SFTConfig,
     "preferences": PreferencesConfig,
     "sample": SampleConfig,
     "rm": RewardModelConfig,
+    "dpo": DPOConfig,
     "grpo": GRPOConfig,
     "eval": EvalConfig,
     "gate": GateConfig,
 }
 
-RESULT_FOLDERS = {"sft": "hf", "grpo": "hf", "gate": "hf", "rm": "hf", "preferences": "data", "sample": "data"}
+RESULT_FOLDERS = {
+    "sft": "hf",
+    "dpo": "hf",
+    "grpo": "hf",
+    "gate": "hf",
+    "rm": "hf",
+    "preferences": "data",
+    "sample": "data",
+}
 """Folder of a stage's result within its own, by type; `stage:NAME` stands for it. An evaluation has none."""
 
-LANGUAGE_MODELS = ("sft", "grpo", "gate")
+LANGUAGE_MODELS = ("sft", "dpo", "grpo", "gate")
 
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 """A stage's name is also the name of its folder in the run, and a part of its job's."""

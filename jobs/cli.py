@@ -24,6 +24,7 @@ VERBS = {
     "config": ("config", "Show a configuration and the origin of each value."),
     "sft": ("stage", "Fine-tune on conversations (supervised fine-tuning)."),
     "rm": ("stage", "Train a reward model on comparisons."),
+    "dpo": ("stage", "Train a policy on comparisons (DPO)."),
     "grpo": ("stage", "Train with reinforcement learning (GRPO)."),
     "sample": ("stage", "Collect verified conversations sampled from a model."),
     "eval": ("eval", "Evaluate a checkpoint on suites."),
@@ -38,7 +39,7 @@ VERBS = {
 }
 """The module in `jobs.verbs` of each verb, and its line in `alignyard --help`."""
 
-RESUMABLE = {"run", "sft", "rm", "grpo", "sample", "preferences"}
+RESUMABLE = {"run", "sft", "rm", "dpo", "grpo", "sample", "preferences"}
 """Verbs that continue an interrupted run when the same command is given again."""
 
 

@@ -1,5 +1,6 @@
-"""Load comparisons of answers to a prompt from five forms of rows, and tokenise them for a reward model."""
+"""Load comparisons of answers to a prompt from five forms of rows, and tokenise them for a reward model or a policy."""
 
+import hashlib
 import json
 import math
 import re
@@ -8,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from configs.base import neighbour
@@ -46,11 +49,15 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedComparison:
-    """A comparison and its token ids; each of `answer_ids` continues `prompt_ids`."""
+    """A comparison and its token ids; each of `answer_ids` continues `prompt_ids`.
+
+    ref_logprobs: log-probabilities of each answer's tokens by a frozen reference, if they were computed.
+    """
 
     comparison: Comparison
     prompt_ids: list[int]
     answer_ids: list[list[int]]
+    ref_logprobs: list[NDArray[np.float32]] | None = None
 
 
 class Comparisons:
@@ -66,6 +73,7 @@ class Comparisons:
         self._token_ids = token_ids  # of the prompt, then of each answer
         self.bad_rows = bad_rows
         self._seed = seed
+        self.ref_logprobs: list[list[NDArray[np.float32]]] | None = None  # by comparison and answer
 
     @classmethod
     def load(cls, config: ComparisonData, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> "Comparisons":
@@ -98,7 +106,16 @@ class Comparisons:
 
     def __getitem__(self, index: int) -> TokenizedComparison:
         prompt_ids, *answer_ids = (ids.tolist() for ids in self._token_ids[index])
-        return TokenizedComparison(self._comparisons[index], prompt_ids, answer_ids)
+        reference = None if self.ref_logprobs is None else self.ref_logprobs[index]
+        return TokenizedComparison(self._comparisons[index], prompt_ids, answer_ids, reference)
+
+    def token_hash(self) -> str:
+        """Hash the token ids of all comparisons, in their order."""
+        hashed = hashlib.sha256()
+        for comparison in self._token_ids:
+            for ids in comparison:
+                hashed.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+        return hashed.hexdigest()
 
     def take(self, step: int, n: int) -> list[TokenizedComparison]:
         """Return the comparisons of a step, which counts from 1; the same for every call."""

@@ -40,8 +40,9 @@ class Tree:
     """A root and its branches.
 
     root_mask: 1 for the root's own tokens that are trained (never the first). scored: the branches are one comparison,
-    and the last token of each is read. root_experts: given if the branches have routes. root_repeated: another part of
-    the same tree has the root too (see `cut`).
+    and the last token of each is read. compared: the branches are one comparison of which all tokens are trained.
+    root_experts: given if the branches have routes. root_repeated: another part of the same tree has the root too (see
+    `cut`).
 
     Example: `Tree([1, 5, 6], [Branch([7, 2]), Branch([8, 9, 2])])` is a prompt with two completions.
     """
@@ -50,12 +51,18 @@ class Tree:
     branches: list[Branch] = field(default_factory=list)
     root_mask: list[int] | None = None
     scored: bool = False
+    compared: bool = False
     root_experts: Routes | None = None
     root_repeated: bool = False
 
     @property
     def num_tokens(self) -> int:
         return len(self.root_ids) + sum(len(branch.token_ids) for branch in self.branches)
+
+    @property
+    def num_values(self) -> int:
+        """Trained tokens, or scored answers: the tree's share of the N of a row."""
+        return len(self.branches) if self.scored else self.num_tokens - len(self.root_ids) + sum(self.root_mask or [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,11 @@ class MicroBatch:
     def num_new_tokens(self) -> int:
         """The number of tokens without those of repeated segments."""
         return len(self.token_ids_T) - sum(self.lengths[segment] for segment in self.repeated)
+
+    @property
+    def comparison_S(self) -> Ints:
+        """The comparison of each sequence, from 0 on, in a row of `compared` trees: sequences are their branches."""
+        return np.unique([parent for parent in self.parents if parent >= 0], return_inverse=True)[1]
 
     def with_column(self, name: str, values_N: Floats) -> "MicroBatch":
         """Return the micro-batch with one more column."""
@@ -164,7 +176,7 @@ def cut(tree: Tree, max_tokens: int) -> list[Tree]:
     Example: `cut(Tree([1, 5], [Branch([7, 2]), Branch([8, 2])]), 4)` is
     `[Tree([1, 5], [Branch([7, 2])]), Tree([1, 5], [Branch([8, 2])], root_repeated=True)]`.
     """
-    if tree.scored or tree.num_tokens <= max_tokens or len(tree.branches) < 2:
+    if tree.scored or tree.compared or tree.num_tokens <= max_tokens or len(tree.branches) < 2:
         return [tree]
     parts = pack([len(branch.token_ids) for branch in tree.branches], max_tokens - len(tree.root_ids))
     first, *others = [replace(tree, branches=[tree.branches[i] for i in part]) for part in parts]
@@ -175,6 +187,23 @@ def scored_tree(prompt_ids: list[int], answers: Sequence[list[int]], targets: Se
     """Build a prompt with answers that are each scored at their last token, with target scores for training."""
     columns: list[dict[str, Sequence[float]]] = [{"targets": [x]} for x in targets] if targets else [{}] * len(answers)
     return Tree(prompt_ids, [Branch(*branch) for branch in zip(answers, columns, strict=True)], scored=True)
+
+
+def compared_tree(
+    prompt_ids: list[int],
+    answers: Sequence[list[int]],
+    targets: Sequence[float] | None = None,
+    reference: Sequence[Floats] | None = None,
+) -> Tree:
+    """Build a prompt with compared answers whose tokens are all trained, those of an answer with its target score and,
+    if given, with the reference's log-probabilities."""
+    columns: list[dict[str, Sequence[float]]] = [{} for _ in answers]
+    for index, answer in enumerate(answers):
+        if targets is not None:
+            columns[index]["targets"] = [targets[index]] * len(answer)
+        if reference is not None:
+            columns[index]["ref_logprobs"] = reference[index].tolist()
+    return Tree(prompt_ids, [Branch(*branch) for branch in zip(answers, columns, strict=True)], compared=True)
 
 
 def shard_indices(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[list[int]]]:
@@ -206,6 +235,22 @@ def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> 
     ranks = [[micro_batch([trees[i] for i in row]) for row in rows] for rows in indices]
     longest = max(len(rows) for rows in ranks)
     return [rows + [_untrained_row(rows[0])] * (longest - len(rows)) for rows in ranks]
+
+
+def values_in_order(
+    trees: Sequence[Tree], results: Sequence[Sequence[Floats]], micro_batch_tokens: int
+) -> list[Floats]:
+    """Return the values of each tree, in the order of `trees`, none of which is ever cut.
+
+    results: the values of each rank's rows, as `shard` made them; rows without a tree come last.
+    """
+    values: dict[int, Floats] = {}
+    indices = shard_indices(trees, num_ranks=len(results), micro_batch_tokens=micro_batch_tokens)
+    for rank_indices, rank_values in zip(indices, results, strict=True):
+        for row_indices, values_N in zip(rank_indices, rank_values, strict=False):
+            ends = np.cumsum([trees[index].num_values for index in row_indices])[:-1]
+            values |= zip(row_indices, np.split(values_N, ends), strict=True)
+    return [values[index] for index in range(len(trees))]
 
 
 def _untrained_row(row: MicroBatch) -> MicroBatch:

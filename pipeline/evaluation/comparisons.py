@@ -1,4 +1,4 @@
-"""Figures of a reward model: its scores of answers whose order is known.
+"""Figures of a reward model, or of a policy's implicit rewards: scores of answers whose order is known.
 
 Shape suffixes: N answers, M pairs of a better and a worse answer.
 """
@@ -89,7 +89,7 @@ def evaluate_comparisons(
     trees = [scored_tree(comparison.prompt_ids, comparison.answer_ids) for comparison in tokenized]
     calls = range(0, len(trees), COMPARISONS_PER_CALL)
     scores = [answers for first in calls for answers in score(trees[first : first + COMPARISONS_PER_CALL])]
-    records = [_record(comparison, answers) for comparison, answers in zip(tokenized, scores, strict=True)]
+    records = [scored_comparison(*pair) for pair in zip(tokenized, scores, strict=True)]
     figures = comparison_figures(records, loss)
     flipped = score(
         [scored_tree(comparison.prompt_ids, comparison.answer_ids[::-1]) for comparison in tokenized[:FLIPPED]]
@@ -163,7 +163,8 @@ def write_records(folder: Path, name: str, result: ComparisonResult) -> None:
     write_json_lines(folder / f"{name}.reliability.jsonl", [asdict(bin_) for bin_ in reliability_bins(result.records)])
 
 
-def _record(tokenized: TokenizedComparison, scores: list[float]) -> ScoredComparison:
+def scored_comparison(tokenized: TokenizedComparison, scores: list[float]) -> ScoredComparison:
+    """Join a comparison with the scores of its answers."""
     comparison, lengths = tokenized.comparison, [len(ids) for ids in tokenized.answer_ids]
     return ScoredComparison(comparison.row, comparison.source, comparison.domain, scores, comparison.scores, lengths)
 

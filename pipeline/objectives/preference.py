@@ -57,7 +57,7 @@ def pairwise_loss(
     """
     scores_N, targets_N, comparison_N, num_comparisons = answers
     better_M, worse_M = ordered_pairs(targets_N=targets_N, comparison_N=comparison_N)
-    weights_M = _weights(comparison_N[better_M], num_comparisons)
+    weights_M = comparison_weights(comparison_N[better_M], num_comparisons)
     difference_M = scores_N[better_M] - scores_N[worse_M]
     margin_M = margin * (targets_N[better_M] - targets_N[worse_M]).nan_to_num(nan=0.0)
     loss_M = -logsigmoid(difference_M - margin_M) + center * (scores_N[better_M] + scores_N[worse_M]).square()
@@ -66,7 +66,7 @@ def pairwise_loss(
     sums = {
         "reward_model/accuracy": (weights_M * accuracy_M).sum(),
         "reward_model/margin_mean": (weights_M * difference_M).sum(),
-        "reward_model/score_mean": (_weights(comparison_N, num_comparisons) * scores_N.detach()).sum(),
+        "reward_model/score_mean": (comparison_weights(comparison_N, num_comparisons) * scores_N.detach()).sum(),
     }
     return LossOutput((weights_M * loss_M).sum() / denominator, sums, {})
 
@@ -83,7 +83,7 @@ def pointwise_loss(
     are sums over comparisons of means over their answers.
     """
     scores_N, targets_N, comparison_N, num_comparisons = answers
-    weights_N = _weights(comparison_N, num_comparisons)
+    weights_N = comparison_weights(comparison_N, num_comparisons)
     score_N = scores_N.detach()
     predicted_N = score_N if kind == "regression" else score_N.sigmoid()
     if kind == "regression":
@@ -97,6 +97,6 @@ def pointwise_loss(
     return LossOutput((weights_N * loss_N).sum() / denominator, sums, {})
 
 
-def _weights(comparison_N: Tensor, num_comparisons: int) -> Tensor:
+def comparison_weights(comparison_N: Tensor, num_comparisons: int) -> Tensor:
     """Compute 1 / count of each element's comparison, float of the same shape."""
     return 1 / torch.bincount(comparison_N, minlength=num_comparisons)[comparison_N]

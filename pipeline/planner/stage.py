@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from configs.dpo import DPOConfig
 from configs.grpo import GRPOConfig
 from configs.model import FirstModelConfig
 from configs.references import PREFIX
@@ -15,7 +16,7 @@ from pipeline.cluster.demand import stage_demand
 from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
 from pipeline.planner.cost import Work
 
-PLANNED = (SFTConfig, RewardModelConfig, GRPOConfig)
+PLANNED = (SFTConfig, RewardModelConfig, DPOConfig, GRPOConfig)
 """Stages with a step of known size. The data decide how much the other stages sample."""
 
 
@@ -42,7 +43,7 @@ class PlannedStage:
 
 
 def planned_stage(
-    config: SFTConfig | RewardModelConfig | GRPOConfig,
+    config: SFTConfig | RewardModelConfig | DPOConfig | GRPOConfig,
     recipe: Recipe,
     *,
     mean_share: float,
@@ -81,22 +82,22 @@ def origin_of(config: AnyStage, recipe: Recipe) -> str:
     return origin_of(recipe.stages[path.removeprefix(PREFIX)], recipe) if path.startswith(PREFIX) else path
 
 
-def _batch_size(config: SFTConfig | RewardModelConfig | GRPOConfig) -> int:
+def _batch_size(config: SFTConfig | RewardModelConfig | DPOConfig | GRPOConfig) -> int:
     match config:
         case SFTConfig():
             return config.conversations_per_step
-        case RewardModelConfig():
+        case RewardModelConfig() | DPOConfig():
             return config.comparisons_per_step
         case GRPOConfig():
             return config.prompts_per_step // config.updates_per_batch
 
 
-def _work(config: SFTConfig | RewardModelConfig | GRPOConfig, share: float) -> Work:
+def _work(config: SFTConfig | RewardModelConfig | DPOConfig | GRPOConfig, share: float) -> Work:
     match config:
         case SFTConfig():
             longest = config.data.max_length
             return Work(config.conversations_per_step, 1, 0, share * longest, longest, longest)
-        case RewardModelConfig():
+        case RewardModelConfig() | DPOConfig():
             longest = config.data.max_length
             mean = 1.5 * share * longest  # a prompt and two answers, each half as long as `max_length` allows
             return Work(config.comparisons_per_step, 1, 0, mean, 2 * longest, 2 * longest)

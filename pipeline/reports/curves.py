@@ -25,8 +25,17 @@ LEARNING = (
     Chart("Pass rate", "score of 1 or more", {"reward/*/pass_rate": ""}),
     Chart("Loss", "nats a token", {"loss/nll_mean": "training", "eval/nll_mean": "held out"}),
     Chart("Multi-token prediction", "share of drafts accepted", {"mtp/acceptance_*": ""}),
-    Chart("Accuracy", "share of pairs", {"reward_model/accuracy": "training", "eval/*/accuracy": ""}),
-    Chart("Margin", "better less worse", {"reward_model/margin_mean": "training", "eval/*/margin_mean": ""}),
+    Chart(
+        "Accuracy",
+        "share of pairs",
+        {"reward_model/accuracy": "training", "dpo/accuracy": "training", "eval/*/accuracy": ""},
+    ),
+    Chart(
+        "Margin",
+        "better less worse",
+        {"reward_model/margin_mean": "training", "dpo/margin_mean": "training", "eval/*/margin_mean": ""},
+    ),
+    Chart("Implicit reward", "", {"dpo/chosen_mean": "better", "dpo/rejected_mean": "worse"}),
     Chart("Squared error", "", {"reward_model/squared_error_mean": "training", "eval/*/squared_error_mean": ""}),
     Chart("Completion length", "tokens", {"rollout/length/mean": "mean"}),
     Chart(
@@ -76,6 +85,7 @@ HEADLINE = {
     "loss/nll_mean": "loss",
     "eval/*/accuracy": "{} accuracy",
     "reward_model/accuracy": "accuracy in training",
+    "dpo/accuracy": "accuracy in training",
     "rollout/length/mean": "tokens a completion",
     "loss/kl_mean": "divergence",
     "time/step_seconds": "seconds a step",
@@ -85,6 +95,7 @@ TREND = {
     "reward/total/mean": "reward",
     "eval/*/accuracy": "{} accuracy",
     "reward_model/accuracy": "accuracy in training",
+    "dpo/accuracy": "accuracy in training",
     "loss/nll_mean": "loss",
 }
 """Keys of the curve that stands for a stage: the first that it has."""

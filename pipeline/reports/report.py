@@ -61,6 +61,8 @@ COLUMNS = (
     ("rollout/length/mean", "length", ".0f", 6),
     ("reward_model/accuracy", "accuracy", ".0%", 8),
     ("reward_model/margin_mean", "margin", ".2f", 6),
+    ("dpo/accuracy", "accuracy", ".0%", 8),
+    ("dpo/margin_mean", "margin", ".2f", 6),
     ("eval/*/accuracy", "", ".1%", 6),
     ("rollout/entropy_mean", "entropy", ".3f", 7),
     ("loss/kl_mean", "kl", ".1e", 7),

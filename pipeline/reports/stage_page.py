@@ -79,8 +79,8 @@ def _alarms(folder: Path, rows: Sequence[MetricsRow]) -> list[str]:
 
 
 def _suites(stage_type: str, figures: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Figures of an evaluation by suite, or of a reward model by held-out set."""
-    prefix = {"eval": "", "rm": "eval/"}.get(stage_type)
+    """Figures of an evaluation by suite, or of a stage on comparisons by held-out set."""
+    prefix = {"eval": "", "rm": "eval/", "dpo": "eval/"}.get(stage_type)
     if prefix is None:
         return {}
     return by_suite({key.removeprefix(prefix): value for key, value in figures.items() if key.startswith(prefix)})

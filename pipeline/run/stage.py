@@ -38,6 +38,7 @@ MODULES = {
     "preferences": "pipeline.stages.preferences",
     "sample": "pipeline.stages.sample",
     "rm": "pipeline.stages.reward_model",
+    "dpo": "pipeline.stages.dpo",
     "grpo": "pipeline.stages.grpo",
     "gate": "pipeline.stages.gate",
     "eval": "pipeline.stages.evaluate",

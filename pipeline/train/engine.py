@@ -23,7 +23,7 @@ from pipeline.models.tokenizer import load_tokenizer
 from pipeline.train.balancer import Balancer
 from pipeline.train.build import build_engine, build_reference, join_ranks, prepare_torch
 from pipeline.train.expert_parallel import as_fused
-from pipeline.train.losses import batch_loss
+from pipeline.train.losses import batch_loss, metric_count
 from pipeline.train.memory import StepMemory
 from pipeline.train.schedule import learning_rate
 from pipeline.train.sender import WeightSender
@@ -101,7 +101,7 @@ class TrainEngine:
                 sums[name] = sums.get(name, 0.0) + value
             for name, value in row_maxima.items():
                 maxima[name] = torch.maximum(maxima[name], value) if name in maxima else value
-        count = sum(row.num_sequences if self.spec.is_reward_model else len(row.target_N) for row in batch)
+        count = sum(metric_count(self.spec.objective, row) for row in batch)
         floats = ({name: value.item() for name, value in tensors.items()} for tensors in (sums, maxima))
         return BatchSums(count, total.item(), *floats)
 

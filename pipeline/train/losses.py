@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from configs.dpo import DpoLoss
 from configs.grpo import ObjectiveConfig
-from configs.reward_model import PairwiseLoss
+from configs.reward_model import PairwiseLoss, PointwiseLoss
 from pipeline.data.trees import Floats, MicroBatch
 from pipeline.models.logprobs import MtpLogprobs
+from pipeline.objectives.direct import ComparedAnswers, dpo_loss
 from pipeline.objectives.policy import LossOutput, PolicyTokens, grpo_loss
 from pipeline.objectives.preference import ScoredAnswers, pairwise_loss, pointwise_loss
 from pipeline.objectives.supervised import mtp_loss, sft_loss
@@ -59,10 +61,28 @@ def _main_loss(objective: Objective, row: MicroBatch, values_N: Tensor, denomina
             kl_coef_N=columns.get("kl_coef"),
         )
         return grpo_loss(tokens, objective, denominator=denominator)
+    if isinstance(objective, DpoLoss):
+        compared = ComparedAnswers(
+            logprobs_N=values_N,
+            ref_logprobs_N=columns.get("ref_logprobs"),
+            targets_N=columns["targets"],
+            sequence_N=sequence_N,
+            comparison_S=torch.from_numpy(row.comparison_S).to(values_N.device),
+        )
+        return dpo_loss(compared, objective, denominator=denominator)
     answers = ScoredAnswers(values_N, columns["targets"], sequence_N, row.num_sequences)
     if isinstance(objective, PairwiseLoss):
         return pairwise_loss(answers, denominator=denominator, margin=objective.margin, center=objective.center)
     return pointwise_loss(answers, denominator=denominator, kind=objective.kind)
+
+
+def metric_count(objective: Objective, row: MicroBatch) -> int:
+    """Count what the metrics of `row` are means over: comparisons of a reward model and of DPO, else trained tokens."""
+    if isinstance(objective, DpoLoss):
+        return int(row.comparison_S.max(initial=-1)) + 1
+    if isinstance(objective, PairwiseLoss | PointwiseLoss):
+        return row.num_sequences
+    return len(row.target_N)
 
 
 def _tensor(values_N: Floats, device: torch.device) -> Tensor:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from configs.balance import V2Balance, V3Balance
+from configs.dpo import DpoLoss
 from configs.grpo import ObjectiveConfig
 from configs.reward_model import PairwiseLoss, PointwiseLoss
 from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
 
-Objective = ObjectiveConfig | PairwiseLoss | PointwiseLoss | None
-"""GRPO's, a reward model's, or None for supervised training."""
+Objective = ObjectiveConfig | DpoLoss | PairwiseLoss | PointwiseLoss | None
+"""GRPO's, DPO's, a reward model's, or None for supervised training."""
 PEAK = "memory/peak_gib"
 """Metric: peak memory of the fullest rank in a step."""
 LONGEST = "memory/longest_tokens"

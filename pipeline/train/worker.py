@@ -10,7 +10,7 @@ import time
 from collections import ChainMap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from safetensors import SafetensorError
 
-from pipeline.data.trees import Floats, MicroBatch, Tree, micro_batch, shard, shard_indices
+from pipeline.data.trees import Floats, MicroBatch, Tree, micro_batch, shard, values_in_order
 from pipeline.disk.checksums import write_checksums
 from pipeline.disk.files import new_folder
 from pipeline.errors import RunStopped
@@ -155,17 +155,19 @@ class TrainingRanks:
 
     def scores(self, trees: list[Tree]) -> list[list[float]]:
         """Score each answer of scored trees with a reward model, in the order of `trees` and their branches."""
-        trainer = self._spec.trainer
-        padded = [*trees, *trees[:1] * (trainer.num_ranks - len(trees))]  # every rank needs a tree
-        indices = shard_indices(padded, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
-        results = self._each("scores", [(rows,) for rows in self.shard(padded)])
-        scores: list[list[float]] = [[] for _ in padded]
-        for rank_indices, rank_scores in zip(indices, results, strict=True):
-            for row_indices, scores_N in zip(rank_indices, rank_scores, strict=False):  # padding rows come last
-                row_scores = iter(scores_N.tolist())
-                for index in row_indices:
-                    scores[index] = list(islice(row_scores, len(padded[index].branches)))
-        return scores[: len(trees)]
+        return [values_N.tolist() for values_N in self._in_order(trees, "scores")]
+
+    def answer_logprobs(self, trees: list[Tree]) -> list[list[Floats]]:
+        """Compute the policy's log-probabilities of each answer of compared trees, in the order of `trees` and their
+        branches."""
+        ends = [np.cumsum([len(branch.token_ids) for branch in tree.branches])[:-1] for tree in trees]
+        return [np.split(*pair) for pair in zip(self._in_order(trees, "logprobs"), ends, strict=True)]
+
+    def _in_order(self, trees: list[Tree], method: str) -> list[Floats]:
+        """Call a method on trees that are never cut, and return the values of each, in the order of `trees`."""
+        padded = [*trees, *trees[:1] * (self._spec.trainer.num_ranks - len(trees))]  # every rank needs a tree
+        results = self._each(method, [(rows,) for rows in self.shard(padded)])
+        return values_in_order(padded, results, self._spec.trainer.micro_batch_tokens)[: len(trees)]
 
     def sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
         """Log-probabilities of the trained tokens of each tree, in the order of `trees`. Every rank computes all."""
