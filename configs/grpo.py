@@ -86,6 +86,9 @@ class ObjectiveConfig(Settings):
     kl_coef_of: dict[str, float] = Field(default_factory=dict[str, float])
     """Coefficient beta of prompts that a reward judges, by the reward's label, in place of kl_coef; the smallest where
     several judge. For weaker divergence in a domain, such as mathematics in DeepSeek-V3.2."""
+    reference_every_steps: int | None = Field(default=None, ge=1)
+    """Steps after which the reference becomes the policy, again and again (DeepSeek-R1: every 400 updates, which are
+    400 / updates_per_batch steps). None keeps the first weights."""
     importance_cap: float | None = Field(default=None, gt=0)
     """Importance sampling: cap of the weight pi_trainer/pi_rollout. None applies no weight, which
     is right where both compute alike, as in float32. In bfloat16 set it, to 2: without it a bias grows with length."""
@@ -122,8 +125,9 @@ class ObjectiveConfig(Settings):
             and self.importance_mode == "truncate",
             "importance_level and importance_mode have no effect without importance_cap": self.importance_cap is None
             and (self.importance_level, self.importance_mode) != ("token", "truncate"),
-            "kl and kl_coef_of have no effect with kl_coef=0; set kl_coef above 0": not self.kl_coef
-            and (self.kl != "k3" or bool(self.kl_coef_of)),
+            "kl, kl_coef_of and reference_every_steps have no effect with kl_coef=0; set kl_coef above 0": (
+                not self.kl_coef and (self.kl != "k3" or bool(self.kl_coef_of or self.reference_every_steps))
+            ),
         }
         for refusal, applies in refusals.items():
             if applies:
@@ -304,6 +308,11 @@ class GRPOConfig(Settings):
             raise ValueError(
                 f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; with model.dtype=bfloat16 trainer and "
                 "engine differ by more than 1e-3: raise it, or remove it to have it measured"
+            )
+        if (self.objective.reference_every_steps or 0) >= self.steps:
+            raise ValueError(
+                f"objective.reference_every_steps={self.objective.reference_every_steps} has no effect within "
+                f"steps={self.steps}; lower it or remove it"
             )
         if self.updates_per_batch == 1 and self.routing_replay == "policy":
             raise ValueError(

@@ -6,10 +6,12 @@ weights while these are sent, and the ranks sleep while the engines sample and v
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from configs.grpo import GRPOConfig
 from pipeline.data.trees import MicroBatch
 from pipeline.grpo.batches import TrainingBatch
+from pipeline.grpo.reference import refresh_reference
 from pipeline.grpo.sync import MARGINS, Gap, refuse_mismatch, scaled_margins, sync_weights
 from pipeline.reports.stopwatch import Stopwatch
 from pipeline.train.checkpoints import Checkpoints
@@ -31,6 +33,7 @@ class PreparedBatch:
 class Fleet:
     """Handles of a GRPO stage's workers.
 
+    folder: of the stage.
     probe: fixed sequences whose log-probabilities prove a weight sync.
     watch: seconds of each phase.
     margins: bounds of a sync in units of the policy's rounding. In bfloat16 the first sync of the stage sets them.
@@ -41,6 +44,7 @@ class Fleet:
     rewards: RewardPool
     checkpoints: Checkpoints
     config: GRPOConfig
+    folder: Path
     probe: list[list[int]]
     watch: Stopwatch = field(default_factory=Stopwatch)
     margins: Gap = MARGINS
@@ -92,6 +96,13 @@ class Fleet:
         num_tokens = sum(len(micro_batch.target_N) for shard in batch.shards for micro_batch in shard)
         refuse_mismatch(metrics, num_tokens, self._mismatch_bound, step=self.checkpoints.step + 1)
         return metrics
+
+    def refresh_reference(self, step: int) -> None:
+        """Let the reference become the policy after `step`, if that is due and another step follows."""
+        every_steps = self.config.objective.reference_every_steps
+        if every_steps and step % every_steps == 0 and step < self.config.steps:
+            with self.watch("reference"):
+                refresh_reference(self.policy, self.folder, step, every_steps)
 
     def sync_weights(self, step: int) -> dict[str, float]:
         """Sync the policy after `step` to the engines, which then are awake (pipeline.grpo.sync); return metrics."""

@@ -2,6 +2,7 @@
 (DeepSeekMath section 4, arXiv:2402.03300; DeepSeek-V2 section 4.2, arXiv:2405.04434)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.grpo.collect import collect
 from pipeline.grpo.experience import Experience
 from pipeline.grpo.figures import over_updates
 from pipeline.grpo.fleet import Fleet
+from pipeline.grpo.reference import reference_checkpoint
 from pipeline.grpo.sync import probe_sequences
 from pipeline.grpo.validation import Validation
 from pipeline.models.tokenizer import load_tokenizer
@@ -50,6 +52,7 @@ def run(
         batches = [fleet.prepare(batch) for batch in training_batches(experience, config)]
         updates = [fleet.update(batch) for batch in batches]
         fleet.checkpoints.write(step)
+        fleet.refresh_reference(step)
         metrics = experience.metrics | moves | over_updates(updates) | alarms.length_controlled(experience.metrics)
         metrics |= fleet.sync_weights(step) | validate(step)
         expert_load = fleet.policy.expert_load() if report.page_due(step) else None
@@ -70,6 +73,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
     if gate is not None:
         check_validation(config, gate)
         suites = Evaluation.prepare(gate.suites, tokenizer, gate.reward_pool, gate.seed, start_rewards)
+    reference = reference_checkpoint(folder, model, config.objective.reference_every_steps)
     starts = (
         partial(
             start_rollout,
@@ -80,7 +84,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
             stop_token_ids=turn_ends(tokenizer),
             with_routes=config.routing_replay == "rollout",
         ),
-        partial(start_ranks, train_spec(config, model)),
+        partial(start_ranks, replace(train_spec(config, model), reference=reference)),
         partial(start_rewards, config.rewards, config.reward_pool, judges.placements),
     )
     with (
@@ -99,7 +103,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
             validation = Validation(gate, suites, rollout, checkpoints, folder / "validation", validates)
         text = chain.from_iterable(prompt.token_ids for prompt in prompts)
         probe = probe_sequences(len(tokenizer), max_model_len=config.rollout.max_model_len, text=text)
-        fleet = Fleet(policy, rollout, rewards, checkpoints, config, probe)
+        fleet = Fleet(policy, rollout, rewards, checkpoints, config, folder, probe)
         fleet.resume(rows)
         run(config, prompts, fleet, report, alarms, validation.figures if validation else lambda _: {})
     return report.last_metrics

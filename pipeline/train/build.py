@@ -74,7 +74,7 @@ def build_engine(spec: TrainSpec) -> tuple[PreTrainedModel, Any]:
 
 def build_reference(spec: TrainSpec, device: torch.device) -> nn.Module:
     """Build the frozen copy of the model that KL terms refer to, sharded under ZeRO-3."""
-    model = LogprobModel(load_model(spec.model, spec.dtype), fp8=spec.trainer.fp8)
+    model = LogprobModel(load_model(spec.reference or spec.model, spec.dtype), fp8=spec.trainer.fp8)
     model.eval().requires_grad_(False)
     _shard_experts(model.causal_lm, spec.trainer)
     if spec.trainer.zero_stage < 3:

@@ -29,7 +29,7 @@ from pipeline.train.schedule import learning_rate
 from pipeline.train.sender import WeightSender
 from pipeline.train.sleep import Residence
 from pipeline.train.spec import BatchSums, TrainSpec
-from pipeline.train.state import gathered, layers, load_state, save_state
+from pipeline.train.state import copy_weights, gathered, layers, load_state, save_state
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import save_hf
 from pipeline.weights.reward_model import save_score_model
@@ -137,6 +137,13 @@ class TrainEngine:
         """Compute the frozen reference's log-probabilities of the trained tokens, float32 [N] for each row."""
         assert self.reference is not None, "no reference was loaded"
         return self._logprobs(self.reference, batch)
+
+    @needs(DeviceState.AWAKE)
+    def refresh_reference(self) -> None:
+        """Copy the policy's weights into the reference, in place; every rank takes part."""
+        assert self.reference is not None, "no reference was loaded"
+        reference = getattr(self.reference, "module", self.reference)  # under ZeRO-3 it is a DeepSpeed engine
+        copy_weights(self.engine.module, reference, zero_stage=self.spec.trainer.zero_stage)
 
     @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def perturbed_logprobs(self, batch: list[MicroBatch]) -> list[Floats]:

@@ -26,11 +26,11 @@ LONGEST = "memory/longest_tokens"
 class TrainSpec:
     """Everything that a rank needs to build its engine; sent to it by value.
 
-    chat_template: the file that replaces the checkpoint's template. with_reference: keep a frozen copy of `model`,
-    sharded under ZeRO-3. routing_replay: the policy must have routers that can replay routes. head_seed: seed of a
-    reward model's new head; training itself draws no random numbers. balance: balance of the experts' load, None to
-    only measure it. mtp: train the checkpoint's MTP modules, or new ones; None removes them, from exports too. Raises
-    ValueError for impossible combinations.
+    chat_template: the file that replaces the checkpoint's template. with_reference: keep a frozen copy of `model`, or
+    of the checkpoint `reference`, sharded under ZeRO-3. routing_replay: the policy must have routers that can replay
+    routes. head_seed: seed of a reward model's new head; training itself draws no random numbers. balance: balance of
+    the experts' load, None to only measure it. mtp: train the checkpoint's MTP modules, or new ones; None removes them,
+    from exports too. Raises ValueError for impossible combinations.
     """
 
     model: Path
@@ -41,6 +41,7 @@ class TrainSpec:
     chat_template: str | None = None
     objective: Objective = None
     with_reference: bool = False
+    reference: Path | None = None
     routing_replay: bool = False
     head_seed: int = 0
     balance: V2Balance | V3Balance | None = None

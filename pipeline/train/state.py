@@ -8,7 +8,7 @@ This file and `sleep.py` depend on internals of DeepSpeed's optimizers.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -54,6 +54,25 @@ def gathered(layer: Mapping[str, Tensor], *, zero_stage: int) -> AbstractContext
     return deepspeed.zero.GatheredParameters([x for x in layer.values() if isinstance(x, nn.Parameter)])
 
 
+def gathered_to_write(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Gather what ZeRO-3 shards of `parameters` within the block; all ranks keep what rank 0 has written at its end."""
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def copy_weights(source: nn.Module, target: nn.Module, *, zero_stage: int) -> None:
+    """Copy weights and buffers of `source` into those of `target` that have the same names, a layer at a time.
+
+    Every rank takes part; both are sharded alike.
+    """
+    targets = target.state_dict(keep_vars=True)
+    for layer in layers(source):
+        pairs = {name: (tensor, targets[name]) for name, tensor in layer.items() if name in targets}
+        parameters = [into for _, into in pairs.values() if isinstance(into, nn.Parameter)]
+        with gathered(layer, zero_stage=zero_stage), gathered_to_write(parameters):
+            for tensor, into in pairs.values():
+                into.data.copy_(tensor.data)
+
+
 def save_state(engine: Any, folder: Path, step: int) -> dict[str, str]:
     """Write the state after `step` updates into `folder`; every rank of the DeepSpeed `engine` takes part.
 
@@ -95,9 +114,7 @@ def load_state(engine: Any, folder: Path) -> int:
     step: int = read_json(folder / _STEP_FILE, f"remove '{folder}' to start from an earlier state")["step"]
     _create_moments(engine, step)
     for index, layer in enumerate(layers(engine.module)):
-        parameters = deepspeed.zero.GatheredParameters(
-            [tensor for tensor in layer.values() if isinstance(tensor, nn.Parameter)], modifier_rank=0
-        )
+        parameters = gathered_to_write([tensor for tensor in layer.values() if isinstance(tensor, nn.Parameter)])
         path = folder / f"layer-{index}.safetensors"
         try:
             with safe_open(path, "pt") as file, parameters:

@@ -134,6 +134,10 @@ class TrainingRanks:
             for pair in zip(batch, columns, strict=True)
         ]
 
+    def refresh_reference(self) -> None:
+        """Let the reference become the present policy."""
+        self._all("refresh_reference")
+
     def with_routes(self, batch: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
         """Add `policy_logprobs` of the present policy, and the routes behind them for training to replay."""
         results = self._each("logprobs_and_experts", [(rows,) for rows in batch])
