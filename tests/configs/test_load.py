@@ -250,8 +250,6 @@ BF16 = {"path": "x", "dtype": "bfloat16"}
         ("grpo", {"rewards": [{"name": "math"}, {"name": "math"}]}, "may appear once"),
         ("grpo", {"rewards": [{"name": "math", "weight": 0.0}]}, "nothing would be"),
         ("grpo", {"objective": {"surrogate": "cispo"}}, "updates_per_batch=1"),
-        ("grpo", {"objective": {"reference_every_steps": 2}}, "no effect within steps=2"),
-        ("grpo", {"objective": {"reference_every_steps": 1, "kl_coef": 0}}, "kl_coef above 0"),
         ("grpo", {"routing_replay": "policy"}, "updates_per_batch=1"),
         ("grpo", {"model": BF16, "sync": {"max_mean_gap": 1e-5}}, "is for float32"),
         ("grpo", {"overlong": {"shaping_tokens": 8}}, r"sampling\.max_tokens"),

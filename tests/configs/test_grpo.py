@@ -1,0 +1,34 @@
+"""Settings of GRPO that exclude each other, or have no effect."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from configs.grpo import GRPOConfig
+
+SETTINGS: dict[str, Any] = {
+    "type": "grpo",
+    "model": {"path": "x"},
+    "prompts": {"source": {"type": "sums", "size": 8}, "max_prompt_length": 16},
+    "rewards": [{"name": "math"}],
+    "steps": 2,
+    "prompts_per_step": 4,
+    "group_size": 2,
+    "sampling": {"max_tokens": 8},
+    "optimizer": {"learning_rate": 1e-3},
+    "rollout": {"max_model_len": 64},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": {"reference_every_steps": 2}}, "no effect within steps=2"),
+        ({"objective": {"reference_every_steps": 1, "kl_coef": 0}}, "kl_coef above 0"),
+    ],
+)
+def test_settings_without_effect_are_refused(changes: dict[str, Any], message: str) -> None:
+    GRPOConfig.model_validate(SETTINGS)
+    with pytest.raises(ValidationError, match=message):
+        GRPOConfig.model_validate(SETTINGS | changes)
