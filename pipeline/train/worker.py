@@ -110,15 +110,14 @@ class TrainingRanks:
         return shard(trees, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
 
     def update(self, batch: list[list[MicroBatch]], denominator: float) -> dict[str, float]:
-        """Do one optimizer step on a sharded batch, its loss divided by `denominator`. Returns metrics; those of memory
-        are the fullest rank's.
+        """Do one optimizer step on a sharded batch, its loss divided by `denominator`; return metrics.
 
         Raises RunStopped when the gradient is not finite: the weights are lost, the last checkpoint is not.
         """
         started = time.monotonic()
         sums: list[BatchSums] = self._each("forward_backward", [(rows, denominator) for rows in batch])
         step_metrics: list[dict[str, float]] = self._all("optim_step")
-        fullest = max(step_metrics, key=lambda metrics: metrics.get(PEAK, 0.0))  # absent where it can't be measured
+        fullest = max(step_metrics, key=lambda metrics: metrics.get(PEAK, 0.0))  # of memory, if it is known
         metrics = _mean(sums) | {"loss/total": sum(part.loss for part in sums)} | fullest
         if not math.isfinite(metrics["train/grad_norm"]):
             raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")
@@ -226,8 +225,7 @@ class TrainingRanks:
     def save(self, folder: Path) -> None:
         """Write the training state of all ranks with its checksums; `folder` appears complete or not at all."""
         with new_folder(folder) as partial:
-            checksums: list[dict[str, str]] = self._all("save", partial)
-            write_checksums(partial, ChainMap(*checksums))
+            write_checksums(partial, ChainMap(*self._all("save", partial)))
 
     def load(self, folder: Path) -> None:
         """Load the training state that `save` wrote. Raises ValueError if this layout can't read it."""
