@@ -65,7 +65,7 @@ class SyncConfig(Settings):
     """Largest mean |trainer - engine| log-probability in nats: over the tokens of the probe (fixed sequences of the
     prompts' text and of random tokens) after a sync, and over a step's sampled tokens without the sequence that differs
     most. None allows 6 times the mean difference that rounding alone makes in the policy's log-probabilities on the
-    probe, measured at every sync; in bfloat16, after the first sync, at most 3 times its gap in this unit."""
+    probe, measured at every tenth step; in bfloat16, after the first sync, at most 3 times its gap in this unit."""
     max_gap: float | None = Field(default=None, gt=0)
     """Largest |trainer - engine| log-probability on any token of the probe, in nats. None allows 16 times the largest
     difference that rounding alone makes on a token."""

@@ -12,7 +12,15 @@ from configs.grpo import GRPOConfig
 from pipeline.data.trees import MicroBatch
 from pipeline.grpo.batches import TrainingBatch
 from pipeline.grpo.reference import refresh_reference
-from pipeline.grpo.sync import MARGINS, Gap, refuse_mismatch, scaled_margins, sync_weights
+from pipeline.grpo.sync import (
+    MARGINS,
+    ROUNDING_STEPS,
+    Gap,
+    measured_rounding,
+    refuse_mismatch,
+    scaled_margins,
+    sync_weights,
+)
 from pipeline.reports.stopwatch import Stopwatch
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.worker import TrainingRanks
@@ -37,6 +45,7 @@ class Fleet:
     probe: fixed sequences whose log-probabilities prove a weight sync.
     watch: seconds of each phase.
     margins: bounds of a sync in units of the policy's rounding. In bfloat16 the first sync of the stage sets them.
+    rounding: the policy's, measured at the first sync and at every tenth step.
     """
 
     policy: TrainingRanks
@@ -48,13 +57,16 @@ class Fleet:
     probe: list[list[int]]
     watch: Stopwatch = field(default_factory=Stopwatch)
     margins: Gap = MARGINS
+    rounding: Gap | None = None
     _mismatch_bound: float = 0.0
     """The last sync's bound on the mean |trainer - engine| log-probability, in nats."""
 
     def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Take the margins over from the metrics of the steps before."""
+        """Take margins and rounding over from the metrics of the steps before."""
         if rows and "sync/margin_mean" in rows[-1]:
             self.margins = MARGINS._replace(mean=rows[-1]["sync/margin_mean"])
+        if rows:
+            self.rounding = measured_rounding(rows[-1])
 
     def steps(self) -> Iterator[int]:
         """Sync the restored policy to the engines, then yield the number of each remaining step."""
@@ -115,7 +127,9 @@ class Fleet:
                 version=step,
                 colocated=self._colocated,
                 margins=self.margins,
+                rounding=self.rounding if step % ROUNDING_STEPS else None,
             )
+        self.rounding = measured_rounding(metrics)
         if self.config.model.dtype == "bfloat16" and self.config.sync.max_mean_gap is None:
             if self.margins is MARGINS:
                 self.margins = scaled_margins(metrics)

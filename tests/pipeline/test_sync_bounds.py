@@ -16,6 +16,7 @@ from pipeline.grpo.sync import (
     connect,
     expect,
     halves,
+    measured_rounding,
     probe_sequences,
     prove,
     refuse_mismatch,
@@ -105,6 +106,26 @@ def test_the_gap_of_the_first_sync_is_the_scale_of_later_ones() -> None:
         figures(0.2, margins)
     assert scaled_margins(figures(1e-9)) == (0.5, 16)
     assert scaled_margins(figures(0.5)) == (6, 16)
+
+
+def test_an_earlier_rounding_bounds_the_first_half_of_the_probe() -> None:
+    """Where the policy's rounding has grown, the second half measures it anew, and the sync is proven."""
+    policy: Any = Sure(0.1)
+
+    def figures(gap: float) -> dict[str, float]:
+        first, second = halves(PROBE)
+        expected = [expect(policy, MEASURED, first, MARGINS, Gap(0.005, 0.01)), expect(policy, MEASURED, second)]
+        engine: Any = Apart(gap)
+        return prove(expected, engine, MEASURED, version=1)
+
+    proven_at_once, proven_later = figures(0.05), figures(0.5)
+    assert measured_rounding(proven_at_once) == (0.005, 0.01) and proven_at_once["sync/bound_mean"] == 0.03
+    assert measured_rounding(proven_later) == pytest.approx((0.05, 0.1))
+    assert proven_later["sync/bound_mean"] == pytest.approx(0.3)
+    with pytest.raises(RunStopped, match="not proven"):
+        figures(0.7)
+    given: Any = Off(0)
+    assert measured_rounding(prove([expect(policy, GIVEN, PROBE)], given, GIVEN, version=1)) is None
 
 
 def test_half_of_the_probe_is_the_runs_own_text() -> None:
