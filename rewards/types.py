@@ -92,7 +92,9 @@ class Verdict:
 
 class Reward(Protocol):
     """A judge of completions. Instead of `score` it may have `score_batch(tasks, completions)`, which returns a list
-    with one result for each completion. Either may be a coroutine function.
+    with one result for each completion. Where an attribute `listwise` is True it has `score_list(task, completions)`,
+    whose results compare with each other alone: the distinct completions of a group come in one call, and again as a
+    whole where one of them failed. Each may be a coroutine function.
 
     It may also have:
 

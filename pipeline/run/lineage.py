@@ -179,9 +179,13 @@ def _models(inputs: Mapping[str, Any], folder: Path, own_head: str | None = None
         if isinstance(node, ModelConfig | FirstModelConfig):
             yield InputModel(key, resolve_model(node, workdir=folder), node.chat_template, own_head)
         elif isinstance(node, RewardSpec):
-            judge = Path(str(node.args.get("path"))).expanduser()
-            if (judge / "config.json").is_file():
-                yield InputModel(f"{key}.args", judge, None, MODEL_KINDS.get(node.name))
+            meta = node.args.get("meta")  # the meta reward model of a judge
+            judges = {f"{key}.args": (node.args, MODEL_KINDS.get(node.name))}
+            judges |= {f"{key}.args.meta": (meta, REWARD_MODEL)} if isinstance(meta, dict) else {}
+            for name, (args, head) in judges.items():
+                judge = Path(str(args.get("path"))).expanduser()
+                if (judge / "config.json").is_file():
+                    yield InputModel(name, judge, None, head)
 
 
 def _describe(model: InputModel, folder: Path) -> dict[str, Any]:

@@ -5,15 +5,16 @@ import os
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from configs.rewards import PoolName
 from rewards.judging.cache import AnswerCache
-from rewards.judging.endpoint import Endpoint
-from rewards.judging.rubric import TRIES, NoScore, Rubric, Vote, averaged
+from rewards.judging.endpoint import Endpoint, EndpointError
+from rewards.judging.rubric import TRIES, NoScore, Rubric, Vote, read_verdict
+from rewards.judging.votes import ALONE, draw_ballots, tally
 from rewards.types import Task, Verdict
 
 _RESERVED_PARAMS = ("model", "messages", "n", "stream")
@@ -25,7 +26,7 @@ class JudgeReward(Rubric):
 
     The score counts as it stands; several votes are averaged. For an answer without a score the judge is asked again,
     TRIES times in all. Then, and where the endpoint fails or refuses, the verdict is `infra_error`. The completions of
-    a group are judged concurrently.
+    a group are judged concurrently; with `compare` above 1 they are compared with each other.
     """
 
     pool: ClassVar[PoolName] = "model"
@@ -56,7 +57,7 @@ class JudgeReward(Rubric):
         reserved = sorted(set(self.params) & set(_RESERVED_PARAMS))
         if reserved:
             raise ValueError(f"params.{reserved[0]} is not for params: it is set by the judge itself")
-        if self.votes > 1 and self.params.get("temperature") == 0:
+        if self.votes > 1 and self.compare == 1 and self.params.get("temperature") == 0:
             raise ValueError(f"votes={self.votes} at params.temperature=0 are all the same; raise it or ask once")
         return self
 
@@ -68,35 +69,50 @@ class JudgeReward(Rubric):
         return self.seconds
 
     async def score(self, task: Task, completion: str) -> Verdict:
-        """The mean of the votes. Raises NoScore and EndpointError."""
-        question = self.question(task, completion)
-        deadline = asyncio.get_running_loop().time() + self.seconds
-        votes = [self._vote(question, number, deadline) for number in range(self.votes)]
+        """The mean of the votes on one completion."""
+        [verdict] = await self._judge(task, [completion], self.seconds)
+        return verdict
+
+    async def score_list(self, task: Task, completions: list[str]) -> list[Verdict]:
+        """The mean of the votes on each completion of a group, compared with the others."""
+        if len(completions) == 1:
+            return [ALONE]
+        return await self._judge(task, completions, self.seconds * len(completions))
+
+    async def _judge(self, task: Task, completions: list[str], seconds: float) -> list[Verdict]:
+        deadline = asyncio.get_running_loop().time() + seconds
+        ballots = draw_ballots(len(completions), self.compare, self.votes, self.text + "".join(completions))
+        votes = [
+            self._vote(self.question(task, *(completions[index] for index in ballot)), len(ballot), number, deadline)
+            for number, ballot in enumerate(ballots)
+        ]
         # Awaits all of them, so that the cache holds the good ones for the next try.
         results = await asyncio.gather(*votes, return_exceptions=True)
+        outcomes: list[Vote | str] = []
         for result in results:
-            if isinstance(result, BaseException):
+            if isinstance(result, BaseException) and not isinstance(result, NoScore | EndpointError):
                 raise result
-        return averaged(cast(list[Vote], results))
+            outcomes.append(f"{type(result).__name__}: {result}" if isinstance(result, BaseException) else result)
+        return tally(len(completions), ballots, outcomes)
 
-    async def _vote(self, question: list[dict[str, str]], number: int, deadline: float) -> Vote:
+    async def _vote(self, question: list[dict[str, str]], count: int, number: int, deadline: float) -> Vote:
         body = {"model": self.model, "messages": question, **self.params}
         request = {"url": self.url, "vote": number, **body}
         stored = self._cache.get(request) if self._cache else None
         if stored is not None:
             with suppress(NoScore):  # stored under another form or range
-                return self.read(stored), stored
+                return read_verdict(stored, count, self), stored
         problem = NoScore()
         for _ in range(TRIES):
             try:
                 answer = await self._endpoint.ask(body, deadline)
-                score = self.read(answer)
+                scores = read_verdict(answer, count, self)
             except NoScore as error:
                 problem = error
             else:
                 if self._cache:
                     self._cache.put(request, answer)
-                return score, answer
+                return scores, answer
         raise NoScore(f"no score in {TRIES} answers; the last: {problem}")
 
     @cached_property

@@ -1,118 +1,105 @@
-"""Rubrics: the prompt that asks a language model to judge a completion, and the score in its answer.
+"""Rubrics: the prompt that asks a language model to judge completions, and the scores in its answer, the verdict.
 
-The judge at an address (`rewards.judging.reward`) and the one in our own engine (`pipeline.judging.self_judge`) share
-them. An answer gives a score only in the form that the rubric sets; any other answer is no score, never a low one.
+The judge at an address (`rewards.judging.reward`), the one in our own engine (`pipeline.judging.self_judge`), and the
+training and evaluation of judges (`pipeline.data.judging`) share them. An answer gives scores only in the form that the
+rubric sets; any other answer is no verdict, never a low score.
 """
 
 import json
 import math
 import re
 from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+from configs.judging import RubricConfig, VerdictForm
+from rewards.types import Task
 
-from configs.base import Settings
-from rewards.types import Task, Verdict
-
-Vote = tuple[float, str]
-"""A score and the answer that gives it."""
+Vote = tuple[list[float], str]
+"""The scores of a verdict, in the order in which it saw the answers, and its text."""
 
 TRIES = 3
 """Answers that a judge may give for one vote before it counts as failed."""
 
-_PLACEHOLDER = re.compile(r"\{(prompt|conversation|completion|truth)\}")
-_MARK = re.compile(r"\[\[\s*([+-]?\d+(?:\.\d+)?)\s*\]\]")
+_PLACEHOLDER = re.compile(r"\{(prompt|conversation|completion|answers|truth|rubric)\}")
+_NUMBER = r"[+-]?\d+(?:\.\d+)?"
+_NUMBERS = rf"\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*"
+_MARKS = {"mark": re.compile(rf"\[\[{_NUMBERS}\]\]"), "box": re.compile(rf"\\boxed\{{{_NUMBERS}\}}")}
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_FORM_TEXTS = {"mark": "[[", "json": '"score"'}
 
 
 class NoScore(Exception):
-    """Raised for an answer without a score in the rubric's form. The message gives the reason and an excerpt."""
+    """Raised for an answer without scores in the rubric's form. The message gives the reason and an excerpt."""
 
 
-class Rubric(Settings):
+class Rubric(RubricConfig):
     """The prompt for a judge, the form of its answers, and the number of votes."""
 
-    rubric: str | None = None
-    """The judge's prompt. {completion} stands for the completion, {prompt} for the last message, {conversation} for all
-    messages before the completion, {truth} for the task's truth. Set either `rubric` or `rubric_file`."""
-    rubric_file: str | None = None
-    """UTF-8 file with the prompt."""
-    form: Literal["mark", "json"] = "mark"
-    """The form of an answer, which the rubric must ask for. `mark`: prose with exactly one [[7]]. `json`: only an
-    object with a number "score", with or without a code fence. A thought up to </think> is ignored."""
-    lowest: float = 1.0
-    """Lowest score. An answer below it is no score."""
-    highest: float = 10.0
-    """Highest score. An answer above it is no score."""
-    votes: int = Field(default=1, ge=1)
-    """Votes on each completion; its score is their mean."""
-
-    @model_validator(mode="after")
-    def _sound(self) -> "Rubric":
-        if (self.rubric is None) == (self.rubric_file is None):
-            raise ValueError("set exactly one of 'rubric' and 'rubric_file'")
-        if self.rubric_file is not None and not Path(self.rubric_file).expanduser().is_file():
-            raise ValueError(f"rubric_file='{self.rubric_file}' is no file (looked from {Path.cwd()})")
-        if "{completion}" not in self.text:
-            raise ValueError("the rubric has no {completion}, so the judge would not see the completion; add it")
-        if _FORM_TEXTS[self.form] not in self.text:
-            raise ValueError(
-                f"form='{self.form}' needs a rubric that asks for it; add {_FORM_TEXTS[self.form]} to the rubric"
-            )
-        if self.lowest >= self.highest:
-            raise ValueError(f"lowest={self.lowest:g} must be below highest={self.highest:g}")
-        return self
-
-    @cached_property
-    def text(self) -> str:
-        """The prompt with its placeholders."""
-        if self.rubric is not None:
-            return self.rubric
-        return Path(str(self.rubric_file)).expanduser().read_text(encoding="utf-8")
+    @property
+    def listwise(self) -> bool:
+        """True where the completions of a group are compared with each other."""
+        return self.compare > 1
 
     def check(self, task: Task) -> None:
-        """Raises ValueError where the rubric has {truth} and the task none."""
+        """Raises ValueError where the rubric shows {truth} or {rubric} and the task has none."""
         if "{truth}" in self.text and task.truth is None:
             raise ValueError("the rubric shows {truth}, the task has none; set prompts.truth")
+        if "{rubric}" in self.text and not task.metadata.get(self.rubric_column):
+            raise ValueError(f"the rubric shows {{rubric}}, the row has no column '{self.rubric_column}'; add it")
 
-    def question(self, task: Task, completion: str) -> list[dict[str, str]]:
-        """The conversation that asks the judge for a score, as messages `{role, content}`."""
+    def question(self, task: Task, *completions: str) -> list[dict[str, str]]:
+        """The conversation that asks for a verdict on one completion, or on several in this order."""
+        headed = [f"[Answer {number}]\n{text}" for number, text in enumerate(completions, start=1)]
         values = {
             "prompt": task.prompt,
             "conversation": "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in task.conversation),
-            "completion": completion,
+            "completion": completions[0],
+            "answers": "\n\n".join(headed),
             "truth": task.truth if isinstance(task.truth, str) else json.dumps(task.truth, ensure_ascii=False),
+            "rubric": _criteria(task.metadata.get(self.rubric_column)),
         }
         # One pass for all placeholders, so that text in braces in a completion stays text.
         text = _PLACEHOLDER.sub(lambda match: values[match[1]], self.text)
         return [{"role": "user", "content": well_formed(text)}]
 
     def read(self, answer: str) -> float:
-        """The score in an answer. Raises NoScore for none, several, or one out of range.
+        """The score in an answer on one completion. Raises NoScore for none, several, or one out of range.
 
         Example:
             Rubric(rubric="Rate {completion} like [[7]]").read("Short and right: [[9]]") == 9.0
         """
-        text = answer.rpartition("</think>")[2].strip()
-        score = _marked_score(text) if self.form == "mark" else _json_score(text)
-        if not self.lowest <= score <= self.highest:
-            raise NoScore(f"{score:g} is not between {self.lowest:g} and {self.highest:g}")
-        return score
+        return read_verdict(answer, 1, self)[0]
+
+
+def read_verdict(answer: str, count: int, form: VerdictForm) -> list[float]:
+    """The `count` scores of a verdict, in the order of the answers that it judges.
+
+    Raises NoScore unless the verdict gives them once, in its form, and all in range.
+
+    Example:
+        read_verdict("The first adds wrongly. [[2, 9]]", 2, VerdictForm()) == [2.0, 9.0]
+    """
+    text = answer.rpartition("</think>")[2].strip()
+    scores = _json_scores(text, count) if form.form == "json" else _marked_scores(text, form.form)
+    if len(scores) != count:
+        raise NoScore(f"{len(scores)} scores for {count} answers in {excerpt(text)}")
+    for score in scores:
+        if not form.lowest <= score <= form.highest:
+            raise NoScore(f"{score:g} is not between {form.lowest:g} and {form.highest:g}")
+    return scores
+
+
+def written_scores(scores: Sequence[float], form: VerdictForm) -> str:
+    """The scores as a verdict of this form writes them; `read_verdict` reads them back."""
+    if form.form == "json":
+        return json.dumps({"score": scores[0]} if len(scores) == 1 else {"scores": list(scores)})
+    numbers = ", ".join(f"{score:g}" for score in scores)
+    return f"[[{numbers}]]" if form.form == "mark" else f"\\boxed{{{numbers}}}"
 
 
 def well_formed(text: str) -> str:
     """`text` with U+FFFD in the place of lone surrogates, which UTF-8 can't encode."""
     return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def averaged(votes: Sequence[Vote]) -> Verdict:
-    """The mean of the votes, with the first answer as the detail."""
-    return Verdict(sum(score for score, _ in votes) / len(votes), detail=excerpt(votes[0][1]))
 
 
 def excerpt(text: str) -> str:
@@ -121,23 +108,38 @@ def excerpt(text: str) -> str:
     return repr(line if len(line) <= 200 else f"{line[:100]} ... {line[-95:]}")
 
 
-def _marked_score(text: str) -> float:
-    marks = _MARK.findall(text)
+def _criteria(rubric: Any) -> str:
+    """A row's rubric as text: a list as numbered criteria, each a text or a JSON object."""
+    if not isinstance(rubric, list):
+        return str(rubric or "")
+    texts = [item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in rubric]
+    return "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
+
+
+def _marked_scores(text: str, form: str) -> list[float]:
+    marks = _MARKS[form].findall(text)
     if len(marks) != 1:
-        raise NoScore(f"{len(marks) or 'no'} marks like [[7]] in {excerpt(text)}")
-    return float(marks[0])
+        example = "[[7]]" if form == "mark" else "\\boxed{7}"
+        raise NoScore(f"{len(marks) or 'no'} marks like {example} in {excerpt(text)}")
+    return [float(number) for number in marks[0].split(",")]
 
 
-def _json_score(text: str) -> float:
+def _json_scores(text: str, count: int) -> list[float]:
     fenced = _FENCE.fullmatch(text)
     try:
         value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise NoScore(f"not JSON ({error}): {excerpt(text)}") from error
-    score = value.get("score") if isinstance(value, dict) else None
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise NoScore(f'no number "score" in {excerpt(text)}')
-    return float(score)
+    key = "score" if count == 1 else "scores"
+    found: Any = value.get(key) if isinstance(value, dict) else None
+    scores: Any = [found] if count == 1 else found
+    if not isinstance(scores, list) or not all(map(_is_number, scores)):
+        raise NoScore(f'no number "{key}" in {excerpt(text)}')
+    return [float(score) for score in scores]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

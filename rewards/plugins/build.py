@@ -18,6 +18,7 @@ from rewards.types import Reward
 _METHODS = {
     "score": ("task", "completion"),
     "score_batch": ("tasks", "completions"),
+    "score_list": ("task", "completions"),
     "setup": (),
     "check": ("task",),
     "time_limit": ("task",),

@@ -37,6 +37,7 @@ FACTORIES: dict[str, str] = {
     "language": "rewards.rules.language:LanguageReward",
     "ranking": "rewards.rules.ranking:RankingReward",
     "refusal": "rewards.rules.refusal:refusal",
+    "verdict": "rewards.judging.verdict:VerdictReward",
     "judge": "rewards.judging.reward:JudgeReward",
     "reward_model": "pipeline.judging.reward_model:RewardModel",
     "self_judge": "pipeline.judging.self_judge:SelfJudge",
@@ -102,8 +103,7 @@ def absolute(spec: RewardSpec) -> RewardSpec:
     """`spec` with absolute paths, for a process with another working directory. Raises ValueError as `locate` does."""
     place = locate(spec.name)
     if spec.name in FACTORIES:
-        paths = {key: value for key, value in spec.args.items() if key in _PATH_ARGS and isinstance(value, str)}
-        return spec.model_copy(update={"args": spec.args | {key: str(_path(value)) for key, value in paths.items()}})
+        return spec.model_copy(update={"args": _absolute_args(spec.args)})
     if not place.is_file:
         return spec
     parts = [place.library, str(_path(place.where)), place.attribute]
@@ -204,6 +204,17 @@ def _listing(name: str) -> Listing:
         return Listing(name, "", str(error))
     paragraph = (inspect.getdoc(reward) or "").partition("\n\n")[0]
     return Listing(name, getattr(reward, "pool", "rule"), " ".join(paragraph.split()))
+
+
+def _absolute_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the paths among the arguments, and among those of a nested model, absolute."""
+
+    def absolute_value(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _absolute_args(value)
+        return str(_path(value)) if key in _PATH_ARGS and isinstance(value, str) else value
+
+    return {key: absolute_value(key, value) for key, value in args.items()}
 
 
 def _path(text: str) -> Path:

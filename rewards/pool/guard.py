@@ -187,9 +187,10 @@ class Guard:
         """The verdicts of the reward `label` on completions of `task`.
 
         Equal completions are judged once. A failed one is judged a second time, alone or, by an async `score`, beside
-        the other failed ones. Two kinds of failure are not retried: a rule that ran out of time would do so again, and
-        a batch with a wrong number of results would pass unnoticed if its completions came one by one. When the process
-        is lost, the verdicts that came before are kept. A completion takes at most two time limits and two starts.
+        the other failed ones; of a group that is compared all are. Two kinds of failure are not retried: a rule that
+        ran out of time would do so again, and a batch with a wrong number of results would pass unnoticed if its
+        completions came one by one. When the process is lost, the verdicts that came before are kept. A completion
+        takes at most two time limits and two starts.
         Raises what `start` raises.
         """
         verdicts: dict[str, Verdict] = {}
@@ -206,6 +207,8 @@ class Guard:
             ]
             verdicts |= replies | losses
             waiting = [text for text in waiting if text not in verdicts]
+        if retries and self._running().forms[label] == "list":  # scores of different calls do not compare
+            retries = [list(verdicts)]
         for texts in retries:
             replies, losses = self._request(label, task, texts)
             verdicts |= replies | losses

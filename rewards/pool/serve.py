@@ -42,9 +42,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 _OWN_FILES = (__file__, inspect.getfile(Verdict))
 
 Build = Callable[[RewardSpec], Reward]
-Form = Literal["one by one", "concurrent", "batch"]
+Form = Literal["one by one", "concurrent", "batch", "list"]
 """The calls of a reward for a group: `score` for one completion after the other, an async `score` for all side by side
-in one event loop, or `score_batch` for all in one call."""
+in one event loop, `score_batch` for all in one call, or `score_list` for all, which it compares with each other."""
 
 _Send = Callable[[int | None, object], None]
 _Result = TypeVar("_Result")
@@ -144,6 +144,8 @@ def _placement(label: str, reward: Reward) -> Placement:
 
 
 def _form(label: str, reward: Reward) -> Form:
+    if getattr(reward, "listwise", False):
+        return "list"
     if hasattr(reward, "score_batch"):
         return "batch"
     if not hasattr(reward, "score"):
@@ -186,7 +188,7 @@ def _judge(reward: Any, request: Request, timeout_seconds: float, runner: asynci
         send(None, limit + _GRACE_SECONDS)
         runner.run(_judge_concurrently(reward, task, completions, limit, report))
     else:
-        size = len(completions) if form == "batch" else 1
+        size = len(completions) if form in ("batch", "list") else 1
         send(None, limit * size)
         for first in range(0, len(completions), size):
             began = time.perf_counter()
@@ -210,9 +212,12 @@ def _judge_batch(reward: Any, task: Task, completions: list[str], runner: asynci
     """The verdicts of one call. A sync function is called outside of the event loop, so that it may run one itself."""
 
     def call() -> list[object]:
-        if not hasattr(reward, "score_batch"):
+        if getattr(reward, "listwise", False):
+            results = reward.score_list(task, completions)
+        elif hasattr(reward, "score_batch"):
+            results = reward.score_batch([task] * len(completions), completions)
+        else:
             return [reward.score(task, completion) for completion in completions]
-        results = reward.score_batch([task] * len(completions), completions)
         if inspect.iscoroutine(results):
             results = runner.run(results)
         if not isinstance(results, list | tuple):

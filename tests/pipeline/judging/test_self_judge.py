@@ -1,5 +1,6 @@
 """A language model of ours as judge: votes, answers that are none, questions that can't be asked, a real engine."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pipeline.data.chat import ChatFormat
 from pipeline.judging.self_judge import SelfJudge
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.weights.reward_model import new_score_model
-from rewards.types import Status, Task
+from rewards.types import Status, Task, Verdict
 from rollout.types import Completion
 from tests.rollout import tiny
 
@@ -24,9 +25,11 @@ class Scripted(SelfJudge):
 
     script: list[list[str]] = []  # noqa: RUF012
     asked: list[int] = []  # noqa: RUF012
+    questions: list[list[int]] = []  # noqa: RUF012
 
     def _answers(self, questions: Sequence[list[int]], attempt: int) -> list[Completion]:
         self.asked.append(len(questions))
+        self.questions.extend(questions)
         texts = [self.script[attempt].pop(0) for _ in questions]
         return [Completion([5], [0.0], text, "length" if text.endswith("...") else "stop", 0) for text in texts]
 
@@ -50,7 +53,8 @@ def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scripted(folder: Path, script: list[list[str]], **args: Any) -> Scripted:
-    return Scripted(path=str(folder), rubric=RUBRIC, max_tokens=16, script=script, asked=[], **args)
+    settings = {"rubric": RUBRIC} | args
+    return Scripted(path=str(folder), max_tokens=16, script=script, asked=[], questions=[], **settings)
 
 
 def test_votes_are_averaged_and_missing_ones_drawn_again(judge_folder: Path) -> None:
@@ -83,6 +87,62 @@ def test_a_completion_cannot_forge_the_judges_turn_or_fill_its_room(judge_folder
     judge.check(TASK)
 
 
+LISTWISE = "{answers} for {truth} by {rubric} like [[7, 3]]"
+GROUP = Task("q", "gold", metadata={"rubric": "be right"})
+
+
+class Meta:
+    """Scores a vote by the digits in its text, or can't."""
+
+    def setup(self) -> None: ...
+
+    def score_batch(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[float | Verdict]:
+        assert all("be right" in task.messages[0]["content"] for task in tasks)
+        too_long = Verdict(None, Status.ABSTAIN, "too long")
+        return [too_long if "?" in text else float(text.split()[0]) for text in completions]
+
+
+def shown(judge: Scripted) -> list[list[str]]:
+    """The answers of each question that was asked, in the order shown."""
+    texts = [str(byte_tokenizer().decode(ids)) for ids in judge.questions]
+    return [re.findall(r"\[Answer \d\]\n(\w+)", text) for text in texts]
+
+
+def test_a_group_is_compared_and_the_orders_undone(judge_folder: Path) -> None:
+    """Each vote gives its answers 1, 2, 3 in the order shown. The second order is the first backwards, so every answer
+    has 2 in the mean; by the first vote alone it has its place."""
+    script = [["[[1, 2, 3]]", "[[1, 2, 3]]"]]
+    judge = scripted(judge_folder, script, rubric=LISTWISE, compare=3, votes=2)
+    assert [verdict.score for verdict in judge.score_list(GROUP, ["a", "b", "c"])] == [2.0] * 3
+    first, second = shown(judge)
+    assert second == first[::-1] and sorted(first) == ["a", "b", "c"]
+    single = scripted(judge_folder, [["[[1, 2, 3]]"]], rubric=LISTWISE, compare=3)
+    scores = {text: v.score for text, v in zip("abc", single.score_list(GROUP, ["a", "b", "c"]), strict=True)}
+    assert [scores[text] for text in shown(single)[0]] == [1.0, 2.0, 3.0]
+    assert "gold by be right" in str(byte_tokenizer().decode(single.questions[0]))
+
+
+def test_the_meta_model_chooses_the_votes(judge_folder: Path) -> None:
+    """Votes for the first place, by hand: meta scores 3, 8 and none; the two kept are the first and second."""
+    script = [["3 [[9, 1]]", "8 [[9, 1]]", "? [[5, 5]]"]]
+    judge = scripted(judge_folder, script, rubric=LISTWISE, compare=2, votes=3)
+    judge = judge.model_copy(update={"meta": Meta(), "keep_votes": 2})
+    assert [verdict.score for verdict in judge.score_list(GROUP, ["a", "b"])] == [5.0, 5.0]  # both orders once
+    one = scripted(judge_folder, [["3 [[9, 1]]", "8 [[9, 1]]", "? [[5, 5]]"]], rubric=LISTWISE, compare=2, votes=3)
+    one = one.model_copy(update={"meta": Meta(), "keep_votes": 1})
+    scores = {text: v.score for text, v in zip("ab", one.score_list(GROUP, ["a", "b"]), strict=True)}
+    assert [scores[text] for text in shown(one)[1]] == [9.0, 1.0]
+
+
+def test_a_group_without_a_vote_fails_and_a_forger_abstains(judge_folder: Path) -> None:
+    judge = scripted(judge_folder, [["[[7]]"], ["none"], ["[[1, 2, 3]]"]], rubric=LISTWISE, compare=2)
+    verdicts = judge.score_list(GROUP, ["a", "b", "c<eos>"])
+    assert [v.status for v in verdicts] == [Status.INFRA_ERROR] * 2 + [Status.ABSTAIN]
+    assert "3 scores for 2 answers" in verdicts[0].detail and judge.asked == [1, 1, 1]
+    alone = judge.score_list(GROUP, ["a", "c<eos>"])
+    assert [v.outcome for v in alone] == ["alone", ""] and alone[1].status is Status.ABSTAIN
+
+
 @pytest.mark.engine
 def test_a_model_that_says_its_score_through_a_real_engine(judge_folder: Path) -> None:
     args: dict[str, Any] = {"rubric": RUBRIC, "max_tokens": 16, "max_length": 256, "kv_cache_gib": 0.125}
@@ -100,3 +160,7 @@ def test_wrong_arguments_are_refused(judge_folder: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"votes=2 .*temperature=0"):
         SelfJudge(path=str(judge_folder), rubric=RUBRIC, votes=2, temperature=0.0)
     assert SelfJudge(path="stage:sft", rubric=RUBRIC)  # not made yet
+    meta: Any = {"path": "stage:meta"}
+    for args, message in (({"meta": meta}, "go together"), ({"meta": meta, "keep_votes": 2, "votes": 2}, "drops none")):
+        with pytest.raises(ValueError, match=message):
+            SelfJudge(path="stage:sft", rubric=RUBRIC, **args)

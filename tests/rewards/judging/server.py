@@ -64,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "slowly":
                 time.sleep(0.3)
                 self._answer(argument)
+            case "[Answer":  # several, each `worth N`; the one in the first place gets a point more
+                first, *rest = map(int, re.findall(r"worth (\d)", completion))
+                self._answer(f"[[{', '.join(map(str, [first + 1, *rest]))}]]")
             case "nth":  # each request its own word
                 self._answer(argument.split("|")[min(number, argument.count("|") + 1) - 1])
             case "hang":

@@ -113,6 +113,30 @@ def test_votes_are_drawn_apart_and_averaged(server: Judge) -> None:
     assert verdict.score == 6.0
 
 
+LISTWISE = RUBRIC.replace("{completion}", "{answers}")
+
+
+def test_a_group_is_compared_in_both_orders(server: Judge) -> None:
+    """The judge favours the first place by a point. In two votes, one the other backwards, each of two answers has it
+    once: 3.5 and 8.5. In one vote only one of them has it."""
+    answers = ["worth 3", "worth 8"]
+    fair = judge(server, *answers, "worth 3", rubric=LISTWISE, compare=2, votes=2)
+    assert [verdict.score for verdict in fair] == [3.5, 8.5, 3.5] and len(server.bodies) == 2  # equal ones stand once
+    scores = [verdict.score for verdict in judge(server, *answers, rubric=LISTWISE, compare=2)]
+    assert scores in ([4.0, 8.0], [3.0, 9.0])
+
+
+def test_a_group_that_fails_is_judged_anew_as_a_whole(server: Judge) -> None:
+    """The third answer makes the verdict one score short. Nothing is left of the group, and no answer is judged by
+    itself, which would be another reward."""
+    verdicts = judge(server, "worth 3", "worth 8", "worthless", rubric=LISTWISE, compare=3)
+    assert [verdict.status for verdict in verdicts] == [Status.INFRA_ERROR] * 3
+    assert "2 scores for 3 answers" in verdicts[0].detail and len(server.bodies) == 6  # three tries, twice
+    assert all("[Answer 3]" in body["messages"][0]["content"] for body in server.bodies)
+    [alone] = judge(server, "worth 3", rubric=LISTWISE, compare=3)
+    assert alone.status is Status.ABSTAIN and alone.outcome == "alone"
+
+
 def test_the_key_goes_to_the_endpoint_and_nowhere_else(server: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
     good, bad = judge(server, "say [[7]]", "always 401", api_key_env="JUDGE_KEY")

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from rewards.judging.rubric import NoScore, Rubric, averaged
+from configs.judging import VerdictForm
+from rewards.judging.rubric import NoScore, Rubric, read_verdict, written_scores
 from rewards.types import Task
 
 TEXT = "{conversation}\n--\n{prompt} / {truth}\n--\n{completion}\nSay [[7]] or "
@@ -116,6 +117,78 @@ def test_a_rubric_that_cannot_work_is_refused(settings: dict[str, Any], message:
         rubric(**settings)
 
 
-def test_votes_are_averaged() -> None:
-    verdict = averaged([(7.0, "first [[7]]"), (8.0, "second [[8]]"), (9.0, "third [[9]]")])
-    assert verdict.score == 8.0 and "first" in verdict.detail
+LISTWISE = "{conversation}\n{answers}\nCriteria:\n{rubric}\nThe reference: {truth}\nReason, then end with "
+
+
+def listwise(**settings: Any) -> Rubric:
+    return Rubric(**({"rubric": LISTWISE + "[[7, 3]]", "compare": 2} | settings))
+
+
+@pytest.mark.parametrize(
+    ("form", "answer", "scores"),
+    [
+        ("mark", "Principle: be right (weight 1).\nThe first adds wrongly.\n[[2, 9]]", [2.0, 9.0]),
+        ("mark", "<think>[[9, 2]]</think>[[ 2 ,9.5 ]]", [2.0, 9.5]),
+        ("box", "Scores: \\boxed{2, 9}", [2.0, 9.0]),
+        ("json", '{"critique": "the first is wrong", "scores": [2, 9]}', [2.0, 9.0]),
+    ],
+)
+def test_a_verdict_on_two_answers_is_read(form: str, answer: str, scores: list[float]) -> None:
+    assert read_verdict(answer, 2, VerdictForm.model_validate({"form": form})) == scores
+
+
+@pytest.mark.parametrize(
+    ("form", "answer"),
+    [
+        ("mark", "[[7]]"), ("mark", "[[7, 3, 4]]"), ("mark", "[[7, 3]] and [[3, 7]]"), ("mark", "[[7, 11]]"),
+        ("mark", "[[7 3]]"), ("mark", "[[7, ]]"), ("mark", "[[seven, 3]]"), ("mark", "[[7], [3]]"), ("mark", "7, 3"),
+        ("mark", "[[7, 3"), ("mark", "\\boxed{7, 3}"), ("mark", ""), ("mark", "<think>[[7, 3]]</think>"),
+        ("box", "[[7, 3]]"), ("box", "7, 3"),
+        ("box", "\\boxed{7}"), ("box", "\\boxed{\\text{A}}"), ("box", "\\boxed{7, 3}\\boxed{7, 3}"),
+        ("json", '{"score": 7}'), ("json", '{"scores": [7]}'), ("json", '{"scores": [7, true]}'),
+        ("json", '{"scores": 7}'), ("json", '{"scores": [7, 3], "scores": [3, 7]}'), ("json", "[7, 3]"),
+    ],
+)  # fmt: skip
+def test_no_other_text_is_a_verdict_on_two(form: str, answer: str) -> None:
+    with pytest.raises(NoScore):
+        read_verdict(answer, 2, VerdictForm.model_validate({"form": form}))
+
+
+@pytest.mark.parametrize("form", ["mark", "box", "json"])
+@pytest.mark.parametrize("scores", [[7.0], [10.0, 1.0], [2.5, 3.0, 4.0]])
+def test_written_scores_are_read_back(form: str, scores: list[float]) -> None:
+    settings = VerdictForm.model_validate({"form": form})
+    assert read_verdict(written_scores(scores, settings), len(scores), settings) == scores
+
+
+def test_answers_rubric_and_truth_reach_the_prompt() -> None:
+    task = Task("2+2?", "4", metadata={"rubric": ["ends with the sum", {"criterion": "short", "weight": 2}]})
+    [asked] = listwise().question(task, "5 {truth}", "4")
+    assert asked["content"] == (
+        "[user]\n2+2?\n[Answer 1]\n5 {truth}\n\n[Answer 2]\n4\nCriteria:\n1. ends with the sum\n"
+        '2. {"criterion": "short", "weight": 2}\nThe reference: 4\nReason, then end with [[7, 3]]'
+    )
+    other = listwise(rubric_column="criteria").question(Task("q", "t", metadata={"criteria": "be kind"}), "a", "b")
+    assert "Criteria:\nbe kind\n" in other[0]["content"]
+
+
+def test_rows_without_the_rubric_that_the_prompt_shows_are_refused() -> None:
+    listwise().check(Task("q", "t", metadata={"rubric": "be kind"}))
+    for metadata in ({}, {"rubric": ""}, {"rubric": []}):
+        with pytest.raises(ValueError, match="no column 'rubric'"):
+            listwise().check(Task("q", "t", metadata=metadata))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"compare": 1}, r"no \{completion\}"),
+        ({"rubric": "{completion} [[7]]"}, r"no \{answers\}"),
+        ({"rubric": "{answers} {completion} [[7]]"}, r"compare=2; remove \{completion\}"),
+        ({"form": "box"}, r"form='box'.*boxed"),
+        ({"rubric": "{answers} [[7]]", "rubric_column": "criteria"}, r"rubric_column='criteria' has no effect"),
+    ],
+)
+def test_a_prompt_for_several_answers_that_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        listwise(**settings)
