@@ -6,14 +6,20 @@ from pydantic import model_validator
 
 from configs.base import Settings
 
+Dtype = Literal["float32", "bfloat16"]
+"""Precision of a model's weights in the forward pass."""
+AnyDtype = Literal["auto", "float32", "bfloat16"]
+"""The same as a setting; `auto` is the checkpoint's (rollout.checkpoint.resolve_dtype)."""
+
 
 class ModelConfig(Settings):
     """A language model as a `transformers` checkpoint."""
 
     path: str
     """Folder or hub name of the checkpoint; `stage:NAME` takes the result of an earlier stage."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights in the forward pass, in training and rollout alike."""
+    dtype: AnyDtype = "float32"
+    """Precision of the weights in the forward pass, in training and rollout alike. `auto` takes the checkpoint's:
+    `dtype` in its config.json, and bfloat16 for one in FP8."""
     chat_template: str | None = None
     """Chat template that replaces the checkpoint's: a Jinja file, or the name of a shipped one (`chatml`, `llama3` and
     others: docs/sft.md). None keeps the checkpoint's."""
@@ -29,8 +35,9 @@ class FirstModelConfig(Settings):
     million parameters; `moe_25m`, of 25 million). Exactly one of `path` and `init_config` is set."""
     init_seed: int = 0
     """Seed of a new model's weights. Has an effect only with `init_config`."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights in the forward pass."""
+    dtype: AnyDtype = "float32"
+    """Precision of the weights in the forward pass. `auto` takes the checkpoint's: `dtype` in its config.json, and
+    bfloat16 for one in FP8; a new model is float32."""
     chat_template: str | None = None
     """Chat template that replaces the checkpoint's: a Jinja file, or the name of a shipped one (`chatml`, `llama3` and
     others: docs/sft.md). None keeps the checkpoint's."""

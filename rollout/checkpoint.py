@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from huggingface_hub import parse_local_safetensors_file_metadata
 
+from configs.model import AnyDtype, Dtype
+
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Attention head sizes that vLLM's CPU kernels support."""
 
@@ -38,6 +40,29 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in _tensor_shapes(folder).items() if not name.startswith(mtp)}
 
 
+def resolve_dtype(dtype: AnyDtype, folder: Path) -> Dtype:
+    """Return `dtype`, or for `auto` the precision of the checkpoint `folder` (see `described_dtype`), which is float32
+    where its config.json does not say. Raises ValueError as `described_dtype`."""
+    return dtype if dtype != "auto" else described_dtype(_config(folder)) or "float32"
+
+
+def described_dtype(config: Mapping[str, Any]) -> Dtype | None:
+    """Return the precision in which a checkpoint with this config.json is trained: its own, and bfloat16 for weights in
+    FP8. None where it does not say. Raises ValueError for a precision that is not trained, such as float16."""
+    described = {"torch_dtype": None, "dtype": None} | dict(config.get("text_config", {})) | dict(config)
+    name = described["dtype"] or described["torch_dtype"]
+    if _has_fp8(config):
+        return "bfloat16"
+    if name not in ("float32", "bfloat16", None):
+        raise ValueError(f"dtype=auto: the checkpoint is in {name}, which is not trained; set bfloat16 or float32")
+    return name
+
+
+def is_in_fp8(folder: Path) -> bool:
+    """Return True for a checkpoint whose weights are in FP8, as DeepSeek-V3 is published."""
+    return _has_fp8(_config(folder))
+
+
 def vocab_size(folder: Path) -> int:
     """Rows of the checkpoint's output head. Raises KeyError where config.json does not give them."""
     config = _config(folder)
@@ -62,6 +87,11 @@ def mtp_depth(folder: Path) -> int:
     of their weights, as `transformers` saves."""
     prefixes = mtp_prefixes(_config(folder))
     return len(prefixes) if any(name.startswith(prefixes) for name in _tensor_shapes(folder)) else 0
+
+
+def _has_fp8(config: Mapping[str, Any]) -> bool:
+    quantization = cast(dict[str, Any], config.get("quantization_config") or {})
+    return quantization.get("quant_method") == "fp8"
 
 
 def _config(folder: Path) -> dict[str, Any]:

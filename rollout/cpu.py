@@ -26,7 +26,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.sample import sampler
 
 from configs.sampling import RolloutConfig
-from rollout.checkpoint import checkpoint_shapes, refuse_head_size
+from rollout.checkpoint import checkpoint_shapes, is_in_fp8, refuse_head_size
 from rollout.invariance import make_batch_invariant
 from rollout.memory import cache_gib
 from rollout.process import num_threads
@@ -65,8 +65,8 @@ def refuse_unpatched_workers() -> None:
     """Raise RuntimeError where the workers of an engine would not load rollout.plugin, and compute wrong results."""
     if not any(point.name == PLUGIN for point in entry_points(group="vllm.general_plugins")):
         raise RuntimeError(
-            f"vLLM's workers don't find the plug-in '{PLUGIN}', whose patches vLLM {PATCHED_VLLM} needs on the CPU: the "
-            "installation is older than the source; run make setup"
+            f"vLLM's workers don't find the plug-in '{PLUGIN}', whose patches vLLM {PATCHED_VLLM} needs on the CPU: "
+            "the installation is older than the source; run make setup"
         )
     if envs.VLLM_PLUGINS is not None and PLUGIN not in envs.VLLM_PLUGINS:
         raise RuntimeError(
@@ -104,6 +104,8 @@ def _refuse_fp8(model: Path, config: RolloutConfig) -> None:
         raise ValueError("rollout.fp8: 'weights' needs AMX, which this CPU lacks (Sapphire Rapids has it); remove it")
     if "kv_cache" in config.fp8 and not (amx or torch.cpu._is_avx512_supported()):
         raise ValueError("rollout.fp8: 'kv_cache' needs AVX-512 or AMX, which this CPU lacks; remove it")
+    if is_in_fp8(model) and not amx:
+        raise ValueError(f"'{model}' is in FP8, whose products need AMX, which this CPU lacks; take one in bfloat16")
     if "weights" in config.fp8:
         for name, shape in checkpoint_shapes(model).items():
             if _MAP.search(name) and shape[-1] % FP8_WIDTH:

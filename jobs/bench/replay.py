@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from configs.model import Dtype
 from configs.sampling import RolloutConfig, SamplingConfig
 from jobs.bench.measure import bench_folder, byte_prompts, medians, seconds_in_turns
 from pipeline.cluster.room import cluster
@@ -18,7 +19,7 @@ from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from pipeline.weights.fresh import create_model
-from pipeline.weights.load import Dtype, load_model
+from pipeline.weights.load import load_model
 from rollout.pool import RolloutPool
 from rollout.types import Group
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from configs.model import AnyDtype
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
 from pipeline.cluster.bundles import StageDevices
@@ -24,7 +25,7 @@ from pipeline.train.worker import TrainingRanks
 from rewards.plugins.names import absolute
 from rewards.pool.workers import RewardPool
 from rewards.types import Placement
-from rollout.checkpoint import refuse_head_size
+from rollout.checkpoint import refuse_head_size, resolve_dtype
 from rollout.device import DeviceState
 from rollout.pool import RolloutPool
 
@@ -75,7 +76,7 @@ def start_rollout(
     model: Path,
     config: RolloutConfig,
     *,
-    dtype: str,
+    dtype: AnyDtype,
     seed: int,
     stop_token_ids: Sequence[int] = (),
     with_routes: bool = False,
@@ -97,7 +98,13 @@ def start_rollout(
     resources = devices.engines() if devices else [_whole_devices(config.tensor_parallel_size)] * config.num_engines
     try:
         pool = RolloutPool(
-            model, config, dtype, seed, resources=resources, stop_token_ids=stop_token_ids, with_routes=with_routes
+            model,
+            config,
+            resolve_dtype(dtype, model),
+            seed,
+            resources=resources,
+            stop_token_ids=stop_token_ids,
+            with_routes=with_routes,
         )
         if devices and any(engine.share < 1 for engine in devices.placement.of("engine")):
             pool.to(DeviceState.ASLEEP)

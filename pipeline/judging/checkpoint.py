@@ -8,15 +8,17 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from configs.base import Settings
+from configs.model import AnyDtype, Dtype
 from configs.references import PREFIX
 from configs.rewards import PoolName
 from configs.sampling import RolloutConfig
 from rewards.types import Task
+from rollout.checkpoint import resolve_dtype
 from rollout.process import compute_environment
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ class CheckpointJudge(Settings):
 
     path: str
     """Folder of the checkpoint; `stage:NAME` takes the result of an earlier stage."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights."""
+    dtype: AnyDtype = "float32"
+    """Precision of the weights. `auto` takes the checkpoint's."""
     max_length: int | None = Field(default=None, ge=16)
     """Longest input in tokens. A longer input is not judged (`abstain`); a longer prompt is a bad row. None takes the
     model's own `max_position_embeddings`."""
@@ -69,6 +71,11 @@ class CheckpointJudge(Settings):
     def folder(self) -> Path:
         """The checkpoint's folder."""
         return Path(self.path).expanduser()
+
+    @property
+    def precision(self) -> Dtype:
+        """Precision in which the weights are loaded."""
+        return resolve_dtype(self.dtype, self.folder)
 
     @cached_property
     def described(self) -> dict[str, Any]:

@@ -96,8 +96,8 @@ class RewardModel(CheckpointJudge):
         if self.backend == "torch":
             from pipeline.judging.scorer import Scorer
 
-            return Scorer(self.folder, self.dtype, self.batch_tokens).scores
+            return Scorer(self.folder, self.precision, self.batch_tokens).scores
         from rollout.pooling import ScoreEngine
 
-        engine = ScoreEngine(self.folder, self.engine_config(self.kv_cache_gib), self.dtype, self.batch_tokens)
+        engine = ScoreEngine(self.folder, self.engine_config(self.kv_cache_gib), self.precision, self.batch_tokens)
         return lambda items: engine.scores([self._token_ids(*item) for item in items])

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from configs.model import AnyDtype
 from pipeline.data.messages import Message
 from pipeline.data.scored import scored_ids
 from pipeline.data.trees import MicroBatch, micro_batch, scored_tree, shard_indices
 from pipeline.models.attention import Layout
 from pipeline.models.score import ScoreModel, refuse_other_scores
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.weights.load import Dtype
 from pipeline.weights.reward_model import load_score_model
 
 
@@ -25,7 +25,7 @@ class Scorer:
         scorer.scores([([{"role": "user", "content": "2+2?"}], "4")])
     """
 
-    def __init__(self, folder: Path, dtype: Dtype, batch_tokens: int) -> None:
+    def __init__(self, folder: Path, dtype: AnyDtype, batch_tokens: int) -> None:
         """Load the checkpoint. A forward pass takes at most `batch_tokens` tokens, or one longer conversation.
 
         Raises ValueError for a checkpoint that is no reward model, and for a tokenizer that can't be used.

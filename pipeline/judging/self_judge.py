@@ -193,5 +193,5 @@ class SelfJudge(Rubric, CheckpointJudge):
 
         ends = self._chat.end_ids()
         return RolloutEngine(
-            self.folder, self.engine_config(self.kv_cache_gib), self.dtype, self.seed, stop_token_ids=ends
+            self.folder, self.engine_config(self.kv_cache_gib), self.precision, self.seed, stop_token_ids=ends
         )

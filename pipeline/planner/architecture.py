@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 import configs
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.weights.architecture import architecture_file
+from rollout.checkpoint import described_dtype
 
 HUB = {
     "deepseek-ai/DeepSeek-V2": "deepseek_v2",
@@ -98,6 +99,7 @@ class Architecture:
 def architecture_of(model: str, dtype: str = "bfloat16") -> Architecture:
     """Return the architecture of a checkpoint's folder, a hub name in HUB, a config.json or a shipped `init_config`.
 
+    dtype: precision; `auto` takes the one that the config.json describes, bfloat16 where it does not.
     Raises ValueError with the remedy for an unknown model, and for one that `transformers` does not know.
 
     Example:
@@ -112,7 +114,10 @@ def architecture_of(model: str, dtype: str = "bfloat16") -> Architecture:
                 f"by --model-config FILE. Shipped: {', '.join(HUB)}"
             )
         config_json = architecture_file(model)
-    return replace(read_architecture(config_json), dtype=dtype)
+    architecture = read_architecture(config_json)
+    if dtype == "auto":
+        dtype = described_dtype(json.loads(config_json.read_text(encoding="utf-8"))) or architecture.dtype
+    return replace(architecture, dtype=dtype)
 
 
 @cache

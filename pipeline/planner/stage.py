@@ -54,7 +54,7 @@ def planned_stage(
     mean_share: mean length of prompts, completions and texts as a share of the longest that the stage allows.
     model_config: a config.json to plan with instead of the stage's own model.
     """
-    model = architecture_of(model_config or origin_of(config, recipe), config.model.dtype)
+    model = architecture_of(model_config or origin_of(config, recipe), dtype_of(config, recipe))
     is_policy = isinstance(config, GRPOConfig)
     demand = stage_demand(config, recipe)
     return PlannedStage(
@@ -80,6 +80,19 @@ def origin_of(config: AnyStage, recipe: Recipe) -> str:
         return model.init_config
     path = str(model.path)
     return origin_of(recipe.stages[path.removeprefix(PREFIX)], recipe) if path.startswith(PREFIX) else path
+
+
+def dtype_of(config: AnyStage, recipe: Recipe) -> str:
+    """Return the precision of a stage's model. `auto` is that of the stage whose result the model is, float32 for a new
+    model, and remains `auto` for another checkpoint."""
+    model = config.candidate if config.type == "gate" else config.model
+    assert model is not None
+    if model.dtype != "auto":
+        return model.dtype
+    if model.path is None:
+        return "float32"
+    name = model.path.removeprefix(PREFIX)
+    return dtype_of(recipe.stages[name], recipe) if name != model.path else "auto"
 
 
 def _batch_size(config: SFTConfig | RewardModelConfig | DPOConfig | GRPOConfig) -> int:

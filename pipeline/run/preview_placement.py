@@ -13,7 +13,7 @@ from pipeline.planner.architecture import Architecture, architecture_of, as_rewa
 from pipeline.planner.devices import GIB, Cluster
 from pipeline.planner.layout import USABLE, own_plan
 from pipeline.planner.memory import RolloutLayout, rollout_state, total
-from pipeline.planner.stage import PLANNED, origin_of, planned_stage
+from pipeline.planner.stage import PLANNED, dtype_of, origin_of, planned_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,7 @@ def predicted_bytes(config: AnyStage, recipe: Recipe, cluster: Cluster) -> Actor
         if layout.rollout:
             sizes["engine"] = {phase: total(parts) for phase, parts in layout.engine_memory().items()}
     elif (rollout := getattr(config, "rollout", None)) is not None:
-        model = config.candidate if config.type == "gate" else config.model
-        assert model is not None, "a stage with engines has a model"
-        architecture = architecture_of(origin_of(config, recipe), model.dtype)
+        architecture = architecture_of(origin_of(config, recipe), dtype_of(config, recipe))
         sizes["engine"] = {"generate": _engine_bytes(architecture, rollout, cluster)}
     phases = list(sizes.get("rank", sizes.get("engine", {})))
     for group in stage_demand(config, recipe).actors:
@@ -97,7 +95,10 @@ def _engine_bytes(architecture: Architecture, rollout: RolloutConfig, cluster: C
 def _judge_bytes(group: ActorGroup, recipe: Recipe, cluster: Cluster) -> float:
     """Bytes of a judge on each of its devices: weights, KV cache and the process's own."""
     stage = recipe.stages.get(group.checkpoint.removeprefix(PREFIX))
-    architecture = architecture_of(group.checkpoint if stage is None else origin_of(stage, recipe), group.dtype)
+    origin, dtype = (group.checkpoint, group.dtype) if stage is None else (origin_of(stage, recipe), group.dtype)
+    if stage is not None and dtype == "auto":
+        dtype = dtype_of(stage, recipe)
+    architecture = architecture_of(origin, dtype)
     if stage is not None and stage.type == "rm":
         architecture = as_reward_model(architecture)
     assert group.kv_cache_gib != "auto", "a judge's cache has a size"

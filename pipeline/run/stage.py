@@ -3,7 +3,7 @@
 Each type of stage is a module of `pipeline.stages` with three functions: `run` is the algorithm, `launch(config,
 folder, context)` starts the ranks, engines and judges and returns the figures, and `check(config)` raises ValueError
 for bad input before anything starts. `launch` and `check` get the configuration with every `stage:NAME` resolved to a
-folder.
+folder, and `launch` with the precision of the checkpoint for `dtype: auto`.
 """
 
 import json
@@ -28,6 +28,7 @@ from pipeline.reports.stage_page import write_html
 from pipeline.run.lineage import ValidationGate, check_lineage, write_lineage
 from pipeline.stages.context import Context
 from pipeline.train.checkpoints import set_aside_damaged
+from pipeline.weights.resolve import with_dtypes
 from rewards.types import RewardsUnavailable
 from rollout.pool import RolloutError
 
@@ -95,6 +96,7 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
 
     if (folder / FIGURES).is_file():
         warn(f"'{folder / FIGURES}' is damaged: the stage resumes from its newest checkpoint and writes it again")
+    resolved = with_dtypes(resolved)
     refuse_here(resolved, recipe)
     set_aside_damaged(folder, warn)
     write_lineage(folder, folder.name, config, resolved, gate)

@@ -33,7 +33,7 @@ def run(config: EvalConfig | GateConfig, model: ModelConfig, checkpoint: Path, f
 
 def launch(config: EvalConfig, folder: Path, context: Context) -> dict[str, float]:
     """Evaluate into `folder`. Returns the figures, named `SUITE/FIGURE`."""
-    results = run(config, config.model, resolve_model(config.model, workdir=folder), folder)
+    results = run(config, config.model, resolve_model(config.model, workdir=folder, keep_fp8=True), folder)
     console = Console()
     console.print(results_table(results))
     for suite, result in results.items():

@@ -5,14 +5,15 @@ This file imports no torch, like everything that drives ranks and engines (docs/
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from configs.balance import V2Balance, V3Balance
 from configs.dpo import DpoLoss
 from configs.grpo import ObjectiveConfig
+from configs.model import AnyDtype
 from configs.reward_model import PairwiseLoss, PointwiseLoss
 from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
+from rollout.checkpoint import resolve_dtype
 
 Objective = ObjectiveConfig | DpoLoss | PairwiseLoss | PointwiseLoss | None
 """GRPO's, DPO's, a reward model's, or None for supervised training."""
@@ -26,6 +27,7 @@ LONGEST = "memory/longest_tokens"
 class TrainSpec:
     """Everything that a rank needs to build its engine; sent to it by value.
 
+    dtype: precision of the weights; `auto` becomes the checkpoint's.
     chat_template: the file that replaces the checkpoint's template. with_reference: keep a frozen copy of `model`, or
     of the checkpoint `reference`, sharded under ZeRO-3. routing_replay: the policy must have routers that can replay
     routes. head_seed: seed of a reward model's new head; training itself draws no random numbers. balance: balance of
@@ -34,7 +36,7 @@ class TrainSpec:
     """
 
     model: Path
-    dtype: Literal["float32", "bfloat16"]
+    dtype: AnyDtype
     trainer: TrainerConfig
     optimizer: OptimizerConfig
     total_steps: int
@@ -48,6 +50,7 @@ class TrainSpec:
     mtp: MtpConfig | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", resolve_dtype(self.dtype, self.model))
         if self.optimizer.moments == "bfloat16" and self.trainer.offload and self.trainer.offload.nvme:
             raise ValueError(
                 "optimizer.moments='bfloat16' can't be offloaded to NVMe, where DeepSpeed swaps float32 only; set it "

@@ -4,28 +4,28 @@ import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from configs.model import AnyDtype
 from pipeline.data.chat import turn_ends
 from pipeline.disk.files import new_folder
 from pipeline.models.mtp import DeepseekV3WithMtp, MtpLayer, new_mtp_layers
 from pipeline.weights.shards import write_weights
-from rollout.checkpoint import mtp_depth, mtp_prefixes
+from rollout.checkpoint import is_in_fp8, mtp_depth, mtp_prefixes, resolve_dtype
 
 disable_progress_bar()  # transformers draws its own progress bars over ours
 if not torch.cuda.is_available():  # save_pretrained imports deepspeed, which warns without a GPU
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-Dtype = Literal["float32", "bfloat16"]
 NEW_MODULES_SEED = 0
 """Seed of the weights of new modules for multi-token prediction."""
 
 
-def load_model(folder: str | Path, dtype: Dtype) -> PreTrainedModel:
+def load_model(folder: str | Path, dtype: AnyDtype) -> PreTrainedModel:
     """Load the causal language model of a checkpoint on the CPU, in evaluation mode, without its MTP modules.
 
     Raises ValueError when a weight is missing, unexpected or of another shape; `transformers` would fill it with random
@@ -33,13 +33,13 @@ def load_model(folder: str | Path, dtype: Dtype) -> PreTrainedModel:
 
     Example: `load_model("runs/demo/sft/hf", "float32")`
     """
-    model, loading = _load(folder, dtype, AutoModelForCausalLM)
+    model, loading = load_with_info(folder, dtype, AutoModelForCausalLM)
     loading["unexpected_keys"] = without_mtp(model, loading["unexpected_keys"])
     refuse_faults(folder, loading)
     return model
 
 
-def load_with_mtp(folder: Path, dtype: Dtype, depth: int) -> tuple[PreTrainedModel, list[MtpLayer]]:
+def load_with_mtp(folder: Path, dtype: AnyDtype, depth: int) -> tuple[PreTrainedModel, list[MtpLayer]]:
     """Load a DeepSeek-V3 and its `depth` modules for multi-token prediction, new ones if the checkpoint has none.
 
     Raises ValueError for another architecture, another number of modules, and weights that don't fit.
@@ -57,7 +57,7 @@ def load_with_mtp(folder: Path, dtype: Dtype, depth: int) -> tuple[PreTrainedMod
         raise ValueError(
             f"mtp.depth={depth}, but the checkpoint '{folder}' has {num_modules} modules; set mtp.depth: {num_modules}"
         )
-    model, loading = _load(folder, dtype, DeepseekV3WithMtp)
+    model, loading = load_with_info(folder, dtype, DeepseekV3WithMtp)
     refuse_faults(folder, loading)
     return model.split_mtp()
 
@@ -120,5 +120,12 @@ def end_with_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
 
 
-def _load(folder: str | Path, dtype: Dtype, model_class: Any) -> Any:
-    return model_class.from_pretrained(str(folder), dtype=getattr(torch, dtype), output_loading_info=True)
+def load_with_info(folder: str | Path, dtype: AnyDtype, model_class: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Load a checkpoint by `model_class.from_pretrained`; return the model and `transformers`' loading info.
+
+    Raises ValueError for weights in FP8, which `transformers` keeps or dequantises by the machine it is on.
+    """
+    if is_in_fp8(Path(folder)):
+        raise ValueError(f"'{folder}' is in FP8, which can't be trained: load the copy that `import_fp8` makes of it")
+    precision = getattr(torch, resolve_dtype(dtype, Path(folder)))
+    return model_class.from_pretrained(str(folder), dtype=precision, output_loading_info=True, **options)

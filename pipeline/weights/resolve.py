@@ -2,22 +2,27 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from configs.base import Settings
 from configs.model import FirstModelConfig, ModelConfig
 from pipeline.data.template_files import template_file
 from pipeline.weights.architecture import architecture_file
+from rollout.checkpoint import is_in_fp8, resolve_dtype
 
+_S = TypeVar("_S", bound=Settings)
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 
 
-def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path) -> Path:
+def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path, keep_fp8: bool = False) -> Path:
     """Return the folder of the checkpoint that `config` names.
 
-    A model with random weights is created below `workdir` once and reused afterwards. A name that is no folder is
-    downloaded from the hub. Raises ValueError when there is no such checkpoint.
+    A model with random weights is created below `workdir` once and reused afterwards, and so is a copy in bfloat16 of a
+    checkpoint in FP8, unless `keep_fp8`. A name that is no folder is downloaded from the hub. Raises ValueError when
+    there is no such checkpoint.
     """
     if isinstance(config, FirstModelConfig) and config.init_config is not None:
         content = architecture_file(config.init_config).read_bytes()
@@ -29,20 +34,52 @@ def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path) -> P
 
         return create_model(config.init_config, config.init_seed, folder)
     assert config.path is not None, "a model has exactly one origin"
-    folder = Path(config.path).expanduser()
-    if folder.is_file():
-        raise ValueError(f"model.path='{folder}' is a file; give a checkpoint's folder (a GGUF file is imported first)")
-    if not folder.is_dir():
-        return _download(config.path)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"model.path='{config.path}': no checkpoint in '{folder}' (config.json is missing)")
-    return folder
+    folder = _checkpoint_folder(config.path)
+    if keep_fp8 or not is_in_fp8(folder):
+        return folder
+    copy = workdir / f"from-fp8-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    if copy.is_dir():
+        return copy
+    from pipeline.weights.fp8_import import import_fp8  # imports torch
+
+    return import_fp8(folder, copy)
+
+
+def with_dtypes(config: _S) -> _S:
+    """Replace `dtype: auto` of every model in `config` by the precision of its checkpoint. Raises ValueError when there
+    is no such checkpoint, it is in another precision than is trained, or other settings don't fit its precision."""
+    settings = config.model_dump()
+    resolved = _resolve_dtypes(settings)
+    return config if resolved == settings else type(config).model_validate(resolved)
+
+
+def _resolve_dtypes(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_resolve_dtypes(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    resolved = {key: _resolve_dtypes(value) for key, value in node.items()}
+    if node.get("dtype") == "auto":
+        path = node.get("path")  # a new model has none
+        resolved["dtype"] = resolve_dtype("auto", _checkpoint_folder(path)) if path else "float32"
+    return resolved
 
 
 def check_template(config: ModelConfig | FirstModelConfig) -> None:
     """Raise ValueError when the chat template of `config` is neither a file nor a shipped template."""
     if config.chat_template is not None:
         template_file(config.chat_template)
+
+
+def _checkpoint_folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise ValueError(f"model.path='{folder}' is a file; give a checkpoint's folder (a GGUF file is imported first)")
+    if not folder.is_dir():
+        return _download(path)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.path='{path}': no checkpoint in '{folder}' (config.json is missing)")
+    return folder
 
 
 def _download(name: str) -> Path:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
+from configs.model import AnyDtype
 from pipeline.data.scored import with_pad
-from pipeline.weights.load import Dtype, refuse_faults, save_hf, without_mtp
+from pipeline.weights.load import load_with_info, refuse_faults, save_hf, without_mtp
 
 _SCORE_HEAD = "score.weight"
 _LANGUAGE_HEAD = {"lm_head.weight", "lm_head.bias"}
 
 
-def load_score_model(folder: str | Path, dtype: Dtype) -> PreTrainedModel:
+def load_score_model(folder: str | Path, dtype: AnyDtype) -> PreTrainedModel:
     """Load the reward model of a checkpoint on the CPU, in evaluation mode.
 
     Raises ValueError for a language model, a head of another shape, and weights that don't fit.
@@ -31,7 +32,7 @@ def load_score_model(folder: str | Path, dtype: Dtype) -> PreTrainedModel:
     return model
 
 
-def new_score_model(folder: str | Path, dtype: Dtype, seed: int) -> PreTrainedModel:
+def new_score_model(folder: str | Path, dtype: AnyDtype, seed: int) -> PreTrainedModel:
     """Put a new score head on the language model of a checkpoint.
 
     The weights of the head are normal with standard deviation 1 / D, drawn with `seed`, so that the first scores are
@@ -68,14 +69,11 @@ def is_score_model(folder: str | Path) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
 
 
-def _load(folder: str | Path, dtype: Dtype) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+def _load(folder: str | Path, dtype: AnyDtype) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     try:
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), num_labels=1, output_loading_info=True
-        )
+        model, loading = load_with_info(folder, dtype, AutoModelForSequenceClassification, num_labels=1)
     except (RuntimeError, ValueError) as error:  # a head of another shape, or an architecture without a score
         raise ValueError(f"checkpoint '{folder}' can't be a reward model with one score: {error}") from error
-    model, loading = loaded
     loading["unexpected_keys"] = without_mtp(model, loading["unexpected_keys"])
     return model, loading
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from configs.model import Dtype
 from configs.train import OffloadConfig, OptimizerConfig, TrainerConfig
 from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
-from pipeline.weights.load import Dtype
 from rollout.device import SIMULATED, DeviceState
 from tests.pipeline.train_ranks import conversations
 

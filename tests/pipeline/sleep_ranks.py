@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from configs.model import Dtype
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import MicroBatch, shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
-from pipeline.weights.load import Dtype
 from rollout.device import SIMULATED, DeviceError, DeviceState
 from tests.pipeline.train_ranks import conversations
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from configs.model import Dtype
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import MicroBatch, Tree, micro_batch, shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
-from pipeline.weights.load import Dtype
 from rollout.device import SIMULATED, DeviceState
 from tests.pipeline.train_ranks import groups
 
