@@ -8,7 +8,7 @@ from configs.base import Settings
 from configs.data import COLUMN, PromptData
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
-from configs.sampling import CompletionConfig, RolloutConfig, SyncConfig
+from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 Level = Literal["token", "sequence", "completion"]
@@ -202,8 +202,9 @@ class GRPOConfig(Settings):
     """Routes that training replays instead of routing tokens anew; the gates' weights still learn. `rollout`: the
     engine's routes from sampling (R3). `policy`: the trainer's routes before the first of updates_per_batch updates
     (R2). The reference always routes for itself."""
-    sampling: CompletionConfig
-    """End of the completions."""
+    sampling: SamplingConfig
+    """Sampling of the completions. The distribution that temperature, top_p and top_k leave is the one that is trained,
+    in every log-probability of the objective."""
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     """Loss."""
     mtp_weight: float = Field(default=0.0, ge=0)
@@ -269,6 +270,10 @@ class GRPOConfig(Settings):
                 "overlong.shaping_tokens would be added to rewards that mixing=group has made advantages already; "
                 "remove it, or give the reward `length` a weight instead"
             )
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature=0 samples the same completion in the whole group; set it above 0")
+        if self.sampling.top_p < 1 or self.sampling.top_k:
+            raise ValueError("sampling.top_p and sampling.top_k can't be trained on; remove them")
         if self.overlong.shaping_tokens >= self.sampling.max_tokens:
             raise ValueError("overlong.shaping_tokens must be smaller than sampling.max_tokens")
         return self

@@ -8,8 +8,7 @@ from configs.base import Settings
 
 
 class CompletionConfig(Settings):
-    """End of a completion. GRPO has no other sampling setting: a temperature, top_p or top_k would sample from another
-    distribution than the policy's."""
+    """End of a completion that is sampled from the policy's own distribution."""
 
     max_tokens: int = Field(ge=1)
     """Longest completion in tokens."""

@@ -108,8 +108,9 @@ class RolloutEngine:
 
         A completion is a function of the weights, the prompt and (seed, place, index in the group), whatever other
         prompts the engine answers (docs/numerics.md says when to the bit). `places` are the prompts' indices in a
-        request of which this engine answers a part. Log-probabilities are the policy's, before temperature, top_p and
-        top_k. Closing the iterator aborts the request.
+        request of which this engine answers a part. Log-probabilities are those of the distribution that was sampled
+        from, after temperature, top_k and top_p; at temperature 0 the policy's. Closing the iterator aborts the
+        request.
 
         Raises ValueError for a prompt that is empty or leaves no room for `max_tokens` in `max_model_len`, and for
         several completions at temperature 0, which would be equal.
@@ -314,6 +315,7 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
         "distributed_executor_backend": _executor(config),
         "worker_extension_cls": f"{SyncWorker.__module__}.{SyncWorker.__name__}",
         "async_scheduling": False,
+        "logprobs_mode": "processed_logprobs",  # of sampled tokens; those of prompts are always the model's own
         "skip_tokenizer_init": True,
         "use_tqdm_on_load": False,
         "quantization": "fp8_per_block" if "weights" in config.fp8 else None,

@@ -82,7 +82,9 @@ def _seed_requests() -> None:
         if not generators:
             return sample_unseeded(self, logits, generators, k, p)
         seeds = row_seeds([generators.get(row) for row in range(len(logits))])
-        return torch.ops._C.fused_gumbel_argmax(apply_top_k_top_p(logits, k, p).float(), seeds), None
+        logits = apply_top_k_top_p(logits, k, p).float()
+        logprobs = logits.log_softmax(dim=-1) if self.logprobs_mode == "processed_logprobs" else None
+        return torch.ops._C.fused_gumbel_argmax(logits, seeds), logprobs
 
     if finish.__module__ != __name__:
         CachedRequestState.__post_init__, TopKTopPSampler.forward_cpu = post_init, forward_cpu

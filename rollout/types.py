@@ -24,7 +24,7 @@ class Completion:
     """One sampled answer.
 
     token_ids: [T] ids as sampled, the end token included when finish_reason is "stop".
-    logprobs: [T] log-probability of each id under the rollout policy, in nats.
+    logprobs: [T] log-probability of each id in the distribution that it was sampled from, in nats.
     text: decoded, without the tokens that end or pad a completion; other special tokens stand in it as text.
     policy_version: number of the sync whose weights sampled it; 0 before the first.
     routed_experts: experts of each id, [T, L, K]. NO_ROUTE for the last id, which the engine never reads; None where

@@ -48,7 +48,7 @@ def grpo_step(steps: int) -> dict[str, float]:
         run_stage(config, folder / "grpo")
         rows = read_metrics(folder / "grpo")[1:]
         with cluster():
-            request = (Path(config.model.path), config.rollout, byte_prompts(), config.sampling.of_policy())
+            request = (Path(config.model.path), config.rollout, byte_prompts(), config.sampling)
             alone, expanded = (
                 median(vllm_baseline_seconds(*request, config.group_size, repeats=steps, latent=latent))
                 for latent in (True, False)

@@ -80,6 +80,8 @@ def _branch(completion: Completion, advantage: float, trains: bool, kl_coef: flo
         "advantages": [advantage] * length,
         "weights": [weight if trains else 0.0] * length,
     }
+    if config.sampling.temperature != 1:
+        columns["temperature"] = [config.sampling.temperature] * length
     if config.objective.kl_coef_of:
         columns["kl_coef"] = [kl_coef] * length
     return Branch(

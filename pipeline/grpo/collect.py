@@ -53,7 +53,7 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Ex
 def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: int) -> list[JudgedGroup]:
     groups: dict[int, Group] = {}
     prompt_ids = [prompt.token_ids for prompt in prompts]
-    for group in fleet.rollout.generate(prompt_ids, config.sampling.of_policy(), config.group_size, seed):
+    for group in fleet.rollout.generate(prompt_ids, config.sampling, config.group_size, seed):
         groups[group.index] = group
         task = prompts[group.index].task
         fleet.rewards.submit(group.index, task, [completion.text for completion in group.completions])

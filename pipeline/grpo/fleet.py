@@ -106,7 +106,9 @@ class Fleet:
         with self.watch("train"):
             metrics = self.policy.update(batch.shards, batch.denominator)
         num_tokens = sum(len(micro_batch.target_N) for shard in batch.shards for micro_batch in shard)
-        refuse_mismatch(metrics, num_tokens, self._mismatch_bound, step=self.checkpoints.step + 1)
+        # The probe is scored at temperature 1; a lower one enlarges differences of logits.
+        bound = self._mismatch_bound / min(self.config.sampling.temperature, 1.0)
+        refuse_mismatch(metrics, num_tokens, bound, step=self.checkpoints.step + 1)
         return metrics
 
     def refresh_reference(self, step: int) -> None:

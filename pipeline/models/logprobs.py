@@ -10,6 +10,7 @@ multi-token prediction.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -46,6 +47,17 @@ class MtpLogprobs(NamedTuple):
     accepted_KN: Tensor
 
 
+class TokenSampling(NamedTuple):
+    """Distribution that the trained tokens were sampled from, where it is not softmax(logits) over the vocabulary.
+
+    temperature_N: float32 [N], divides the logits. kept_NK: int64 [N, K], the tokens that top_k and top_p kept, padded
+    with -1; all others have probability 0.
+    """
+
+    temperature_N: Tensor | None = None
+    kept_NK: Tensor | None = None
+
+
 class LogprobModel(nn.Module):
     """A causal language model whose forward pass returns the log-probabilities of given tokens.
 
@@ -77,12 +89,13 @@ class LogprobModel(nn.Module):
         source_N: Tensor,
         target_N: Tensor,
         experts_TLK: Tensor | None = None,
+        sampling: TokenSampling | None = None,
     ) -> Tensor | MtpLogprobs:
         """Return float32 [N]: log pi(target_N[i] | tokens that row source_N[i] sees), in nats.
 
         token_ids_T int64 [T]; source_N int64 [N] rows of T; target_N int64 [N] token ids; experts_TLK: routes to
-        replay (see pipeline.models.routing). With `mtp` and gradients, returns MtpLogprobs. Passes with gradients count
-        towards the load of the experts.
+        replay (see pipeline.models.routing). With `mtp` and gradients, returns MtpLogprobs, whose modules predict
+        without regard to `sampling`. Passes with gradients count towards the load of the experts.
         """
         trains = torch.is_grad_enabled() and len(source_N) > 0
         self.routers.begin(experts_TLK, counted_T=layout.counted_T.to(token_ids_T.device) if trains else None)
@@ -90,8 +103,8 @@ class LogprobModel(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         assert head is not None
         if self.mtp is None or not torch.is_grad_enabled():
-            return self._logprobs(head, hidden_TD[source_N], target_N)[0]
-        logprobs_N, likeliest_N = self._logprobs(head, hidden_TD[source_N], target_N, likeliest=True)
+            return self._logprobs(head, hidden_TD[source_N], target_N, sampling)[0]
+        logprobs_N, likeliest_N = self._logprobs(head, hidden_TD[source_N], target_N, sampling, likeliest=True)
         rotary = self.causal_lm.base_model.rotary_emb
         mtp_hidden_KND, valid_KN = self.mtp(hidden_TD, token_ids_T, layout, source_N, rotary)
         targets = target_N.repeat(len(mtp_hidden_KND))
@@ -105,7 +118,13 @@ class LogprobModel(nn.Module):
         )
 
     def _logprobs(
-        self, head: nn.Module, hidden_ND: Tensor, target_N: Tensor, *, likeliest: bool = False
+        self,
+        head: nn.Module,
+        hidden_ND: Tensor,
+        target_N: Tensor,
+        sampling: TokenSampling | None = None,
+        *,
+        likeliest: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return log-probabilities of the targets, float32 [N], and the `likeliest` tokens, int64 [N] or empty.
 
@@ -113,54 +132,84 @@ class LogprobModel(nn.Module):
         have unequal numbers of chunks.
         """
         logits = head.forward
-        head.forward = partial(self._in_chunks, logits, target_N, likeliest)
+        head.forward = partial(self._in_chunks, logits, likeliest, (target_N, *(sampling or TokenSampling())))
         try:
             return head(hidden_ND)
         finally:
             head.forward = logits
 
     def _in_chunks(
-        self, logits: Callable[[Tensor], Tensor], target_N: Tensor, likeliest: bool, hidden_ND: Tensor
+        self,
+        logits: Callable[[Tensor], Tensor],
+        likeliest: bool,
+        columns: Sequence[Tensor | None],
+        hidden_ND: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        chunks = zip(hidden_ND.split(self.chunk_tokens), target_N.split(self.chunk_tokens), strict=True)
+        columns_C = [repeat(None) if column is None else column.split(self.chunk_tokens) for column in columns]
+        chunks = zip(hidden_ND.split(self.chunk_tokens), *columns_C, strict=False)
         if torch.is_grad_enabled():
-            parts = [
-                checkpoint(_chunk_logprobs, logits, h_CD, t_C, likeliest, use_reentrant=False) for h_CD, t_C in chunks
-            ]
+            parts = [checkpoint(_chunk_logprobs, logits, likeliest, *chunk, use_reentrant=False) for chunk in chunks]
         else:
-            parts = [_chunk_logprobs(logits, *chunk, likeliest) for chunk in chunks]
+            parts = [_chunk_logprobs(logits, likeliest, *chunk) for chunk in chunks]
         logprobs, tokens = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(tokens)
 
 
 def _chunk_logprobs(
-    logits: Callable[[Tensor], Tensor], hidden_CD: Tensor, target_C: Tensor, likeliest: bool
+    logits: Callable[[Tensor], Tensor],
+    likeliest: bool,
+    hidden_CD: Tensor,
+    target_C: Tensor,
+    temperature_C: Tensor | None,
+    kept_CK: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     logits_CV = logits(hidden_CD).float()
     tokens_C = logits_CV.argmax(1) if likeliest else target_C[:0]
-    return _TargetLogprobs.apply(logits_CV, target_C), tokens_C  # pyright: ignore[reportReturnType]
+    logprobs_C: Any = TargetLogprobs.apply(logits_CV, target_C, temperature_C, kept_CK)
+    return logprobs_C, tokens_C
 
 
-class _TargetLogprobs(torch.autograd.Function):
-    """log softmax(logits_CV)[target_C]; it and its gradient overwrite the memory of the logits."""
+class TargetLogprobs(torch.autograd.Function):
+    """Log-probabilities of target_C under softmax(logits_CV / temperature_C) over the tokens kept_CK, float32 [C].
+
+    They and the gradient overwrite the memory of the logits. Tokens that are not kept have probability and gradient 0.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits_CV: Tensor, target_C: Tensor) -> Tensor:
-        target_logit_C, largest_C = logits_CV.gather(1, target_C.unsqueeze(1)).squeeze(1), logits_CV.amax(1)
-        exp_CV = logits_CV.detach().sub_(largest_C.unsqueeze(1)).exp_()
+    def forward(
+        ctx: Any, logits_CV: Tensor, target_C: Tensor, temperature_C: Tensor | None, kept_CK: Tensor | None
+    ) -> Tensor:
+        scaled_CV = logits_CV.detach()
+        if temperature_C is not None:
+            scaled_CV.div_(temperature_C.unsqueeze(1))
+        if kept_CK is not None:
+            keep_only(scaled_CV, kept_CK)
+        target_logit_C, largest_C = scaled_CV.gather(1, target_C.unsqueeze(1)).squeeze(1), scaled_CV.amax(1)
+        exp_CV = scaled_CV.sub_(largest_C.unsqueeze(1)).exp_()
         sum_C = exp_CV.sum(1)
-        ctx.save_for_backward(exp_CV, sum_C, target_C)
+        ctx.save_for_backward(exp_CV, sum_C, target_C, temperature_C)
         return target_logit_C - largest_C - sum_C.log()
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_C: Tensor
-    ) -> tuple[Tensor, None]:
-        exp_CV, sum_C, target_C = ctx.saved_tensors
+    ) -> tuple[Tensor | None, ...]:
+        exp_CV, sum_C, target_C, temperature_C = ctx.saved_tensors
+        if temperature_C is not None:
+            grad_C = grad_C / temperature_C
         grad_CV = exp_CV.mul_((-grad_C / sum_C).unsqueeze(1))
         grad_CV[torch.arange(len(grad_CV), device=grad_CV.device), target_C] += grad_C
-        return grad_CV, None
+        return grad_CV, None, None, None
+
+
+def keep_only(logits_CV: Tensor, kept_CK: Tensor) -> None:
+    """Set all logits but those of the tokens kept_CK, int64 [C, K] padded with -1, to minus infinity, in place."""
+    row, place = torch.nonzero(kept_CK >= 0, as_tuple=True)
+    token = kept_CK[row, place]
+    kept = logits_CV[row, token]
+    logits_CV.fill_(-torch.inf)
+    logits_CV[row, token] = kept
 
 
 def use_float_head(causal_lm: PreTrainedModel) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.data.trees import Floats, MicroBatch
 from pipeline.models.attention import Layout
-from pipeline.models.logprobs import CHUNK_TOKENS, LogprobModel
+from pipeline.models.logprobs import CHUNK_TOKENS, LogprobModel, TokenSampling
 from pipeline.models.mtp import mtp_as_layers
 from pipeline.models.rounding import perturbed_rounding
 from pipeline.models.tokenizer import load_tokenizer
@@ -218,11 +218,14 @@ class TrainEngine:
             torch.from_numpy(x.copy()).to(self.device) for x in (row.token_ids_T, row.source_N, row.target_N)
         )
         targets = () if self.spec.is_reward_model else (target_N,)
-        routes = {}  # the reference is another policy and keeps its own routes
-        if row.experts_TLK is not None and model is not self.reference:
-            routes["experts_TLK"] = torch.from_numpy(row.experts_TLK.copy()).to(self.device)
+        options: dict[str, Any] = {}
+        if row.experts_TLK is not None and model is not self.reference:  # another policy, which keeps its own routes
+            options["experts_TLK"] = torch.from_numpy(row.experts_TLK.copy()).to(self.device)
+        if "temperature" in row.columns:
+            temperature_N = torch.from_numpy(row.columns["temperature"].copy()).to(self.device)
+            options["sampling"] = TokenSampling(temperature_N)
         with self._residence.working("logits", 4 * min(len(row.target_N), CHUNK_TOKENS) * self._vocab_size):
-            return model(token_ids_T, Layout(row.lengths, row.parents, row.repeated), source_N, *targets, **routes)
+            return model(token_ids_T, Layout(row.lengths, row.parents, row.repeated), source_N, *targets, **options)
 
     def _clip_unsharded(self) -> Tensor:
         """Reduce and clip without ZeRO, because DeepSpeed clips without returning the norm."""

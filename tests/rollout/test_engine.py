@@ -68,6 +68,16 @@ def test_agrees_with_transformers_fresh(engine: RolloutEngine) -> None:
     assert tiny.within_bounds(tiny.prompt_gap(MODELS["first"], engine.prompt_logprobs(PROMPTS)))
 
 
+def test_logprobs_are_those_of_the_distribution_that_was_sampled_from(engine: RolloutEngine) -> None:
+    """At temperature 0.7, by transformers' logits divided by it; prompts are scored at temperature 1."""
+    for group in generate(engine, 1, SamplingConfig(max_tokens=24, temperature=0.7)):
+        for completion in group.completions:
+            gaps = tiny.logprobs(MODELS["first"], group.prompt_ids + completion.token_ids, temperature=0.7)
+            gaps = gaps[-len(completion.token_ids) :] - torch.tensor(completion.logprobs)
+            assert gaps.abs().max() < tiny.MAX_BOUND / 0.7
+    assert tiny.within_bounds(tiny.prompt_gap(MODELS["first"], engine.prompt_logprobs(PROMPTS)))
+
+
 def test_agrees_with_transformers_after_a_sync(engine: RolloutEngine, folders: dict[str, Path]) -> None:
     before = generate(engine, 1)
     sent = tiny.buckets(tiny.weights(folders["second"]))

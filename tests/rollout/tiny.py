@@ -77,11 +77,11 @@ def buckets(tensors: dict[str, torch.Tensor]) -> list[Bucket]:
     return list(to_buckets(tensors.items(), 1))
 
 
-def logprobs(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
+def logprobs(model: PreTrainedModel, token_ids: list[int], temperature: float = 1.0) -> torch.Tensor:
     """[T - 1] log-probabilities of each token after the first."""
     ids_1T = torch.tensor([token_ids])
     with torch.no_grad():
-        return model(ids_1T).logits[0, :-1].log_softmax(-1).gather(1, ids_1T[0, 1:, None])[:, 0]
+        return (model(ids_1T).logits[0, :-1] / temperature).log_softmax(-1).gather(1, ids_1T[0, 1:, None])[:, 0]
 
 
 def greedy(model: PreTrainedModel, token_ids: list[int]) -> list[bool]:
