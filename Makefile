@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast fast-tests test-slow test-portable test-gpu demo-table docs lock-gpu
+.PHONY: setup demo test types fast fast-tests test-slow test-portable test-peers test-gpu demo-table docs lock-gpu
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -40,6 +40,14 @@ demo-table: setup
 # As on other machines: make test-portable ONLY="avx2 one_core" TESTS="tests/rewards tests/jobs"; tests/portable.sh says more.
 test-portable: setup
 	@TESTS="$(TESTS)" tests/portable.sh $(ONLY)
+
+# Our losses beside those of TRL, verl and OpenRLHF, a minute; writes the table of docs/algorithm.md. The peers are installed
+# without their dependencies, behind this environment's own packages (tests/peers/peers.py).
+PEERS = trl==1.16.0 verl==0.9.1 openrlhf==0.11.2
+test-peers: setup
+	@[ "$$(cat .venv-peers/versions 2>/dev/null)" = "$(PEERS)" ] || { rm -rf .venv-peers && $(ACTIVATE) \
+		python -m pip install --quiet --no-deps --target .venv-peers $(PEERS) && echo "$(PEERS)" > .venv-peers/versions; }
+	$(ACTIVATE) pytest tests/peers
 
 # On one GPU, eight minutes: what stand-ins can only imitate (docs/gpu.md). ONLY="states attention" runs some checks, CPU=1
 # tests the script without a GPU. Not after setup: half of it runs with torch, transformers and deepspeed alone.
