@@ -19,6 +19,7 @@ BENCHES = {
     "fp8": "jobs.bench.models:fp8",
     "replay": "jobs.bench.replay:replay",
     "demo": "jobs.bench.demo:demo",
+    "online-offline": "jobs.bench.online_offline:online_offline",
 }
 """Each benchmark's function, which takes a number of repeats and returns figures. It is named as text, so that only the
 benchmark that runs is imported: a loaded module would change the measurement of another."""
@@ -45,6 +46,7 @@ def bench(
     fp8        cost and error of products in FP8
     replay     mismatch of engine and trainer, with and without routing replay
     demo       the demo recipe, at as many seeds as --steps
+    online-offline  GRPO on a reward model beside DPO on its preferences, at as many seeds as --steps
 
     \b
     Examples:

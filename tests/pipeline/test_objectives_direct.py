@@ -3,12 +3,13 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from configs.dpo import DpoLoss
-from pipeline.data.trees import Floats, compared_tree, cut, micro_batch
+from pipeline.data.trees import Floats, compared_tree, cut, micro_batch, shard, values_in_order
 from pipeline.objectives.direct import ComparedAnswers, answer_log_ratios, dpo_loss, pair_losses
 from pipeline.objectives.policy import LossOutput
 from pipeline.train.losses import batch_loss, metric_count
@@ -164,6 +165,16 @@ def test_a_comparison_is_never_cut() -> None:
     tree = compared_tree([1, 2], [[3, 4, 5], [6, 7, 8]])
     assert cut(tree, 4) == [tree]
     assert tree.num_values == 6
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_values_return_in_the_order_of_the_trees(num_ranks: int) -> None:
+    """Each token's value is its id, in rows of 14 tokens on several ranks, which also have rows without a tree."""
+    trees = [compared_tree(prompt, answers) for prompt, answers, _, _ in trees_of(3)]
+    rows = shard(trees, num_ranks=num_ranks, micro_batch_tokens=14)
+    results = [[row.target_N.astype(np.float32) for row in of_rank] for of_rank in rows]
+    for tree, values_N in zip(trees, values_in_order(trees, results, 14), strict=True):
+        assert values_N.tolist() == [token for branch in tree.branches for token in branch.token_ids]
 
 
 @pytest.mark.parametrize(
