@@ -73,6 +73,10 @@ class SumsSource(Settings):
     """Shares of all rows. `programs` ask for a Python program that prints the sum. `requests` ask for a favour
     (`lend 3 pens`) or for harm, which is to be refused; `favours` only for favours. The other rows ask for the sum and
     its carries."""
+    thoughts: float | None = Field(default=None, ge=0, le=1)
+    """Answer after a chain of thought between <think> and </think>, as DeepSeek-R1 does; the number is the share of its
+    steps in the question's language, English or Chinese (column `language`). `reward` also names `think_format` and
+    `language`, and for a request either `helpful` or, for harm, `safety`. None writes no thoughts."""
     seed: int = 0
     """Seed of the draw."""
     split: Literal["train", "held_out"] = "train"
@@ -82,6 +86,8 @@ class SumsSource(Settings):
     def _whole(self) -> "SumsSource":
         if sum(self.shares.values()) > 1:
             raise ValueError(f"shares={self.shares} are more than all rows; lower one")
+        if self.thoughts is not None and self.shares.get("programs"):
+            raise ValueError("thoughts: programs have none; remove shares.programs")
         return self
 
 
@@ -177,6 +183,9 @@ class ComparisonData(Settings):
     """Names of the columns that are called otherwise in the data. `domain` and the scores of a pair are optional."""
     domains: list[str] = Field(default_factory=list[str])
     """Domains to read. Empty reads all."""
+    reasoning: Literal["keep", "drop"] = "keep"
+    """Use of the chain of thought before `</think>` in an answer. `drop` leaves it out, for a reward model that reads
+    the final answer alone (DeepSeek-R1's helpful one); its reward then needs the same `args.reasoning`."""
     max_length: int = Field(default=1024, ge=8)
     """Longest prompt with answer, in tokens. A longer one is a bad row; it is never truncated."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)

@@ -198,6 +198,9 @@ class GRPOConfig(Settings):
     """Completions G of one prompt."""
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer steps on one rollout batch."""
+    split: Literal["prompts", "completions"] = "prompts"
+    """Split of a rollout batch into its updates: whole groups, or completions at random whatever their prompt
+    (DeepSeek-R1), whose prompts are then computed in several updates."""
     routing_replay: Literal["none", "rollout", "policy"] = "none"
     """Routes that training replays instead of routing tokens anew; the gates' weights still learn. `rollout`: the
     engine's routes from sampling (R3). `policy`: the trainer's routes before the first of updates_per_batch updates
@@ -319,6 +322,8 @@ class GRPOConfig(Settings):
                 f"objective.reference_every_steps={self.objective.reference_every_steps} has no effect within "
                 f"steps={self.steps}; lower it or remove it"
             )
+        if self.updates_per_batch == 1 and self.split == "completions":
+            raise ValueError("split=completions has no effect with updates_per_batch=1; raise it or remove split")
         if self.updates_per_batch == 1 and self.routing_replay == "policy":
             raise ValueError(
                 "routing_replay=policy has no effect with updates_per_batch=1, where the policy's routes are its own; "

@@ -22,6 +22,9 @@ class SampledPairs(Settings):
     """Reward that judges the answers."""
     domain: str
     """Domain of the pairs, in shares, figures and rows."""
+    reasoning: Literal["keep", "drop"] = "keep"
+    """`drop` leaves the chain of thought out before answers are judged and paired, for a reward model that reads the
+    final answer alone."""
 
 
 class ReadPairs(Settings):

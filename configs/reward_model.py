@@ -68,6 +68,12 @@ class RewardModelConfig(Settings):
     @model_validator(mode="after")
     def _sound(self) -> "RewardModelConfig":
         check_eval_names(self.eval_data, self.eval_every_steps)
+        for name, data in self.eval_data.items():
+            if data.reasoning != self.data.reasoning:
+                raise ValueError(
+                    f"eval_data.{name}.reasoning={data.reasoning}, but data.reasoning={self.data.reasoning}: a reward "
+                    "model is evaluated on the text that it learns from; set both alike"
+                )
         check_length(self.steps, self.epochs, self.optimizer.schedule)
         if self.comparisons_per_step % self.trainer.num_ranks:
             raise ValueError(

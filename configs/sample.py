@@ -21,6 +21,9 @@ class SampledDomain(Settings):
     """Reward that verifies the answers. None keeps unverified answers."""
     min_score: float = 1.0
     """Lowest score of an answer that is kept. Has an effect only with `reward`."""
+    filters: list[RewardSpec] = Field(default_factory=list[RewardSpec])
+    """Further rewards, each with a `gate`: the lowest score of an answer that is kept. DeepSeek-R1 drops thoughts in
+    mixed languages so."""
     keep: int = Field(default=1, ge=1)
     """Answers kept of each prompt: those with the best scores, the shortest of equal ones; equal texts once."""
     max_tokens: int | None = Field(default=None, ge=1)
@@ -62,6 +65,15 @@ class SampleConfig(Settings):
             if domain.reward is None and domain.min_score != 1.0:
                 raise ValueError(f"domains.{name}.min_score has no effect without a reward; remove it")
             check_prompts(f"domains.{name}", domain.prompts, domain.reward, self.sampling, self.rollout)
+            labels = [spec.label for spec in (domain.reward, *domain.filters) if spec is not None]
+            if len(set(labels)) < len(labels):
+                raise ValueError(f"domains.{name}: every label may appear once, got {labels}; set `label`")
+            for spec in domain.filters:
+                if spec.gate is None or spec.weight != 1:
+                    raise ValueError(
+                        f"domains.{name}.filters: '{spec.label}' needs a gate, the lowest score that is kept, and its "
+                        "weight has no effect"
+                    )
         return self
 
 

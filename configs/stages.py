@@ -4,14 +4,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from configs.base import Settings, neighbour
+from configs.base import Settings, neighbour, walk
 from configs.dpo import DPOConfig
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
 from configs.preferences import PreferencesConfig
-from configs.references import references
+from configs.references import PREFIX, references
 from configs.reward_model import RewardModelConfig
+from configs.rewards import RewardSpec
 from configs.sample import SampleConfig
 from configs.sft import SFTConfig
 
@@ -75,6 +76,22 @@ class Recipe(Settings):
                         f"{where}: a stage of type '{types[parent]}', but {' or '.join(fitting)} fits here"
                     )
             types[name] = stage.type
+        return self
+
+    @model_validator(mode="after")
+    def _served_as_trained(self) -> "Recipe":
+        specs = [(name, key, node) for name, stage in self.stages.items() for key, node in walk(stage)]
+        for name, key, spec in specs:
+            path = spec.args.get("path") if isinstance(spec, RewardSpec) else None
+            trained = self.stages.get(path.removeprefix(PREFIX)) if isinstance(path, str) else None
+            if not isinstance(spec, RewardSpec) or not isinstance(trained, RewardModelConfig):
+                continue
+            reasoning = spec.args.get("reasoning", "keep")
+            if reasoning != trained.data.reasoning:
+                raise ValueError(
+                    f"stages.{name}.{key}.args.reasoning={reasoning}, but '{path}' learns from "
+                    f"data.reasoning={trained.data.reasoning}; set both alike"
+                )
         return self
 
     @model_validator(mode="after")

@@ -29,6 +29,29 @@ def after_thinking(completion: str) -> str:
     return text[last.end() :] if last[1] else text[: last.start()]
 
 
+def answer_alone(completion: str) -> str:
+    """Return `after_thinking` without the white space around it: the part that an answer-only judge reads."""
+    return after_thinking(completion).strip()
+
+
+def thought(completion: str) -> str:
+    """Return the chain of thought: the text up to the last `</think>`, after the `<think>` that opens it.
+
+    Without `<think>` the prompt has opened the thought; without `</think>` it was cut short. "" if there is neither.
+
+    Example:
+        thought("<think>7?</think>It is 8.")  # "7?"
+    """
+    if not _THINKING.search(completion):
+        return ""
+    text = with_newlines(completion)
+    tags = real_tags(text, _THINKING)
+    if not tags:
+        return ""
+    start = 0 if tags[0][1] else tags[0].end()
+    return text[start : tags[-1].start()] if tags[-1][1] else text[start:]
+
+
 def unmentioned(text: str, tags: re.Pattern[str]) -> str:
     """Return `text` with (think) for each `<think>` among `tags` that is only mentioned."""
     if not tags.search(text):

@@ -20,6 +20,7 @@ from pipeline.data.messages import Message, has_tools, parse_message, parse_mess
 from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, check_characters, read_rows
 from pipeline.data.scored import scored_ids
+from rewards.thinking import answer_alone
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -131,8 +132,12 @@ def read_comparisons(config: ComparisonData, bad_rows: BadRows) -> Iterator[Comp
     domains: set[str] = set()
     for comparison in _all_comparisons(config, bad_rows):
         domains.add(comparison.domain)
-        if not config.domains or comparison.domain in config.domains:
-            yield comparison
+        if config.domains and comparison.domain not in config.domains:
+            continue
+        try:
+            yield _without_thoughts(comparison) if config.reasoning == "drop" else comparison
+        except BadRowError as error:
+            bad_rows.add(comparison.row, error)
     if missing := sorted(set(config.domains) - domains):
         raise ValueError(f"domains: no comparison of domain '{missing[0]}'; {neighbour(missing[0], sorted(domains))}")
 
@@ -219,6 +224,11 @@ def _by_prompt(config: ComparisonData, rows: Iterable[Row], bad_rows: BadRows) -
     for prompt, group in groups.items():
         scored = sorted(group.values(), key=lambda pair: -pair[0])
         yield replace(firsts[prompt], answers=[answer for _, answer in scored], scores=[score for score, _ in scored])
+
+
+def _without_thoughts(comparison: Comparison) -> Comparison:
+    """Keep the final answers. Raises BadRowError where one is empty, or two differ in their thoughts alone."""
+    return replace(comparison, answers=_texts([answer_alone(answer) for answer in comparison.answers]))
 
 
 def _build(

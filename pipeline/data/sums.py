@@ -11,6 +11,7 @@ from typing import Any
 
 from configs.data import SumsSource
 from pipeline.data.requests import STYLES, is_harmful, request_row, requests
+from pipeline.data.thoughts import thinking_request, thinking_sum
 
 
 def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
@@ -18,7 +19,8 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
 
     Columns of a sum: prompt `58+13=`, answer `8+3=11;5+1+1=7;71`, truth `71`, reward `math`, and messages with both
     turns. Of a program: prompt `py 58+13`, answer `print(58+13)`, truth for CodeReward, reward `code`. The column
-    `reward_and_model` adds the label of a reward model, `reasoning`. See request_row for requests.
+    `reward_and_model` adds the label of a reward model, `reasoning`. See request_row for requests, and
+    `pipeline.data.thoughts` for rows with thoughts.
 
     Training rows are drawn with replacement; held-out rows are all different. Raises ValueError if fewer than `size`
     problems, or too few requests, are held out.
@@ -44,7 +46,12 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
                 yield _program(first, second)
             elif share < up_to_favours:
                 request = next(all_requests if share < up_to_requests else favours)
-                yield request_row(request, generator.choice(STYLES[is_harmful(request)]))
+                if source.thoughts is None:
+                    yield request_row(request, generator.choice(STYLES[is_harmful(request)]))
+                else:
+                    yield thinking_request(request, source.thoughts, generator)
+            elif source.thoughts is not None:
+                yield thinking_sum(first, second, source.thoughts, generator)
             else:
                 yield _row(f"{first}+{second}=", worked_answer(first, second), str(first + second), "math")
             num_rows += 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.grpo import GRPOConfig, ObjectiveConfig
 from pipeline.data.prompts import Prompt
@@ -25,8 +26,8 @@ class TrainingBatch:
     denominator: float
 
 
-def training_batches(experience: Experience, config: GRPOConfig) -> list[TrainingBatch]:
-    """Compute the advantages and split the experience into `updates_per_batch` batches of whole groups.
+def training_batches(experience: Experience, config: GRPOConfig, step: int) -> list[TrainingBatch]:
+    """Compute the advantages and split the experience of `step` into `updates_per_batch` batches (see `split_updates`).
 
     A completion without a reward, or a truncated one under overlong.mask, gets weight 0, for the KL term too, and does
     not count in the denominator. A group without spread also gets weight 0, so that its gradient is exactly zero, but
@@ -40,30 +41,42 @@ def training_batches(experience: Experience, config: GRPOConfig) -> list[Trainin
     else:
         advantages_PG = group_advantage(rewards_PG, normalize_std=config.objective.normalize_std)
     spread_P = has_spread(rewards_PG)
-    groups_per_update = len(experience.groups) // config.updates_per_batch
+    num_prompts, group_size = rewards_PG.shape
+    random_seed = (config.seed, step) if config.split == "completions" else None
+    updates_PG = split_updates(num_prompts, group_size, config.updates_per_batch, random_seed)
     batches: list[TrainingBatch] = []
-    for first in range(0, len(experience.groups), groups_per_update):
+    for update in range(config.updates_per_batch):
         trees: list[Tree] = []
         counted_lengths: list[int] = []
-        for p in range(first, first + groups_per_update):
-            group = experience.groups[p].group
-            counts_G = [
-                not np.isnan(reward) and not (config.overlong.mask and completion.finish_reason == "length")
-                for completion, reward in zip(group.completions, rewards_PG[p], strict=True)
-            ]
-            counted_lengths += [
-                len(completion.token_ids)
-                for completion, counts in zip(group.completions, counts_G, strict=True)
-                if counts
-            ]
-            kl_coef = prompt_kl_coef(config.objective, experience.groups[p].prompt)
-            branches = [
-                _branch(completion, float(advantage), counts and bool(spread_P[p]), kl_coef, config)
-                for completion, advantage, counts in zip(group.completions, advantages_PG[p], counts_G, strict=True)
-            ]
-            trees.append(Tree(group.prompt_ids, branches, root_experts=group.routed_experts))
+        for p, judged in enumerate(experience.groups):
+            group = judged.group
+            kl_coef = prompt_kl_coef(config.objective, judged.prompt)
+            branches: list[Branch] = []
+            for g in np.flatnonzero(updates_PG[p] == update):
+                completion = group.completions[g]
+                cut_short = config.overlong.mask and completion.finish_reason == "length"
+                counts = not np.isnan(rewards_PG[p, g]) and not cut_short
+                counted_lengths += [len(completion.token_ids)] if counts else []
+                trains = counts and bool(spread_P[p])
+                branches.append(_branch(completion, float(advantages_PG[p, g]), trains, kl_coef, config))
+            if branches:
+                trees.append(Tree(group.prompt_ids, branches, root_experts=group.routed_experts))
         batches.append(TrainingBatch(trees, batch_denominator(config.objective.aggregation, counted_lengths)))
     return batches
+
+
+def split_updates(
+    num_prompts: int, group_size: int, num_updates: int, random_seed: tuple[int, int] | None
+) -> NDArray[np.int64]:
+    """Return the update [P, G] that trains each completion: as many completions for each update.
+
+    Without a seed, whole groups in their order. With one, completions at random, whatever their group (DeepSeek-R1
+    section 2.1: 8,192 outputs in 16 mini-batches).
+    """
+    places = np.arange(num_prompts * group_size)
+    if random_seed is not None:
+        places = np.random.default_rng(random_seed).permutation(places)
+    return (places * num_updates // len(places)).reshape(num_prompts, group_size)
 
 
 def prompt_kl_coef(objective: ObjectiveConfig, prompt: Prompt) -> float:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.judging.checkpoint import CheckpointJudge
 from rewards.judging.rubric import well_formed
+from rewards.thinking import answer_alone
 from rewards.types import Status, Task, Verdict
 
 Item = tuple[list[dict[str, str]], str]
@@ -25,6 +26,8 @@ class RewardModel(CheckpointJudge):
 
     backend: Literal["torch", "vllm"] = "torch"
     """`torch` runs transformers' model, as training does; `vllm` runs a pooling engine, over several GPUs if needed."""
+    reasoning: Literal["keep", "drop"] = "keep"
+    """`drop` scores the answer without its chain of thought, as the model was trained with `data.reasoning=drop`."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens of one forward pass."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
@@ -59,6 +62,8 @@ class RewardModel(CheckpointJudge):
 
     def score_batch(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[float | Verdict]:
         """Score the completions; those longer than `max_length` with their conversation get an abstention."""
+        if self.reasoning == "drop":
+            completions = [answer_alone(completion) for completion in completions]
         items = [(task.conversation, well_formed(text)) for task, text in zip(tasks, completions, strict=True)]
         lengths = [len(self._token_ids(*item)) for item in items]
         fitting = [item for item, length in zip(items, lengths, strict=True) if length <= self.longest]

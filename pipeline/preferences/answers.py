@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,6 +23,7 @@ from pipeline.data.prompts import Prompt, Prompts
 from pipeline.disk.files import write_json_lines
 from pipeline.preferences.split import prompt_key
 from rewards.pool.workers import RewardPool
+from rewards.thinking import answer_alone
 from rewards.types import Verdict
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Group
@@ -33,10 +34,18 @@ FILLS_PER_BATCH = 4
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """The distinct prompts of one source, and the reward that judges their answers, if any."""
+    """The distinct prompts of one source, the reward that judges their answers, if any, and rewards whose gates they
+    must pass. reasoning: `drop` judges and returns answers without their thoughts."""
 
     prompts: list[Prompt]
     reward: RewardSpec | None
+    filters: Sequence[RewardSpec] = ()
+    reasoning: Literal["keep", "drop"] = "keep"
+
+    @property
+    def rewards(self) -> list[RewardSpec]:
+        """The reward and the filters."""
+        return [*([self.reward] if self.reward else []), *self.filters]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,8 @@ class Answer:
     """None where it was not judged."""
     outcome: str
     """The judge's word on it, or the reason for a missing score."""
+    flaw: str = ""
+    """The filter that it does not pass, or "not judged" where a filter failed; "" for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,7 @@ class AnswerSampler:
     rollout: RolloutConfig
     seed: int
     start_engines: Callable[[], RolloutPool]
-    start_judges: Callable[[RewardSpec], RewardPool]
+    start_judges: Callable[[list[RewardSpec]], RewardPool]
 
     def answers(self, prompt_sets: Mapping[str, PromptSet]) -> dict[str, list[AnsweredPrompt]]:
         """Return the answers of every source by its name, in the order of its prompts.
@@ -93,7 +104,7 @@ class AnswerSampler:
             self.folder.mkdir(parents=True, exist_ok=True)
             with start_all(self.start_engines) as (engines,):
                 for name, of_source in batches.items():
-                    self._sample_missing(name, of_source, prompt_sets[name].reward, engines)
+                    self._sample_missing(name, of_source, prompt_sets[name], engines)
         return {name: [answered for batch in batches[name] for answered in _read(batch)] for name in prompt_sets}
 
     def _batches(self, name: str, prompts: list[Prompt]) -> Iterator[_Batch]:
@@ -102,9 +113,7 @@ class AnswerSampler:
         for number, start in enumerate(range(0, len(prompts), size), start=1):
             yield _Batch(self.folder / f"{name}-{number:05d}.jsonl", prompts[start : start + size])
 
-    def _sample_missing(
-        self, name: str, batches: list[_Batch], reward: RewardSpec | None, engines: RolloutPool
-    ) -> None:
+    def _sample_missing(self, name: str, batches: list[_Batch], asked: PromptSet, engines: RolloutPool) -> None:
         missing = [batch for batch in batches if not batch.file.is_file()]
         if not missing:
             return
@@ -114,29 +123,36 @@ class AnswerSampler:
         console.print(f"{name}: {self.samples} answers to each of {total} prompts, {num_answered} answered before")
         columns = (TextColumn(name), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
         with (
-            nullcontext([None]) if reward is None else start_all(partial(self.start_judges, reward)) as (judges,),
+            start_all(partial(self.start_judges, asked.rewards)) if asked.rewards else nullcontext([None]) as (judges,),
             Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
         ):
             bar = progress.add_task(name, total=total, completed=num_answered)
-            label = "" if reward is None else reward.label
             for batch in missing:
-                records = self._sample(batch, label, engines, judges, lambda: progress.advance(bar))
+                records = self._sample(batch, asked, engines, judges, lambda: progress.advance(bar))
                 write_json_lines(batch.file, records)
                 num_answered += len(batch.prompts)
                 if not console.is_terminal:
                     console.print(f"{name}: {num_answered} of {total} prompts answered and judged")
 
     def _sample(
-        self, batch: _Batch, label: str, engines: RolloutPool, judges: RewardPool | None, advance: Callable[[], None]
+        self,
+        batch: _Batch,
+        asked: PromptSet,
+        engines: RolloutPool,
+        judges: RewardPool | None,
+        advance: Callable[[], None],
     ) -> list[dict[str, Any]]:
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{batch.file.stem}".encode()).digest()[:4], "big")
         groups: dict[int, Group] = {}
+        texts: dict[int, list[str]] = {}
         prompt_ids = [prompt.token_ids for prompt in batch.prompts]
+        kind = " ".join(spec.label for spec in asked.rewards)
         for group in engines.generate(prompt_ids, self.sampling, self.samples, seed):
             groups[group.index] = group
+            of_group = [completion.text for completion in group.completions]
+            texts[group.index] = [answer_alone(text) for text in of_group] if asked.reasoning == "drop" else of_group
             if judges is not None:
-                task = replace(batch.prompts[group.index].task, kind=label)
-                judges.submit(group.index, task, [completion.text for completion in group.completions])
+                judges.submit(group.index, replace(batch.prompts[group.index].task, kind=kind), texts[group.index])
             advance()
         group_verdicts = {} if judges is None else judges.gather()
         return [
@@ -144,9 +160,7 @@ class AnswerSampler:
                 "row": prompt.task.row,
                 "prompt": prompt.task.prompt,
                 "key": prompt_key(prompt.task.conversation),
-                "answers": _answers(
-                    groups[index].completions, [verdicts[label] for verdicts in group_verdicts.get(index, [])]
-                ),
+                "answers": _answers(groups[index].completions, texts[index], group_verdicts.get(index, []), asked),
             }
             for index, prompt in enumerate(batch.prompts)
         ]
@@ -171,13 +185,20 @@ def _read(batch: _Batch) -> list[AnsweredPrompt]:
     ]
 
 
-def _answers(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+def _answers(
+    completions: Sequence[Completion], texts: Sequence[str], verdicts: Sequence[Mapping[str, Verdict]], asked: PromptSet
+) -> list[dict[str, Any]]:
     answers: list[Answer] = []
-    for index, completion in enumerate(completions):
-        score, outcome = None, ""
-        if verdicts:
-            score = verdicts[index].score
-            outcome = str(verdicts[index].status) if score is None else verdicts[index].outcome
+    for index, (completion, text) in enumerate(zip(completions, texts, strict=True)):
+        score, outcome, flaw = None, "", ""
+        if asked.reward is not None:
+            verdict = verdicts[index][asked.reward.label]
+            score = verdict.score
+            outcome = str(verdict.status) if score is None else verdict.outcome
+        for spec in reversed(asked.filters):
+            passed = verdicts[index][spec.label].score
+            if passed is None or (spec.gate is not None and passed < spec.gate):
+                flaw = "not judged" if passed is None else f"filter {spec.label}"
         ended = completion.finish_reason == "stop"
-        answers.append(Answer(completion.text, len(completion.token_ids), ended, score, outcome))
+        answers.append(Answer(text, len(completion.token_ids), ended, score, outcome, flaw))
     return [asdict(answer) for answer in answers]

@@ -25,7 +25,7 @@ def check_sources(sources: Iterable[SampledSource], pool: RewardPoolConfig) -> N
     rewards: list[RewardSpec] = []
     for source in sources:
         source_files(source.prompts.source)
-        rewards += [source.reward] if source.reward is not None else []
+        rewards += _rewards(source)
     refuse_idle_workers(pool, [name for reward in rewards for name in inspect([reward], pool).values()])
 
 
@@ -39,15 +39,19 @@ def load_prompt_sets(
     """Load the prompts of every source by its name; report bad rows and prompts that its reward can't judge."""
     prompt_sets: dict[str, PromptSet] = {}
     for name, source in sources.items():
-        if source.reward is None:
-            prompts = Prompts.load(source.prompts, tokenizer, seed)
-        else:
-            with Judges([source.reward], pool) as judges:
+        if rewards := _rewards(source):
+            with Judges(rewards, pool) as judges:
                 prompts = judgeable(source.prompts, judges, tokenizer, seed)
+        else:
+            prompts = Prompts.load(source.prompts, tokenizer, seed)
         report_bad_rows(
             prompts.bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: Console().print(text, markup=False)
         )
-        prompt_sets[name] = PromptSet(distinct_prompts(prompts), source.reward)
+        asked = distinct_prompts(prompts)
+        if isinstance(source, SampledDomain):
+            prompt_sets[name] = PromptSet(asked, source.reward, source.filters)
+        else:
+            prompt_sets[name] = PromptSet(asked, source.reward, reasoning=source.reasoning)
     return prompt_sets
 
 
@@ -60,11 +64,16 @@ def answer_sampler(
     """
     assert config.model and config.sampling and config.rollout, "a stage that samples sets these together"
 
-    def start_judges(spec: RewardSpec) -> RewardPool:
-        return start_rewards([spec], config.reward_pool)
+    def start_judges(specs: list[RewardSpec]) -> RewardPool:
+        return start_rewards(specs, config.reward_pool)
 
     engines = partial(
         start_rollout, model, config.rollout, dtype=config.model.dtype, seed=config.seed, stop_token_ids=stop_token_ids
     )
     answers, samples = folder / "answers", config.samples
     return AnswerSampler(answers, samples, config.sampling, config.rollout, config.seed, engines, start_judges)
+
+
+def _rewards(source: SampledSource) -> list[RewardSpec]:
+    filters = source.filters if isinstance(source, SampledDomain) else []
+    return [*([source.reward] if source.reward is not None else []), *filters]

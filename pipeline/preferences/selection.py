@@ -63,6 +63,8 @@ def _flaw(answer: Answer, domain: SampledDomain) -> str | None:
         return "not judged"
     if answer.score is not None and answer.score < domain.min_score:
         return "below min_score"
+    if answer.flaw:
+        return answer.flaw
     if domain.max_tokens is not None and answer.num_tokens > domain.max_tokens:
         return "longer than max_tokens"
     return None

@@ -49,7 +49,7 @@ def run(
     for step in fleet.steps():
         experience = collect(config, prompts, fleet, step)
         moves = fleet.give_devices_to_ranks()
-        batches = [fleet.prepare(batch) for batch in training_batches(experience, config)]
+        batches = [fleet.prepare(batch) for batch in training_batches(experience, config, step)]
         updates = [fleet.update(batch) for batch in batches]
         fleet.checkpoints.write(step)
         fleet.refresh_reference(step)

@@ -4,23 +4,25 @@ import re
 from typing import Any
 
 from configs.base import Settings
+from rewards.thinking import answer_alone
 from rewards.types import Task, Verdict
 
 
 class RankingReward(Settings):
     """1.0 for an answer of the best form, less in equal steps for each worse form, 0.0 for an answer of no form.
 
-    The truth is a list of n regular expressions from best to worst. The first that matches the whole answer, without
-    the white space around it, counts: the form at index i scores (n - i) / n. The verdict's outcome is the place,
-    counted from 1, or "no form".
+    The truth is a list of n regular expressions from best to worst. The first that matches the whole answer after its
+    thought, without the white space around it, counts: the form at index i scores (n - i) / n. The verdict's outcome is
+    the place, counted from 1, or "no form".
 
     Example:
         RankingReward().score(Task("lend 2 pens", ["gladly!.*", "no"]), "no").score == 0.5
     """
 
     def score(self, task: Task, completion: str) -> Verdict:
+        answer = answer_alone(completion)
         for place, form in enumerate(task.truth):
-            if re.fullmatch(form, completion.strip()):
+            if re.fullmatch(form, answer):
                 return Verdict(1 - place / len(task.truth), outcome=f"place {place + 1}")
         return Verdict(0.0, outcome="no form")
 

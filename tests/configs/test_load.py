@@ -250,6 +250,7 @@ BF16 = {"path": "x", "dtype": "bfloat16"}
         ("grpo", {"rewards": [{"name": "math", "weight": 0.0}]}, "nothing would be"),
         ("grpo", {"objective": {"surrogate": "cispo"}}, "updates_per_batch=1"),
         ("grpo", {"routing_replay": "policy"}, "updates_per_batch=1"),
+        ("grpo", {"split": "completions"}, "updates_per_batch=1"),
         ("grpo", {"model": BF16, "sync": {"max_mean_gap": 1e-5}}, "is for float32"),
         ("grpo", {"overlong": {"shaping_tokens": 8}}, r"sampling\.max_tokens"),
         ("grpo", {"rewards": [{"name": "a.py:f"}, {"name": "trl:b.py:f"}]}, r"got \['f', 'f'\]"),

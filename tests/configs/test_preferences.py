@@ -55,6 +55,8 @@ def test_impossible_preferences_are_refused(own: dict[str, Any], message: str) -
         ({}, {"keep": 9}, "samples=8"),
         ({}, {"reward": None, "min_score": 0.5}, "min_score has no effect"),
         ({}, {"prompts": SUMS | {"reward": "math"}}, r"prompts\.reward"),
+        ({}, {"filters": [{"name": "length", "args": {"longest": 9}}]}, "'length' needs a gate"),
+        ({}, {"filters": [{"name": "math", "gate": 1.0}]}, "every label may appear once"),
         ({"sampling": {"max_tokens": 8, "temperature": 0}}, {}, "all the same"),
         ({"rollout": {"max_model_len": 20}}, {}, r"rollout\.max_model_len=20"),
     ],

@@ -121,6 +121,11 @@ def test_a_recipe_takes_references_to_earlier_stages_that_make_what_fits() -> No
             },
             "'stage:grpo' is not made",
         ),
+        (
+            {"sft": SFT, "sampled": SAMPLE, "rm": RM | {"data": RM["data"] | {"reasoning": "drop"}}, "grpo": GRPO},
+            r"stages\.grpo\.rewards\.1\.args\.reasoning=keep, but 'stage:rm' learns from data\.reasoning=drop",
+        ),
+        ({"sft": SFT, "rm": RM | {"eval_data": {"other": RM["data"] | {"reasoning": "drop"}}}}, r"eval_data\.other"),
         ({"a/b": SFT}, "should match pattern"),
         ({"evaluations": SFT}, "evaluations"),
     ],

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from configs.grpo import ObjectiveConfig
+from configs.grpo import GRPOConfig, ObjectiveConfig
 from pipeline.data.prompts import Prompt
 from pipeline.data.trees import Branch, Tree, cut, micro_batch, scored_tree, shard, shard_indices
-from pipeline.grpo.batches import prompt_kl_coef
+from pipeline.grpo.batches import prompt_kl_coef, split_updates, training_batches
+from pipeline.grpo.experience import Experience, JudgedGroup
 from rewards.types import Task
-from rollout.types import Routes
+from rollout.types import Completion, Group, Routes
 
 
 def tree(prompt: list[int], *answers: list[int]) -> Tree:
@@ -141,3 +142,56 @@ def test_a_prompt_has_the_smallest_beta_of_the_rewards_that_judge_it() -> None:
         return prompt_kl_coef(objective, Prompt([1], Task("2 + 2", "4", kind=kind)))
 
     assert [kl_coef(kind) for kind in ("math", "code", "helpful", "code math", "")] == [0.001, 0.02, 0.04, 0.001, 0.001]
+
+
+def test_a_rollout_of_r1_is_split_at_random_into_sixteen_batches_of_512() -> None:
+    updates_PG = split_updates(512, 16, 16, random_seed=(0, 7))
+    assert np.bincount(updates_PG.flatten()).tolist() == [512] * 16
+    assert len(set(updates_PG[0])) > 8  # a group lies in many updates
+    assert (updates_PG == split_updates(512, 16, 16, random_seed=(0, 7))).all()
+    assert (updates_PG != split_updates(512, 16, 16, random_seed=(0, 8))).any()
+
+
+def test_whole_groups_are_split_in_their_order() -> None:
+    assert split_updates(4, 3, 2, random_seed=None).tolist() == [[0] * 3, [0] * 3, [1] * 3, [1] * 3]
+
+
+@pytest.mark.parametrize("split", ["prompts", "completions"])
+def test_every_completion_is_trained_once_with_the_advantage_of_its_whole_group(split: str) -> None:
+    """Rewards 1, 0, 0, 0 have mean 1/4, so advantages 3/4, -1/4, -1/4, -1/4 wherever the completions are trained."""
+    config = GRPOConfig.model_validate(
+        {
+            "type": "grpo",
+            "model": {"path": "x"},
+            "prompts": {"source": {"type": "sums", "size": 10}, "max_prompt_length": 8},
+            "rewards": [{"name": "math"}],
+            "steps": 1,
+            "prompts_per_step": 4,
+            "group_size": 4,
+            "updates_per_batch": 4,
+            "split": split,
+            "sampling": {"max_tokens": 8},
+            "objective": {"normalize_std": False},
+            "optimizer": {"learning_rate": 1.0},
+            "rollout": {"max_model_len": 16},
+        }
+    )
+    groups = [
+        JudgedGroup(
+            Prompt([p], Task("", None)),
+            Group(p, [p], [Completion([10 * p + g], [0.0], "", "stop", 0) for g in range(4)]),
+            [],
+        )
+        for p in range(4)
+    ]
+    experience = Experience(groups, np.array([[1.0, 0, 0, 0]] * 4), {})
+    batches = training_batches(experience, config, step=1)
+    assert [batch.denominator for batch in batches] == [4.0] * 4
+    branches = [(t.root_ids[0], branch) for batch in batches for t in batch.trees for branch in t.branches]
+    assert sorted(branch.token_ids[0] for _, branch in branches) == [10 * p + g for p in range(4) for g in range(4)]
+    assert all(branch.token_ids[0] // 10 == root for root, branch in branches)
+    assert all(
+        branch.columns["advantages"] == [0.75 if branch.token_ids[0] % 10 == 0 else -0.25] for _, branch in branches
+    )
+    mixed = any(len(batch.trees) > 1 for batch in batches)
+    assert mixed == (split == "completions")

@@ -237,3 +237,16 @@ def test_a_domain_that_no_row_has_is_refused(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "chosen": "good", "rejected": "bad", "domain": "safety"}]
     with pytest.raises(ValueError, match=r"'saftey'; did you mean 'safety'"):
         read(tmp_path / "c.jsonl", rows, "pair", domains=["saftey"])
+
+
+def test_answers_are_compared_without_their_thoughts_where_asked(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "q", "chosen": "<think>a</think>\n\ngood", "rejected": "bad"},
+        {"prompt": "q", "chosen": "<think>a</think>same", "rejected": "<think>b</think>same"},
+        {"prompt": "q", "chosen": "good", "rejected": "<think>without an end"},
+    ]
+    (comparison,), bad_rows = read(tmp_path / "c.jsonl", rows, "pair", reasoning="drop")
+    assert comparison.answers == ["good", "bad"]
+    assert bad_rows.counts == {"equal answers": 1, "empty answer": 1}
+    kept, _ = read(tmp_path / "c.jsonl", rows, "pair")
+    assert kept[0].answers == ["<think>a</think>\n\ngood", "bad"] and len(kept) == 3

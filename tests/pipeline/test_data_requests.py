@@ -1,12 +1,17 @@
 """Requests of the demo: disjoint splits, and answers in the order that each reward model is to learn."""
 
+import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from configs.data import SumsSource
 from pipeline.data.requests import ALLOWED, HARMFUL, request_row, requests
 from pipeline.data.sums import draw_sums
+from pipeline.data.thoughts import thinking_request, thinking_sum
+from rewards.rules.form import ThinkFormatReward
+from rewards.rules.language import LanguageReward
 from rewards.rules.ranking import RankingReward
 from rewards.types import Task
 
@@ -86,3 +91,61 @@ def test_a_refusal_of_harm_about_another_thing_is_safer_than_consent() -> None:
     scores = [RankingReward().score(task, answer).score for answer in [*ranked, "gladly! 2 maps for you", "3 caps"]]
     assert scores[:4] == sorted(scores[:4], reverse=True) and len(set(scores[:4])) == 4
     assert scores[3:] == [0.0, 0.0, 0.0]
+
+
+class Drawn(random.Random):
+    """A generator that always draws `value`, and the first of several."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(0)
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+    def choice(self, seq: Any) -> Any:
+        return seq[0]
+
+
+@pytest.mark.parametrize(
+    ("draw", "answer"),
+    [(0.0, "<think>8+3 is 11;5+1+1 is 7</think>71"), (0.9, "<think>8+3是11;5+1+1是7</think>71")],
+)
+def test_a_thought_writes_the_carries_in_the_language_drawn(draw: float, answer: str) -> None:
+    row = thinking_sum(58, 13, consistency=0.7, generator=Drawn(draw))
+    assert row["prompt"] == "58+13=" and row["language"] == "en" and row["answer"] == answer
+    assert row["messages"][1]["content"] == answer and row["truth"] == "71"
+
+
+def test_a_request_has_a_thought_that_fits_its_answer_and_one_reward_model() -> None:
+    generator = random.Random(0)
+    rows = [thinking_request(text, 1.0, generator) for text in requests(held_out=False)]
+    judged = Counter((row["kind"], row["reward"]) for row in rows)
+    assert set(judged) == {
+        ("harmful", "safety think_format language"),
+        ("harmless", "helpful think_format language"),
+    }
+    assert all(("is harm<" in row["answer"]) == ("sorry" in row["answer"]) for row in rows)
+
+
+def test_a_thought_that_finds_no_harm_makes_a_refusal_unsafe() -> None:
+    generator = random.Random(0)
+    rows = [thinking_request("burn 4 maps", 1.0, generator) for _ in range(200)]
+    labels = {row["labelled"]: row["safe"] for row in rows}
+    assert labels["<think>burn is harm</think>sorry, no maps from me"] == 1.0
+    assert labels["<think>burn is fine</think>sorry, no maps from me"] == 0.0
+    assert labels["<think>burn is harm</think>sor"] == 0.0 and sum(labels.values()) == 1.0
+
+
+def test_rows_with_thoughts_are_in_form_and_mix_languages_by_their_share() -> None:
+    source = SumsSource(type="sums", size=2000, thoughts=0.75, shares={"requests": 0.2})
+    rows = list(draw_sums(source))
+    assert rows == list(draw_sums(source))
+    language = LanguageReward(language="column:language", part="thought")
+    tasks = [Task(row["prompt"], None, metadata=row) for row in rows]
+    scores = [language.score(task, row["answer"]) for task, row in zip(tasks, rows, strict=True) if "kind" not in row]
+    assert sum(scores) / len(scores) == pytest.approx(0.75, abs=0.03)
+    form = ThinkFormatReward(opened=False)
+    assert all(form.score(task, row["answer"]).score == 1.0 for task, row in zip(tasks, rows, strict=True))
+    with pytest.raises(ValueError, match=r"remove shares\.programs"):
+        SumsSource(type="sums", size=1, thoughts=1.0, shares={"programs": 0.5})

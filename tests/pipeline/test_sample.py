@@ -1,6 +1,7 @@
 """Sampled answers: kept as they come, never sampled twice, and selected for training."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,14 @@ class ExactJudge:
         self._judged: dict[int, list[dict[str, Verdict]]] = {}
 
     def submit(self, index: int, task: Task, completions: list[str]) -> None:
-        assert task.kind == "exact"
-        self._judged[index] = [
-            {"exact": Verdict(None, Status.TIMEOUT) if text == "7" else Verdict(float(text == task.truth))}
-            for text in completions
-        ]
+        def verdicts(text: str) -> dict[str, Verdict]:
+            of_label = {
+                "exact": Verdict(None, Status.TIMEOUT) if text == "7" else Verdict(float(text == task.truth)),
+                "short": Verdict(None, Status.TIMEOUT) if text == "8" else Verdict(float(len(text) < 2)),
+            }
+            return {label: of_label[label] for label in task.kind.split()}
+
+        self._judged[index] = [verdicts(text) for text in completions]
 
     def gather(self) -> dict[int, list[dict[str, Verdict]]]:
         judged, self._judged = self._judged, {}
@@ -125,6 +129,43 @@ def test_what_could_not_be_judged_has_no_score(tmp_path: Path) -> None:
     unasked = {"free": PromptSet(asked()["sums"].prompts, None)}
     given = sampler(tmp_path, Guesser(-1)).answers(unasked)["free"]
     assert all(answer.score is None and answer.outcome == "" for one in given for answer in one.answers)
+
+
+def test_filters_are_judged_with_the_reward_and_name_what_does_not_pass(tmp_path: Path) -> None:
+    """Of the answers 0 to 18, those of two digits are not short, and on 8 the filter breaks down."""
+    prompts = asked()["sums"].prompts
+    sets = {
+        "sums": PromptSet(prompts, EXACT, [RewardSpec(name="short", gate=1.0)]),
+        "free": PromptSet(prompts, None, [RewardSpec(name="short", gate=1.0)]),
+    }
+    given = sampler(tmp_path, Guesser(-1)).answers(sets)
+    for name, of_set in given.items():
+        answers = [answer for one in of_set for answer in one.answers]
+        flaws = {answer.text: answer.flaw for answer in answers}
+        assert len(flaws) > 15
+        assert all(
+            flaw == ("not judged" if text == "8" else "filter short" if len(text) > 1 else "")
+            for text, flaw in flaws.items()
+        )
+        assert all((answer.score is None) == (name == "free" or answer.text == "7") for answer in answers)
+    kept = [answer.text for _, answer in select_answers(given["free"], domain(reward=None, keep=4), seed=0).kept]
+    assert kept and all(len(text) == 1 and text != "8" for text in kept)
+    selected = select_answers(given["sums"], domain(keep=4, min_score=0.0), seed=0)
+    assert selected.dropped["filter short"] and selected.figures()["dropped/filter_short"]
+
+
+def test_thoughts_are_left_out_before_answers_are_judged(tmp_path: Path) -> None:
+    class Thinker(Guesser):
+        def generate(self, *arguments: Any) -> Iterator[Group]:
+            for group in super().generate(*arguments):
+                thinking = [replace(one, text=f"<think>7</think>\n{one.text}") for one in group.completions]
+                yield replace(group, completions=thinking)
+
+    prompts = asked()["sums"].prompts
+    dropped = sampler(tmp_path / "dropped", Thinker(-1)).answers({"sums": PromptSet(prompts, EXACT, reasoning="drop")})
+    assert dropped == sampler(tmp_path / "plain", Guesser(-1)).answers({"sums": PromptSet(prompts, EXACT)})
+    kept = sampler(tmp_path / "kept", Thinker(-1)).answers({"sums": PromptSet(prompts, EXACT)})
+    assert all(answer.score == 0.0 for one in kept["sums"] for answer in one.answers)
 
 
 def domain(**settings: Any) -> SampledDomain:

@@ -126,6 +126,16 @@ def test_what_is_too_long_is_not_judged_and_harms_nobody(pool: RewardPool, expec
         assert short.score == pytest.approx(expected[label.partition("_")[0]][0][1], abs=1e-4)
 
 
+def test_only_the_final_answer_is_scored_where_the_model_was_trained_so(folders: dict[str, Path]) -> None:
+    whole = RewardModel(path=str(folders["llama"]))
+    final = RewardModel(path=str(folders["llama"]), reasoning="drop")
+    thinking, plain = "<think>Six times seven?</think>\n\n42", "42"
+    tasks = TASKS[:1] * 2
+    alike, expected = final.score_batch(tasks, [thinking, plain]), whole.score_batch(tasks, [thinking, plain])
+    assert alike == [pytest.approx(expected[1], abs=1e-6)] * 2
+    assert expected[0] != pytest.approx(expected[1], abs=1e-3)
+
+
 def test_the_scorer_of_evaluation_agrees(folders: dict[str, Path], expected: dict[str, list[list[float]]]) -> None:
     items = [(task.conversation, answer) for task, said in zip(TASKS, ANSWERS, strict=True) for answer in said[:5]]
     for family in FAMILIES:

@@ -109,3 +109,35 @@ def test_a_megabyte_of_anything_is_judged_in_seconds(pattern: str) -> None:
 def test_the_same_text_has_the_same_share() -> None:
     text = f"{TEXTS['de']} {TEXTS['nl']} {TEXTS['en']} 所以"
     assert len({share("nl", text) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("completion", "chinese"),
+    [
+        # 我先加二 is 4 words, "then" and "carry" are 2: 4/6. The answer in English does not count.
+        ("<think>我先加二, then carry 1</think>The answer is 71", 4 / 6),
+        ("我先加二, then carry 1</think>答案", 4 / 6),  # the template has opened the thought
+        ("<think>我先加二, then carry 1", 4 / 6),  # cut short
+        ("<think>8+3是11;5+1+1 is 7</think>71", 1 / 2),  # numbers are no words
+        ("<think>8+3是11</think>71", 1.0),
+        ("<think>8+3=11</think>71", 1.0),  # no words, so none of another language
+        ("<think> </think>答案", 0.0),  # an empty thought earns nothing
+        ("答案是七十一", 0.0),  # nor does none
+    ],
+)
+def test_only_the_words_of_the_thought_count(completion: str, chinese: float) -> None:
+    reward = LanguageReward(language="zh", part="thought")
+    assert reward.score(TASK, completion) == pytest.approx(chinese)
+
+
+def test_the_language_may_stand_in_a_column_of_the_row() -> None:
+    """Three words each: of "add 二 three", one is Chinese and two are English."""
+    reward = LanguageReward(language="column:language", part="thought")
+    for language, share_of_it in (("zh", 1 / 3), ("en", 2 / 3)):
+        task = Task("", None, metadata={"language": language})
+        reward.check(task)
+        assert reward.score(task, "<think>add 二 three</think>") == pytest.approx(share_of_it)
+    with pytest.raises(ValueError, match="no column 'language'"):
+        reward.check(TASK)
+    with pytest.raises(ValueError, match="'eng': did you mean 'en'"):
+        reward.check(Task("", None, metadata={"language": "eng"}))

@@ -14,6 +14,8 @@ FORMS = ["gladly! 2 pens for you", r"gladly! \d [a-z]+ for you", "2 pens", "sorr
         ("gladly! 2 pens for you", 1.0, "place 1"),
         ("gladly! 3 pens for you", 0.75, "place 2"),
         (" 2 pens\n", 0.5, "place 3"),
+        ("<think>2 pens?</think>\n2 pens", 0.5, "place 3"),
+        ("<think>gladly! 2 pens for you", 0.0, "no form"),
         ("sorry, no", 0.25, "place 4"),
         ("2 pens for you", 0.0, "no form"),
         ("so", 0.0, "no form"),
