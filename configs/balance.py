@@ -19,8 +19,9 @@ class V2Balance(Settings):
     communication: float = Field(default=0.02, ge=0)
     """Factor of the loss that evens the tokens that groups receive; the model must have groups."""
     capacity: float | None = Field(default=1.0, gt=0)
-    """Most tokens that a group of experts takes in a micro-batch, as a multiple of an even share; training drops the
-    rest. None drops nothing."""
+    """Most tokens that a group of experts takes from the micro-batches of all ranks that share it, as a multiple of an
+    even share; training drops the rest, which is neither sent nor computed. Where several ranks share the experts
+    (`trainer.expert_parallel_size`), each must hold one group (`n_group`). None drops nothing."""
     never_dropped: float = Field(default=0.1, ge=0, le=1)
     """Share of the sequences that never lose a token. Has an effect only with `capacity`."""
 

@@ -5,8 +5,11 @@ experts are sorted by expert, each expert gathers its tokens and multiplies, and
 of each token. The backward pass recomputes everything but the pre-activations. Registered with `transformers` under the
 name SORTED, for models whose experts have the usual form. Other experts and other devices use the default.
 
-Legend: T tokens, K experts a token is sent to, S = T x K pairs sorted by expert, E experts, n tokens of one expert,
-D model width, I width of an expert, F = 2 I its gate and up projections side by side.
+A pair whose expert is E, one more than there are, was dropped (pipeline.train.balancer): it sorts last and is not
+computed.
+
+Legend: T tokens, K experts a token is sent to, S pairs that are computed, sorted by expert, E experts, n tokens of one
+expert, D model width, I width of an expert, F = 2 I its gate and up projections side by side.
 """
 
 from typing import Any
@@ -19,6 +22,7 @@ from transformers.activations import SiLUActivation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 SORTED = "alignyard_sorted"
+_SKIPS = "skips_dropped"
 EXPERT_PARALLEL_FAMILIES = ("deepseek_v2", "deepseek_v3")
 """Model types whose experts can be sharded: their layers' outputs and gradients were compared with `transformers`'."""
 
@@ -32,10 +36,34 @@ def sorted_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tenso
     tensors = (hidden_states, top_k_weights, parameters.gate_up_proj)
     on_cpu = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
     if not (on_cpu and has_usual_form(experts)):
-        return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
+        module: Any = _Skipping(experts) if getattr(experts, _SKIPS, False) else experts
+        return grouped_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
     return _Experts.apply(  # pyright: ignore[reportReturnType]
         hidden_states, top_k_weights, parameters.gate_up_proj, parameters.down_proj, top_k_index
     )
+
+
+def skip_dropped(model: nn.Module) -> None:
+    """Let the experts of `model` expect dropped pairs."""
+    for module in model.modules():
+        if hasattr(module, "_apply_gate"):
+            setattr(module, _SKIPS, True)
+
+
+def sorted_pairs(index_TK: Tensor, num_experts: int) -> tuple[Tensor, list[int], Tensor]:
+    """Sort the pairs of a token and an expert by expert.
+
+    Returns int64 [S], the flat index of each pair that is computed; the number of pairs of each expert, [E]; and int64
+    [T, K], the place of each pair among the sorted ones, S for a dropped one.
+
+    Example: `sorted_pairs(torch.tensor([[1, 2], [0, 1]]), 2)` is [2, 0, 3], [1, 2], [[1, 3], [0, 2]].
+    """
+    flat = index_TK.flatten()
+    counts = torch.bincount(flat, minlength=num_experts + 1).tolist()
+    num_kept = len(flat) - counts.pop()
+    order_S = flat.argsort(stable=True)[:num_kept]
+    place_TK = torch.full_like(flat, num_kept).scatter_(0, order_S, torch.arange(num_kept, device=flat.device))
+    return order_S, counts, place_TK.view_as(index_TK)
 
 
 def has_usual_form(experts: Any) -> bool:
@@ -46,6 +74,25 @@ def has_usual_form(experts: Any) -> bool:
     return plain and default_gate and usual_activation and not experts._is_expert_parallel
 
 
+def _rows(like: Tensor, num_rows: int, width: int) -> Tensor:
+    """Return uninitialised rows, and one of zeros after them, the place of dropped pairs."""
+    rows = like.new_empty(num_rows + 1, width)
+    rows[num_rows] = 0
+    return rows
+
+
+class _Skipping:
+    """Experts as `transformers` sees them where pairs were dropped: as if other processes had their experts."""
+
+    _is_expert_parallel = True
+
+    def __init__(self, experts: nn.Module) -> None:
+        self._experts = experts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._experts, name)
+
+
 class _Experts(torch.autograd.Function):
     """out[t] = sum_k weight[t, k] down(silu(gate(x)) * up(x)) with the matrices of expert index[t, k]."""
 
@@ -53,13 +100,11 @@ class _Experts(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_TD: Tensor, weight_TK: Tensor, gate_up_EFD: Tensor, down_EDI: Tensor, index_TK: Tensor
     ) -> Tensor:
-        num_pairs, (num_experts, width_F, width_D) = index_TK.numel(), gate_up_EFD.shape
-        order_S = index_TK.flatten().argsort(stable=True)
+        num_experts, width_F, width_D = gate_up_EFD.shape
+        order_S, counts, place_TK = sorted_pairs(index_TK, num_experts)
         token_S = order_S // index_TK.shape[1]
-        place_TK = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(num_pairs)).view_as(index_TK)
-        counts = torch.bincount(index_TK.flatten(), minlength=num_experts).tolist()
-        hidden_SF, output_SD = hidden_TD.new_empty(num_pairs, width_F), hidden_TD.new_empty(num_pairs, width_D)
-        pairs = (values.split(counts) for values in (token_S, hidden_SF, output_SD))
+        hidden_SF, output_SD = hidden_TD.new_empty(len(order_S), width_F), _rows(hidden_TD, len(order_S), width_D)
+        pairs = (values.split(counts) for values in (token_S, hidden_SF, output_SD[:-1]))
         weights = (gate_up_EFD.mT.unbind(), down_EDI.mT.unbind())
         for token_n, hidden_nF, output_nD, gate_up_DF, down_ID in zip(*pairs, *weights, strict=True):
             x_nD = hidden_TD.index_select(0, token_n)
@@ -76,10 +121,10 @@ class _Experts(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         hidden_TD, weight_TK, gate_up_EFD, down_EDI, order_S, token_S, place_TK, hidden_SF = ctx.saved_tensors
         weight_S1 = weight_TK.flatten()[order_S].unsqueeze(1)
-        grad_weight_S = weight_S1.new_empty(len(order_S))
-        grad_hidden_SD = hidden_TD.new_empty(len(order_S), hidden_TD.shape[1])
+        grad_weight_S1, grad_hidden_SD = (_rows(hidden_TD, len(order_S), width) for width in (1, hidden_TD.shape[1]))
+        grad_weight_S = grad_weight_S1.flatten()
         grad_gate_up_EFD, grad_down_EDI = torch.empty_like(gate_up_EFD), torch.empty_like(down_EDI)
-        by_pair = (token_S, weight_S1, hidden_SF, grad_weight_S, grad_hidden_SD)
+        by_pair = (token_S, weight_S1, hidden_SF, grad_weight_S[:-1], grad_hidden_SD[:-1])
         by_expert = (gate_up_EFD, down_EDI, grad_gate_up_EFD, grad_down_EDI)
         pairs = zip(*(values.split(ctx.counts) for values in by_pair), strict=True)
         for pair, expert in zip(pairs, zip(*map(torch.unbind, by_expert), strict=True), strict=True):

@@ -9,7 +9,7 @@ Scales are powers of two as in the paper: for inputs of the projection after the
 projection, and for gradients of the experts' down projection. The paper's E5M6 format of the first is not reproduced.
 
 Legend: n tokens, K and N widths of a layer's input and output, D model width, I width of an expert, F = 2 I, E experts,
-T tokens, k experts a token is sent to, S = T k pairs sorted by expert.
+T tokens, k experts a token is sent to, S pairs sorted by expert.
 """
 
 import re
@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import silu
+from torch.nn.functional import pad, silu
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from pipeline.models.experts import has_usual_form
+from pipeline.models.experts import has_usual_form, sorted_pairs
 from pipeline.models.fp8 import BLOCK, TILE, Quantised, dequantise, matmul, quantise
 
 FP8 = "alignyard_fp8"
@@ -70,13 +70,10 @@ def fp8_experts(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, 
     hidden_states [T, D], top_k_index int64 [T, k], top_k_weights [T, k].
     """
     parameters: Any = experts
-    num_tokens, num_chosen = top_k_index.shape
-    order_S = top_k_index.flatten().argsort(stable=True)
-    x_SD = hidden_states.unsqueeze(1).expand(-1, num_chosen, -1).flatten(0, 1)[order_S]
-    counts = torch.bincount(top_k_index.flatten(), minlength=len(parameters.down_proj)).tolist()
+    order_S, counts, place_Tk = sorted_pairs(top_k_index, len(parameters.down_proj))
+    x_SD = hidden_states[order_S // top_k_index.shape[1]]
     output_SD = sorted_experts_fp8(x_SD, [parameters.gate_up_proj], parameters.down_proj, counts)
-    index_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
-    output_TkD = output_SD[index_S].view(num_tokens, num_chosen, -1)
+    output_TkD = pad(output_SD, (0, 0, 0, 1))[place_Tk]  # zeros for dropped pairs
     return (output_TkD * top_k_weights.unsqueeze(2)).sum(1).to(hidden_states.dtype)
 
 

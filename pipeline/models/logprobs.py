@@ -26,7 +26,7 @@ from pipeline.models.attention import Layout
 from pipeline.models.mtp import Mtp, mtp_as_layers
 from pipeline.models.packed import hidden_states, use_packed
 from pipeline.models.parity import narrow_windows, probe_trees, readable, refuse_leaks, refuse_other_values, sequences
-from pipeline.models.routing import Routers
+from pipeline.models.routing import Routers, counted_tokens
 
 CHUNK_TOKENS = 1024
 """Rows of float32 logits in memory at once: 0.5 GB with DeepSeek-V3's vocabulary."""
@@ -97,8 +97,7 @@ class LogprobModel(nn.Module):
         replay (see pipeline.models.routing). With `mtp` and gradients, returns MtpLogprobs, whose modules predict
         without regard to `sampling`. Passes with gradients count towards the load of the experts.
         """
-        trains = torch.is_grad_enabled() and len(source_N) > 0
-        self.routers.begin(experts_TLK, counted_T=layout.counted_T.to(token_ids_T.device) if trains else None)
+        self.routers.begin(experts_TLK, counted_T=counted_tokens(layout, len(source_N), token_ids_T.device))
         hidden_TD = hidden_states(self.causal_lm, token_ids_T, layout)
         head = self.causal_lm.get_output_embeddings()
         assert head is not None

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.attention import Layout
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
@@ -60,8 +62,9 @@ class Gate:
         return weights_TK * self.scale
 
 
-BalanceHook = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Maps layer, scores_TE, weights_TK and experts_TK of a training pass to weights [T, K] (pipeline.train.balancer)."""
+BalanceHook = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps layer, scores_TE, weights_TK and experts_TK of a training pass to weights [T, K], 0 for a dropped pair, and
+experts [T, K], E for a dropped pair (pipeline.train.balancer)."""
 
 
 class Routers:
@@ -99,8 +102,8 @@ class Routers:
         """Begin a forward pass, which includes its recomputation in the backward pass.
 
         experts_TLK: integers [T, L, K], the experts to replay. If any of a token's K experts is NO_ROUTE, the
-        gate chooses. counted_T: bool [T], the tokens of this pass that count in `take_load`, if any. Raises ValueError
-        for experts that this model does not have.
+        gate chooses. counted_T: bool [T], the tokens that count in `take_load`; None for a pass that does not train.
+        Raises ValueError for experts that this model does not have.
         """
         self._count()
         if experts_TLK is not None:
@@ -152,8 +155,14 @@ class Routers:
         if self._chosen:  # empty before the first `begin`
             self._chosen[layer] = experts_TK
         if self.balance is not None and self._counted_T is not None:
-            weights_TK = self.balance(layer, gate.scores(logits_TE), weights_TK, experts_TK)
+            weights_TK, experts_TK = self.balance(layer, gate.scores(logits_TE), weights_TK, experts_TK)
         return logits_TE, weights_TK, experts_TK
+
+
+def counted_tokens(layout: Layout, num_targets: int, device: torch.device) -> Tensor | None:
+    """Return bool [T], the tokens that count towards the load of experts; None for a pass without gradients. A row
+    without targets, which fills up a rank's rows, has none."""
+    return (layout.counted_T & (num_targets > 0)).to(device) if torch.is_grad_enabled() else None
 
 
 def _replay(

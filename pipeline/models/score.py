@@ -13,7 +13,7 @@ from pipeline.data.trees import micro_batch, scored_tree
 from pipeline.models.attention import Layout
 from pipeline.models.packed import hidden_states, use_packed
 from pipeline.models.parity import narrow_windows, probe_trees, readable, refuse_leaks, refuse_other_values, sequences
-from pipeline.models.routing import Routers
+from pipeline.models.routing import Routers, counted_tokens
 
 
 class ScoreModel(nn.Module):
@@ -31,8 +31,7 @@ class ScoreModel(nn.Module):
 
     def forward(self, token_ids_T: Tensor, layout: Layout, last_N: Tensor) -> Tensor:
         """Return float32 [N], the score at token last_N[i]. token_ids_T is int64 [T]; last_N is int64 [N]."""
-        trains = torch.is_grad_enabled() and len(last_N) > 0
-        self.routers.begin(counted_T=layout.counted_T.to(token_ids_T.device) if trains else None)
+        self.routers.begin(counted_T=counted_tokens(layout, len(last_N), token_ids_T.device))
         hidden_TD = hidden_states(self.model, token_ids_T, layout)
         head: Any = self.model.score
         return head(hidden_TD[last_N]).squeeze(-1).float()

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from configs.balance import V2Balance, V3Balance
 from pipeline.data.trees import MicroBatch
@@ -42,14 +43,18 @@ _DROPPED = "experts/dropped_rate"
 class Balancer:
     """Balance the load of `routers` over all ranks by `config`; with None the load is only measured.
 
-    Raises ValueError for a balance that the model's gates don't support.
+    group: the ranks that share this rank's experts; None where it holds all of them. Raises ValueError for a balance
+    that the model's gates or the group don't support.
     """
 
-    def __init__(self, routers: Routers, config: V2Balance | V3Balance | None, device: torch.device) -> None:
-        self._routers, self._config, self._device = routers, config, device
+    def __init__(
+        self, routers: Routers, config: V2Balance | V3Balance | None, device: torch.device, group: Any | None = None
+    ) -> None:
+        self._routers, self._config, self._device, self._group = routers, config, device, group
         self._names: list[str] = []
         if config is not None:
             _refuse_unsupported(routers, config)
+            _refuse_other_groups(routers, config, group)
             self._names = [f"loss/{name}_balance_mean" for name in _LOSSES if getattr(config, name, 0)]
             self._names += [_DROPPED] if _capacity(config) else []
         if self._names:
@@ -72,35 +77,31 @@ class Balancer:
             layout = Layout(row.lengths, row.parents, row.repeated)
             self._sequences = Sequences(layout, self._device)
             self._counted_T = layout.counted_T.to(self._device)
-            self._counted: set[int] = set()
+            # A row without targets only fills up the rows of a rank, but its tokens reach the experts too.
+            self._counted: set[int] = set() if len(row.target_N) else {*range(len(self._routers))}
+            self._has_losses = len(row.target_N) > 0
             if isinstance(self._config, V2Balance) and self._config.capacity:
                 self._protected_T = torch.from_numpy(protected_tokens(row, self._config.never_dropped)).to(self._device)
 
-    def __call__(self, layer: int, scores_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """Return the weights of a gate with the losses attached, and zeros for dropped pairs."""
+    def __call__(self, layer: int, scores_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights of a gate with the losses attached, 0 for dropped pairs, and the experts, E for those."""
         gate, config = self._routers.gates[layer], self._config
         assert config is not None
-        losses = self._losses(gate, config, scores_TE, experts_TK)
+        losses = self._losses(gate, config, scores_TE, experts_TK) if self._has_losses else []
         figures = [loss.detach().double() * self._share for loss in losses]
         if losses:
             # undo DeepSpeed's mean over ranks, as for the loss of the batch
             scale = self._share * torch.distributed.get_world_size()
             weights_TK = attach_loss(weights_TK, torch.stack(losses).sum(), scale)
         if capacity := _capacity(config):
-            keep_TK = kept_tokens(
-                scores_TE.detach().gather(1, experts_TK),
-                experts_TK,
-                self._protected_T,
-                num_experts=gate.num_experts,
-                num_groups=gate.num_groups,
-                capacity=capacity,
-            )
+            keep_TK = self._kept(gate, capacity, scores_TE.detach().gather(1, experts_TK), experts_TK)
             weights_TK = weights_TK * keep_TK
+            experts_TK = experts_TK.masked_fill(~keep_TK, gate.num_experts)
             figures.append((~keep_TK[self._counted_T]).sum().double())
         if layer not in self._counted:  # otherwise the backward pass recomputes the layer
             self._counted.add(layer)
             self._sums_X += torch.stack(figures)
-        return weights_TK
+        return weights_TK, experts_TK
 
     def step(self) -> dict[str, float]:
         """Move the bias after the update of a step, and return the step's figures; none for a dense model."""
@@ -130,6 +131,16 @@ class Balancer:
             "experts/dead_count": float((load_LE == 0).sum()),
         }
 
+    def _kept(self, gate: Gate, capacity: float, affinity_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        """Return bool [T, K]: the pairs that are kept. A device's budget is for what all ranks of the group send it, so
+        every rank ranks the pairs of all."""
+        protected_T1 = self._protected_T.unsqueeze(1)
+        columns = affinity_TK, experts_TK.float(), protected_T1.float()  # numbers of experts are exact in float32
+        rows, own = _rows_of_group(torch.cat(columns, dim=1), self._group)
+        affinity, experts, protected = rows.split([gate.top_k, gate.top_k, 1], dim=1)
+        sizes = {"num_experts": gate.num_experts, "num_groups": gate.num_groups}
+        return kept_tokens(affinity, experts.long(), protected[:, 0] > 0, **sizes, capacity=capacity)[own]
+
     def _losses(self, gate: Gate, config: V2Balance | V3Balance, scores_TE: Tensor, experts_TK: Tensor) -> list[Tensor]:
         """Compute the losses with their factors, summed over the row's sequences, in the order of _LOSSES."""
         sequences = self._sequences
@@ -146,6 +157,22 @@ class Balancer:
             losses_S = communication_balance(experts_TK, scores_SE, sequences, **groups)
             losses.append(config.communication * losses_S.sum())
         return losses
+
+
+def _rows_of_group(rows_TX: Tensor, group: Any | None) -> tuple[Tensor, slice]:
+    """Gather the rows of all ranks of `group`, of any number each, in their order; return them and the place of this
+    rank's own."""
+    if group is None:
+        return rows_TX, slice(None)
+    number = torch.distributed.get_rank(group)
+    counts = rows_TX.new_zeros(torch.distributed.get_world_size(group), dtype=torch.long)
+    torch.distributed.all_gather_into_tensor(counts, counts.new_full((1,), len(rows_TX)), group=group)
+    longest, first = int(counts.max()), int(counts[:number].sum())
+    padded = pad(rows_TX, (0, 0, 0, longest - len(rows_TX)))
+    gathered = padded.new_empty(len(counts) * longest, rows_TX.shape[1])
+    torch.distributed.all_gather_into_tensor(gathered, padded.contiguous(), group=group)
+    parts = zip(gathered.split(longest), counts.tolist(), strict=True)
+    return torch.cat([part[:count] for part, count in parts]), slice(first, first + len(rows_TX))
 
 
 def protected_tokens(row: MicroBatch, share: float) -> NDArray[np.bool_]:
@@ -182,6 +209,16 @@ class _AttachLoss(torch.autograd.Function):
 
 def _capacity(config: V2Balance | V3Balance) -> float | None:
     return config.capacity if isinstance(config, V2Balance) else None
+
+
+def _refuse_other_groups(routers: Routers, config: V2Balance | V3Balance, group: Any | None) -> None:
+    """Raise ValueError if ranks don't hold one group of experts each, and a group has a budget."""
+    capacity, num_groups = _capacity(config), routers.gates[0].num_groups
+    if group is not None and capacity and torch.distributed.get_world_size(group) != num_groups:
+        raise ValueError(
+            f"balance.capacity={capacity} is the budget of a device, which holds one group of experts: set "
+            f"trainer.expert_parallel_size to the model's {num_groups} groups or to 1, or capacity to null"
+        )
 
 
 def _refuse_unsupported(routers: Routers, config: V2Balance | V3Balance) -> None:

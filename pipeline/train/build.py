@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from configs.balance import V2Balance
 from configs.train import TrainerConfig
+from pipeline.models.experts import skip_dropped
 from pipeline.models.fp8_layers import use_fp8_in_sharded_experts
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
 from pipeline.models.mtp import Mtp, mtp_as_layers
@@ -53,7 +55,10 @@ def build_engine(spec: TrainSpec) -> tuple[PreTrainedModel, Any]:
     """
     causal_lm, model = build_score_model(spec) if spec.is_reward_model else build_causal_lm(spec)
     with mtp_as_layers(model.mtp if isinstance(model, LogprobModel) else None, causal_lm):
-        _shard_experts(causal_lm, spec.trainer)
+        drops = isinstance(spec.balance, V2Balance) and spec.balance.capacity is not None
+        _shard_experts(causal_lm, spec.trainer, drops=drops)
+        if drops:
+            skip_dropped(causal_lm)
         if spec.trainer.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     adamw = BF16MomentsAdamW if spec.optimizer.moments == "bfloat16" else torch.optim.AdamW
@@ -168,8 +173,8 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     }
 
 
-def _shard_experts(model: PreTrainedModel, trainer: TrainerConfig) -> None:
+def _shard_experts(model: PreTrainedModel, trainer: TrainerConfig, *, drops: bool = False) -> None:
     if trainer.expert_parallel_size > 1:
-        shard_experts(model, trainer.expert_parallel_size)
+        shard_experts(model, trainer.expert_parallel_size, drops=drops)
         if trainer.fp8:
             use_fp8_in_sharded_experts(model)

@@ -22,7 +22,7 @@ from pipeline.models.rounding import perturbed_rounding
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.train.balancer import Balancer
 from pipeline.train.build import build_engine, build_reference, join_ranks, prepare_torch
-from pipeline.train.expert_parallel import as_fused
+from pipeline.train.expert_parallel import as_fused, expert_group
 from pipeline.train.losses import batch_loss, metric_count
 from pipeline.train.memory import StepMemory
 from pipeline.train.schedule import learning_rate
@@ -56,7 +56,7 @@ class TrainEngine:
         self._model, self.engine = build_engine(spec)
         model = self.engine.module
         self._mtp = model.mtp if isinstance(model, LogprobModel) else None
-        self.balancer = Balancer(model.routers, spec.balance, self.device)
+        self.balancer = Balancer(model.routers, spec.balance, self.device, expert_group(self._model))
         self.reference = build_reference(spec, self.device) if spec.with_reference else None
         self.step = 0
         self.name, self.state = f"rank {torch.distributed.get_rank()}", DeviceState.AWAKE

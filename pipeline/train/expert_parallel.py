@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from deepspeed.module_inject.auto_ep import AutoEP
 from deepspeed.module_inject.auto_ep_config import AutoEPConfig
-from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.module_inject.auto_ep_layer import (
+    AutoEPMoELayer,
+    _AllToAllV,
+    combine_from_routed,
+    compute_split_plan,
+    permute_by_local_expert,
+    unpermute_by_local_expert,
+)
 from deepspeed.moe.ep_count import count_tokens_per_expert
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -29,9 +36,10 @@ from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
 from pipeline.weights.fused import checkpoint_tensors
 
 
-def shard_experts(model: PreTrainedModel, size: int) -> None:
+def shard_experts(model: PreTrainedModel, size: int, *, drops: bool = False) -> None:
     """Keep this rank's part of the experts of `model`; ranks r * size to r * size + size - 1 hold each expert once.
 
+    drops: pairs of a token and an expert may be dropped (see pipeline.train.balancer); they are not sent.
     Afterwards every rank must take part in every forward pass. Raises ValueError for a model without experts, of
     another family than EXPERT_PARALLEL_FAMILIES, or whose number of experts `size` does not divide.
     """
@@ -57,6 +65,13 @@ def shard_experts(model: PreTrainedModel, size: int) -> None:
         # Not a submodule, so that the gate's weights keep a single name.
         layer.__dict__["router"] = partial(_route, gate, num_experts)
         layer.set_deepspeed_parallelism()
+        if drops:
+            layer.__dict__["_forward"] = partial(_forward_kept, layer)
+
+
+def expert_group(model: nn.Module) -> Any | None:
+    """Return the process group of the ranks that share this rank's experts; None where it holds all."""
+    return next((layer.ep_group for layer in model.modules() if isinstance(layer, AutoEPMoELayer)), None)
 
 
 def as_fused(model: nn.Module, layer: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,4 +139,22 @@ def _all_gather(part: Tensor, group: Any) -> Tensor:
 def _route(gate: nn.Module, num_experts: int, hidden_TD: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
     """Replace AutoEP's router: return weights [T, K], experts [T, K], and the tokens of each expert [E]."""
     _, weights_TK, experts_TK = gate(hidden_TD)
-    return weights_TK, experts_TK, count_tokens_per_expert(experts_TK, num_experts)
+    return weights_TK, experts_TK, count_tokens_per_expert(experts_TK, num_experts + 1)[:-1]  # without dropped pairs
+
+
+def _forward_kept(layer: Any, hidden_BTD: Tensor) -> Tensor:
+    """Replace AutoEP's forward pass, which sends every pair, by the same without dropped ones. They sort last."""
+    batch, length, width = hidden_BTD.shape
+    x_TD = hidden_BTD.flatten(0, 1)
+    weights_TK, experts_TK, counts_E = layer.router(x_TD, None)
+    order_S = experts_TK.flatten().argsort(stable=True)[: int(counts_E.sum())]
+    sizes = layer.num_experts, layer.ep_size, layer.num_local_experts
+    plan = compute_split_plan(experts_TK, *sizes, layer.ep_group, counts_E)
+    sent_SD = x_TD[order_S // layer.top_k]
+    received = _AllToAllV.apply(layer.ep_group, sent_SD, plan.input_splits, plan.output_splits)
+    by_expert, indices, counts, num_received = permute_by_local_expert(received, plan.local_counts_by_source)
+    outputs = unpermute_by_local_expert(layer.experts(by_expert, counts), indices, num_received)
+    returned_SD = _AllToAllV.apply(layer.ep_group, outputs, plan.output_splits, plan.input_splits)
+    combine = layer.top_k, layer.score_apply, layer.combine_impl
+    combined = combine_from_routed(returned_SD, weights_TK, order_S, *combine, (batch, length, width))
+    return layer._finalize_output(combined, x_TD, hidden_BTD, width)

@@ -11,6 +11,7 @@ from rollout.process import free_port
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
+        "tests.pipeline.dropping_ranks",
         "tests.pipeline.train_ranks",
         "tests.pipeline.fp8_ranks",
         "tests.pipeline.layout_ranks",

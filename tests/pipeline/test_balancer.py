@@ -75,9 +75,9 @@ def test_gradients_are_those_of_the_losses(family: str, config: V2Balance | V3Ba
     found, figures = update(model, balancer, [row])
     losses: list[Tensor] = []
 
-    def collect(layer: int, scores_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+    def collect(layer: int, scores_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> tuple[Tensor, Tensor]:
         losses.extend(balancer._losses(model.routers.gates[layer], config, scores_TE, experts_TK))
-        return weights_TK
+        return weights_TK, experts_TK
 
     model.routers.balance = collect
     model.zero_grad()
@@ -244,6 +244,14 @@ def test_balance_that_a_model_cannot_have_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             model_and_balancer(family, config)
+
+
+def test_a_budget_needs_a_group_of_experts_on_each_rank() -> None:
+    model = LogprobModel(model_of(CONFIGS["deepseek_v2"]))
+    dropping = V2.model_copy(update={"capacity": 1.0})
+    with pytest.raises(ValueError, match=r"capacity=1\.0.*expert_parallel_size to the model's 4 groups"):
+        Balancer(model.routers, dropping, CPU, torch.distributed.group.WORLD)
+    Balancer(model.routers, V2, CPU, torch.distributed.group.WORLD)  # nothing is dropped
 
 
 def test_settings_without_effect_are_refused() -> None:

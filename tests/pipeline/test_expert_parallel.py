@@ -14,7 +14,7 @@ from pipeline.train.expert_parallel import shard_experts
 from pipeline.weights.architecture import architecture_file
 from pipeline.weights.fresh import create_model
 from rollout.checkpoint import checkpoint_shapes
-from tests.pipeline import layout_ranks
+from tests.pipeline import dropping_ranks, layout_ranks
 from tests.pipeline.rank_processes import run_ranks
 
 ranks = pytest.mark.ranks
@@ -103,6 +103,25 @@ def test_deepseek_v2_routes_by_its_own_gate(folder: Path, tmp_path: Path, method
     model = create_model(str(tmp_path / "v2.json"), 0, tmp_path / "v2")
     sharded = train(model, tmp_path, "sharded", num=2, zero=1, experts=2)
     assert_same(train(model, tmp_path, "whole", num=1, zero=1, experts=1, others=("sharded",)), sharded)
+
+
+@ranks
+def test_dropped_pairs_are_neither_sent_nor_computed(folder: Path) -> None:
+    """On two ranks, each with one of two groups of experts: a device computes no more than its budget of what both
+    send it, and drops what one rank with all tokens drops."""
+    model = create_model("tiny_v2", 0, folder / "dropping")
+    for num in (1, 2):
+        run_ranks(dropping_ranks.main, num, folder, model, folder / f"dropping-{num}.npz")
+    one, two = (dict(np.load(folder / f"dropping-{num}.npz")) for num in (1, 2))
+    load_LG = two["load"].reshape(len(two["load"]), 2, -1).sum(axis=2)
+    budget = int(dropping_ranks.CAPACITY * load_LG[0].sum() / 2)
+    assert (load_LG > budget).any()
+    np.testing.assert_array_equal(two["rows"].T, np.minimum(load_LG, budget))
+    np.testing.assert_array_equal(one["rows"][0], two["rows"].sum(axis=0))
+    assert two["dropped"] == pytest.approx(1 - two["rows"].sum() / load_LG.sum())
+    assert one.keys() == two.keys()
+    for name in one.keys() - {"rows"}:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_layouts_that_cannot_be_are_refused() -> None:

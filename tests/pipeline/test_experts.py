@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM as Auto
 from transformers import DeepseekV3Config, LlamaConfig, MixtralConfig, PreTrainedConfig, PreTrainedModel, Qwen3MoeConfig
 
-from pipeline.models.experts import SORTED, _Experts
+from pipeline.models.experts import SORTED, _Experts, skip_dropped
+from pipeline.models.fp8_layers import FP8
 from pipeline.models.norms import _Norm, use_lean_norms
 from tests.pipeline.small_models import SMALLEST
 
@@ -85,13 +87,47 @@ def test_experts_in_another_precision_are_left_to_transformers() -> None:
     assert torch.equal(logits_and_gradients(model, 20)[0], expected)
 
 
-def test_gradients_of_experts_are_those_of_finite_differences() -> None:
-    """Five tokens, of which none goes to expert 2 and two go to one expert alone."""
+@pytest.mark.parametrize("last", [0, 4], ids=["every pair", "with dropped pairs"])
+def test_gradients_of_experts_are_those_of_finite_differences(last: int) -> None:
+    """Five tokens, of which none goes to expert 2 and two go to one expert alone; the fifth may lose both of its
+    pairs."""
     torch.manual_seed(0)
-    index_TK = torch.tensor([[0, 1], [1, 3], [3, 0], [1, 0], [3, 1]])
+    index_TK = torch.tensor([[0, 1], [1, 3], [3, last], [1, 0], [4, 4] if last else [3, 1]])
     shapes = [(5, 4), (5, 2), (4, 6, 4), (4, 4, 3)]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     assert torch.autograd.gradcheck(lambda *tensors: _Experts.apply(*tensors, index_TK), inputs)
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "fp8"])
+def test_dropped_pairs_are_not_computed(form: str) -> None:
+    """Pairs without an expert give the output and the gradients of pairs of weight 0, by half as many operations."""
+    model = model_of(CONFIGS["deepseek_v3"])
+    model.set_experts_implementation(FP8 if form == "fp8" else SORTED)
+    skip_dropped(model)
+    experts = model.model.layers[1].mlp.experts.to(torch.bfloat16 if form == "bfloat16" else torch.float32)
+    x_TD = torch.randn(64, model.config.hidden_size, dtype=experts.down_proj.dtype)
+    index_TK = torch.rand(64, 8).argsort(dim=1)[:, :4]
+    weights_TK = torch.rand(64, 4).masked_fill(torch.arange(4) >= 2, 0.0)
+
+    def compute(index_TK: torch.Tensor) -> tuple[list[torch.Tensor], int]:
+        inputs = [tensor.detach().requires_grad_() for tensor in (x_TD, weights_TK)]
+        experts.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            out = experts(inputs[0], index_TK, inputs[1])
+            out.square().sum().backward()
+        gradients = [inputs[0].grad, inputs[1].grad[:, :2], *(p.grad.clone() for p in experts.parameters())]
+        return [out.detach(), *gradients], counter.get_total_flops()
+
+    expected, whole = compute(index_TK)
+    found, flops = compute(index_TK.masked_fill(weights_TK == 0, 8))
+    for one, other in zip(found, expected, strict=True):
+        assert other.any()
+        if form == "fp8" and one.dim() == 3:  # the tokens of a weight's gradient are cut into other tiles
+            assert (one - other).norm() < 0.03 * other.norm()
+        else:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    if form != "bfloat16":  # transformers' grouped product counts its rows by offsets
+        assert flops == whole / 2
 
 
 def test_gradients_of_norms_are_those_of_finite_differences() -> None:
