@@ -59,8 +59,8 @@ class SumsSource(Settings):
     """The demo's data, which a tiny model learns in minutes: sums, programs that print a sum, and requests.
 
     Rows have the columns `prompt`, `answer`, `messages`, `truth`, and `reward`, the labels of their judges: `math`,
-    `code`, or `helpful safety` for a request. A request also has its answers from best to worst, `by_helpfulness` and
-    `by_safety`, and a `kind`, `harmful` or `harmless`.
+    `code`, or `helpful safety` for a request. A sum also has a right and a wrong answer, `by_correctness`; a request
+    its answers from best to worst, `by_helpfulness` and `by_safety`, and a `kind`, `harmful` or `harmless`.
     """
 
     type: Literal["sums"]

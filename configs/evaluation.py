@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.base import Settings
-from configs.data import PromptData, Source
+from configs.data import ComparisonData, PromptData, Source
+from configs.judging import RubricConfig
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig, SamplingConfig
@@ -215,6 +216,50 @@ class RefusalSuite(PromptedSuite):
         return [self.refusal] if self.safety is None else [self.refusal, self.safety]
 
 
+class VerdictSuite(BaseSuite):
+    """Comparisons for a judge: the model writes verdicts on answers whose order is known. Greedily in an order and in
+    the same backwards, which shows a preference for a place, and `judge.votes` sampled ones, which are counted as
+    `self_judge` counts them."""
+
+    type: Literal["verdicts"]
+    """Selects this form of suite."""
+    data: ComparisonData
+    """Comparisons; columns `truth` and `judge.rubric_column` of their rows may stand in the judge's prompt."""
+    judge: RubricConfig
+    """The judge's prompt, the form of its verdicts, and the number of votes."""
+    meta: RewardSpec | None = None
+    """Meta reward model that scores the votes: a `reward_model`, or another reward of the judge's prompt and the
+    verdict. Only the `keep_votes` best count in `agreement_meta`."""
+    keep_votes: int | None = Field(default=None, ge=1)
+    """Votes that `meta` keeps. Set together with it."""
+    max_prompt_length: int = Field(default=1024, ge=1)
+    """Longest prompt in tokens. A longer one is a bad row; it is never truncated."""
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of bad rows, which are reported and left out; with more the evaluation stops."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "VerdictSuite":
+        for key in ("max_length", "max_bad_share"):
+            if getattr(self.data, key) != ComparisonData.model_fields[key].default:
+                raise ValueError(f"data.{key} has no effect here: the suite's own bounds count; remove it")
+        if self.judge.compare == 1:
+            raise ValueError("judge.compare=1 shows a verdict no second answer; set it to 2 or more")
+        if (self.meta is None) != (self.keep_votes is None):
+            raise ValueError("'meta' and 'keep_votes' go together: set both or neither")
+        if self.keep_votes is not None and self.keep_votes >= self.judge.votes:
+            raise ValueError(f"keep_votes={self.keep_votes} drops none of judge.votes={self.judge.votes}; lower it")
+        return self
+
+    def rewards(self) -> list[RewardSpec]:
+        return [] if self.meta is None else [self.meta]
+
+    def reads(self) -> dict[str, Source | Path]:
+        return {"data": self.data.source}
+
+    def longest_prompt(self) -> tuple[str, int]:
+        return "max_prompt_length", self.max_prompt_length
+
+
 class NeedleSuite(BaseSuite):
     """A needle in a haystack: the model must find a number that stands once in a long text. One greedy completion each,
     correct if it contains this number and no other."""
@@ -290,6 +335,7 @@ AnySuite = (
     | MultipleChoiceSuite
     | ConversationSuite
     | RefusalSuite
+    | VerdictSuite
     | NeedleSuite
     | LMEvalSuite
 )

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.base import Settings
 from configs.data import ComparisonData, PromptData
+from configs.judging import RubricConfig
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sample import check_prompts, check_source_name
@@ -77,6 +78,9 @@ class PreferencesConfig(Settings):
     shares: dict[str, float] = Field(default_factory=dict[str, float])
     """Share of each domain in the result, adding up to 1; larger domains are reduced to fit the scarcest. Empty keeps
     all."""
+    judge: RubricConfig | None = None
+    """Write prompts that ask for verdicts on the comparisons in the place of these, to train a judge: its prompt and
+    the form of its verdicts. None writes comparisons."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
     """Share of the prompts in the split `held_out`, by the hash of the prompt."""
     seed: int = Field(default=0, ge=0)
@@ -93,6 +97,8 @@ class PreferencesConfig(Settings):
             check_source_name(f"read.{name}")
             if source.data.max_length != ComparisonData.model_fields["max_length"].default:
                 raise ValueError(f"read.{name}.data.max_length has no effect before there is a tokenizer; remove it")
+        if self.judge is not None and self.judge.votes != 1:
+            raise ValueError(f"judge.votes={self.judge.votes} has no effect on prompts; remove it")
         if self.shares and (min(self.shares.values()) <= 0 or abs(sum(self.shares.values()) - 1) > 1e-6):
             raise ValueError(f"shares={self.shares}: every share is above 0, and all add up to 1")
         return self

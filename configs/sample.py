@@ -24,6 +24,8 @@ class SampledDomain(Settings):
     filters: list[RewardSpec] = Field(default_factory=list[RewardSpec])
     """Further rewards, each with a `gate`: the lowest score of an answer that is kept. DeepSeek-R1 drops thoughts in
     mixed languages so."""
+    drop_solved: bool = False
+    """Drop prompts all of whose answers end and reach min_score: too easy to teach anything (SPCT, with samples: 3)."""
     keep: int = Field(default=1, ge=1)
     """Answers kept of each prompt: those with the best scores, the shortest of equal ones; equal texts once."""
     max_tokens: int | None = Field(default=None, ge=1)
@@ -64,6 +66,8 @@ class SampleConfig(Settings):
                 raise ValueError(f"domains.{name}.keep={domain.keep} is more than samples={self.samples}")
             if domain.reward is None and domain.min_score != 1.0:
                 raise ValueError(f"domains.{name}.min_score has no effect without a reward; remove it")
+            if domain.reward is None and domain.drop_solved:
+                raise ValueError(f"domains.{name}.drop_solved has no effect without a reward; remove it")
             check_prompts(f"domains.{name}", domain.prompts, domain.reward, self.sampling, self.rollout)
             labels = [spec.label for spec in (domain.reward, *domain.filters) if spec is not None]
             if len(set(labels)) < len(labels):

@@ -6,7 +6,7 @@ import math
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -33,6 +33,7 @@ class Comparison:
     answers: different texts from best to worst; a single answer has a score.
     scores: falling, one for each answer; None if only the order is known.
     row: file and line, or data set and number.
+    values: the row's columns, for a judge's prompt; empty for comparisons that are only scored.
     """
 
     messages: list[Message]
@@ -41,6 +42,7 @@ class Comparison:
     source: str
     domain: str
     row: str
+    values: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
     @property
     def margin(self) -> float | None:
@@ -97,7 +99,7 @@ class Comparisons:
             except BadRowError as error:
                 bad_rows.add(comparison.row, error)
             else:
-                comparisons.append(comparison)
+                comparisons.append(replace(comparison, values={}))
                 token_ids.append([array("i", ids) for ids in (prompt_ids, *answer_ids)])
         bad_rows.check(config.max_bad_share)
         return cls(comparisons, token_ids, bad_rows, seed)
@@ -167,7 +169,7 @@ def _comparison(config: ComparisonData, row: Row) -> Comparison:
     scores = None if values is None else [_number(value) for value in values]
     if scores is not None and scores != sorted(scores, reverse=True):
         raise BadRowError("scores that contradict the order", f"{scores}"[:120])
-    return Comparison(_prompt(row.column("messages")), answers, scores, source, domain, origin)
+    return Comparison(_prompt(row.column("messages")), answers, scores, source, domain, origin, row.values)
 
 
 def _pair(config: ComparisonData, row: Row) -> Comparison:
@@ -239,7 +241,7 @@ def _build(
     domain = row.values.get(_name(config, "domain")) or ""
     if not isinstance(domain, str):
         raise BadRowError("a domain that is no text", f"{domain!r}"[:120])
-    return Comparison(messages, answers, scores, row.where.rpartition(":")[0], domain, row.where)
+    return Comparison(messages, answers, scores, row.where.rpartition(":")[0], domain, row.where, row.values)
 
 
 def _name(config: ComparisonData, column: ComparisonColumn) -> str:

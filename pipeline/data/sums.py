@@ -17,10 +17,10 @@ from pipeline.data.thoughts import thinking_request, thinking_sum
 def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
     """Yield the rows of `source`; the same source gives the same rows.
 
-    Columns of a sum: prompt `58+13=`, answer `8+3=11;5+1+1=7;71`, truth `71`, reward `math`, and messages with both
-    turns. Of a program: prompt `py 58+13`, answer `print(58+13)`, truth for CodeReward, reward `code`. The column
-    `reward_and_model` adds the label of a reward model, `reasoning`. See request_row for requests, and
-    `pipeline.data.thoughts` for rows with thoughts.
+    Columns of a sum: prompt `58+13=`, answer `8+3=11;5+1+1=7;71`, truth `71`, reward `math`, messages with both turns,
+    and `by_correctness`, the answer and one with a mistake. Of a program: prompt `py 58+13`, answer `print(58+13)`,
+    truth for CodeReward, reward `code`. The column `reward_and_model` adds the label of a reward model, `reasoning`.
+    See request_row for requests, and `pipeline.data.thoughts` for rows with thoughts.
 
     Training rows are drawn with replacement; held-out rows are all different. Raises ValueError if fewer than `size`
     problems, or too few requests, are held out.
@@ -53,7 +53,8 @@ def draw_sums(source: SumsSource) -> Iterator[dict[str, Any]]:
             elif source.thoughts is not None:
                 yield thinking_sum(first, second, source.thoughts, generator)
             else:
-                yield _row(f"{first}+{second}=", worked_answer(first, second), str(first + second), "math")
+                row = _row(f"{first}+{second}=", worked_answer(first, second), str(first + second), "math")
+                yield row | {"by_correctness": [row["answer"], mistaken_answer(first, second)]}
             num_rows += 1
             if num_rows == source.size:
                 return
@@ -70,13 +71,27 @@ def is_held_out_sum(first: int, second: int) -> bool:
 
 def worked_answer(first: int, second: int) -> str:
     """Add column by column from the right with each carry, then write the sum: `8+3=11;5+1+1=7;71`."""
+    return _worked(first, second, {})
+
+
+def mistaken_answer(first: int, second: int) -> str:
+    """Add as `worked_answer` does with a mistake of one in a column, which the summands decide: `8+3=12;5+1+1=7;72`."""
+    digest = hashlib.sha256(f"{first}+{second}".encode()).digest()
+    column = digest[8] % len(str(first))
+    right = int(str(first)[-1 - column]) + int(str(second)[-1 - column])
+    return _worked(first, second, {column: 1 if digest[9] % 2 or right == 0 else -1})
+
+
+def _worked(first: int, second: int, mistakes: dict[int, int]) -> str:
+    """Work out a sum; mistakes: amounts that are added to the totals of columns, by column from the right."""
     columns: list[str] = []
-    carry = 0
-    for a, b in zip(reversed(str(first)), reversed(str(second)), strict=True):
-        total = int(a) + int(b) + carry
+    carry = value = 0
+    for column, (a, b) in enumerate(zip(reversed(str(first)), reversed(str(second)), strict=True)):
+        total = int(a) + int(b) + carry + mistakes.get(column, 0)
         columns.append(f"{a}+{b}{'+1' if carry else ''}={total}")
         carry = total // 10
-    return ";".join([*columns, str(first + second)])
+        value += total % 10 * 10**column
+    return ";".join([*columns, str(value + carry * 10 ** len(columns))])
 
 
 def _split_requests(source: SumsSource, *, harmless: bool = False) -> Iterator[str]:

@@ -28,6 +28,7 @@ from configs.evaluation import (
     RefusalSuite,
     TaskSuite,
     TextSuite,
+    VerdictSuite,
 )
 from configs.references import PREFIX
 from configs.rewards import RewardPoolConfig, RewardSpec
@@ -46,6 +47,7 @@ from pipeline.evaluation.refusals import request_task, run_refusals
 from pipeline.evaluation.suites import Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
+from pipeline.evaluation.verdicts import load_verdicts, run_verdicts
 from rewards.pool.guard import Judges, inspect, refuse_idle_workers
 from rewards.pool.workers import RewardPool
 from rewards.types import Placement, Task
@@ -191,6 +193,9 @@ def _prepare(suite: AnySuite, tokenizer: PreTrainedTokenizerFast, seed: int, jud
         case RefusalSuite():
             prompts = prompts_of(suite, request_task(suite))
             return _PreparedSuite(suite, partial(run_refusals, suite, prompts), prompts.bad_rows)
+        case VerdictSuite():
+            comparisons, bad_rows = load_verdicts(suite, tokenizer, seed)
+            return _PreparedSuite(suite, partial(run_verdicts, suite, comparisons), bad_rows)
         case MultipleChoiceSuite():
             questions, bad_rows = load_choices(suite, tokenizer)
             return _PreparedSuite(suite, partial(run_choices, questions), bad_rows)

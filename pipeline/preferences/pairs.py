@@ -34,7 +34,8 @@ def pair_answers(answered: AnsweredPrompt, source: str, domain: str) -> list[Com
         if low <= high or worst_score >= score:
             break
         texts, scores = [better.text, worse.text], [score, worst_score]
-        comparisons.append(Comparison(task.conversation, texts, scores, source, domain, task.row))
+        values = task.metadata | {"truth": task.truth}  # which a judge's prompt may show
+        comparisons.append(Comparison(task.conversation, texts, scores, source, domain, task.row, values))
         low -= 1
     return comparisons
 

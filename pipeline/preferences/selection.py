@@ -35,8 +35,14 @@ def select_answers(answered_prompts: Sequence[AnsweredPrompt], domain: SampledDo
     solved = 0
     for answered in answered_prompts:
         selected: dict[str, Answer] = {}
+        easy = domain.drop_solved and all(
+            answer.ended and answer.score is not None and answer.score >= domain.min_score
+            for answer in answered.answers
+        )
         for answer in sorted(answered.answers, key=_best_first):
             reason = _flaw(answer, domain)
+            if reason is None and easy:
+                reason = "too easy"
             if reason is None and answer.text.strip() in selected:
                 reason = "same text"
             if reason is None and len(selected) == domain.keep:
@@ -46,7 +52,7 @@ def select_answers(answered_prompts: Sequence[AnsweredPrompt], domain: SampledDo
             else:
                 dropped[reason] += 1
         kept_answers += [(answered.prompt, answer) for answer in selected.values()]
-        solved += bool(selected)
+        solved += bool(selected) or easy
     if domain.max_rows is not None and len(kept_answers) > domain.max_rows:
         dropped["more than max_rows"] = len(kept_answers) - domain.max_rows
         kept_answers = sorted(kept_answers, key=lambda pair: _draw(*pair, seed))[: domain.max_rows]

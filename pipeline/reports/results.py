@@ -92,7 +92,8 @@ def kept_and_dropped(figures: Figures) -> dict[str, dict[str, int]]:
 
 
 def data_cards(folder: Path) -> list[Card]:
-    """Rows of a data set that a stage made: comparisons with the best and the worst answer, or conversations."""
+    """Rows of a data set that a stage made: comparisons with the best and the worst answer, conversations, or
+    prompts for a judge with a verdict."""
     if not (folder / "dataset_dict.json").is_file():
         return []
     import datasets  # takes a second or two, so only stages that made data load it
@@ -108,7 +109,7 @@ def _card(row: Mapping[str, Any]) -> Card:
     messages, origin = row["messages"], f"{row['source']} · {row['domain']}"
     if "answers" not in row:
         *prompt, answer = messages
-        return Card(_conversation(prompt), [CardAnswer(origin, answer["content"], row["score"])])
+        return Card(_conversation(prompt), [CardAnswer(origin, answer["content"], row.get("score"))])
     answers, scores = row["answers"], row["scores"] or [None] * len(row["answers"])
     places = {"best": 0, "worst": -1} if len(answers) > 1 else {"best": 0}
     return Card(

@@ -21,6 +21,7 @@ from configs.base import walk
 from configs.data import SOURCE_TYPES, DatasetSource, Source
 from configs.evaluation import BaseSuite, LMEvalSuite
 from configs.gate import GateConfig
+from configs.judging import RubricConfig
 from configs.load import leaves
 from configs.model import FirstModelConfig, ModelConfig
 from configs.reward_model import RewardModelConfig
@@ -275,6 +276,8 @@ def _data(inputs: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:
             yield key, hashes or text_hash(_to_json(node.model_dump(mode="json")))
         elif isinstance(node, RewardSpec) and "rubric_file" in node.args:
             yield f"{key}.args.rubric_file", _file_hashes([Path(node.args["rubric_file"]).expanduser()], folder)
+        elif isinstance(node, RubricConfig) and node.rubric_file is not None:
+            yield f"{key}.rubric_file", _file_hashes([Path(node.rubric_file).expanduser()], folder)
         elif isinstance(node, LMEvalSuite):
             for name, file in node.reads().items():
                 yield f"{key}.{name}", _file_hashes([Path(str(file))], folder)

@@ -4,14 +4,17 @@ by ground-truth labels for mathematics, and comparisons from existing data sets.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Features, List, Value
 from rich.console import Console
 
+from configs.judging import RubricConfig
 from configs.preferences import PreferencesConfig
 from pipeline.data.chat import turn_ends
 from pipeline.data.comparisons import Comparison, read_comparisons
-from pipeline.data.rows import BadRows, report_bad_rows, source_files
+from pipeline.data.judging import judging_rows
+from pipeline.data.rows import BadRowError, BadRows, report_bad_rows, source_files
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import AnswerSampler, PromptSet
 from pipeline.preferences.filters import FilterResult, filter_comparisons
@@ -21,12 +24,31 @@ from pipeline.preferences.split import is_held_out_prompt, save_splits
 from pipeline.preferences.summary import comparisons_table, filter_figures, pair_figures
 from pipeline.stages.context import Context
 from pipeline.weights.resolve import check_template, resolve_model
+from rewards.judging.rubric import Rubric
 
+_MESSAGES = List({"role": Value("string"), "content": Value("string")})
 COMPARISON_FEATURES = Features(
     {
-        "messages": List({"role": Value("string"), "content": Value("string")}),
+        "messages": _MESSAGES,
         "answers": List(Value("string")),
         "scores": List(Value("float64")),
+        "source": Value("string"),
+        "domain": Value("string"),
+        "row": Value("string"),
+    }
+)
+
+
+JUDGING_FEATURES = Features(
+    {
+        "prompt": _MESSAGES,
+        "truth": {
+            "best": Value("int64"),
+            "label": Value("float64"),
+            "answers": Value("int64"),
+            "form": {"form": Value("string"), "lowest": Value("float64"), "highest": Value("float64")},
+        },
+        "messages": _MESSAGES,
         "source": Value("string"),
         "domain": Value("string"),
         "row": Value("string"),
@@ -58,7 +80,12 @@ def run(
     if all(held_out):
         dropped = {name: value for name, value in figures.items() if value and "/kept" not in name}
         raise ValueError(f"no comparison is left to train on; dropped: {dropped}")
-    save_splits(folder / "data", [comparison_row(row) for row in result.kept], held_out, COMPARISON_FEATURES)
+    if config.judge is None:
+        save_splits(folder / "data", [comparison_row(row) for row in result.kept], held_out, COMPARISON_FEATURES)
+    else:
+        prompts, sides, of_prompts = judging_prompts(result.kept, held_out, config.judge, config.seed)
+        save_splits(folder / "data", prompts, sides, JUDGING_FEATURES)
+        figures |= of_prompts
     return result, held_out, figures
 
 
@@ -97,6 +124,29 @@ def _read(config: PreferencesConfig, folder: Path, console: Console) -> list[Com
         bad_rows.check(source.data.max_bad_share)
         report_bad_rows(bad_rows, folder / f"{name}.bad_rows.jsonl", lambda text: console.print(text, markup=False))
     return comparisons
+
+
+def judging_prompts(
+    comparisons: Sequence[Comparison], held_out: Sequence[bool], judge: RubricConfig, seed: int
+) -> tuple[list[dict[str, Any]], list[bool], dict[str, float]]:
+    """Return prompts that ask for verdicts on the comparisons, a flag of each for the held-out split, and figures.
+
+    Raises ValueError if no prompt is left to train on, naming the first reason.
+    """
+    rubric = Rubric.model_validate(judge.model_dump())
+    prompts, sides, bad_rows = list[dict[str, Any]](), list[bool](), BadRows()
+    for comparison, side in zip(comparisons, held_out, strict=True):
+        try:
+            rows = judging_rows(comparison, rubric, seed)
+        except BadRowError as error:
+            bad_rows.add(comparison.row, error)
+        else:
+            prompts += rows
+            sides += [side] * len(rows)
+    if all(sides):
+        raise ValueError(f"judge: no prompt is left to train on; {bad_rows.summary()}")
+    dropped = {f"judge/dropped/{reason.replace(' ', '_')}": float(n) for reason, n in bad_rows.counts.items()}
+    return prompts, sides, {"judge/prompts": float(len(prompts))} | dropped
 
 
 def comparison_row(comparison: Comparison) -> dict[str, object]:

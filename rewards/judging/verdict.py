@@ -13,9 +13,9 @@ class VerdictReward(Settings):
     """1.0 for a verdict that agrees with the truth, `wrong` for any other, one without readable scores included (SPCT,
     arXiv:2504.02495).
 
-    The truth comes from a source of type `judging`. {"best": 2, "answers": 2, "form": {...}}: the second answer scores
-    strictly highest. {"label": 1.0, "answers": 1, "form": {...}}: the score is the label. The verdict's outcome is
-    "right", "wrong", "tie" or "no verdict".
+    The truth comes from a stage `preferences` with `judge`. {"best": 2, "answers": 2, "form": {...}}: the second answer
+    scores strictly highest. {"label": 1.0, "answers": 1, "form": {...}}: the score is the label. The verdict's outcome
+    is "right", "wrong", "tie" or "no verdict".
 
     Example:
         truth = {"best": 2, "answers": 2, "form": {}}
@@ -30,7 +30,7 @@ class VerdictReward(Settings):
             scores = read_verdict(completion, task.truth["answers"], VerdictForm(**task.truth["form"]))
         except NoScore as error:
             return Verdict(self.wrong, outcome="no verdict", detail=str(error))
-        if "label" in task.truth:
+        if task.truth.get("label") is not None:
             right = scores[0] == task.truth["label"]
         else:
             best = best_answer(scores)
@@ -40,8 +40,8 @@ class VerdictReward(Settings):
         return Verdict(1.0 if right else self.wrong, outcome="right" if right else "wrong", detail=f"{scores}")
 
     def check(self, task: Task) -> None:
-        """Raises ValueError unless the truth is one of a source of type `judging`."""
+        """Raises ValueError unless the truth is one of a stage `preferences` with `judge`."""
         truth: Any = task.truth
         if not isinstance(truth, dict) or not {"answers", "form"} <= set(truth) or not {"best", "label"} & set(truth):
-            raise ValueError(f"truth: needs that of a source of type 'judging', got {truth!r}"[:200])
+            raise ValueError(f"truth: needs that of a stage 'preferences' with 'judge', got {truth!r}"[:200])
         VerdictForm(**truth["form"])

@@ -205,6 +205,19 @@ def test_the_best_then_the_shortest_is_kept() -> None:
     assert select_answers([one], domain(max_tokens=2), seed=0).solved == 0.0
 
 
+def test_prompts_that_are_always_right_are_dropped_as_too_easy() -> None:
+    """SPCT's rule: of three answers, all right is too easy; all wrong gives nothing; an unjudged one is no success."""
+    right, wrong = ("a", 2, True, 1.0), ("b", 2, True, 0.0)
+    easy, hard, mixed = answered(right, right, right), answered(wrong, wrong), answered(wrong, right, right, row="f:2")
+    doubtful = answered(right, ("c", 2, True, None), row="f:3")
+    selected = select_answers([easy, hard, mixed, doubtful], domain(drop_solved=True), seed=0)
+    assert [prompt.task.row for prompt, _ in selected.kept] == ["f:2", "f:3"]
+    assert selected.dropped["too easy"] == 3 and selected.solved == 0.75
+    assert len(select_answers([easy, hard, mixed, doubtful], domain(), seed=0).kept) == 3
+    with pytest.raises(ValueError, match="drop_solved"):
+        stage(domains={"sums": {"prompts": {"source": SOURCE}, "drop_solved": True}})
+
+
 def test_without_a_reward_what_ended_is_kept_and_nothing_else() -> None:
     one = answered(("b", 3, True, None), ("a", 2, True, None), ("cut", 1, False, None))
     selected = select_answers([one], domain(reward=None, keep=2), seed=0)

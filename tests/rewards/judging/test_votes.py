@@ -88,6 +88,6 @@ def test_a_single_answer_must_get_its_label() -> None:
 @pytest.mark.parametrize("truth", [None, "2", {"best": 2}, {"answers": 2, "form": FORM}, {"best": 1, "answers": 2}])
 def test_other_truths_are_refused(truth: Any) -> None:
     reward: Any = build_reward(RewardSpec(name="verdict"))
-    with pytest.raises(ValueError, match="judging"):
+    with pytest.raises(ValueError, match="preferences"):
         reward.check(Task("which?", truth))
     reward.check(Task("which?", {"best": 2, "answers": 2, "form": FORM}))
