@@ -22,6 +22,8 @@ from pipeline.preferences.similarity import near_duplicates
 from pipeline.preferences.split import is_held_out_prompt, prompt_key, save_splits
 from pipeline.preferences.summary import filter_figures, pair_figures
 from pipeline.stages.preferences import COMPARISON_FEATURES, comparison_row
+from rewards.judging.rubric import Vote
+from rewards.judging.votes import draw_ballots, tally
 from rewards.types import Task
 
 
@@ -316,3 +318,18 @@ def test_a_dialogue_and_what_goes_on_from_it_are_on_the_same_side() -> None:
         going_on = [*opening, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and then?"}]
         assert is_held_out_prompt(opening, 0.5) == is_held_out_prompt(going_on, 0.5)
         assert prompt_key(opening) != prompt_key(going_on)
+
+
+@pytest.mark.parametrize(("first", "second", "kept"), [(7.25, 6.0, True), (7.0, 6.0, False), (6.0, 6.0, False)])
+def test_four_votes_in_both_orders_and_a_gap_above_one(first: float, second: float, kept: bool) -> None:
+    """The judge of DeepSeek-R1's pairs, here with 2 points for whatever stands first. Each answer stands first in two
+    of four votes, so both means are 1 higher and their gap is the answers' own: 1.25 is kept, 1.0 is not above 1."""
+    own = {0: first, 1: second}
+    ballots = draw_ballots(2, compare=2, votes=4, key="pair")
+    votes: list[Vote | str] = [([own[ballot[0]] + 2, own[ballot[1]]], "a reason") for ballot in ballots]
+    verdicts = tally(2, ballots, votes)
+    assert [verdict.score for verdict in verdicts] == [first + 1, second + 1]
+    answers = [Answer(text, 5, True, verdict.score, "") for text, verdict in zip(("a", "b"), verdicts, strict=True)]
+    pairs = pair_answers(AnsweredPrompt(Prompt([1], Task("q", None)), answers), "helpful", "helpful")
+    result = filter_comparisons(pairs, PairFilters(min_margin=1.25), {}, seed=0)
+    assert [comparison.answers for comparison in result.kept] == ([["a", "b"]] if kept else [])

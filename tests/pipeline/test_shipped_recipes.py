@@ -10,6 +10,7 @@ from configs.base import walk
 from configs.data import ComparisonData, ConversationData, FileSource, PromptData
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
+from configs.grpo import GRPOConfig
 from configs.load import RECIPES, load_config
 from configs.rewards import RewardSpec
 from configs.stages import Recipe
@@ -26,10 +27,12 @@ NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 RUBRIC = "Score from 1 to 10, as [[rating]], the answer to {prompt}: {completion}"
 
 
-def row_of(data: ConversationData | PromptData | ComparisonData, labels: list[str]) -> dict[str, Any]:
-    """A good row in the form that `data` reads."""
+def row_of(data: ConversationData | PromptData | ComparisonData, labels: list[str], number: int) -> dict[str, Any]:
+    """A good row in the form that `data` reads; rows of other numbers have other answers."""
     if isinstance(data, ConversationData):
         return {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    if isinstance(data, ComparisonData) and data.form == "scored":
+        return {"prompt": "hi", "answer": f"hello {number}", "score": 1.0}
     if isinstance(data, ComparisonData):
         return {"prompt": "hi", "chosen": "hello", "rejected": "go away", "domain": "any"}
     row: dict[str, Any] = {data.prompt: "2 + 2"} | ({data.truth: "4"} if data.truth else {})
@@ -47,6 +50,7 @@ def test_every_reward_source_and_suite_is_sound(name: str, tmp_path: Path, monke
     recipe = load_config(name, [], Recipe).config
     write("data/rubric.txt", [])
     Path("data/rubric.txt").write_text(RUBRIC)
+    Path("data/pair_rubric.txt").write_text(RUBRIC.replace("{completion}", "{answers}"))
     for stage in recipe.stages.values():
         labels = [node.label for _, node in walk(stage) if isinstance(node, RewardSpec)]
         for _, node in walk(stage):
@@ -59,7 +63,7 @@ def test_every_reward_source_and_suite_is_sound(name: str, tmp_path: Path, monke
             source = getattr(node, "source", None)
             if isinstance(node, ConversationData | PromptData | ComparisonData) and isinstance(source, FileSource):
                 for path in source.paths:
-                    write(path, [row_of(node, labels)] * 3)
+                    write(path, [row_of(node, labels, number) for number in range(3)])
                 reader: Any = {ConversationData: Conversations, PromptData: Prompts, ComparisonData: Comparisons}
                 arguments = [tmp_path / "cache"] if isinstance(node, ConversationData) else []
                 data = reader[type(node)].load(node, byte_tokenizer(), *arguments, 0)
@@ -114,6 +118,7 @@ def test_rows_of_the_hub_are_read_and_judged(name: str, monkeypatch: pytest.Monk
         ("deepseek_v2", "11x8xH100", {}),
         # A reward model of V3's size takes more than a machine of eight; judges have one (docs/recipes.md).
         ("deepseek_v3", "34x8xH200", {"grpo": "'helpful' judge"}),
+        ("deepseek_r1", "18x8xH200", {"grpo_general": "'helpful' judge"}),
     ],
 )
 def test_every_stage_has_its_place_on_a_cluster(name: str, cluster: str, refused: dict[str, str]) -> None:
@@ -122,3 +127,26 @@ def test_every_stage_has_its_place_on_a_cluster(name: str, cluster: str, refused
         preview = preview_placement(config, recipe, cluster_of(cluster))
         assert refused.get(stage, "") in preview.refused, stage
         assert (preview.placement is None) == (stage in refused), preview.refused
+
+
+def test_r1_has_the_rollouts_updates_and_stages_that_are_printed() -> None:
+    """arXiv:2501.12948 section 3.2: 8,192 outputs of 512 questions in 16 updates of 512; clip 10; beta 0.001; another
+    reference every 400 updates; a second stage of 1,700 updates at temperature 0.7, of which the last 400 have general
+    prompts and reward models (1,300 are no whole number of rollouts: 81 x 16 = 1,296)."""
+    recipe = load_config("deepseek_r1", [], Recipe).config
+    stages = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, GRPOConfig)}
+    updates = {name: stage.steps * stage.updates_per_batch for name, stage in stages.items()}
+    assert (updates["grpo_rules"], updates["grpo_general"]) == (1296, 400)
+    for name, stage in stages.items():
+        assert stage.prompts_per_step * stage.group_size == 8192 and stage.split == "completions"
+        assert stage.prompts_per_step / stage.updates_per_batch == 32
+        objective = stage.objective
+        assert (objective.clip_low, objective.clip_high, objective.kl_coef) == (10.0, 10.0, 0.001)
+        assert objective.normalize_std and stage.optimizer.learning_rate == 3e-6
+        if name != "grpo_general":
+            assert (objective.reference_every_steps or 0) * stage.updates_per_batch == 400
+        assert stage.sampling.temperature == (1.0 if name == "grpo_reasoning" else 0.7)
+        labels = [spec.label for spec in stage.rewards]
+        assert labels[:4] == ["math", "code", "think_format", "language"]
+        assert labels[4:] == (["helpful", "safety"] if name == "grpo_general" else [])
+        assert {spec.weight for spec in stage.rewards} == {1.0}  # eq. 4 and 8-10 are plain sums
