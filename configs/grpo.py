@@ -14,6 +14,9 @@ from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 Level = Literal["token", "sequence", "completion"]
 """Level of a ratio: each token's own, the geometric mean over a completion (GSPO), or the product over it."""
 
+MAX_KEPT = 2048
+"""Largest top_k of GRPO: 8 KiB for each sampled token. vLLM's GPUs pack up to as many (0.32.0)."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "deepseekmath": {},  # arXiv:2402.03300 eq. 3
     "deepseek_v2": {"ratio": "completion"},  # arXiv:2405.04434 eq. 32-34; beta is not printed
@@ -275,8 +278,15 @@ class GRPOConfig(Settings):
             )
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature=0 samples the same completion in the whole group; set it above 0")
-        if self.sampling.top_p < 1 or self.sampling.top_k:
-            raise ValueError("sampling.top_p and sampling.top_k can't be trained on; remove them")
+        if self.sampling.top_p < 1 and not self.sampling.top_k:
+            raise ValueError(
+                "sampling.top_p needs sampling.top_k, which bounds the tokens that are kept; set it to 512"
+            )
+        if self.sampling.top_k > MAX_KEPT:
+            raise ValueError(
+                f"sampling.top_k={self.sampling.top_k}: at most {MAX_KEPT} kept tokens of each sampled one are sent to "
+                "the trainer; lower it, or set it to 0 and top_p to 1 to keep all"
+            )
         if self.overlong.shaping_tokens >= self.sampling.max_tokens:
             raise ValueError("overlong.shaping_tokens must be smaller than sampling.max_tokens")
         return self

@@ -30,6 +30,11 @@ class SamplingConfig(CompletionConfig):
     top_k: int = Field(default=0, ge=0)
     """Number of likeliest tokens to sample from; 0 keeps all. No effect at temperature 0."""
 
+    @property
+    def is_truncated(self) -> bool:
+        """True where top_k or top_p leave tokens out."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
 
 class RolloutConfig(Settings):
     """vLLM engines."""

@@ -20,6 +20,7 @@ from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.broadcast import AnyBucket
 from rollout.checkpoint import checkpoint_shapes, eos_ids
 from rollout.device import DeviceState, Move, needs
+from rollout.kept import CapturedKept, ReturnedKept, kept_of
 from rollout.memory import memory_arguments
 from rollout.process import num_threads
 from rollout.requests import refuse_equal_completions, refuse_prompts, refuse_starts
@@ -63,6 +64,7 @@ class RolloutEngine:
         *,
         stop_token_ids: Sequence[int] = (),
         with_routes: bool = False,
+        with_kept: bool = False,
         name: str = "rollout engine 0",
     ) -> None:
         """Load the checkpoint folder `model` in `dtype` ("float32", "bfloat16"). The engine is awake at first.
@@ -70,6 +72,7 @@ class RolloutEngine:
         stop_token_ids: tokens that end a turn in the chat template. A completion ends at any of them, at the
             tokenizer's end token, and at those of generation_config.json.
         with_routes: record the experts that each token is routed to (see Completion).
+        with_kept: record the tokens that top_k and top_p keep. Then requests need a top_k, or temperature 0.
         name: of the engine in errors.
 
         Raises ValueError for a folder without safetensors or a setting that this machine cannot serve, RuntimeError for
@@ -85,9 +88,11 @@ class RolloutEngine:
         torch.set_num_threads(num_threads(config.threads))
         arguments = engine_arguments(model, config, dtype, seed)
         arguments["enable_return_routed_experts"] = with_routes and not current_platform.is_cpu()
+        arguments["return_sampling_mask"] = with_kept and not current_platform.is_cpu()
         self._llm = LLM(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
         self._llm.collective_rpc("pack_head")
         self._routes = routes_of(self._llm) if with_routes else None
+        self._kept = kept_of(self._llm) if with_kept else None
         self.policy_version = 0  # number of the sync whose weights are loaded; 0 before the first
         self.name, self.state = name, DeviceState.AWAKE
         num_bytes = getattr(torch, dtype).itemsize * sum(map(math.prod, shapes.values()))
@@ -120,7 +125,9 @@ class RolloutEngine:
         places = places or range(len(prompts))
         seeds = prompt_seeds(seed, places) if sampling.temperature else [None] * len(places)
         ends = [] if sampling.ignore_eos else self._stop_token_ids
-        params = [_sampling_params(sampling, num_completions, own_seed, ends) for own_seed in seeds]
+        params = [
+            _sampling_params(sampling, num_completions, own_seed, ends, _greedy(self._kept)) for own_seed in seeds
+        ]
         return self._groups(prompts, params, places)
 
     @needs(DeviceState.AWAKE)
@@ -199,7 +206,7 @@ class RolloutEngine:
         """Compute the prompts' log-probabilities. With the prefix cache, tokens of cached blocks have none."""
         params = SamplingParams(
             max_tokens=1,
-            temperature=0.0,
+            **_greedy(self._kept),
             prompt_logprobs=0,
             flat_logprobs=True,
             detokenize=False,
@@ -215,7 +222,7 @@ class RolloutEngine:
             for output in outputs:
                 texts = [_decode(self._tokenizer, sample.token_ids, self._hidden_ids) for sample in output.outputs]
                 place = places[int(output.request_id)]
-                group = _group(place, output, texts, self._routes, self.policy_version)
+                group = _group(place, output, texts, self._routes, self._kept, self.policy_version)
                 self._tokens += sum(len(completion.token_ids) for completion in group.completions)
                 self._generate_seconds += time.perf_counter() - started
                 yield group
@@ -226,8 +233,8 @@ class RolloutEngine:
         self.receiver.refuse_partial(self.name)
         engine = self._llm.llm_engine
         assert not engine.has_unfinished_requests(), "two requests at once: finish or close the first stream"
-        if self._routes:
-            self._routes.clear()
+        for records in filter(None, (self._routes, self._kept)):
+            records.clear()
         names = [str(index) for index in range(len(prompts))]
         for name, prompt_ids, own_params in zip(names, prompts, params, strict=True):
             engine.add_request(name, TokensPrompt(prompt_token_ids=prompt_ids), own_params)
@@ -243,15 +250,14 @@ class RolloutEngine:
 
 
 def _sampling_params(
-    sampling: SamplingConfig, num_completions: int, seed: int | None, stop_token_ids: list[int]
+    sampling: SamplingConfig, num_completions: int, seed: int | None, stop_token_ids: list[int], greedy: dict[str, Any]
 ) -> SamplingParams:
     """Return the parameters of one prompt's request; vLLM gives completion number i the seed plus i."""
+    random = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     return SamplingParams(
         n=num_completions,
-        temperature=sampling.temperature,
+        **random if sampling.temperature else greedy,
         seed=seed,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
         max_tokens=sampling.max_tokens,
         ignore_eos=sampling.ignore_eos,
         stop_token_ids=stop_token_ids,
@@ -260,6 +266,12 @@ def _sampling_params(
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def _greedy(kept_source: ReturnedKept | CapturedKept | None) -> dict[str, Any]:
+    """Parameters that sample the likeliest token. An engine that returns kept tokens takes no temperature or top_k of
+    0."""
+    return {"temperature": 1.0, "top_k": 1} if isinstance(kept_source, ReturnedKept) else {"temperature": 0.0}
 
 
 def _decode(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], hidden_ids: Set[int | None]) -> str:
@@ -274,12 +286,14 @@ def _group(
     output: RequestOutput,
     texts: list[str],
     route_source: ReturnedRoutes | CapturedRoutes | None,
+    kept_source: ReturnedKept | CapturedKept | None,
     policy_version: int,
 ) -> Group:
     prompt_ids = list(cast(list[int], output.prompt_token_ids))
     routes = route_source.pop(output) if route_source else [None] * len(texts)
+    kept = kept_source.pop(output) if kept_source else [None] * len(texts)
     completions: list[Completion] = []
-    for sample, text, routes_TLK in zip(output.outputs, texts, routes, strict=True):
+    for sample, text, routes_TLK, kept_tokens in zip(output.outputs, texts, routes, kept, strict=True):
         if sample.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM ended a completion of prompt {output.request_id} by '{sample.finish_reason}'")
         completions.append(
@@ -290,6 +304,7 @@ def _group(
                 finish_reason=cast(Literal["stop", "length"], sample.finish_reason),
                 policy_version=policy_version,
                 routed_experts=None if routes_TLK is None else routes_TLK[len(prompt_ids) :],
+                kept_tokens=kept_tokens,
             )
         )
     prompt_routes = None if routes[0] is None else routes[0][: len(prompt_ids)]

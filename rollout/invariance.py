@@ -41,6 +41,11 @@ class RequestSeed:
         self._request = request
 
     @property
+    def request(self) -> str:
+        """Name of the request, to which vLLM appends a random suffix."""
+        return self._request.req_id.rpartition("-")[0]
+
+    @property
     def place(self) -> int:
         """Index of the completion's next token."""
         return len(self._request.output_token_ids)

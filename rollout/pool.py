@@ -81,12 +81,13 @@ class RolloutPool:
         *,
         stop_token_ids: Sequence[int] = (),
         with_routes: bool = False,
+        with_kept: bool = False,
     ) -> None:
         """Start the engines on the checkpoint folder `model` and wait until all are ready.
 
         resources: Ray options of each engine's actor, such as `[{"num_gpus": 0.5}]`. The default requests a tenth of a
             CPU each, since engine and trainer take turns on the same cores.
-        stop_token_ids, with_routes: see RolloutEngine.
+        stop_token_ids, with_routes, with_kept: see RolloutEngine.
 
         Raises as RolloutEngine does for a bad checkpoint or setting, RolloutError when an engine does not start.
         """
@@ -96,11 +97,10 @@ class RolloutPool:
             for options in resources or [{"num_cpus": 0.1}] * config.num_engines
         ]
         nodes = self._gather([engine.node_id.remote() for engine in self._engines], "its start")
-        request, options = (model, config, dtype, seed), {"stop_token_ids": list(stop_token_ids)}
+        request = (model, config, dtype, seed)
+        options = {"stop_token_ids": list(stop_token_ids), "with_routes": with_routes, "with_kept": with_kept}
         started = [
-            engine.start.remote(
-                nodes.count(node), *request, **options, with_routes=with_routes, name=f"rollout engine {number}"
-            )
+            engine.start.remote(nodes.count(node), *request, **options, name=f"rollout engine {number}")
             for number, (engine, node) in enumerate(zip(self._engines, nodes, strict=True))
         ]
         per_engine = self._gather(started, "its start")

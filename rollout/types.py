@@ -3,6 +3,7 @@
 Training uses token ids only; text is for judges and people.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +21,29 @@ experts a token in no particular order; all K are NO_ROUTE where the route is un
 
 
 @dataclass(frozen=True, slots=True)
+class KeptTokens:
+    """Tokens that top_k and top_p kept for each of T sampled tokens: it was one of them, and had their probabilities'
+    share.
+
+    token_ids: int32 [M], those of one sampled token after the other. counts: int32 [T], their numbers, M in all.
+    """
+
+    token_ids: NDArray[np.int32]
+    counts: NDArray[np.int32]
+
+    @classmethod
+    def joined(cls, parts: Sequence["KeptTokens"]) -> "KeptTokens":
+        """Join the kept tokens of several completions."""
+        return cls(np.concatenate([x.token_ids for x in parts]), np.concatenate([x.counts for x in parts]))
+
+    def padded(self) -> NDArray[np.int32]:
+        """Return the kept tokens of each sampled token in a row, int32 [T, K], padded with -1."""
+        padded_TK = np.full((len(self.counts), self.counts.max(initial=1)), -1, np.int32)
+        padded_TK[np.arange(padded_TK.shape[1]) < self.counts[:, None]] = self.token_ids
+        return padded_TK
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled answer.
 
@@ -29,6 +53,7 @@ class Completion:
     policy_version: number of the sync whose weights sampled it; 0 before the first.
     routed_experts: experts of each id, [T, L, K]. NO_ROUTE for the last id, which the engine never reads; None where
         routes are not recorded.
+    kept_tokens: those of each id; None where top_k and top_p keep all, or they are not recorded.
     """
 
     token_ids: list[int]
@@ -37,6 +62,7 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     policy_version: int
     routed_experts: Routes | None = field(default=None, compare=False)
+    kept_tokens: KeptTokens | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

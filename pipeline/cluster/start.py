@@ -80,19 +80,21 @@ def start_rollout(
     seed: int,
     stop_token_ids: Sequence[int] = (),
     with_routes: bool = False,
+    with_kept: bool = False,
 ) -> RolloutPool:
     """Start the rollout engines on the checkpoint `model`; where ranks share their devices, they sleep at the end.
 
     stop_token_ids: the chat template's ends of a turn (`pipeline.data.chat.turn_ends`). with_routes: record each
-    token's experts. Raises ValueError for a model that engines on this cluster's devices can't compute, and for routes
-    of engines of several processes on CPUs.
+    token's experts. with_kept: record the tokens that top_k and top_p keep. Raises ValueError for a model that engines
+    on this cluster's devices can't compute, and for records of engines of several processes on CPUs.
     """
     if not _has_gpus():
         refuse_head_size(model)
-        if with_routes and config.tensor_parallel_size > 1:
+        if (with_routes or with_kept) and config.tensor_parallel_size > 1:
+            remedy = "routing_replay to none or policy" if with_routes else "remove sampling.top_k and sampling.top_p"
             raise ValueError(
-                f"rollout.tensor_parallel_size={config.tensor_parallel_size}: without GPUs an engine records routes in "
-                "a single process only; set it to 1, or routing_replay to none or policy"
+                f"rollout.tensor_parallel_size={config.tensor_parallel_size}: without GPUs an engine records "
+                f"{'routes' if with_routes else 'kept tokens'} in a single process only; set it to 1, or {remedy}"
             )
     devices = _devices.get()
     resources = devices.engines() if devices else [_whole_devices(config.tensor_parallel_size)] * config.num_engines
@@ -105,6 +107,7 @@ def start_rollout(
             resources=resources,
             stop_token_ids=stop_token_ids,
             with_routes=with_routes,
+            with_kept=with_kept,
         )
         if devices and any(engine.share < 1 for engine in devices.placement.of("engine")):
             pool.to(DeviceState.ASLEEP)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.packing import pack, split_by_tokens
-from rollout.types import Routes
+from rollout.types import KeptTokens, Routes
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -27,12 +27,13 @@ class Branch:
     """Tokens that continue a root, all of them trained; of a scored tree, only the last token is read.
 
     columns: values by name (`advantages`, `weights`, ...), one for each trained token, or one for a scored branch.
-    experts: the routes to replay, if any.
+    experts: the routes to replay, if any. kept: the tokens that each was sampled from, None for the vocabulary.
     """
 
     token_ids: list[int]
     columns: dict[str, Sequence[float]] = field(default_factory=dict)
     experts: Routes | None = None
+    kept: KeptTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,9 @@ class MicroBatch:
         columns      [  .  . |  .  .  . |  . ]   float32 [N] by name
 
     Element i of a scored tree is an answer: target_N[i] is its last token, source_N[i] the row of that token, and
-    sequence_N[i] its comparison. experts_TLK are the experts to replay, if any (see rollout.types.Routes). `repeated`
-    are the segments that another row has too, whose tokens count there.
+    sequence_N[i] its comparison. experts_TLK are the experts to replay, if any (see rollout.types.Routes), `kept`
+    the tokens that each trained one was sampled from, if not from all. `repeated` are the segments that another row has
+    too, whose tokens count there.
     """
 
     token_ids_T: Ints
@@ -95,6 +97,7 @@ class MicroBatch:
     columns: dict[str, Floats]
     experts_TLK: Routes | None = None
     repeated: tuple[int, ...] = ()
+    kept: KeptTokens | None = None
 
     @property
     def num_new_tokens(self) -> int:
@@ -117,6 +120,7 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
     token_ids, lengths, parents, repeated = [], [], [], []
     source, target, sequence, columns = [], [], [], []
     routes: list[Routes | None] = []
+    kept = [branch.kept for tree in trees for branch in tree.branches if branch.kept is not None]
     start = num_sequences = 0
     for tree in trees:
         root = len(lengths)
@@ -165,6 +169,7 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
         },
         experts_TLK=np.concatenate(experts) if experts else None,
         repeated=tuple(repeated),
+        kept=KeptTokens.joined(kept) if kept else None,
     )
 
 
@@ -266,4 +271,5 @@ def _untrained_row(row: MicroBatch) -> MicroBatch:
         num_sequences=0,
         columns={name: np.empty(0, np.float32) for name in row.columns},
         experts_TLK=None if row.experts_TLK is None else row.experts_TLK[:1],
+        kept=None if row.kept is None else KeptTokens(row.kept.token_ids[:0], row.kept.counts[:0]),
     )

@@ -101,4 +101,5 @@ def _branch(completion: Completion, advantage: float, trains: bool, kl_coef: flo
         completion.token_ids,
         columns,
         experts=completion.routed_experts,
+        kept=completion.kept_tokens,
     )

@@ -18,6 +18,7 @@ GRAM = 4
 def rollout_figures(completions: Sequence[Completion], rewards_PG: Array) -> dict[str, float]:
     """Compute the metrics of all completions of a step. The entropy, in nats per token, is estimated by the mean of
     -log p over the sampled tokens."""
+    kept = [completion.kept_tokens.counts for completion in completions if completion.kept_tokens is not None]
     judged_rewards_N = rewards_PG[~np.isnan(rewards_PG)]
     return {
         "reward/total/mean": float(judged_rewards_N.mean()) if judged_rewards_N.size else float("nan"),
@@ -27,7 +28,7 @@ def rollout_figures(completions: Sequence[Completion], rewards_PG: Array) -> dic
         "rollout/truncated_rate": float(np.mean([completion.finish_reason == "length" for completion in completions])),
         "rollout/entropy_mean": -float(np.mean([p for completion in completions for p in completion.logprobs])),
         "rollout/repetition_rate": float(np.mean([repetition_rate(c.token_ids) for c in completions])),
-    }
+    } | ({"rollout/kept_tokens_mean": float(np.concatenate(kept).mean())} if kept else {})
 
 
 def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:

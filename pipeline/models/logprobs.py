@@ -50,8 +50,8 @@ class MtpLogprobs(NamedTuple):
 class TokenSampling(NamedTuple):
     """Distribution that the trained tokens were sampled from, where it is not softmax(logits) over the vocabulary.
 
-    temperature_N: float32 [N], divides the logits. kept_NK: int64 [N, K], the tokens that top_k and top_p kept, padded
-    with -1; all others have probability 0.
+    temperature_N: float32 [N], divides the logits. kept_NK: integers [N, K], the tokens that top_k and top_p kept,
+    padded with -1; all others have probability 0.
     """
 
     temperature_N: Tensor | None = None
@@ -203,9 +203,9 @@ class TargetLogprobs(torch.autograd.Function):
 
 
 def keep_only(logits_CV: Tensor, kept_CK: Tensor) -> None:
-    """Set all logits but those of the tokens kept_CK, int64 [C, K] padded with -1, to minus infinity, in place."""
+    """Set all logits but those of the tokens kept_CK, [C, K] padded with -1, to minus infinity, in place."""
     row, place = torch.nonzero(kept_CK >= 0, as_tuple=True)
-    token = kept_CK[row, place]
+    token = kept_CK[row, place].long()
     kept = logits_CV[row, token]
     logits_CV.fill_(-torch.inf)
     logits_CV[row, token] = kept

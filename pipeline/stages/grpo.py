@@ -83,6 +83,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
             seed=config.seed,
             stop_token_ids=turn_ends(tokenizer),
             with_routes=config.routing_replay == "rollout",
+            with_kept=config.sampling.is_truncated,
         ),
         partial(start_ranks, replace(train_spec(config, model), reference=reference)),
         partial(start_rewards, config.rewards, config.reward_pool, judges.placements),
@@ -148,6 +149,11 @@ def check_validation(config: GRPOConfig, gate: GateConfig) -> None:
         raise ValueError(
             f"rollout.max_model_len={config.rollout.max_model_len} is less than the {gate.rollout.max_model_len} that "
             "the gate in validation.gate sets for its suites; raise it, or lower the gate's"
+        )
+    if config.sampling.is_truncated and gate.sampling.temperature and not gate.sampling.top_k:
+        raise ValueError(
+            "the gate in validation.gate has no sampling.top_k, which engines that record the kept tokens of "
+            "sampling.top_k and sampling.top_p need; set it there, or its temperature to 0"
         )
     refuse_unfit(gate.suites, gate.sampling, config.rollout)
     check_suites(gate.suites, gate.reward_pool)

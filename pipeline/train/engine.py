@@ -221,9 +221,10 @@ class TrainEngine:
         options: dict[str, Any] = {}
         if row.experts_TLK is not None and model is not self.reference:  # another policy, which keeps its own routes
             options["experts_TLK"] = torch.from_numpy(row.experts_TLK.copy()).to(self.device)
-        if "temperature" in row.columns:
-            temperature_N = torch.from_numpy(row.columns["temperature"].copy()).to(self.device)
-            options["sampling"] = TokenSampling(temperature_N)
+        sampling = (row.columns.get("temperature"), None if row.kept is None else row.kept.padded())
+        if any(column is not None for column in sampling):
+            tensors = (None if x is None else torch.from_numpy(x.copy()).to(self.device) for x in sampling)
+            options["sampling"] = TokenSampling(*tensors)
         with self._residence.working("logits", 4 * min(len(row.target_N), CHUNK_TOKENS) * self._vocab_size):
             return model(token_ids_T, Layout(row.lengths, row.parents, row.repeated), source_N, *targets, **options)
 

@@ -24,6 +24,8 @@ SETTINGS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"sampling": {"max_tokens": 8, "top_p": 0.9}}, "needs sampling.top_k"),
+        ({"sampling": {"max_tokens": 8, "top_k": 2049}}, "at most 2048"),
         ({"objective": {"reference_every_steps": 2}}, "no effect within steps=2"),
         ({"objective": {"reference_every_steps": 1, "kl_coef": 0}}, "kl_coef above 0"),
     ],

@@ -9,7 +9,7 @@ from pipeline.data.trees import Branch, Tree, cut, micro_batch, scored_tree, sha
 from pipeline.grpo.batches import prompt_kl_coef, split_updates, training_batches
 from pipeline.grpo.experience import Experience, JudgedGroup
 from rewards.types import Task
-from rollout.types import Completion, Group, Routes
+from rollout.types import Completion, Group, KeptTokens, Routes
 
 
 def tree(prompt: list[int], *answers: list[int]) -> Tree:
@@ -195,3 +195,20 @@ def test_every_completion_is_trained_once_with_the_advantage_of_its_whole_group(
     )
     mixed = any(len(batch.trees) > 1 for batch in batches)
     assert mixed == (split == "completions")
+
+
+def kept(*tokens: list[int]) -> KeptTokens:
+    return KeptTokens(np.concatenate(tokens).astype(np.int32), np.array([len(x) for x in tokens], np.int32))
+
+
+def test_kept_tokens_follow_their_tokens_by_hand() -> None:
+    trees = [
+        Tree([10], [Branch([1, 2], kept=kept([1, 7], [2])), Branch([3], kept=kept([4, 3, 8]))]),
+        Tree([20, 21], [Branch([4], kept=kept([4]))]),
+    ]
+    row = micro_batch(trees)
+    assert row.kept is not None and row.target_N.tolist() == [1, 2, 3, 4]
+    assert row.kept.padded().tolist() == [[1, 7, -1], [2, -1, -1], [4, 3, 8], [4, -1, -1]]
+    first, second = shard(trees, num_ranks=2, micro_batch_tokens=3)
+    assert [x.kept.padded().tolist() for x in first if x.kept] == [[[1, 7], [2, -1]], [[4, 3, 8]]]
+    assert [x.kept.padded().tolist() for x in second if x.kept] == [[[4]], []]

@@ -73,7 +73,7 @@ def config_of(home: Path, **changes: Any) -> GRPOConfig:
         "steps": 5,
         "prompts_per_step": 2,
         "group_size": 4,
-        "sampling": {"max_tokens": 8, "temperature": 0.7},
+        "sampling": {"max_tokens": 8, "temperature": 0.7, "top_k": 20, "top_p": 0.95},
         "objective": {"reference_every_steps": 2, "kl_coef": 0.5},
         "optimizer": {"learning_rate": 3e-3},
         "trainer": {"threads": 1, "num_ranks": 2, "zero_stage": 3},

@@ -13,7 +13,7 @@ import torch
 from configs.sampling import SamplingConfig
 from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch
 from pipeline.models.attention import Layout
-from pipeline.models.logprobs import LogprobModel
+from pipeline.models.logprobs import LogprobModel, keep_only
 from rollout.engine import RolloutEngine
 from rollout.types import Group
 from tests.rollout import tiny
@@ -31,7 +31,12 @@ NUM_LAYERS, TOP_K = 3, 2  # the first of four layers is dense
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> RolloutEngine:
     return RolloutEngine(
-        tiny.save(MODELS[0], tmp_path_factory.mktemp("model")), CONFIG, "float32", seed=0, with_routes=True
+        tiny.save(MODELS[0], tmp_path_factory.mktemp("model")),
+        CONFIG,
+        "float32",
+        seed=0,
+        with_routes=True,
+        with_kept=True,
     )
 
 
@@ -82,6 +87,37 @@ def counted(engine: RolloutEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
     monkeypatch.setattr(scheduler, "_preempt_request", counting)
     return lambda: count[0]
+
+
+def test_kept_tokens_are_those_of_top_k_and_top_p(engine: RolloutEngine) -> None:
+    """Through preemptions: by a sort of transformers' logits, but where rounding decides on the last one; and the
+    engine's log-probabilities are those of the kept tokens alone."""
+    sampling = SamplingConfig(max_tokens=70, ignore_eos=True, temperature=0.7, top_k=6, top_p=0.9)
+    groups = list(engine.generate(PROMPTS, sampling, 4, seed=1))
+    differing = 0
+    for group in groups:
+        for completion in group.completions:
+            kept = completion.kept_tokens
+            assert kept is not None and len(kept.counts) == len(completion.token_ids) == 70
+            with torch.no_grad():
+                logits_TV = MODELS[0](torch.tensor([group.prompt_ids + completion.token_ids])).logits[0, -71:-1] / 0.7
+            kept_TK = torch.from_numpy(kept.padded())
+            keep_only(logits := logits_TV.clone(), kept_TK)
+            own_T = logits.log_softmax(1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+            assert (own_T - torch.tensor(completion.logprobs)).abs().max() < tiny.MAX_BOUND / 0.7
+            differing += sum(
+                set(row[row >= 0].tolist()) != nucleus(logits_V, 6, 0.9)
+                for row, logits_V in zip(kept_TK, logits_TV, strict=True)
+            )
+    assert differing <= 4, "of 840 tokens"
+    assert all(completion.kept_tokens is None for group in generate(engine) for completion in group.completions)
+
+
+def nucleus(logits_V: torch.Tensor, top_k: int, top_p: float) -> set[int]:
+    """The likeliest top_k tokens, and of these as many of the likeliest as have top_p of their probability together."""
+    values_K, tokens_K = logits_V.topk(top_k)
+    before_K = values_K.softmax(0).cumsum(0) - values_K.softmax(0)
+    return set(tokens_K[before_K < top_p].tolist())
 
 
 def test_routes_are_those_of_the_routers_though_requests_are_preempted(
