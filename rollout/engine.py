@@ -71,8 +71,7 @@ class RolloutEngine:
 
         stop_token_ids: tokens that end a turn in the chat template. A completion ends at any of them, at the
             tokenizer's end token, and at those of generation_config.json.
-        with_routes: record the experts that each token is routed to (see Completion).
-        with_kept: record the tokens that top_k and top_p keep. Then requests need a top_k, or temperature 0.
+        with_routes, with_kept: record the experts of each token, the tokens that top_k and top_p keep (see Completion).
         name: of the engine in errors.
 
         Raises ValueError for a folder without safetensors or a setting that this machine cannot serve, RuntimeError for
@@ -114,8 +113,7 @@ class RolloutEngine:
         A completion is a function of the weights, the prompt and (seed, place, index in the group), whatever other
         prompts the engine answers (docs/numerics.md says when to the bit). `places` are the prompts' indices in a
         request of which this engine answers a part. Log-probabilities are those of the distribution that was sampled
-        from, after temperature, top_k and top_p; at temperature 0 the policy's. Closing the iterator aborts the
-        request.
+        from, after temperature, top_k and top_p. Closing the iterator aborts the request.
 
         Raises ValueError for a prompt that is empty or leaves no room for `max_tokens` in `max_model_len`, and for
         several completions at temperature 0, which would be equal.
