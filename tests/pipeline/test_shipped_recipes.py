@@ -118,6 +118,7 @@ def test_rows_of_the_hub_are_read_and_judged(name: str, monkeypatch: pytest.Monk
         ("deepseek_v2", "11x8xH100", {}),
         # A reward model of V3's size takes more than a machine of eight; judges have one (docs/recipes.md).
         ("deepseek_v3", "34x8xH200", {"grpo": "'helpful' judge"}),
+        ("deepseek_v32", "34x8xH200", {}),
         ("deepseek_r1", "18x8xH200", {"grpo_general": "'helpful' judge"}),
     ],
 )
