@@ -24,8 +24,9 @@ class HubSource(Settings):
     """Selects this source."""
     path: str
     """Name of the data set, as `datasets.load_dataset` takes it."""
-    name: str | None = None
-    """Configuration of the data set. None takes its default."""
+    name: str | list[str] | None = None
+    """Configuration of the data set, or several, one after the other; their rows get its name as the column `subject`.
+    None takes its default."""
     split: str = "train"
     """Split to read."""
     revision: str | None = None

@@ -4,71 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from configs.base import Settings
 from configs.data import ComparisonData, PromptData, Source
 from configs.judging import RubricConfig
 from configs.model import ModelConfig
+from configs.named_suites import expand_suites
+from configs.pairwise import PairwiseSuite
+from configs.program_suites import CruxEvalSuite, HumanEvalSuite, LiveCodeBenchSuite, MBPPSuite
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig, SamplingConfig
-
-
-class BaseSuite(Settings):
-    """Base of all suites: the rewards and files that a suite uses, and the bounds of its lengths."""
-
-    def rewards(self) -> list[RewardSpec]:
-        """Rewards that judge the suite's completions."""
-        return []
-
-    def reads(self) -> dict[str, Source | Path]:
-        """Sources and files that the suite reads, by key."""
-        return {}
-
-    def longest(self) -> tuple[str, int] | None:
-        """Key and value of the bound on scored token sequences; None for a suite that samples completions."""
-        return None
-
-    def longest_prompt(self) -> tuple[str, int] | None:
-        """Key and value of the bound on prompts that must leave room for a completion; None where each prompt is
-        checked when it is read."""
-        return None
-
-
-class SourceSuite(BaseSuite):
-    """A suite of rows in a known format."""
-
-    source: Source
-    """Source of the rows."""
-    max_bad_share: float = Field(default=0.01, ge=0, le=1)
-    """Largest share of bad rows, which are reported and left out; with more the evaluation stops."""
-
-    def reads(self) -> dict[str, Source | Path]:
-        return {"source": self.source}
-
-
-class PromptedSuite(SourceSuite):
-    """A suite of prompts."""
-
-    max_prompt_length: int = Field(default=1024, ge=1)
-    """Longest prompt in tokens. A longer one is a bad row; it is never truncated."""
-
-
-class JudgedSuite(BaseSuite):
-    """A suite whose completions pass or fail by one reward's score."""
-
-    pass_score: float = 1.0
-    """Lowest score of a completion that passes."""
-    samples: int = Field(default=1, ge=0)
-    """Sampled completions of each prompt, besides the greedy one."""
-    k: list[int] = Field(default_factory=list[int])
-    """Values of k for the unbiased pass@k, each at most `samples`."""
-
-    @model_validator(mode="after")
-    def _enough(self) -> "JudgedSuite":
-        if any(k < 1 or k > self.samples for k in self.k):
-            raise ValueError(f"every k of {self.k} must lie between 1 and samples={self.samples}")
-        return self
+from configs.suites import BaseSuite, JudgedSuite, PromptedSuite, ShotSuite
 
 
 class TaskSuite(JudgedSuite):
@@ -105,32 +52,6 @@ class TextSuite(BaseSuite):
         return "window_tokens", self.window_tokens
 
 
-class ProgramSuite(PromptedSuite, JudgedSuite):
-    """Python programs, judged by their tests in the sandbox: pass@1 and pass@k."""
-
-    reward: RewardSpec = Field(default_factory=lambda: RewardSpec(name="code"))
-    """The sandboxed reward `code`; its `args` may set the limits."""
-
-    def rewards(self) -> list[RewardSpec]:
-        return [self.reward]
-
-
-class HumanEvalSuite(ProgramSuite):
-    """Functions to complete, in HumanEval's format (Chen et al., arXiv:2107.03374): `task_id`, `prompt`, `entry_point`,
-    `test`."""
-
-    type: Literal["human_eval"]
-    """Selects this form of suite."""
-
-
-class MBPPSuite(ProgramSuite):
-    """Functions to write, in MBPP's format (Austin et al., arXiv:2108.07732): `text`, `code`, `test_list`,
-    `test_setup_code`; or as sanitized: `prompt`, `code`, `test_list`, `test_imports`."""
-
-    type: Literal["mbpp"]
-    """Selects this form of suite."""
-
-
 class IFEvalSuite(PromptedSuite):
     """Verifiable instructions in IFEval's format (Zhou et al., arXiv:2311.07911): `prompt`, `instruction_id_list`,
     `kwargs`. Measures the share of prompts and of instructions that one greedy completion follows, strict and loose."""
@@ -145,51 +66,68 @@ class IFEvalSuite(PromptedSuite):
         ]
 
 
-class MultipleChoiceSuite(SourceSuite):
-    """Multiple choice by likelihood: the answer is the choice with the highest log-probability; nothing is sampled."""
+class MultipleChoiceSuite(ShotSuite):
+    """Multiple choice by likelihood: the answer is the choice with the highest log-probability; nothing is sampled.
+    Examples are those of the question's subject, if it has one."""
 
     type: Literal["multiple_choice"]
     """Selects this form of suite."""
-    form: Literal["mmlu", "hellaswag"]
+    form: Literal["mmlu", "hellaswag", "ceval"]
     """Format of a row. `mmlu`: `question`, `choices`, `answer` (an index from 0, or a letter), optionally `subject`;
     scored by the letters. `hellaswag`: `ctx`, `endings`, `label`, optionally `activity_label`; scored by the endings.
-    """
-    shots: int = Field(default=0, ge=0)
-    """Worked examples before every question: the first of `shots_source`, of the question's subject if it has one."""
-    shots_source: Source | None = None
-    """Source of the worked examples, in the same format. Set together with `shots`."""
+    `ceval`: the Chinese exams C-Eval and CMMLU, `question`, `A` to `D`, `answer` (a letter), optionally `subject`;
+    scored by the letters, in a Chinese frame. Capitals in column names make no difference."""
     max_length: int = Field(default=2048, ge=2)
     """Longest question with choice, in tokens. A longer one is a bad row; it is never truncated."""
-
-    @model_validator(mode="after")
-    def _shots_have_a_source(self) -> "MultipleChoiceSuite":
-        if (self.shots == 0) != (self.shots_source is None):
-            raise ValueError("'shots' and 'shots_source' go together: set both or neither")
-        return self
-
-    def reads(self) -> dict[str, Source | Path]:
-        shots: dict[str, Source | Path] = {} if self.shots_source is None else {"shots_source": self.shots_source}
-        return {"source": self.source, **shots}
 
     def longest(self) -> tuple[str, int]:
         return "max_length", self.max_length
 
 
+class QuestionSuite(PromptedSuite, JudgedSuite, ShotSuite):
+    """Questions made of a row's columns, after worked examples as earlier turns; the completions are judged."""
+
+    type: Literal["questions"]
+    """Selects this form of suite."""
+    question: str
+    """Text of a question. `{column}` and `{column[key]}` stand for the row's values: "{text} Who is {target[name]}?"
+    """
+    answer: str
+    """Text of the true answer, in the same way."""
+    labels: dict[str, str] = Field(default_factory=dict[str, str])
+    """Texts of the answers that `answer` gives as labels, such as {"0": no, "1": yes}."""
+    shown: str | None = None
+    """Text of an example's answer, in the same way, such as a worked solution. None shows `answer`."""
+    reward: RewardSpec
+    """Reward that judges the completions; `answer` is the truth."""
+
+    def rewards(self) -> list[RewardSpec]:
+        return [self.reward]
+
+
 class ConversationSuite(PromptedSuite):
-    """Conversations in MT-Bench's format (Zheng et al., arXiv:2306.05685): the user's `turns`, optionally `category`
-    and `question_id`. The model answers turn by turn, greedily, and every answer is scored in its conversation."""
+    """Conversations in MT-Bench's format (Zheng et al., arXiv:2306.05685): the user's `turns`, optionally `category`,
+    and `reference`, an answer to each turn; or in AlignBench's (Liu et al., arXiv:2311.18743): `question`, `category`,
+    `reference`. The model answers turn by turn, and every answer is scored in its conversation."""
 
     type: Literal["conversation"]
     """Selects this form of suite."""
     reward: RewardSpec
     """Judge or reward model that scores each answer."""
+    reference_reward: RewardSpec | None = None
+    """Judge of turns with a reference answer, the task's truth ({truth} in a rubric). None leaves them to `reward`."""
+    temperatures: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict[str, float])
+    """Sampling temperature of the answers by category, as MT-Bench sets them. Others are greedy."""
+    groups: dict[str, list[str]] = Field(default_factory=dict[str, list[str]])
+    """Categories of each group. A group's score is the mean of its categories' scores, and the overall score the mean
+    of the groups', as AlignBench reports them."""
     system: str | None = None
     """System message put before every conversation. None adds none."""
     max_prompt_length: int = Field(default=2048, ge=1)
     """Longest conversation before an answer, in tokens. A longer one ends there; its other turns are not judged."""
 
     def rewards(self) -> list[RewardSpec]:
-        return [self.reward]
+        return [self.reward] if self.reference_reward is None else [self.reward, self.reference_reward]
 
     def longest_prompt(self) -> tuple[str, int]:
         return "max_prompt_length", self.max_prompt_length
@@ -331,15 +269,22 @@ AnySuite = (
     | TextSuite
     | HumanEvalSuite
     | MBPPSuite
+    | LiveCodeBenchSuite
+    | CruxEvalSuite
+    | QuestionSuite
     | IFEvalSuite
     | MultipleChoiceSuite
     | ConversationSuite
+    | PairwiseSuite
     | RefusalSuite
     | VerdictSuite
     | NeedleSuite
     | LMEvalSuite
 )
 Suite = Annotated[AnySuite, Field(discriminator="type")]
+
+
+NamedSuites = Annotated[dict[str, Suite], BeforeValidator(expand_suites)]
 
 
 def refuse_unfit(suites: Mapping[str, AnySuite], sampling: SamplingConfig, rollout: RolloutConfig) -> None:
@@ -365,7 +310,7 @@ def refuse_unfit(suites: Mapping[str, AnySuite], sampling: SamplingConfig, rollo
                 f"rollout.max_model_len={rollout.max_model_len}"
             )
         specs = suite.rewards()
-        if (isinstance(suite, TaskSuite) and suite.prompts.reward is not None) or any(
+        if (isinstance(suite, TaskSuite | PairwiseSuite) and suite.prompts.reward is not None) or any(
             spec.weight != 1 or spec.gate is not None for spec in specs
         ):
             raise ValueError(
@@ -381,8 +326,9 @@ class EvalConfig(Settings):
     """Selects this stage."""
     model: ModelConfig
     """Checkpoint to evaluate."""
-    suites: dict[str, Suite] = Field(min_length=1)
-    """Suites by name."""
+    suites: NamedSuites = Field(min_length=1)
+    """Suites by name; or the name of a shipped list of them (`deepseek_v2_chat`), or a list with changes, as in `{list:
+    deepseek_v2_chat, only: [mmlu], data: FOLDER, judge: {url: URL, model: NAME}}` (docs/evaluation.md)."""
     sampling: SamplingConfig
     """Sampling of the completions; the greedy one takes only max_tokens from here."""
     rollout: RolloutConfig

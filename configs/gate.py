@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.base import Settings
-from configs.evaluation import Suite, refuse_unfit
+from configs.evaluation import NamedSuites, refuse_unfit
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig
 from configs.sampling import RolloutConfig, SamplingConfig
@@ -68,8 +68,8 @@ class GateConfig(Settings):
     """Checkpoint to promote."""
     parent: ModelConfig
     """Checkpoint to compare it with."""
-    suites: dict[str, Suite] = Field(min_length=1)
-    """Suites by name."""
+    suites: NamedSuites = Field(min_length=1)
+    """Suites by name, or a shipped list of them, as in a stage of type `eval`."""
     rules: list[Rule] = Field(min_length=1)
     """Rules that must hold. The first one's figure also selects the best checkpoint within a stage."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)

@@ -45,15 +45,19 @@ class Prompts:
         return cls.read(config.source, lambda row: _prompt(config, chat, row), config.max_bad_share, seed)
 
     @classmethod
-    def read(cls, source: Source, prompt_of: Callable[[Row], Prompt], max_bad_share: float, seed: int) -> "Prompts":
-        """Make a prompt of each row of `source` by `prompt_of`, which raises BadRowError for a bad one.
+    def read(
+        cls, source: Source, prompt_of: Callable[[Row], Prompt | None], max_bad_share: float, seed: int
+    ) -> "Prompts":
+        """Make a prompt of each row of `source` by `prompt_of`, which raises BadRowError for a bad one and returns None
+        for one that is left out.
 
         Raises ValueError for an unreadable source, or more than `max_bad_share` of bad rows.
         """
         bad_rows, prompts = BadRows(), list[Prompt]()
         for row in read_rows(source, bad_rows):
             try:
-                prompts.append(prompt_of(row))
+                if (prompt := prompt_of(row)) is not None:
+                    prompts.append(prompt)
             except BadRowError as error:
                 bad_rows.add(row.where, error)
         bad_rows.check(max_bad_share)

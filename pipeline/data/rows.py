@@ -250,14 +250,16 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _hub(source: HubSource) -> Iterator[dict[str, Any]]:
     import datasets
 
-    try:
-        rows: Any = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
-    except (ConnectionError, FileNotFoundError, ValueError) as error:
-        raise ValueError(
-            f"the hub gives no data set '{source.path}' (name={source.name}, split={source.split}, "
-            f"revision={source.revision}); check the spelling and the network ({error})"
-        ) from error
-    yield from rows
+    several = isinstance(source.name, list)
+    for name in source.name if isinstance(source.name, list) else [source.name]:
+        try:
+            rows: Any = datasets.load_dataset(source.path, name, split=source.split, revision=source.revision)
+        except (ConnectionError, FileNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"the hub gives no data set '{source.path}' (name={name}, split={source.split}, "
+                f"revision={source.revision}); check the spelling and the network ({error})"
+            ) from error
+        yield from ({"subject": name, **row} for row in rows) if several else rows
 
 
 def _dataset_files(folder: Path) -> list[Path]:

@@ -1,4 +1,5 @@
 """Multiple choice by the likelihood of each choice."""
+# ruff: noqa: RUF001  Chinese punctuation
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +54,10 @@ def load_choices(
             question = read(row)
             if suite.shots and question.subject not in shots:
                 raise BadRowError("no examples", f"shots_source has none of subject '{question.subject}'")
-            texts = [_header(question) + shots.get(question.subject, "") + question.context, *question.choices]
+            texts = [
+                _HEADERS[suite.form](question.subject) + shots.get(question.subject, "") + question.context,
+                *question.choices,
+            ]
             context_ids, *choice_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             context_ids = begin + context_ids
             if not context_ids or not all(choice_ids):
@@ -132,14 +136,6 @@ def _shots(source: Source, shots: int, read: Callable[[Row], Question]) -> dict[
     return {subject: "".join(texts) for subject, texts in examples.items()}
 
 
-def _header(question: Question) -> str:
-    """Return MMLU's first line (Hendrycks et al., arXiv:2009.03300)."""
-    if not question.subject:
-        return ""
-    subject = question.subject.replace("_", " ")
-    return f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-
-
 def _mmlu(row: Row) -> Question:
     """List the choices under letters; the answer is a letter."""
     question, choices, answer = (row.column(name) for name in ("question", "choices", "answer"))
@@ -165,6 +161,24 @@ def _hellaswag(row: Row) -> Question:
     return Question(row.where, context, [f" {_plain(ending)}" for ending in endings], _checked_index(index, endings))
 
 
+def _ceval(row: Row) -> Question:
+    """List the choices under letters, in the frame of C-Eval (Huang et al., arXiv:2305.08322)."""
+    columns = Row(row.where, {name.lower(): value for name, value in row.values.items()})
+    choices = [str(columns.column(letter)) for letter in "abcd"]
+    lines = [
+        str(columns.column("question")).strip(),
+        *(f"{letter}. {t}" for letter, t in zip("ABCD", choices, strict=True)),
+    ]
+    index = "ABCD".find(str(columns.column("answer")).strip() or "?")
+    return Question(
+        row.where,
+        "\n".join([*lines, "答案："]),
+        list("ABCD"),
+        _checked_index(index, choices),
+        str(columns.values.get("subject") or ""),
+    )
+
+
 def _plain(text: str) -> str:
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return re.sub(r" {2,}", " ", text).strip()
@@ -182,4 +196,24 @@ def _checked_index(index: Any, choices: Sequence[str]) -> int:
     return index
 
 
-_FORMS: dict[str, Callable[[Row], Question]] = {"mmlu": _mmlu, "hellaswag": _hellaswag}
+_FORMS: dict[str, Callable[[Row], Question]] = {"mmlu": _mmlu, "hellaswag": _hellaswag, "ceval": _ceval}
+
+
+def _english_header(subject: str) -> str:
+    """Return MMLU's first line (Hendrycks et al., arXiv:2009.03300)."""
+    subject = subject.replace("_", " ")
+    return f"The following are multiple choice questions (with answers) about {subject}.\n\n" if subject else ""
+
+
+def _chinese_header(subject: str) -> str:
+    """Return the first line of C-Eval; `subject` as the rows name it."""
+    of_subject = f"关于{subject.replace('_', ' ')}" if subject else ""
+    return f"以下是中国{of_subject}考试的单项选择题，请选出其中的正确答案。\n\n"
+
+
+_HEADERS: dict[str, Callable[[str], str]] = {
+    "mmlu": _english_header,
+    "hellaswag": lambda _: "",
+    "ceval": _chinese_header,
+}
+"""First line before a question of a subject, by form."""

@@ -1,7 +1,8 @@
 """Conversations of several turns, each answer scored in its conversation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 from transformers import PreTrainedTokenizerFast
 
@@ -11,7 +12,7 @@ from pipeline.data.messages import Message
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.data.rows import BadRowError, Row
 from pipeline.evaluation.generation import generate, rates
-from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, suite_result
+from pipeline.evaluation.suites import CompletionRecord, DecodingMode, Items, Session, SuiteResult, suite_result
 from rewards.types import Status, Task
 
 
@@ -19,16 +20,21 @@ def conversation_task(suite: ConversationSuite) -> Callable[[Row], Task]:
     """Return a function from a row to the task of its first turn. It raises BadRowError for a row without turns."""
 
     def task_of(row: Row) -> Task:
-        turns = row.column("turns")
+        turns = [row.column("question")] if row.values.get("turns") is None else row.column("turns")
         if (
             not isinstance(turns, list)
             or not turns
             or not all(isinstance(turn, str) and turn.strip() for turn in turns)
         ):
             raise BadRowError("no list of turns", f"turns={turns!r}"[:120])
+        references = row.values.get("reference") or []
+        metadata = row.values | {
+            "turns": turns,
+            "reference": [references] if isinstance(references, str) else references,
+        }
         system: list[Message] = [] if suite.system is None else [{"role": "system", "content": suite.system}]
-        task = Task(turns[0], None, suite.reward.label, row.where, row.values)
-        return _turn_task(task, [*system, {"role": "user", "content": turns[0]}], turn=0)
+        task = Task(turns[0], None, row=row.where, metadata=metadata)
+        return _turn_task(suite, task, [*system, {"role": "user", "content": turns[0]}], turn=0)
 
     return task_of
 
@@ -36,7 +42,7 @@ def conversation_task(suite: ConversationSuite) -> Callable[[Row], Task]:
 def run_conversations(
     suite: ConversationSuite, prompts: Prompts, tokenizer: PreTrainedTokenizerFast, session: Session
 ) -> SuiteResult:
-    """Generate and score a greedy answer to every turn, with the model's own earlier answers in the prompt.
+    """Generate and score an answer to every turn, with the model's own earlier answers in the prompt.
 
     A conversation ends early if its next prompt is longer than `max_prompt_length`, or if the last answer is empty or
     spells a special token. Its later turns are unjudged. See `conversation_result` for the figures.
@@ -44,24 +50,29 @@ def run_conversations(
     chat, records = ChatFormat(tokenizer), list[CompletionRecord]()
     active, turn = dict(enumerate(prompts)), 0
     while active:
-        answers = generate(list(active.values()), session, "greedy", 1, f"turn {turn + 1}")
-        records += [replace(answer, index=index) for index, answer in zip(active, answers, strict=True)]
+        answers = _answers(suite, active, session, f"turn {turn + 1}")
+        records += answers.values()
         turn += 1
         following: dict[int, Prompt] = {}
-        for (index, prompt), answer in zip(active.items(), answers, strict=True):
+        for index, prompt in active.items():
+            answer = answers[index]
             if turn < len(prompt.task.metadata["turns"]):
                 try:
                     following[index] = _next_prompt(suite, chat, prompt.task, answer.completion, turn)
                 except BadRowError as error:
-                    records += _unasked(index, prompt.task, turn, error)
+                    records += _unasked(suite, index, prompt.task, turn, error)
         active = following
-    return conversation_result(sorted(records, key=lambda record: (record.index, _number(record.row))), prompts)
+    ordered = sorted(records, key=lambda record: (record.index, _number(record.row)))
+    return conversation_result(ordered, prompts, suite.groups)
 
 
-def conversation_result(records: Sequence[CompletionRecord], prompts: Prompts) -> SuiteResult:
-    """Return `score_mean` over all answers, `score_mean_turn_<n>` and `score_mean_<category>`.
+def conversation_result(
+    records: Sequence[CompletionRecord], prompts: Prompts, groups: Mapping[str, Sequence[str]]
+) -> SuiteResult:
+    """Return `score_mean` over all answers, `score_mean_turn_<n>`, `score_mean_<category>`, and by groups of categories
+    `group_mean_<group>`, the mean of its categories' figures, and `group_mean`, the mean of the groups'.
 
-    An answer's item id is its conversation's row and `#<n>`.
+    An answer's item id is its conversation's row and `#<n>`. A group without a judged category has no figure.
     """
     items: dict[str, Items] = {"score_mean": {}}
     for record in records:
@@ -70,7 +81,31 @@ def conversation_result(records: Sequence[CompletionRecord], prompts: Prompts) -
             names = ["score_mean", f"score_mean_turn_{_number(record.row)}"]
             for name in [*names, f"score_mean_{category}"] if category else names:
                 items.setdefault(name, {})[record.row] = record.score
-    return suite_result(items, [], rates(records), records)
+    result = suite_result(items, [], {}, records)
+    means = {
+        f"group_mean_{group}": fmean(scores)
+        for group, categories in groups.items()
+        if (scores := [result.figures[name] for c in categories if (name := f"score_mean_{c}") in result.figures])
+    }
+    overall = {"group_mean": fmean(means.values())} if means else {}
+    return replace(result, figures=result.figures | means | overall | rates(records))
+
+
+def _answers(
+    suite: ConversationSuite, active: Mapping[int, Prompt], session: Session, title: str
+) -> dict[int, CompletionRecord]:
+    """Answer the active conversations' newest turns, those of a category at its temperature."""
+    by_temperature: dict[float, list[int]] = {}
+    for index, prompt in active.items():
+        temperature = suite.temperatures.get(str(prompt.task.metadata.get("category")), 0.0)
+        by_temperature.setdefault(temperature, []).append(index)
+    answers: dict[int, CompletionRecord] = {}
+    for temperature, indices in by_temperature.items():
+        sampling = session.sampling.model_copy(update={"temperature": temperature})
+        mode: DecodingMode = "sampled" if temperature else "greedy"
+        records = generate([active[i] for i in indices], replace(session, sampling=sampling), mode, 1, title)
+        answers |= {index: replace(record, index=index) for index, record in zip(indices, records, strict=True)}
+    return {index: answers[index] for index in active}
 
 
 def _next_prompt(suite: ConversationSuite, chat: ChatFormat, task: Task, answer: str, turn: int) -> Prompt:
@@ -81,16 +116,19 @@ def _next_prompt(suite: ConversationSuite, chat: ChatFormat, task: Task, answer:
     token_ids = chat.prompt_ids(messages)
     if len(token_ids) > suite.max_prompt_length:
         raise BadRowError("longer than max_prompt_length", f"{len(token_ids)} tokens > {suite.max_prompt_length}")
-    return Prompt(token_ids, _turn_task(task, messages, turn))
+    return Prompt(token_ids, _turn_task(suite, task, messages, turn))
 
 
-def _turn_task(task: Task, messages: list[Message], turn: int) -> Task:
+def _turn_task(suite: ConversationSuite, task: Task, messages: list[Message], turn: int) -> Task:
     """Return the task of turn `turn` (from 0), given the one before; its truth is the row's reference, if any."""
-    references = task.metadata.get("reference") or []
+    references = task.metadata["reference"]
+    truth = (references[turn] or None) if turn < len(references) else None
+    judge = suite.reward if truth is None or suite.reference_reward is None else suite.reference_reward
     return replace(
         task,
         prompt=task.metadata["turns"][turn],
-        truth=references[turn] if turn < len(references) else None,
+        truth=truth,
+        kind=judge.label,
         row=f"{task.row.removesuffix(f'#{turn}')}#{turn + 1}",
         messages=messages,
     )
@@ -100,10 +138,12 @@ def _number(row: str) -> int:
     return int(row.rpartition("#")[2])
 
 
-def _unasked(index: int, task: Task, turn: int, error: BadRowError) -> Iterator[CompletionRecord]:
+def _unasked(
+    suite: ConversationSuite, index: int, task: Task, turn: int, error: BadRowError
+) -> Iterator[CompletionRecord]:
     """Yield unjudged records of turn `turn` and the later ones of a conversation that ended early."""
     for later in range(turn, len(task.metadata["turns"])):
-        task = _turn_task(task, [], later)
+        task = _turn_task(suite, task, [], later)
         yield CompletionRecord(
             index=index,
             row=task.row,

@@ -18,21 +18,22 @@ from configs.data import DatasetSource
 from configs.evaluation import (
     AnySuite,
     ConversationSuite,
-    HumanEvalSuite,
     IFEvalSuite,
     LMEvalSuite,
-    MBPPSuite,
     MultipleChoiceSuite,
     NeedleSuite,
-    PromptedSuite,
+    QuestionSuite,
     RefusalSuite,
     TaskSuite,
     TextSuite,
     VerdictSuite,
 )
+from configs.pairwise import PairwiseSuite
+from configs.program_suites import CruxEvalSuite, HumanEvalSuite, LiveCodeBenchSuite, MBPPSuite
 from configs.references import PREFIX
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import SamplingConfig
+from configs.suites import PromptedSuite
 from pipeline.data.prompts import Prompts, judgeable
 from pipeline.data.rows import BadRows, Row, source_files
 from pipeline.disk.files import write_atomic, write_json_lines
@@ -42,9 +43,11 @@ from pipeline.evaluation.generation import load_prompts
 from pipeline.evaluation.harness import check_harness, load_harness, run_harness
 from pipeline.evaluation.ifeval import instruction_task, run_ifeval
 from pipeline.evaluation.needles import load_needles, run_needles
+from pipeline.evaluation.pairwise import Answers, load_contest, run_pairwise
 from pipeline.evaluation.programs import program_task
+from pipeline.evaluation.questions import question_task
 from pipeline.evaluation.refusals import request_task, run_refusals
-from pipeline.evaluation.suites import Session, SuiteResult
+from pipeline.evaluation.suites import ITEMS, RESAMPLED, Session, SuiteResult
 from pipeline.evaluation.tasks import run_tasks
 from pipeline.evaluation.texts import load_text, run_text
 from pipeline.evaluation.verdicts import load_verdicts, run_verdicts
@@ -122,9 +125,10 @@ class Evaluation:
         reward_pool: RewardPoolConfig,
         seed: int,
         start_judges: StartJudges,
+        answers: Mapping[str, Mapping[str, Answers]] | None = None,
     ) -> "Evaluation":
         """Load every prompt and text of `suites`, and report bad rows. start_judges: starts the judges of a suite when
-        it runs.
+        it runs. answers: those of the checkpoints that suites compare with, by suite and baseline.
 
         Raises ValueError, with the name of the suite, for an unreadable source and too many bad rows.
         """
@@ -133,7 +137,7 @@ class Evaluation:
             try:
                 specs = suite.rewards()
                 with Judges(specs, reward_pool) if specs else nullcontext() as judges:
-                    loaded = _prepare(suite, tokenizer, seed, judges)
+                    loaded = _prepare(suite, tokenizer, seed, judges, (answers or {}).get(name, {}))
                 prepared[name] = replace(loaded, placements=judges.placements if judges else None)
             except ValueError as error:
                 raise ValueError(f"suites.{name}: {error}") from error
@@ -146,7 +150,8 @@ class Evaluation:
         """Run every suite, each with a pool of its own for its rewards, and return the results by name.
 
         Writes to `folder`: `<suite>.jsonl`, the records; `<suite>.bad_rows.jsonl`, the bad rows; at last `items.json`,
-        the values behind the figures by suite, figure and item. Raises the exceptions of the handles
+        the values behind the figures by suite, figure and item, and `resampled.json`, those of figures that are no
+        means. Raises the exceptions of the handles
         (RewardsUnavailable for broken judges).
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,13 +170,21 @@ class Evaluation:
                 results[name] = prepared.run(Session(rollout, rewards, sampling, seed))
             if results[name].records:
                 write_json_lines(folder / f"{name}.jsonl", [asdict(record) for record in results[name].records])
+        resampled = {name: result.resampled for name, result in results.items() if result.resampled}
+        write_atomic(folder / RESAMPLED, json.dumps(resampled))
         items = {name: result.items for name, result in results.items()}
-        write_atomic(folder / "items.json", json.dumps(items, indent=1, ensure_ascii=False))
+        write_atomic(folder / ITEMS, json.dumps(items, indent=1, ensure_ascii=False))
         return results
 
 
-def _prepare(suite: AnySuite, tokenizer: PreTrainedTokenizerFast, seed: int, judges: Judges | None) -> _PreparedSuite:
-    def prompts_of(prompted: PromptedSuite, task_of: Callable[[Row], Task]) -> Prompts:
+def _prepare(
+    suite: AnySuite,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    judges: Judges | None,
+    answers: Mapping[str, Answers],
+) -> _PreparedSuite:
+    def prompts_of(prompted: PromptedSuite, task_of: Callable[[Row], Task | None]) -> Prompts:
         assert judges is not None, "a suite with prompts has rewards"
         prompts = load_prompts(prompted, tokenizer, task_of, seed)
         return prompts.without(judges.problems([prompt.task for prompt in prompts]), prompted.max_bad_share)
@@ -181,8 +194,9 @@ def _prepare(suite: AnySuite, tokenizer: PreTrainedTokenizerFast, seed: int, jud
             assert judges is not None, "a suite of tasks has a reward"
             prompts = judgeable(suite.prompts, judges, tokenizer, seed)
             return _PreparedSuite(suite, partial(run_tasks, suite, prompts), prompts.bad_rows)
-        case HumanEvalSuite() | MBPPSuite():
-            prompts = prompts_of(suite, program_task(suite))
+        case HumanEvalSuite() | MBPPSuite() | LiveCodeBenchSuite() | CruxEvalSuite() | QuestionSuite():
+            task_of = question_task(suite) if isinstance(suite, QuestionSuite) else program_task(suite)
+            prompts = prompts_of(suite, task_of)
             return _PreparedSuite(suite, partial(run_tasks, suite, prompts), prompts.bad_rows)
         case IFEvalSuite():
             prompts = prompts_of(suite, instruction_task)
@@ -190,6 +204,10 @@ def _prepare(suite: AnySuite, tokenizer: PreTrainedTokenizerFast, seed: int, jud
         case ConversationSuite():
             prompts = prompts_of(suite, conversation_task(suite))
             return _PreparedSuite(suite, partial(run_conversations, suite, prompts, tokenizer), prompts.bad_rows)
+        case PairwiseSuite():
+            assert judges is not None, "a comparison has a judge"
+            contest = load_contest(suite, judges, tokenizer, seed, answers)
+            return _PreparedSuite(suite, partial(run_pairwise, suite, contest), contest.prompts.bad_rows)
         case RefusalSuite():
             prompts = prompts_of(suite, request_task(suite))
             return _PreparedSuite(suite, partial(run_refusals, suite, prompts), prompts.bad_rows)

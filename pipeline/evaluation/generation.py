@@ -1,10 +1,12 @@
 """Suites that generate: rows to prompts, prompts to completions, completions to verdicts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerFast
 
-from configs.evaluation import PromptedSuite
+from configs.sampling import SamplingConfig
+from configs.suites import PromptedSuite
 from pipeline.data.chat import ChatFormat
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.data.rows import BadRowError, Row
@@ -12,24 +14,57 @@ from pipeline.evaluation.suites import CompletionRecord, DecodingMode, Session, 
 from rewards.types import Task, Verdict
 from rollout.types import Group
 
+if TYPE_CHECKING:
+    from rollout.pool import RolloutPool
+
+LONGEST_TRUTH = 20_000
+"""Characters of a truth that a record keeps. A problem's hidden tests may have megabytes."""
+
 
 def load_prompts(
-    suite: PromptedSuite, tokenizer: PreTrainedTokenizerFast, task_of: Callable[[Row], Task], seed: int
+    suite: PromptedSuite, tokenizer: PreTrainedTokenizerFast, task_of: Callable[[Row], Task | None], seed: int
 ) -> Prompts:
     """Load a prompt from each row of the suite's source: the conversation of the task that `task_of` makes of it.
 
-    `task_of` raises BadRowError for a bad row. Raises ValueError for an unreadable source or too many bad rows.
+    `task_of` raises BadRowError for a bad row, and returns None for one that the suite leaves out. Raises ValueError
+    for an unreadable source, too many bad rows, or no row that is left.
     """
     chat = ChatFormat(tokenizer)
 
-    def prompt_of(row: Row) -> Prompt:
+    def prompt_of(row: Row) -> Prompt | None:
         task = task_of(row)
+        if task is None:
+            return None
         token_ids = chat.prompt_ids(chat.check(task.conversation, last_role="user"))
         if len(token_ids) > suite.max_prompt_length:
             raise BadRowError("longer than max_prompt_length", f"{len(token_ids)} tokens > {suite.max_prompt_length}")
         return Prompt(token_ids, task)
 
-    return Prompts.read(suite.source, prompt_of, suite.max_bad_share, seed)
+    prompts = Prompts.read(suite.source, prompt_of, suite.max_bad_share, seed)
+    if not len(prompts):
+        raise ValueError("the suite leaves out every row of its source; widen its window of dates")
+    return prompts
+
+
+def complete(
+    prompts: Sequence[Prompt],
+    rollout: "RolloutPool",
+    sampling: SamplingConfig,
+    num_completions: int,
+    seed: int,
+    title: str,
+    finished: Callable[[Group], None] = lambda _: None,
+) -> list[Group]:
+    """Generate completions of every prompt, and return the groups in the prompts' order.
+
+    finished: called with each group as soon as the engines have finished it.
+    """
+    groups: dict[int, Group] = {}
+    stream = rollout.generate([prompt.token_ids for prompt in prompts], sampling, num_completions, seed)
+    for group in with_progress(stream, title, len(prompts)):
+        groups[group.index] = group
+        finished(group)
+    return [groups[index] for index in range(len(prompts))]
 
 
 def generate(
@@ -40,15 +75,16 @@ def generate(
     Returns the records in the prompts' order. The rewards in a task's `kind` judge it; the first of them gives
     a record's score.
     """
-    assert session.rewards is not None, "a suite that generates has judges"
-    groups: dict[int, Group] = {}
-    sampling = session.greedy if mode == "greedy" else session.sampling
-    stream = session.rollout.generate([prompt.token_ids for prompt in prompts], sampling, num_completions, session.seed)
-    for group in with_progress(stream, f"{title}, {mode}", len(prompts)):
-        groups[group.index] = group
+    rewards = session.rewards
+    assert rewards is not None, "a suite that generates has judges"
+
+    def judge(group: Group) -> None:
         completions = [completion.text for completion in group.completions]
-        session.rewards.submit(group.index, prompts[group.index].task, completions)
-    group_verdicts = session.rewards.gather()
+        rewards.submit(group.index, prompts[group.index].task, completions)
+
+    sampling = session.greedy if mode == "greedy" else session.sampling
+    groups = complete(prompts, session.rollout, sampling, num_completions, session.seed, f"{title}, {mode}", judge)
+    group_verdicts = rewards.gather()
     return [
         completion_record(index, prompt.task, groups[index], place, mode, verdicts)
         for index, prompt in enumerate(prompts)
@@ -65,7 +101,7 @@ def completion_record(
         index=index,
         row=task.row,
         prompt=task.prompt,
-        truth=task.truth,
+        truth=task.truth if len(text := str(task.truth)) <= LONGEST_TRUTH else f"({len(text)} characters)",
         completion=completion.text,
         mode=mode,
         score=verdict.score,

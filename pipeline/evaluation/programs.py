@@ -1,10 +1,12 @@
-"""Rows of HumanEval and MBPP as tasks of the reward `code`; `rewards.code.truth` documents their truth."""
+"""Rows of HumanEval, MBPP and CRUXEval as tasks of their rewards; `rewards.code.truth` documents their truth."""
 
 import ast
 from collections.abc import Callable
 
-from configs.evaluation import HumanEvalSuite, MBPPSuite
+from configs.program_suites import CruxEvalSuite, HumanEvalSuite, LiveCodeBenchSuite, MBPPSuite
 from pipeline.data.rows import BadRowError, Row
+from pipeline.evaluation.livecodebench import contest_task
+from pipeline.evaluation.shots import read_shots, with_shots
 from rewards.types import Task
 
 _COMPLETE = (
@@ -14,9 +16,32 @@ _COMPLETE = (
 _WRITE = "{prompt}\n\nWrite it in Python, in one block of code, so that these tests pass:\n\n```python\n{tests}\n```"
 
 
-def program_task(suite: HumanEvalSuite | MBPPSuite) -> Callable[[Row], Task]:
-    """Return a function from a row to its task. It raises BadRowError for a row without a needed column."""
-    return _human_eval if isinstance(suite, HumanEvalSuite) else _mbpp
+_FUNCTION = "Here is a Python function.\n\n```python\n{code}\n```\n\n{question}\n\n{form}"
+_ASKED = {
+    "output": "What does `f({input})` return?",
+    "input": "Find arguments for which `f` returns `{output}`. There may be several solutions; give one.",
+}
+_FORMS = {"output": "f({input}) == ...", "input": "f(...) == {output}"}
+
+
+def program_task(
+    suite: HumanEvalSuite | MBPPSuite | LiveCodeBenchSuite | CruxEvalSuite,
+) -> Callable[[Row], Task | None]:
+    """Return a function from a row to its task, or to None for a row outside of the suite's window.
+
+    It raises BadRowError for a row without a needed column. Raises ValueError for a bad example.
+    """
+    match suite:
+        case HumanEvalSuite():
+            return _human_eval
+        case LiveCodeBenchSuite():
+            return contest_task(suite)
+        case MBPPSuite():
+            solved = read_shots(suite, lambda row: (_mbpp(row).prompt, f"```python\n{_code(row)}\n```"))
+            return lambda row: with_shots(_mbpp(row), solved)
+        case CruxEvalSuite():
+            predicted = read_shots(suite, lambda row: (_crux_eval(suite, row).prompt, _crux_answer(suite, row)))
+            return lambda row: with_shots(_crux_eval(suite, row), predicted)
 
 
 def _human_eval(row: Row) -> Task:
@@ -52,6 +77,24 @@ def _mbpp(row: Row) -> Task:
     }
     text = _WRITE.format(prompt=prompt.strip(), tests="\n".join(tests))
     return Task(text, truth, row=row.where, metadata=row.values)
+
+
+def _crux_eval(suite: CruxEvalSuite, row: Row) -> Task:
+    truth = {name: _text(row, name) for name in ("code", "output")} | {"predicts": suite.predicts}
+    truth["input"] = str(row.column("input"))  # f may have no arguments
+    form = f"[ANSWER]{_FORMS[suite.predicts]}[/ANSWER]".format(**truth)
+    ask = "Reason step by step, then end" if suite.reasons else "Answer only"
+    question, form = _ASKED[suite.predicts].format(**truth), f"{ask} with the completed line, in plain values: {form}"
+    return Task(_FUNCTION.format(code=truth["code"].strip(), question=question, form=form), truth, row=row.where)
+
+
+def _crux_answer(suite: CruxEvalSuite, row: Row) -> str:
+    line = f"[ANSWER]f({row.column('input')}) == {row.column('output')}[/ANSWER]"
+    return f"{_text(row, 'thought')}\n\n{line}" if suite.reasons else line
+
+
+def _code(row: Row) -> str:
+    return _text(row, "code").replace("\r\n", "\n").strip()
 
 
 def _text(row: Row, name: str) -> str:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # readers of results need no Ray
 SEQUENCES_PER_BATCH = 256
 """Sequences in one request for likelihoods, which an engine must finish within its timeout."""
 
+ITEMS, RESAMPLED = "items.json", "resampled.json"
+"""Files of an evaluation: values behind the figures that are means over items, and of those that are not."""
+
 DecodingMode = Literal["greedy", "sampled"]
 Items = dict[str, float]
 """Values of one figure by the item's id."""
@@ -80,6 +83,8 @@ class SuiteResult:
     """
     records: list[CompletionRecord] = field(default_factory=list[CompletionRecord])
     """Completions in the order of the source."""
+    resampled: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Values in the bootstrap's resamples, of figures that are no mean over items (`length_controlled_win_rate`)."""
 
 
 def suite_result(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from configs.evaluation import JudgedSuite
+from configs.suites import JudgedSuite
 from pipeline.data.prompts import Prompts
 from pipeline.evaluation.generation import generate, rates
 from pipeline.evaluation.statistics import pass_at_k

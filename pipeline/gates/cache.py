@@ -14,10 +14,10 @@ from configs.model import ModelConfig
 from pipeline.disk.files import fsync, fsync_tree, read_json
 from pipeline.disk.hashes import checkpoint_hashes, text_hash
 from pipeline.disk.recorded import read_config, read_lineage
-from pipeline.evaluation.suites import SuiteResult
+from pipeline.evaluation.suites import ITEMS, RESAMPLED, SuiteResult
 from pipeline.weights.resolve import template_file
 
-ITEMS, EVALUATION_FIGURES = "items.json", "evaluation.json"
+EVALUATION_FIGURES = "evaluation.json"
 
 Evaluate = Callable[[Path], Mapping[str, SuiteResult]]
 """Evaluates into a folder, where it writes the records and `items.json`."""
@@ -68,10 +68,15 @@ def cached_evaluation(folder: Path, evaluate: Evaluate) -> dict[str, SuiteResult
 
 
 def read_evaluation(folder: Path) -> dict[str, SuiteResult]:
-    """Read the figures and items of a cached evaluation, by suite."""
+    """Read the figures, items and resampled values of a cached evaluation, by suite."""
     remedy = f"remove '{folder}' to evaluate again"
     figures, items = (read_json(folder / name, remedy) for name in (EVALUATION_FIGURES, ITEMS))
-    return {suite: SuiteResult(figures[suite], items.get(suite, {})) for suite in figures}
+    # Evaluations of earlier versions have no resampled values.
+    resampled = read_json(folder / RESAMPLED, remedy) if (folder / RESAMPLED).is_file() else {}
+    return {
+        suite: SuiteResult(figures[suite], items.get(suite, {}), resampled=resampled.get(suite, {}))
+        for suite in figures
+    }
 
 
 def _hash(value: Any) -> str:

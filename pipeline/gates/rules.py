@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from configs.gate import HoldRule, ImproveRule, Rule, ThresholdRule
 from pipeline.evaluation.statistics import wilson_interval
 from pipeline.evaluation.suites import SuiteResult
+from pipeline.evaluation.win_rates import quantiles
 
 _Array = NDArray[np.float64]
 RuleOutcome = Literal["holds", "fails", "undecided"]
@@ -38,6 +39,7 @@ LOWER_IS_BETTER = (
     "likelihood_diff",
     "mean_length",
     "nll_mean",
+    "order_flip_rate",
     "over_refusal_rate",
     "pct_stereotype",
     "perplexity",
@@ -49,6 +51,8 @@ LOWER_IS_BETTER = (
 )
 """Figures that improve by falling, by the last part of their name. All others improve by rising."""
 
+WIN_RATE = "win_rate"
+"""Part of the names of figures whose items lie between 0, lost, and 1, won."""
 RESAMPLES = 10_000
 RESAMPLES_PER_DRAW = 100
 PART_OF_A_ROW = re.compile(r"(.+)#\d+", re.DOTALL)
@@ -98,7 +102,7 @@ def apply_rule(
     candidate_N, parent_N = (np.array([items[item] for item in shared]) for items in (candidate_items, parent_items))
     difference = float((candidate_N - parent_N).mean())
     rows = Rows.of(shared, candidate_N - parent_N)
-    wider = rows.with_pseudo_rows(0.0, _reach(candidate_N, parent_N))
+    wider = rows.with_pseudo_rows(0.0, 1.0 if WIN_RATE in rule.figure else _reach(candidate_N, parent_N))
     low, high = bootstrap(wider, confidence, seed)
     estimate = _Estimate(difference, low, high, wider.spread, len(shared), len(rows.sums_R))
     outcome, needed = _decide(rule, estimate, confidence)
@@ -219,6 +223,14 @@ def _threshold(rule: ThresholdRule, evaluation: Mapping[str, SuiteResult], confi
     figure = value_of(rule.figure, evaluation)
     items = evaluation[suite].items.get(name)
     sign, bound, _ = _bound(rule)
+    resampled = evaluation[suite].resampled.get(name)
+    if resampled:
+        low, high = quantiles(np.array(resampled), confidence)
+        # The suite resampled its prompts, of which it has as many as items of any figure.
+        prompts = max(map(len, evaluation[suite].items.values()))
+        spread = float(np.std(resampled)) * math.sqrt(prompts)
+        outcome, needed = _decide(rule, _Estimate(figure, low, high, spread, prompts, prompts), confidence)
+        return Ruling(rule, figure, None, None, low, high, outcome, prompts, samples_needed=needed)
     if not items:  # the interval of a figure without items is a point
         return Ruling(rule, figure, None, None, figure, figure, "holds" if sign * figure >= bound else "fails", 0)
     values_N = np.array(list(items.values()))
@@ -229,7 +241,8 @@ def _threshold(rule: ThresholdRule, evaluation: Mapping[str, SuiteResult], confi
         spread = math.sqrt(max(abs(bound) * (1 - abs(bound)), 0.0))  # Wilson's is the deviation at the bound
     else:
         independent = float(len(rows.sums_R))
-        wider = rows.with_pseudo_rows(figure, float(np.abs(values_N - figure).max()))
+        centre, reach = (0.5, 0.5) if WIN_RATE in name else (figure, float(np.abs(values_N - figure).max()))
+        wider = rows.with_pseudo_rows(centre, reach)
         low, high = bootstrap(wider, confidence, seed)
         spread = wider.spread
     estimate = _Estimate(figure, low, high, spread, len(items), independent)

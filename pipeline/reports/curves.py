@@ -44,6 +44,11 @@ LEARNING = (
     Chart("Repetition", "share of 4-grams that occurred before", {"rollout/repetition_rate": "repeated"}),
     Chart("Groups that can teach", "share with a spread of rewards", {"rollout/mixed_groups_rate": "mixed groups"}),
     Chart("Validation", "share that passes", {"validation/*/pass@1_greedy": "", "validation/*/accuracy": ""}),
+    Chart(
+        "Win rate",
+        "share of a win",
+        {"validation/*/win_rate": "", "validation/*/length_controlled_win_rate": "same length"},
+    ),
 )
 TRAINING = (
     Chart("Divergence from the reference", "nats a token", {"loss/kl_mean": "KL"}),

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from configs.base import walk
 from configs.data import SOURCE_TYPES, DatasetSource, Source
-from configs.evaluation import BaseSuite, LMEvalSuite
+from configs.evaluation import LMEvalSuite
 from configs.gate import GateConfig
 from configs.judging import RubricConfig
 from configs.load import leaves
@@ -27,6 +27,7 @@ from configs.model import FirstModelConfig, ModelConfig
 from configs.reward_model import RewardModelConfig
 from configs.rewards import RewardSpec
 from configs.stages import AnyStage
+from configs.suites import BaseSuite
 from pipeline.data.rows import source_files
 from pipeline.disk.files import write_atomic
 from pipeline.disk.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_hash

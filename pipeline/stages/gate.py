@@ -87,12 +87,14 @@ def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, floa
         del checkpoints["best"], hashes["best"]
     hashes["suites"] = suites_hash(folder)
     figures: dict[str, float] = {}
+    baselines = evaluate.baseline_answers(config, folder / evaluate.BASELINES)
 
     def results_of(name: str) -> Results:
         cache = context.evaluations / f"{hashes[name][:HASH_LENGTH]}-{hashes['suites'][:HASH_LENGTH]}"
         if not cache.is_dir():
             console.print(f"[dim]evaluating the {name}: {os.path.relpath(checkpoints[name], folder)}")
-        results = cached_evaluation(cache, partial(evaluate.run, config, models[name], checkpoints[name]))
+        run_suites = partial(evaluate.run, config, models[name], checkpoints[name], baselines=baselines)
+        results = cached_evaluation(cache, run_suites)
         link(folder / name, cache)
         for suite, result in results.items():
             figures.update({f"{name}/{suite}/{figure}": value for figure, value in result.figures.items()})
@@ -110,7 +112,7 @@ def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, floa
 
 def check(config: GateConfig) -> None:
     """Raise ValueError for a chat template, source, text or reward that does not exist."""
-    for model in (config.candidate, config.parent):
+    for model in (config.candidate, config.parent, *evaluate.baseline_models(config)):
         check_template(model)
     check_suites(config.suites, config.reward_pool)
 

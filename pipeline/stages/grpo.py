@@ -72,7 +72,9 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
     suites = None
     if gate is not None:
         check_validation(config, gate)
-        suites = Evaluation.prepare(gate.suites, tokenizer, gate.reward_pool, gate.seed, start_rewards)
+        # The stage's engines hold its own policy, so other checkpoints can't answer here.
+        own_suites = {name: suite for name, suite in gate.suites.items() if not suite.checkpoints()}
+        suites = Evaluation.prepare(own_suites, tokenizer, gate.reward_pool, gate.seed, start_rewards)
     reference = reference_checkpoint(folder, model, config.objective.reference_every_steps)
     starts = (
         partial(
@@ -154,6 +156,12 @@ def check_validation(config: GRPOConfig, gate: GateConfig) -> None:
         raise ValueError(
             "the gate in validation.gate has no sampling.top_k, which engines that record the kept tokens of "
             "sampling.top_k and sampling.top_p need; set it there, or its temperature to 0"
+        )
+    decisive = gate.rules[0].figure
+    if gate.suites[decisive.partition("/")[0]].checkpoints():
+        raise ValueError(
+            f"rules.0.figure='{decisive}' of the gate in validation.gate compares with another checkpoint, which can't "
+            "answer while this stage trains; put another rule first, or give the suite's baseline as a file of answers"
         )
     refuse_unfit(gate.suites, gate.sampling, config.rollout)
     check_suites(gate.suites, gate.reward_pool)

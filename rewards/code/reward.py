@@ -81,6 +81,11 @@ class CodeReward(Settings):
         source = extract_program(completion, truth.language, names=truth.solution_names, runs=bool(truth.cases))
         if source is None:
             return Verdict(0.0, outcome=CodeOutcome.NO_CODE)
+        return self.judge_source(task, source)
+
+    def judge_source(self, task: Task, source: str) -> Verdict:
+        """Judge a program by `task.truth`; see the class."""
+        truth = read_truth(task.truth)
         judge = judge_tests if truth.tests else judge_cases
         result = judge(_sandbox(self.sandbox), truth, source, self._limits(truth), stop=self.credit == "all")
         share = result.passed / result.total

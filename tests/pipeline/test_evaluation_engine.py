@@ -4,23 +4,28 @@ import ast
 import json
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerFast
 
+from configs.data import Source
 from configs.evaluation import EvalConfig, LMEvalSuite, TaskSuite, TextSuite
 from configs.rewards import RewardPoolConfig
 from configs.sampling import SamplingConfig
 from pipeline.cluster.room import quoted_interpreter
 from pipeline.cluster.start import start_rewards
 from pipeline.data.chat import ChatFormat
+from pipeline.data.rows import BadRows, read_rows
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.evaluation.suites import Session, SuiteResult
 from pipeline.evaluation.texts import load_text, run_text
 from pipeline.models.tokenizer import load_tokenizer
+from pipeline.stages import evaluate
 from rollout.pool import RolloutPool
 from tests.rollout import tiny
 
@@ -137,6 +142,47 @@ def test_all_suites_together(rollout: RolloutPool, folder: Path, tmp_path: Path)
     assert list(results["conversation"].items["score_mean"]) == [
         f"{tmp_path}/conversation.jsonl:{place}" for place in ("1#1", "1#2", "2#1")
     ]
+
+
+def test_a_checkpoint_is_compared_with_another_and_with_a_file(
+    rollout: RolloutPool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"type": "sums", "size": 6, "split": "held_out"}
+    rows = [row.values for row in read_rows(TypeAdapter[Source](Source).validate_python(source), BadRows())]
+    (tmp_path / "empty.jsonl").write_text(
+        "".join(json.dumps({"prompt": r["prompt"], "completion": ""}) + "\n" for r in rows)
+    )
+    (tmp_path / "judge.py").write_text("def longer(task, completion):\n    return float(len(completion))\n")
+    versus = {
+        "type": "pairwise",
+        "prompts": {"source": source},
+        "baselines": {
+            "itself": {"type": "checkpoint", "model": {"path": str(folder)}},
+            "silence": {"type": "answers", "source": {"type": "file", "paths": [str(tmp_path / "empty.jsonl")]}},
+        },
+        "judge": {"name": f"{tmp_path}/judge.py:longer"},
+    }
+    checkpoint = {"model": {"path": str(folder)}, "sampling": {"max_tokens": 8}, "rollout": tiny.CONFIG.model_dump()}
+    config = EvalConfig.model_validate({"type": "eval", "suites": {"versus": versus}} | checkpoint)
+    check_suites(config.suites, config.reward_pool)
+    starts: list[Path] = []
+
+    def engines(*arguments: Any) -> nullcontext[tuple[RolloutPool]]:
+        starts.append(arguments[2])
+        return nullcontext((rollout,))
+
+    monkeypatch.setattr(evaluate, "_engines", engines)
+    answers = evaluate.baseline_answers(config, tmp_path / "baselines")
+    assert starts == [folder] and len(answers["versus"]["itself"]) == len({row["prompt"] for row in rows})
+    assert evaluate.baseline_answers(config, tmp_path / "baselines") == answers and starts == [folder]  # kept on disk
+    results = evaluate.run(config, config.model, folder, tmp_path / "out", answers)
+    figures = results["versus"].figures
+    # The same weights give the same greedy answers: ties. Some text is longer than none.
+    assert figures["win_rate_against_itself"] == 0.5 and figures["win_rate_against_silence"] == 1.0
+    assert figures["rating_itself"] == 1000.0 and figures["rating"] == pytest.approx(1000, abs=1)
+    assert figures["rating_silence"] < 900
+    resampled = json.loads((tmp_path / "out" / "resampled.json").read_text())["versus"]
+    assert resampled == results["versus"].resampled and len(resampled["rating"]) == 1000
 
 
 DOCUMENTS = [

@@ -53,7 +53,9 @@ class Run:
         (folder / "model.safetensors").write_text(str(right))
         return folder
 
-    def evaluate(self, config: GateConfig, settings: object, model: Path, folder: Path) -> Mapping[str, SuiteResult]:
+    def evaluate(
+        self, config: GateConfig, settings: object, model: Path, folder: Path, baselines: object
+    ) -> Mapping[str, SuiteResult]:
         self.evaluated.append(str(model.relative_to(self.folder)))
         right = int((model / "model.safetensors").read_text())
         items = {"accuracy": {f"row {i}": float(i < right) for i in range(100)}}

@@ -142,3 +142,14 @@ def test_suites_that_the_stages_engines_cannot_run_are_refused() -> None:
     nowhere = {"sums": GATE["suites"]["sums"] | {"path": "nowhere"}}
     with pytest.raises(ValueError, match=r"suites\.sums\.path"):
         check_validation(config, GateConfig.model_validate(GATE | {"suites": nowhere}))
+    versus = {
+        "type": "pairwise",
+        "prompts": {"source": {"type": "sums", "size": 9}},
+        "baselines": {"before": {"type": "checkpoint", "model": {"path": "there"}}},
+        "judge": {"name": "math"},
+    }
+    rules = [{"type": "threshold", "figure": "versus/win_rate", "at_least": 0.5}, *GATE["rules"]]
+    compares = GATE | {"suites": GATE["suites"] | {"versus": versus}, "rules": rules}
+    with pytest.raises(ValueError, match=r"rules\.0\.figure='versus/win_rate' .* put another rule first"):
+        check_validation(config, GateConfig.model_validate(compares))
+    check_validation(config, GateConfig.model_validate(compares | {"rules": rules[::-1]}))
