@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.base import Settings
 from configs.data import ComparisonData
+from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import ModelConfig
 from configs.reward_model import check_eval_names
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig, check_length
@@ -59,6 +60,8 @@ class DPOConfig(Settings):
     """Passes over the data; a step may span two passes."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters, trained instead of the weights. None trains all weights."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """DeepSpeed ranks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -70,6 +73,12 @@ class DPOConfig(Settings):
     def _sound(self) -> "DPOConfig":
         check_eval_names(self.eval_data, self.eval_every_steps)
         check_length(self.steps, self.epochs, self.optimizer.schedule)
+        refuse_beside_lora(self.lora, self.trainer)
+        if self.lora is not None and self.lora.start is not None:
+            raise ValueError(
+                f"lora.start={self.lora.start} can't be combined with dpo, whose reference is the model without "
+                "adapters; set model.path to the checkpoint into which they are merged, and remove lora.start"
+            )
         if self.comparisons_per_step % self.trainer.num_ranks:
             raise ValueError(
                 f"comparisons_per_step={self.comparisons_per_step} must be a multiple of "

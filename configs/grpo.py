@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.base import Settings
 from configs.data import COLUMN, PromptData
+from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig
@@ -223,6 +224,8 @@ class GRPOConfig(Settings):
     """Replacement of groups without spread."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters, trained instead of the weights. None trains all weights."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """DeepSpeed ranks."""
     rollout: RolloutConfig
@@ -321,6 +324,12 @@ class GRPOConfig(Settings):
                 f"sync.max_mean_gap and sync.max_gap must be given with {in_fp8[0]}: their defaults are measured from "
                 "the rounding of model.dtype, and FP8 is coarser; set both to a few times the sync/gap_mean and "
                 "sync/gap_max of a short run with wide bounds (docs/numerics.md)"
+            )
+        refuse_beside_lora(self.lora, self.trainer, mtp=self.mtp_weight > 0)
+        if self.lora is not None and self.objective.reference_every_steps:
+            raise ValueError(
+                f"objective.reference_every_steps={self.objective.reference_every_steps} can't be combined with lora, "
+                "whose reference is the model without adapters; remove one of them"
             )
         if self.model.dtype == "bfloat16" and self.sync.max_mean_gap is not None and self.sync.max_mean_gap < 1e-3:
             raise ValueError(

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from configs.balance import Balance
 from configs.base import Settings
 from configs.data import ComparisonData
+from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import ModelConfig
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig, check_length
 
@@ -58,6 +59,8 @@ class RewardModelConfig(Settings):
     """AdamW and its schedule."""
     balance: Balance | None = None
     """Balance of the load of a mixture's experts. None applies none."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters, trained instead of the weights. None trains all weights."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """DeepSpeed ranks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -75,6 +78,7 @@ class RewardModelConfig(Settings):
                     "model is evaluated on the text that it learns from; set both alike"
                 )
         check_length(self.steps, self.epochs, self.optimizer.schedule)
+        refuse_beside_lora(self.lora, self.trainer, balance=self.balance)
         if self.comparisons_per_step % self.trainer.num_ranks:
             raise ValueError(
                 f"comparisons_per_step={self.comparisons_per_step} must be a multiple of "

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from configs.balance import Balance
 from configs.base import Settings
 from configs.data import ConversationData
+from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import FirstModelConfig
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig, check_length
 
@@ -49,6 +50,8 @@ class SFTConfig(Settings):
     """Modules for multi-token prediction. None leaves them out, of the result too."""
     balance: Balance | None = None
     """Balance of the load of a mixture's experts. None applies none."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters, trained instead of the weights. None trains all weights."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """DeepSpeed ranks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -59,6 +62,7 @@ class SFTConfig(Settings):
     @model_validator(mode="after")
     def _sound(self) -> "SFTConfig":
         check_length(self.steps, self.epochs, self.optimizer.schedule)
+        refuse_beside_lora(self.lora, self.trainer, balance=self.balance, mtp=self.mtp is not None)
         if self.eval_data is None and self.eval_every_steps:
             raise ValueError("eval_every_steps has no effect without eval_data; set eval_data or remove it")
         if self.conversations_per_step % self.trainer.num_ranks:

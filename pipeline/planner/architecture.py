@@ -15,6 +15,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import configs
+from configs.lora import LoraConfig
+from pipeline.models.lora import adapted_layers
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.weights.architecture import architecture_file
 from rollout.checkpoint import described_dtype
@@ -78,6 +80,8 @@ class Architecture:
     """FLOPs per attended position in decoding, where MLA works on the latent."""
     dtype: str = "bfloat16"
     """Precision of weights and activations."""
+    adapters: int = 0
+    """Parameters of the adapters that are trained instead of all weights; 0 without adapters."""
 
     @property
     def width(self) -> int:
@@ -91,16 +95,22 @@ class Architecture:
         return self.total - unused - self.embedding
 
     @property
+    def trained(self) -> int:
+        """Parameters with a gradient and moments."""
+        return self.adapters or self.total
+
+    @property
     def dense(self) -> int:
         """Parameters outside of the routed experts."""
         return self.total - self.experts
 
 
-def architecture_of(model: str, dtype: str = "bfloat16") -> Architecture:
+def architecture_of(model: str, dtype: str = "bfloat16", lora: LoraConfig | None = None) -> Architecture:
     """Return the architecture of a checkpoint's folder, a hub name in HUB, a config.json or a shipped `init_config`.
 
     dtype: precision; `auto` takes the one that the config.json describes, bfloat16 where it does not.
-    Raises ValueError with the remedy for an unknown model, and for one that `transformers` does not know.
+    lora: the adapters to count. Raises ValueError with the remedy for an unknown model, for one that `transformers`
+    does not know, and for adapters of layers that it does not have.
 
     Example:
         architecture_of("deepseek-ai/DeepSeek-V3").active  # 36.6 billion
@@ -114,10 +124,12 @@ def architecture_of(model: str, dtype: str = "bfloat16") -> Architecture:
                 f"by --model-config FILE. Shipped: {', '.join(HUB)}"
             )
         config_json = architecture_file(model)
+    layers = adapted_layers(meta_model(config_json), lora).values() if lora else ()
+    adapters = sum((lora.rank if lora else 0) * sum(layer.weight.shape) for layer in layers)
     architecture = read_architecture(config_json)
     if dtype == "auto":
         dtype = described_dtype(json.loads(config_json.read_text(encoding="utf-8"))) or architecture.dtype
-    return replace(architecture, dtype=dtype)
+    return replace(architecture, dtype=dtype, adapters=adapters)
 
 
 @cache

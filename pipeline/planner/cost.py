@@ -146,7 +146,7 @@ def train_seconds(
 def update_seconds(model: Architecture, layout: TrainLayout, device: Device) -> float:
     """Return the seconds of AdamW: read and write master weights and two moments, read gradients, write weights."""
     local = model.dense + model.experts / layout.expert_parallel
-    owned = model.total / layout.ranks if layout.zero_stage else local
+    owned = model.trained / layout.ranks if layout.zero_stage else model.adapters or local
     state = owned * (8 + 4 * ELEMENT_BYTES[layout.moments])
     crossing = owned * (4 + model.width)
     if not layout.offload:

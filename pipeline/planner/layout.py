@@ -192,7 +192,7 @@ def train_layouts(stage: PlannedStage, cluster: Cluster) -> Iterator[TrainLayout
     model, free = stage.model, _free_devices(stage, cluster)
     ranks = max(n for n in range(1, free + 1) if stage.batch_size % n == 0)
     expert_parallel = [1]
-    if model.family in EXPERT_PARALLEL_FAMILIES:
+    if model.family in EXPERT_PARALLEL_FAMILIES and not model.adapters:
         sizes = _powers_of_two(min(ranks, MAX_EXPERT_PARALLEL))
         expert_parallel = [n for n in sizes if ranks % n == 0 and model.num_experts % n == 0]
     own = stage.trainer.micro_batch_tokens

@@ -102,13 +102,14 @@ def train_state(model: Architecture, layout: TrainLayout, *, reference: bool) ->
     width, stage = model.width, layout.zero_stage
     local = model.dense + model.experts / layout.expert_parallel  # parameters of a rank that shards experts alone
     shard = model.total / layout.ranks
+    trained = model.adapters or local
+    owned = model.trained / layout.ranks if stage else trained
     device = {
-        "weights": (shard if stage == 3 else local) * width,
-        "gradients": (shard if stage >= 2 else local) * 4,  # in float32, whatever the weights are
+        "weights": (shard if stage == 3 else local) * width + model.adapters * width,
+        "gradients": (owned if stage >= 2 else trained) * 4,  # in float32, whatever the weights are
     }
     if model.dtype == "bfloat16" and stage == 0:
-        device["gradients"] += local * 4  # flattened for the update
-    owned = shard if stage else local
+        device["gradients"] += trained * 4  # flattened for the update
     optimizer = {"moments": owned * 2 * ELEMENT_BYTES[layout.moments]}
     if stage or model.dtype == "bfloat16":
         optimizer["master weights"] = owned * 4  # ZeRO has a copy even of float32 weights
@@ -145,7 +146,7 @@ def train_working(model: Architecture, layout: TrainLayout, *, longest: int, lea
         in_use = 2 * (model.layer + model.layer_experts / layout.expert_parallel)  # this layer and the next, prefetched
         parts["gathered layers"] = max(in_use, min(local, ZERO_LIVE)) * model.width
     if layout.zero_stage and layout.ranks > 1:
-        parts["buckets"] = min(ZERO_BUCKET, local) * 4  # messages are float32
+        parts["buckets"] = min(ZERO_BUCKET, model.adapters or local) * 4  # messages are float32
     return parts
 
 
@@ -153,7 +154,7 @@ def update_working(model: Architecture, layout: TrainLayout) -> Parts:
     """Return what the optimizer's step adds once activations are freed: float32 gradients of a rank's own shard."""
     if layout.zero_stage == 0 or layout.offload:
         return {}
-    owned = model.total / layout.ranks
+    owned = model.trained / layout.ranks
     return {"float32 gradients": 4 * (owned if layout.zero_stage < 3 else min(owned, ZERO_LIVE))}
 
 

@@ -32,7 +32,7 @@ class PlannedStage:
     moments: Literal["float32", "bfloat16"]
     rollout: RolloutConfig | None
     reference: bool
-    """True if the stage keeps a frozen reference model."""
+    """True if the stage keeps a frozen copy of the model as reference. With adapters it needs none."""
     separate: bool
     """True if the engines have other devices than the ranks."""
     judge_devices: int
@@ -54,7 +54,7 @@ def planned_stage(
     mean_share: mean length of prompts, completions and texts as a share of the longest that the stage allows.
     model_config: a config.json to plan with instead of the stage's own model.
     """
-    model = architecture_of(model_config or origin_of(config, recipe), dtype_of(config, recipe))
+    model = architecture_of(model_config or origin_of(config, recipe), dtype_of(config, recipe), config.lora)
     is_policy = isinstance(config, GRPOConfig)
     demand = stage_demand(config, recipe)
     return PlannedStage(
@@ -64,7 +64,7 @@ def planned_stage(
         trainer=config.trainer,
         moments=config.optimizer.moments,
         rollout=config.rollout if is_policy else None,
-        reference=is_policy and config.objective.kl_coef > 0,
+        reference=is_policy and config.objective.kl_coef > 0 and config.lora is None,
         separate=demand.separate,
         judge_devices=demand.judge_gpus,
         steps=config.steps,

@@ -34,7 +34,7 @@ from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.reference import reference_logprobs
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
-from pipeline.weights.resolve import check_template, resolve_model
+from pipeline.weights.resolve import check_adapters, check_template, resolve_model
 
 
 def run(
@@ -88,6 +88,7 @@ def launch(config: DPOConfig, folder: Path, context: Context) -> dict[str, float
         config.optimizer,
         steps,
         chat_template=config.model.chat_template,
+        lora=config.lora,
         objective=config.loss,
     )
     with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="dpo") as report:
@@ -108,8 +109,9 @@ def launch(config: DPOConfig, folder: Path, context: Context) -> dict[str, float
 
 
 def check(config: DPOConfig) -> None:
-    """Raise ValueError for a chat template or source that does not exist."""
+    """Raise ValueError for a chat template or source that does not exist, and for adapters that don't fit."""
     check_template(config.model)
+    check_adapters(config.lora)
     for data in (config.data, *config.eval_data.values()):
         source_files(data.source)
 

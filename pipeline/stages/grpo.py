@@ -31,7 +31,7 @@ from pipeline.reports.report import Report, Sample, read_metrics
 from pipeline.stages.context import Context
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
-from pipeline.weights.resolve import check_template, resolve_model
+from pipeline.weights.resolve import check_adapters, check_template, resolve_model
 from rewards.pool.guard import Judges, inspect, refuse_idle_workers
 from rollout.checkpoint import mtp_depth
 
@@ -113,8 +113,9 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
 
 
 def check(config: GRPOConfig) -> None:
-    """Raise ValueError for a chat template, source or reward that does not exist."""
+    """Raise ValueError for a chat template, source or reward that does not exist, and for adapters that don't fit."""
     check_template(config.model)
+    check_adapters(config.lora)
     source_files(config.prompts.source)
     refuse_idle_workers(config.reward_pool, inspect(config.rewards, config.reward_pool).values())
 
@@ -141,6 +142,7 @@ def train_spec(config: GRPOConfig, model: Path) -> TrainSpec:
         with_reference=config.objective.kl_coef > 0,
         routing_replay=config.routing_replay != "none",
         mtp=detached_mtp(config.mtp_weight, model),
+        lora=config.lora,
     )
 
 

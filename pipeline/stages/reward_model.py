@@ -21,7 +21,7 @@ from pipeline.stages.context import Context
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
-from pipeline.weights.resolve import check_template, resolve_model
+from pipeline.weights.resolve import check_adapters, check_template, resolve_model
 
 UNKNOWN = float("nan")
 
@@ -77,6 +77,7 @@ def launch(config: RewardModelConfig, folder: Path, context: Context) -> dict[st
         config.optimizer,
         steps,
         chat_template=config.model.chat_template,
+        lora=config.lora,
         objective=config.loss,
         balance=config.balance,
         head_seed=config.seed,
@@ -94,8 +95,9 @@ def launch(config: RewardModelConfig, folder: Path, context: Context) -> dict[st
 
 
 def check(config: RewardModelConfig) -> None:
-    """Raise ValueError for a chat template or source that does not exist."""
+    """Raise ValueError for a chat template or source that does not exist, and for adapters that don't fit."""
     check_template(config.model)
+    check_adapters(config.lora)
     for data in (config.data, *config.eval_data.values()):
         source_files(data.source)
 

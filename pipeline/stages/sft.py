@@ -16,7 +16,7 @@ from pipeline.stages.context import Context
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
-from pipeline.weights.resolve import check_template, resolve_model
+from pipeline.weights.resolve import check_adapters, check_template, resolve_model
 
 
 def run(
@@ -63,6 +63,7 @@ def launch(config: SFTConfig, folder: Path, context: Context) -> dict[str, float
         config.optimizer,
         steps,
         chat_template=config.model.chat_template,
+        lora=config.lora,
         balance=config.balance,
         mtp=config.mtp,
     )
@@ -77,8 +78,9 @@ def launch(config: SFTConfig, folder: Path, context: Context) -> dict[str, float
 
 
 def check(config: SFTConfig) -> None:
-    """Raise ValueError for a chat template or source that does not exist."""
+    """Raise ValueError for a chat template or source that does not exist, and for adapters that don't fit."""
     check_template(config.model)
+    check_adapters(config.lora)
     for data in (config.data, config.eval_data):
         if data is not None:
             source_files(data.source)

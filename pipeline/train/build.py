@@ -20,6 +20,7 @@ from pipeline.models.score import ScoreModel, refuse_other_scores
 from pipeline.train.expert_parallel import shard_experts
 from pipeline.train.moments import BF16MomentsAdamW
 from pipeline.train.spec import TrainSpec
+from pipeline.weights.adapters import prepare_adapters
 from pipeline.weights.load import load_model, load_with_mtp
 from pipeline.weights.reward_model import is_score_model, load_score_model, new_score_model
 
@@ -54,6 +55,8 @@ def build_engine(spec: TrainSpec) -> tuple[PreTrainedModel, Any]:
     Raises ValueError for a model that can't be trained exactly.
     """
     causal_lm, model = build_score_model(spec) if spec.is_reward_model else build_causal_lm(spec)
+    if spec.lora is not None:
+        prepare_adapters(causal_lm, spec.lora)
     with mtp_as_layers(model.mtp if isinstance(model, LogprobModel) else None, causal_lm):
         drops = isinstance(spec.balance, V2Balance) and spec.balance.capacity is not None
         _shard_experts(causal_lm, spec.trainer, drops=drops)

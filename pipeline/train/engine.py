@@ -7,6 +7,8 @@ mean over ranks is undone by multiplying the loss by the number of ranks.
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.data.trees import Floats, MicroBatch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import CHUNK_TOKENS, LogprobModel, TokenSampling
+from pipeline.models.lora import merge_adapters, without_adapters
 from pipeline.models.mtp import mtp_as_layers
 from pipeline.models.rounding import perturbed_rounding
 from pipeline.models.tokenizer import load_tokenizer
@@ -29,7 +32,8 @@ from pipeline.train.schedule import learning_rate
 from pipeline.train.sender import WeightSender
 from pipeline.train.sleep import Residence
 from pipeline.train.spec import BatchSums, TrainSpec
-from pipeline.train.state import copy_weights, gathered, layers, load_state, save_state
+from pipeline.train.state import copy_weights, gathered, layers, load_state, save_state, trained_tensors
+from pipeline.weights.adapters import write_adapters
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import save_hf
 from pipeline.weights.reward_model import save_score_model
@@ -57,7 +61,7 @@ class TrainEngine:
         model = self.engine.module
         self._mtp = model.mtp if isinstance(model, LogprobModel) else None
         self.balancer = Balancer(model.routers, spec.balance, self.device, expert_group(self._model))
-        self.reference = build_reference(spec, self.device) if spec.with_reference else None
+        self.reference = build_reference(spec, self.device) if spec.with_reference and not spec.lora else None
         self.step = 0
         self.name, self.state = f"rank {torch.distributed.get_rank()}", DeviceState.AWAKE
         self._has_gradient = False
@@ -119,7 +123,8 @@ class TrainEngine:
         )
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        norm = self._clip_unsharded() if self.spec.trainer.zero_stage == 0 else None
+        unsharded = self.spec.trainer.zero_stage == 0
+        norm = _clip_unsharded(self.engine, config.max_grad_norm) if unsharded else None
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         balance = self.balancer.step()
@@ -135,8 +140,12 @@ class TrainEngine:
     @needs(DeviceState.AWAKE)
     def reference_logprobs(self, batch: list[MicroBatch]) -> list[Floats]:
         """Compute the frozen reference's log-probabilities of the trained tokens, float32 [N] for each row."""
+        rows = [replace(row, experts_TLK=None) for row in batch]  # it is another policy and keeps its own routes
+        if self.spec.lora:
+            with without_adapters(self._model):
+                return self._logprobs(self.engine, rows)
         assert self.reference is not None, "no reference was loaded"
-        return self._logprobs(self.reference, batch)
+        return self._logprobs(self.reference, rows)
 
     @needs(DeviceState.AWAKE)
     def refresh_reference(self) -> None:
@@ -179,7 +188,7 @@ class TrainEngine:
             for layer in layers(self._model):
                 with gathered(layer, zero_stage=self.spec.trainer.zero_stage):
                     tensors = {name: tensor.detach() for name, tensor in layer.items() if name not in tied}
-                    tensors = as_fused(self._model, tensors)
+                    tensors = as_fused(self._model, merge_adapters(self._model, tensors))
                     yield checkpoint_tensors(self._model, tensors)
 
     @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
@@ -189,11 +198,15 @@ class TrainEngine:
 
     @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def save_hf(self, folder: Path) -> None:
-        """Write a `transformers` checkpoint; every rank takes part in gathering and rank 0 writes layer by layer."""
-        parts = self.layer_weights(with_mtp=True)
+        """Write a `transformers` checkpoint, with its adapters in `adapter`; every rank takes part in gathering and
+        rank 0 writes layer by layer."""
+        parts, extend = self.layer_weights(with_mtp=True), None
+        if self.spec.lora:
+            adapters = trained_tensors(self._model, zero_stage=self.spec.trainer.zero_stage)
+            extend = partial(write_adapters, self._model, adapters, self.spec.lora, self.spec.model)
         if torch.distributed.get_rank() == 0:
             write = save_score_model if self.spec.is_reward_model else save_hf
-            write(self._model, load_tokenizer(self.spec.model, self.spec.chat_template), folder, parts)
+            write(self._model, load_tokenizer(self.spec.model, self.spec.chat_template), folder, parts, extend)
         else:
             deque(parts, maxlen=0)
         torch.distributed.barrier()
@@ -218,18 +231,25 @@ class TrainEngine:
             torch.from_numpy(x.copy()).to(self.device) for x in (row.token_ids_T, row.source_N, row.target_N)
         )
         targets = () if self.spec.is_reward_model else (target_N,)
-        options: dict[str, Any] = {}
-        if row.experts_TLK is not None and model is not self.reference:  # another policy, which keeps its own routes
-            options["experts_TLK"] = torch.from_numpy(row.experts_TLK.copy()).to(self.device)
-        sampling = (row.columns.get("temperature"), None if row.kept is None else row.kept.padded())
-        if any(column is not None for column in sampling):
-            tensors = (None if x is None else torch.from_numpy(x.copy()).to(self.device) for x in sampling)
-            options["sampling"] = TokenSampling(*tensors)
+        options = _replayed(row, self.device)
         with self._residence.working("logits", 4 * min(len(row.target_N), CHUNK_TOKENS) * self._vocab_size):
             return model(token_ids_T, Layout(row.lengths, row.parents, row.repeated), source_N, *targets, **options)
 
-    def _clip_unsharded(self) -> Tensor:
-        """Reduce and clip without ZeRO, because DeepSpeed clips without returning the norm."""
-        if self.world_size > 1:
-            self.engine.buffered_allreduce_fallback()
-        return nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.spec.optimizer.max_grad_norm)
+
+def _replayed(row: MicroBatch, device: torch.device) -> dict[str, Any]:
+    """Return arguments of the policy's forward pass that repeat what the rollout did."""
+    options: dict[str, Any] = {}
+    if row.experts_TLK is not None:
+        options["experts_TLK"] = torch.from_numpy(row.experts_TLK.copy()).to(device)
+    sampling = (row.columns.get("temperature"), None if row.kept is None else row.kept.padded())
+    if any(column is not None for column in sampling):
+        tensors = (None if x is None else torch.from_numpy(x.copy()).to(device) for x in sampling)
+        options["sampling"] = TokenSampling(*tensors)
+    return options
+
+
+def _clip_unsharded(engine: Any, max_grad_norm: float) -> Tensor:
+    """Reduce and clip without ZeRO, because DeepSpeed clips without returning the norm."""
+    if torch.distributed.get_world_size() > 1:
+        engine.buffered_allreduce_fallback()
+    return nn.utils.clip_grad_norm_(engine.module.parameters(), max_grad_norm)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from configs.train import TrainerConfig
+from pipeline.models.lora import merge_adapters
 from pipeline.train.expert_parallel import as_fused, pop_own_experts
 from pipeline.train.state import gathered, layers
 from pipeline.weights.fused import checkpoint_tensors
@@ -26,8 +27,9 @@ from rollout.weights import as_bytes, divide, make_record, to_bucket
 class WeightSender:
     """Sends this rank's buckets, in one sync after the other.
 
-    held_bytes: the most bytes that a sync took beside the rank's own weights, at any time so far: a gathered layer, the
-        bucket that is sent, and the one before it, which engines may still be loading.
+    held_bytes: the most bytes that a sync took beside the rank's own weights, at any time so far: a gathered layer,
+        weights merged with adapters, the bucket that is sent, and the one before it, which engines may still be
+        loading.
     """
 
     def __init__(self, model: PreTrainedModel, trainer: TrainerConfig, device: torch.device) -> None:
@@ -83,7 +85,9 @@ class WeightSender:
         for index, layer in enumerate(layers(self._model)):
             with gathered(layer, zero_stage=self._trainer.zero_stage):
                 copied = sum(tensor.nbytes for tensor in layer.values()) if self._trainer.zero_stage == 3 else 0
-                tensors = {name: tensor.detach() for name, tensor in layer.items() if name not in self._tied}
+                own = {name: tensor.detach() for name, tensor in layer.items() if name not in self._tied}
+                tensors = merge_adapters(self._model, own)
+                copied += sum(tensor.nbytes for name, tensor in tensors.items() if tensor is not own[name])
                 parts = list(divide(self._share(index, tensors).items(), bucket_mib))
                 for part in [*parts, *[[]] * (_largest(len(parts), self._device) - len(parts))]:
                     size = sum(tensor.nbytes for _, tensor in part)

@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.balance import V2Balance, V3Balance
 from configs.dpo import DpoLoss
 from configs.grpo import ObjectiveConfig
+from configs.lora import LoraConfig
 from configs.model import AnyDtype
 from configs.reward_model import PairwiseLoss, PointwiseLoss
 from configs.sft import MtpConfig
@@ -32,7 +33,8 @@ class TrainSpec:
     of the checkpoint `reference`, sharded under ZeRO-3. routing_replay: the policy must have routers that can replay
     routes. head_seed: seed of a reward model's new head; training itself draws no random numbers. balance: balance of
     the experts' load, None to only measure it. mtp: train the checkpoint's MTP modules, or new ones; None removes them,
-    from exports too. Raises ValueError for impossible combinations.
+    from exports too. lora: train adapters alone; the reference is then the policy without them. Raises ValueError for
+    impossible combinations.
     """
 
     model: Path
@@ -48,6 +50,7 @@ class TrainSpec:
     head_seed: int = 0
     balance: V2Balance | V3Balance | None = None
     mtp: MtpConfig | None = None
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", resolve_dtype(self.dtype, self.model))

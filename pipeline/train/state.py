@@ -59,6 +59,13 @@ def gathered_to_write(parameters: Sequence[nn.Parameter]) -> AbstractContextMana
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
+def trained_tensors(model: nn.Module, *, zero_stage: int) -> dict[str, Tensor]:
+    """Copy all weights that are trained to the host of every rank; every rank takes part."""
+    trained: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    with gathered(trained, zero_stage=zero_stage):
+        return {name: weight.detach().to("cpu", copy=True) for name, weight in trained.items()}
+
+
 def copy_weights(source: nn.Module, target: nn.Module, *, zero_stage: int) -> None:
     """Copy weights and buffers of `source` into those of `target` that have the same names, a layer at a time.
 

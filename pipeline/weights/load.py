@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,12 +86,14 @@ def save_hf(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     parts: Iterable[Mapping[str, torch.Tensor]] | None = None,
+    extend: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint that `transformers` and vLLM load, replacing `folder` as a whole, and return `folder`.
 
     `parts` replace the model's own weights. They are named as in the checkpoint and written one by one
     (`pipeline.weights.shards`); `model` then only gives the architecture and may be on the meta device. For a language
-    model, the tokens that end a turn are added to those that end a text (`end_with_turns`).
+    model, the tokens that end a turn are added to those that end a text (`end_with_turns`). `extend` may add files to
+    the folder before it appears.
     """
     if model.can_generate():
         end_with_turns(model, tokenizer)
@@ -100,6 +102,8 @@ def save_hf(
         if parts is not None:
             write_weights(parts, partial)
         tokenizer.save_pretrained(partial)
+        if extend is not None:
+            extend(partial)
     return folder
 
 

@@ -1,6 +1,7 @@
 """Resolve the model of a configuration to the folder of a checkpoint."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,12 +9,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from configs.base import Settings
+from configs.lora import LoraConfig
 from configs.model import FirstModelConfig, ModelConfig
 from pipeline.data.template_files import template_file
 from pipeline.weights.architecture import architecture_file
 from rollout.checkpoint import is_in_fp8, resolve_dtype
 
 _S = TypeVar("_S", bound=Settings)
+ADAPTER_CONFIG, ADAPTER_FOLDER = "adapter_config.json", "adapter"
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 
 
@@ -69,6 +72,29 @@ def check_template(config: ModelConfig | FirstModelConfig) -> None:
     """Raise ValueError when the chat template of `config` is neither a file nor a shipped template."""
     if config.chat_template is not None:
         template_file(config.chat_template)
+
+
+def check_adapters(lora: LoraConfig | None) -> None:
+    """Raise ValueError for adapters to start from that are not there, or differ from `lora` in kind, rank or scale."""
+    if lora is None or lora.start is None:
+        return
+    file = adapter_folder(lora) / ADAPTER_CONFIG
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for key, own in (("r", lora.rank), ("lora_alpha", lora.alpha)):
+        if config.get(key) != own:
+            raise ValueError(f"'{file}' has {key}={config.get(key)}, and lora sets {own}; set it as in the file")
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+        if config.get(key):
+            raise ValueError(f"'{file}' has {key}={config[key]}, which is not supported; start from other adapters")
+
+
+def adapter_folder(lora: LoraConfig) -> Path:
+    """Return the folder of the adapters that `lora.start` names: itself, or that in a checkpoint's folder."""
+    start = Path(lora.start or "").expanduser()
+    for folder in (start, start / ADAPTER_FOLDER):
+        if (folder / ADAPTER_CONFIG).is_file():
+            return folder
+    raise ValueError(f"lora.start='{start}' has no adapters ({ADAPTER_CONFIG} is missing); give their folder")
 
 
 def _checkpoint_folder(path: str) -> Path:

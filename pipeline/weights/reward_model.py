@@ -1,7 +1,7 @@
 """Load and save reward models: `transformers`' AutoModelForSequenceClassification with one label, as vLLM serves it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,11 @@ def save_score_model(
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     parts: Iterable[Mapping[str, Tensor]] | None = None,
+    extend: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a reward model like `save_hf`, with a pad token that differs from the end of an answer (see `with_pad`)."""
     model.config.pad_token_id = with_pad(tokenizer).pad_token_id
-    return save_hf(model, tokenizer, folder, parts)
+    return save_hf(model, tokenizer, folder, parts, extend)
 
 
 def is_score_model(folder: str | Path) -> bool:

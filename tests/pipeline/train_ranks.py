@@ -1,8 +1,8 @@
 """One rank of a test: three updates on a fixed batch, a save and a load between the second and the third.
 
 test_train_engine.py calls main with MODEL OUT ZERO_STAGE MICRO_BATCH_TOKENS LOSS 0|1 (gradient checkpointing), the
-process group in the environment; LOSS is grpo, sft, or balanced: sft with V3's balance of experts. Rank 0 writes
-losses, gradient norms, some weights, and whether a reload repeats the third update.
+process group in the environment; LOSS is grpo, lora (grpo of adapters), sft, or balanced: sft with V3's balance of
+experts. Rank 0 writes losses, gradient norms, some weights, and whether a reload repeats the third update.
 """
 
 import os
@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from configs.balance import V3Balance
 from configs.grpo import ObjectiveConfig
+from configs.lora import LoraConfig
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import Branch, Tree, shard
 from pipeline.train.engine import TrainEngine
@@ -43,7 +45,7 @@ def conversations() -> list[Tree]:
 
 def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing: str) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    objective = ObjectiveConfig() if loss == "grpo" else None
+    objective = ObjectiveConfig() if loss in ("grpo", "lora") else None
     trainer = TrainerConfig(
         num_ranks=world,
         zero_stage=int(zero),  # type: ignore[arg-type]
@@ -59,9 +61,10 @@ def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing:
         objective=objective,
         with_reference=objective is not None,
         balance=V3Balance(type="v3", bias_rate=0.05, sequence=0.1) if loss == "balanced" else None,
+        lora=LoraConfig(rank=4) if loss == "lora" else None,
     )
     engine = TrainEngine(spec)
-    trees = groups() if loss == "grpo" else conversations()
+    trees = groups() if objective else conversations()
     rows = shard(trees, num_ranks=world, micro_batch_tokens=int(tokens))[rank]
     if objective is not None:
         reference = engine.reference_logprobs(rows)
@@ -83,7 +86,12 @@ def main(model: str, out: str, zero: str, tokens: str, loss: str, checkpointing:
     steps.append(update())
     engine.load(checkpoint)
     assert update() == steps[-1], "a reloaded state did not repeat the update to the bit"
-    if objective is not None:
+    if spec.lora is not None:
+        for values_N, own_N in zip(engine.reference_logprobs(rows), reference, strict=True):
+            np.testing.assert_array_equal(values_N, own_N)  # the model without adapters, after three updates of them
+        stored = {name for file in checkpoint.glob("layer-*.safetensors") for name in load_file(file)}
+        assert stored and all(name.startswith("buffer/") or "lora_" in name for name in stored), stored
+    elif objective is not None:
         engine.refresh_reference()
         for values_N, own_N in zip(engine.reference_logprobs(rows), engine.logprobs(rows), strict=True):
             np.testing.assert_allclose(values_N, own_N, atol=1e-5)  # three updates changed them by more
