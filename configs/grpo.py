@@ -90,6 +90,9 @@ class ObjectiveConfig(Settings):
     kl_coef_of: dict[str, float] = Field(default_factory=dict[str, float])
     """Coefficient beta of prompts that a reward judges, by the reward's label, in place of kl_coef; the smallest where
     several judge. For weaker divergence in a domain, such as mathematics in DeepSeek-V3.2."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Divergence in nats a token that beta is adapted to from step to step, from kl_coef on: by 2 % at most, up where
+    `loss/kl_mean` is above it and down where it is below (Ziegler et al., arXiv:1909.08593). None keeps kl_coef."""
     reference_every_steps: int | None = Field(default=None, ge=1)
     """Steps after which the reference becomes the policy, again and again (DeepSeek-R1: every 400 updates, which are
     400 / updates_per_batch steps). None keeps the first weights."""
@@ -129,9 +132,12 @@ class ObjectiveConfig(Settings):
             and self.importance_mode == "truncate",
             "importance_level and importance_mode have no effect without importance_cap": self.importance_cap is None
             and (self.importance_level, self.importance_mode) != ("token", "truncate"),
-            "kl, kl_coef_of and reference_every_steps have no effect with kl_coef=0; set kl_coef above 0": (
-                not self.kl_coef and (self.kl != "k3" or bool(self.kl_coef_of or self.reference_every_steps))
+            "kl, kl_coef_of, kl_target and reference_every_steps have no effect with kl_coef=0; set kl_coef above 0": (
+                not self.kl_coef
+                and (self.kl != "k3" or bool(self.kl_coef_of or self.kl_target or self.reference_every_steps))
             ),
+            "kl_target adapts one beta for all prompts; remove kl_coef_of": self.kl_target is not None
+            and bool(self.kl_coef_of),
         }
         for refusal, applies in refusals.items():
             if applies:

@@ -26,12 +26,15 @@ class TrainingBatch:
     denominator: float
 
 
-def training_batches(experience: Experience, config: GRPOConfig, step: int) -> list[TrainingBatch]:
+def training_batches(
+    experience: Experience, config: GRPOConfig, step: int, kl_coef: float | None = None
+) -> list[TrainingBatch]:
     """Compute the advantages and split the experience of `step` into `updates_per_batch` batches (see `split_updates`).
 
     A completion without a reward, or a truncated one under overlong.mask, gets weight 0, for the KL term too, and does
     not count in the denominator. A group without spread also gets weight 0, so that its gradient is exactly zero, but
     its tokens stay in the denominator: without them the gradient would get larger the fewer groups have spread.
+    kl_coef: beta of this step, where the objective adapts it.
     """
     rewards_PG = experience.rewards_PG
     if config.mixing == "group":  # mixing has normalised these rewards within their groups
@@ -50,7 +53,7 @@ def training_batches(experience: Experience, config: GRPOConfig, step: int) -> l
         counted_lengths: list[int] = []
         for p, judged in enumerate(experience.groups):
             group = judged.group
-            kl_coef = prompt_kl_coef(config.objective, judged.prompt)
+            beta = prompt_kl_coef(config.objective, judged.prompt) if kl_coef is None else kl_coef
             branches: list[Branch] = []
             for g in np.flatnonzero(updates_PG[p] == update):
                 completion = group.completions[g]
@@ -58,7 +61,7 @@ def training_batches(experience: Experience, config: GRPOConfig, step: int) -> l
                 counts = not np.isnan(rewards_PG[p, g]) and not cut_short
                 counted_lengths += [len(completion.token_ids)] if counts else []
                 trains = counts and bool(spread_P[p])
-                branches.append(_branch(completion, float(advantages_PG[p, g]), trains, kl_coef, config))
+                branches.append(_branch(completion, float(advantages_PG[p, g]), trains, beta, config))
             if branches:
                 trees.append(Tree(group.prompt_ids, branches, root_experts=group.routed_experts))
         batches.append(TrainingBatch(trees, batch_denominator(config.objective.aggregation, counted_lengths)))
@@ -95,7 +98,7 @@ def _branch(completion: Completion, advantage: float, trains: bool, kl_coef: flo
     }
     if config.sampling.temperature != 1:
         columns["temperature"] = [config.sampling.temperature] * length
-    if config.objective.kl_coef_of:
+    if config.objective.kl_coef_of or config.objective.kl_target:
         columns["kl_coef"] = [kl_coef] * length
     return Branch(
         completion.token_ids,

@@ -28,6 +28,8 @@ SETTINGS: dict[str, Any] = {
         ({"sampling": {"max_tokens": 8, "top_k": 2049}}, "at most 2048"),
         ({"objective": {"reference_every_steps": 2}}, "no effect within steps=2"),
         ({"objective": {"reference_every_steps": 1, "kl_coef": 0}}, "kl_coef above 0"),
+        ({"objective": {"kl_target": 0.1, "kl_coef": 0}}, "kl_coef above 0"),
+        ({"objective": {"kl_target": 0.1, "kl_coef_of": {"math": 0.0}}}, "remove kl_coef_of"),
     ],
 )
 def test_settings_without_effect_are_refused(changes: dict[str, Any], message: str) -> None:
