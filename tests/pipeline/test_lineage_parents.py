@@ -36,16 +36,19 @@ def test_every_stage_names_its_models_data_and_parents(tmp_path: Path, model: Pa
     ]
     rows = run / "pairs" / "data" / "train" / "data-00000-of-00001.arrow"
     assert lineage["data"]["data.source"]["../pairs/data/train/data-00000-of-00001.arrow"] == file_hash(rows)
-    rewards = [{"name": "math"}, {"name": "length", "label": "helpful", "args": {"path": str(judge)}}]
+    args = {"path": str(judge), "meta": {"path": str(judge)}}  # as a self_judge has it
+    rewards = [{"name": "math"}, {"name": "length", "label": "helpful", "args": args}]
     start(run / "reason", "reason", grpo(tuned, rewards=rewards))
     lineage = read(run / "reason", "lineage.json")
     assert {key: described["head"] for key, described in lineage["models"].items()} == {
         "model": "LlamaForCausalLM",
         "rewards.1.args": "LlamaForSequenceClassification",
+        "rewards.1.args.meta": "LlamaForSequenceClassification",
     }
     assert [(parent["key"], parent["folder"]) for parent in lineage["parents"]] == [
         ("model.path", "../sft"),
         ("rewards.1.args.path", "../rm"),
+        ("rewards.1.args.meta.path", "../rm"),
     ]
 
 
