@@ -1,11 +1,6 @@
 """Runs the demo at several seeds: the figures and decisions of its gates, as the table of the README."""
 
-import subprocess
-import sys
-from pathlib import Path
-
-from jobs.command import OUT
-from pipeline.disk.recorded import read_figures
+from jobs.bench.measure import print_table, run_at_seed, stage_figures
 from pipeline.gates.decision import read_decision
 
 FIGURES_OF_ROWS: dict[str, tuple[str, float]] = {
@@ -31,10 +26,8 @@ def demo(steps: int) -> dict[str, float]:
     table = {row: [row] for row in FIGURES_OF_ROWS}
     promoted = 0
     for seed in range(steps):
-        folder = Path("runs") / f"demo-seed-{seed}"
-        command = [str(Path(sys.executable).with_name("alignyard")), "run", "demo"]
-        subprocess.run([*command, f"seed={seed}", f"name={folder.name}"], check=False)
-        reasoning, preference = (_gate_figures(folder / gate) for gate in GATES)
+        folder = run_at_seed("demo", "demo", seed)
+        reasoning, preference = (stage_figures(folder / gate) for gate in GATES)
         decisions = [read_decision(folder / gate) for gate in GATES]
         promoted += sum(decision is not None and decision.action == "promote" for decision in decisions)
         for row, (figure, factor) in FIGURES_OF_ROWS.items():
@@ -45,14 +38,5 @@ def demo(steps: int) -> dict[str, float]:
             }
             figures |= {f"seed {seed}/{row}/{stage}": value for stage, value in stages.items()}
             table[row].append(" -> ".join(f"{value:.{0 if factor > 1 else 2}f}" for value in stages.values()))
-    seeds = [f"seed {seed}" for seed in range(steps)]
-    for line in (["figure", *seeds], ["---"] * (1 + steps), *table.values()):
-        OUT.print(f"| {' | '.join(line)} |", markup=False, highlight=False, soft_wrap=True)
+    print_table(["figure", *(f"seed {seed}" for seed in range(steps))], table.values())
     return figures | {"promoted": promoted / (len(GATES) * steps)}
-
-
-def _gate_figures(gate: Path) -> dict[str, float]:
-    figures = read_figures(gate)
-    if figures is None:
-        raise ValueError(f"'{gate}' was not reached; `alignyard status {gate.parent}` shows where the run ended")
-    return figures

@@ -1,11 +1,8 @@
 """Runs online against offline alignment at several seeds: the figures of both, as the table of docs/results.md."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-from jobs.command import OUT
-from pipeline.disk.recorded import read_figures
+from jobs.bench.measure import print_table, run_at_seed, stage_figures
 
 _ROWS: dict[str, tuple[str, str, float]] = {
     "requests answered best, % of samples": ("eval_{}", "requests/pass@1_sampled", 100),
@@ -29,22 +26,10 @@ def online_offline(steps: int) -> dict[str, float]:
     figures: dict[str, float] = {}
     table = {row: [row] for row in _ROWS}
     for seed in range(steps):
-        folder = Path("runs") / f"online-offline-seed-{seed}"
-        recipe = str(Path(__file__).with_suffix(".yaml"))
-        command = [str(Path(sys.executable).with_name("alignyard")), "run", recipe]
-        subprocess.run([*command, f"seed={seed}", f"name={folder.name}"], check=False)
+        folder = run_at_seed(str(Path(__file__).with_suffix(".yaml")), "online-offline", seed)
         for row, (stage, figure, factor) in _ROWS.items():
-            values = [_figures(folder / stage.format(model))[figure] * factor for model in _MODELS]
+            values = [stage_figures(folder / stage.format(model))[figure] * factor for model in _MODELS]
             figures |= {f"seed {seed}/{row}/{model}": value for model, value in zip(_MODELS, values, strict=True)}
             table[row].append(" / ".join(f"{value:.{0 if factor > 1 else 2}f}" for value in values))
-    seeds = [f"seed {seed}" for seed in range(steps)]
-    for line in ([" / ".join(_MODELS), *seeds], ["---"] * (1 + steps), *table.values()):
-        OUT.print(f"| {' | '.join(line)} |", markup=False, highlight=False, soft_wrap=True)
-    return figures
-
-
-def _figures(stage: Path) -> dict[str, float]:
-    figures = read_figures(stage)
-    if figures is None:
-        raise ValueError(f"'{stage}' was not reached; `alignyard status {stage.parent}` shows where the run ended")
+    print_table([" / ".join(_MODELS), *(f"seed {seed}" for seed in range(steps))], table.values())
     return figures

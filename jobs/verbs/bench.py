@@ -20,6 +20,7 @@ BENCHES = {
     "replay": "jobs.bench.replay:replay",
     "demo": "jobs.bench.demo:demo",
     "online-offline": "jobs.bench.online_offline:online_offline",
+    "ablations": "jobs.bench.ablations:ablations",
 }
 """Each benchmark's function, which takes a number of repeats and returns figures. It is named as text, so that only the
 benchmark that runs is imported: a loaded module would change the measurement of another."""
@@ -36,17 +37,18 @@ def bench(
     """Measure this machine with one of the benchmarks.
 
     \b
-    grpo-step  a GRPO step (generate, judge, reference, update, sync) of a random 25M-parameter mixture of experts
-    versus-trl the same step of ours and of TRL's, in turns
-    sync       a weight sync of that model with its proof
-    rewards    math answers judged, beside math-verify alone
-    sandbox    programs run in the sandbox, beside the same programs without it
-    moe        forward and backward of experts, beside transformers' own
-    logprobs   time and memory of log-probabilities over a large vocabulary
-    fp8        cost and error of products in FP8
-    replay     mismatch of engine and trainer, with and without routing replay
-    demo       the demo recipe, at as many seeds as --steps
-    online-offline  GRPO on a reward model beside DPO on its preferences, at as many seeds as --steps
+    grpo-step      a GRPO step (generate, judge, reference, update, sync) of a random 25M-parameter mixture of experts
+    versus-trl     the same step of ours and of TRL's, in turns
+    sync           a weight sync of that model with its proof
+    rewards        math answers judged, beside math-verify alone
+    sandbox        programs run in the sandbox, beside the same programs without it
+    moe            forward and backward of experts, beside transformers' own
+    logprobs       time and memory of log-probabilities over a large vocabulary
+    fp8            cost and error of products in FP8
+    replay         mismatch of engine and trainer, with and without routing replay
+    demo           the demo recipe, at as many seeds as --steps
+    online-offline GRPO on a reward model beside DPO on its preferences, at as many seeds as --steps
+    ablations      forms of GRPO that differ in one setting, at as many seeds as --steps
 
     \b
     Examples:
