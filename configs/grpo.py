@@ -93,6 +93,11 @@ class ObjectiveConfig(Settings):
     kl_target: float | None = Field(default=None, gt=0)
     """Divergence in nats a token that beta is adapted to from step to step, from kl_coef on: by 2 % at most, up where
     `loss/kl_mean` is above it and down where it is below (Ziegler et al., arXiv:1909.08593). None keeps kl_coef."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Coefficient of the entropy of the tokens' distributions, which is then maximised too, in nats."""
+    entropy_target: float | None = Field(default=None, gt=0)
+    """Entropy in nats a token that its coefficient is adapted to, from entropy_coef on: 0.001 up after a step where
+    `rollout/entropy_mean` is below it, 0.001 down, to 0 at least, where it is above. None keeps entropy_coef."""
     reference_every_steps: int | None = Field(default=None, ge=1)
     """Steps after which the reference becomes the policy, again and again (DeepSeek-R1: every 400 updates, which are
     400 / updates_per_batch steps). None keeps the first weights."""

@@ -15,6 +15,7 @@ from pipeline.data.trees import Branch, Tree
 from pipeline.grpo.experience import Experience
 from pipeline.objectives.advantage import batch_advantage, group_advantage, has_spread, leave_one_out_advantage
 from pipeline.objectives.aggregate import batch_denominator, token_weight
+from pipeline.objectives.control import NO_COEFFICIENTS, Coefficients
 from rollout.types import Completion
 
 
@@ -27,14 +28,14 @@ class TrainingBatch:
 
 
 def training_batches(
-    experience: Experience, config: GRPOConfig, step: int, kl_coef: float | None = None
+    experience: Experience, config: GRPOConfig, step: int, coefficients: Coefficients = NO_COEFFICIENTS
 ) -> list[TrainingBatch]:
     """Compute the advantages and split the experience of `step` into `updates_per_batch` batches (see `split_updates`).
 
     A completion without a reward, or a truncated one under overlong.mask, gets weight 0, for the KL term too, and does
     not count in the denominator. A group without spread also gets weight 0, so that its gradient is exactly zero, but
     its tokens stay in the denominator: without them the gradient would get larger the fewer groups have spread.
-    kl_coef: beta of this step, where the objective adapts it.
+    coefficients: those of this step that the objective adapts.
     """
     rewards_PG = experience.rewards_PG
     if config.mixing == "group":  # mixing has normalised these rewards within their groups
@@ -53,7 +54,14 @@ def training_batches(
         counted_lengths: list[int] = []
         for p, judged in enumerate(experience.groups):
             group = judged.group
-            beta = prompt_kl_coef(config.objective, judged.prompt) if kl_coef is None else kl_coef
+            by_token = {"temperature": config.sampling.temperature} if config.sampling.temperature != 1 else {}
+            if config.objective.kl_coef_of:
+                by_token["kl_coef"] = prompt_kl_coef(config.objective, judged.prompt)
+            if coefficients.kl is not None:
+                by_token["kl_coef"] = coefficients.kl
+            if coefficients.entropy:
+                by_token["entropy_coef"] = coefficients.entropy
+                by_token["entropy_baseline"] = experience.metrics["rollout/entropy_mean"]
             branches: list[Branch] = []
             for g in np.flatnonzero(updates_PG[p] == update):
                 completion = group.completions[g]
@@ -61,7 +69,7 @@ def training_batches(
                 counts = not np.isnan(rewards_PG[p, g]) and not cut_short
                 counted_lengths += [len(completion.token_ids)] if counts else []
                 trains = counts and bool(spread_P[p])
-                branches.append(_branch(completion, float(advantages_PG[p, g]), trains, beta, config))
+                branches.append(_branch(completion, float(advantages_PG[p, g]), trains, by_token, config))
             if branches:
                 trees.append(Tree(group.prompt_ids, branches, root_experts=group.routed_experts))
         batches.append(TrainingBatch(trees, batch_denominator(config.objective.aggregation, counted_lengths)))
@@ -88,7 +96,9 @@ def prompt_kl_coef(objective: ObjectiveConfig, prompt: Prompt) -> float:
     return min((objective.kl_coef_of.get(label, objective.kl_coef) for label in labels), default=objective.kl_coef)
 
 
-def _branch(completion: Completion, advantage: float, trains: bool, kl_coef: float, config: GRPOConfig) -> Branch:
+def _branch(
+    completion: Completion, advantage: float, trains: bool, by_token: dict[str, float], config: GRPOConfig
+) -> Branch:
     length = len(completion.token_ids)
     weight = token_weight(config.objective.aggregation, length=length, max_tokens=config.sampling.max_tokens)
     columns: dict[str, Sequence[float]] = {
@@ -96,13 +106,9 @@ def _branch(completion: Completion, advantage: float, trains: bool, kl_coef: flo
         "advantages": [advantage] * length,
         "weights": [weight if trains else 0.0] * length,
     }
-    if config.sampling.temperature != 1:
-        columns["temperature"] = [config.sampling.temperature] * length
-    if config.objective.kl_coef_of or config.objective.kl_target:
-        columns["kl_coef"] = [kl_coef] * length
     return Branch(
         completion.token_ids,
-        columns,
+        columns | {name: [value] * length for name, value in by_token.items()},
         experts=completion.routed_experts,
         kept=completion.kept_tokens,
     )

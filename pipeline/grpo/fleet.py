@@ -21,7 +21,7 @@ from pipeline.grpo.sync import (
     scaled_margins,
     sync_weights,
 )
-from pipeline.objectives.control import adapted_kl_coef
+from pipeline.objectives.control import NO_COEFFICIENTS, Coefficients, adapted_entropy_coef, adapted_kl_coef
 from pipeline.reports.stopwatch import Stopwatch
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.worker import TrainingRanks
@@ -47,7 +47,7 @@ class Fleet:
     watch: seconds of each phase.
     margins: bounds of a sync in units of the policy's rounding. In bfloat16 the first sync of the stage sets them.
     rounding: the policy's, measured at the first sync and at every tenth step.
-    kl_coef: beta of the next step, where the objective has a target of the divergence.
+    coefficients: those of the next step.
     """
 
     policy: TrainingRanks
@@ -60,17 +60,20 @@ class Fleet:
     watch: Stopwatch = field(default_factory=Stopwatch)
     margins: Gap = MARGINS
     rounding: Gap | None = None
-    kl_coef: float | None = None
+    coefficients: Coefficients = NO_COEFFICIENTS
     _mismatch_bound: float = 0.0
     """The last sync's bound on the mean |trainer - engine| log-probability, in nats."""
 
     def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Take margins, rounding and beta over from the metrics of the steps before."""
-        if self.config.objective.kl_target is not None:
-            self.kl_coef = self.config.objective.kl_coef
-            if rows:
-                self.kl_coef = rows[-1]["loss/kl_coef"]
-                self.adapt_kl_coef(rows[-1])
+        """Take margins, rounding and coefficients over from the metrics of the steps before."""
+        objective = self.config.objective
+        self.coefficients = Coefficients(
+            objective.kl_coef if objective.kl_target is not None else None, objective.entropy_coef
+        )
+        if rows:
+            kl, entropy = (rows[-1].get(f"loss/{name}_coef") for name in Coefficients._fields)
+            self.coefficients = Coefficients(kl, self.coefficients.entropy if entropy is None else entropy)
+            self.adapt_coefficients(rows[-1])
         if rows and "sync/margin_mean" in rows[-1]:
             self.margins = MARGINS._replace(mean=rows[-1]["sync/margin_mean"])
         if rows:
@@ -119,14 +122,20 @@ class Fleet:
         refuse_mismatch(metrics, num_tokens, bound, step=self.checkpoints.step + 1)
         return metrics
 
-    def adapt_kl_coef(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Adapt beta to the divergence in the `metrics` of a step; return the one that this step had."""
-        if self.kl_coef is None or self.config.objective.kl_target is None:
-            return {}
-        before = {"loss/kl_coef": self.kl_coef}
-        divergence, target = metrics["loss/kl_mean"], self.config.objective.kl_target
-        self.kl_coef = adapted_kl_coef(self.kl_coef, divergence=divergence, target=target)
-        return before
+    def adapt_coefficients(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Adapt the coefficients that have a target to the `metrics` of a step; return those that this step had."""
+        objective, before = self.config.objective, self.coefficients
+        figures: dict[str, float] = {}
+        if before.kl is not None and objective.kl_target is not None:
+            kl = adapted_kl_coef(before.kl, divergence=metrics["loss/kl_mean"], target=objective.kl_target)
+            self.coefficients = self.coefficients._replace(kl=kl)
+            figures["loss/kl_coef"] = before.kl
+        if objective.entropy_target is not None:
+            entropy = metrics["rollout/entropy_mean"]
+            entropy = adapted_entropy_coef(before.entropy, entropy=entropy, target=objective.entropy_target)
+            self.coefficients = self.coefficients._replace(entropy=entropy)
+            figures["loss/entropy_coef"] = before.entropy
+        return figures
 
     def refresh_reference(self, step: int) -> None:
         """Let the reference become the policy after `step`, if that is due and another step follows."""

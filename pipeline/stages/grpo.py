@@ -49,12 +49,12 @@ def run(
     for step in fleet.steps():
         experience = collect(config, prompts, fleet, step)
         moves = fleet.give_devices_to_ranks()
-        batches = [fleet.prepare(batch) for batch in training_batches(experience, config, step, fleet.kl_coef)]
+        batches = [fleet.prepare(batch) for batch in training_batches(experience, config, step, fleet.coefficients)]
         updates = [fleet.update(batch) for batch in batches]
         fleet.checkpoints.write(step)
         fleet.refresh_reference(step)
         metrics = experience.metrics | moves | over_updates(updates) | alarms.length_controlled(experience.metrics)
-        metrics |= fleet.adapt_kl_coef(metrics) | fleet.sync_weights(step) | validate(step)
+        metrics |= fleet.adapt_coefficients(metrics) | fleet.sync_weights(step) | validate(step)
         expert_load = fleet.policy.expert_load() if report.page_due(step) else None
         report.step(step, metrics | fleet.watch.lap(), report_samples(experience), expert_load=expert_load)
         fleet.checkpoints.done(step)

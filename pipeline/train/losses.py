@@ -59,6 +59,8 @@ def _main_loss(objective: Objective, row: MicroBatch, values_N: Tensor, denomina
             sequence_N=sequence_N,
             num_sequences=row.num_sequences,
             kl_coef_N=columns.get("kl_coef"),
+            entropy_coef_N=columns.get("entropy_coef"),
+            entropy_baseline_N=columns.get("entropy_baseline"),
         )
         return grpo_loss(tokens, objective, denominator=denominator)
     if isinstance(objective, DpoLoss):

@@ -74,7 +74,7 @@ def config_of(home: Path, **changes: Any) -> GRPOConfig:
         "prompts_per_step": 2,
         "group_size": 4,
         "sampling": {"max_tokens": 8, "temperature": 0.7, "top_k": 20, "top_p": 0.95},
-        "objective": {"reference_every_steps": 2, "kl_coef": 0.5, "kl_target": 0.01},
+        "objective": {"reference_every_steps": 2, "kl_coef": 0.5, "kl_target": 0.01, "entropy_target": 9.0},
         "optimizer": {"learning_rate": 3e-3},
         "trainer": {"threads": 1, "num_ranks": 2, "zero_stage": 3},
         "rollout": {"max_model_len": 32, "threads": 1, "kv_cache_gib": 0.1},
@@ -103,6 +103,7 @@ def test_stopped_and_run_again_the_series_is_the_same_to_the_bit(home: Path, tmp
     divergences = [row["loss/kl_mean"] for row in whole]
     assert max(divergences[::2]) < 1e-5 and min(divergences[1::2]) > 1e-4, divergences
     assert [row["loss/kl_coef"] for row in whole][:2] == [0.5, 0.5 * (1 - 0.1 * 0.2)]  # step 1 is far below the target
+    assert [row["loss/entropy_coef"] for row in whole][:3] == [0.0, 0.001, 0.002]
     folder = tmp_path / "grpo"
     shutil.copytree(home / "grpo", folder)
     shutil.rmtree(folder / "hf")
