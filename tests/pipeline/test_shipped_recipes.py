@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from configs.base import walk
-from configs.data import ComparisonData, ConversationData, FileSource, PromptData
+from configs.data import ComparisonData, ConversationData, FileSource, PromptData, SumsSource
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
@@ -22,6 +22,7 @@ from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.planner.devices import cluster_of
 from pipeline.run.preview_placement import preview_placement
 from rewards.plugins.build import build_reward
+from rewards.plugins.names import MODEL_KINDS
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 RUBRIC = "Score from 1 to 10, as [[rating]], the answer to {prompt}: {completion}"
@@ -72,6 +73,34 @@ def test_every_reward_source_and_suite_is_sound(name: str, tmp_path: Path, monke
                 assert len(data) >= 1 and not data.bad_rows.counts
         if isinstance(stage, EvalConfig | GateConfig):
             check_suites(stage.suites, stage.reward_pool)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_r1"])
+def test_rows_that_a_demo_draws_are_read_and_judged(name: str, tmp_path: Path) -> None:
+    recipe = load_config(name, [], Recipe).config
+    seen = 0
+    for stage in recipe.stages.values():
+        specs = [node for _, node in walk(stage) if isinstance(node, RewardSpec)]
+        rules = {spec.label: build_reward(spec) for spec in specs if spec.name not in MODEL_KINDS}
+        for _, node in walk(stage):
+            source = getattr(node, "source", None)
+            if not isinstance(source, SumsSource) or not isinstance(
+                node, ConversationData | PromptData | ComparisonData
+            ):
+                continue
+            node = node.model_copy(update={"source": source.model_copy(update={"size": min(source.size, 40)})})
+            reader: Any = {ConversationData: Conversations, PromptData: Prompts, ComparisonData: Comparisons}
+            arguments = [tmp_path / "cache"] if isinstance(node, ConversationData) else []
+            data = reader[type(node)].load(node, byte_tokenizer(), *arguments, 0)
+            assert len(data) == min(source.size, 40) and not data.bad_rows.counts
+            seen += 1
+            for prompt in data if isinstance(data, Prompts) and node.reward else []:
+                labels = prompt.task.kind.split()
+                assert labels and set(labels) <= {spec.label for spec in specs}
+                for label in set(labels) & set(rules):
+                    check: Any = getattr(rules[label], "check", lambda task: None)
+                    check(prompt.task)
+    assert seen > 5
 
 
 HUB_ROWS = {
