@@ -4,10 +4,9 @@ from collections.abc import Collection, Mapping
 
 from configs.base import neighbour
 from configs.gate import GateConfig
-from configs.grpo import GRPOConfig
 from configs.load import load_config
 from configs.references import references
-from configs.stages import AnyStage, Recipe
+from configs.stages import ON_POLICY, AnyStage, Recipe
 
 Graph = Mapping[str, list[str]]
 """Parents of each stage by its name, in the recipe's order."""
@@ -32,7 +31,7 @@ def validation_gate(stage: AnyStage, recipe: Recipe | None) -> GateConfig | None
 
     Raises ValueError for a file that does not exist or holds no gate.
     """
-    if not isinstance(stage, GRPOConfig) or stage.validation is None:
+    if not isinstance(stage, ON_POLICY) or stage.validation is None:
         return None
     gate = recipe.stages.get(stage.validation.gate) if recipe else None
     return gate if isinstance(gate, GateConfig) else load_config(stage.validation.gate, [], GateConfig).config

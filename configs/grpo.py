@@ -9,7 +9,7 @@ from configs.data import COLUMN, PromptData
 from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
-from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig
+from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig, refuse_bounds
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 Level = Literal["token", "sequence", "completion"]
@@ -187,6 +187,10 @@ class ValidationConfig(Settings):
     every_steps: int = Field(ge=1)
     """Steps between evaluations; the last step is always evaluated."""
 
+    def is_due(self, step: int, last_step: int) -> bool:
+        """Return whether the policy is evaluated after `step`."""
+        return step % self.every_steps == 0 or step == last_step
+
 
 class GRPOConfig(Settings):
     """Group relative policy optimization."""
@@ -257,7 +261,7 @@ class GRPOConfig(Settings):
 
     def validates(self, step: int) -> bool:
         """Return whether the policy is evaluated after `step`."""
-        return self.validation is not None and (step % self.validation.every_steps == 0 or step == self.steps)
+        return self.validation is not None and self.validation.is_due(step, self.steps)
 
     @model_validator(mode="after")
     def _sound(self) -> "GRPOConfig":
@@ -329,23 +333,12 @@ class GRPOConfig(Settings):
 
     @model_validator(mode="after")
     def _options_fit(self) -> "GRPOConfig":
-        in_fp8 = [name for name, used in (("trainer.fp8", self.trainer.fp8), ("rollout.fp8", self.rollout.fp8)) if used]
-        if in_fp8 and (self.sync.max_mean_gap is None or self.sync.max_gap is None):
-            raise ValueError(
-                f"sync.max_mean_gap and sync.max_gap must be given with {in_fp8[0]}: their defaults are measured from "
-                "the rounding of model.dtype, and FP8 is coarser; set both to a few times the sync/gap_mean and "
-                "sync/gap_max of a short run with wide bounds (docs/numerics.md)"
-            )
+        refuse_bounds(self.sync, self.model.dtype, self.trainer, self.rollout)
         refuse_beside_lora(self.lora, self.trainer, mtp=self.mtp_weight > 0)
         if self.lora is not None and self.objective.reference_every_steps:
             raise ValueError(
                 f"objective.reference_every_steps={self.objective.reference_every_steps} can't be combined with lora, "
                 "whose reference is the model without adapters; remove one of them"
-            )
-        if self.model.dtype == "bfloat16" and self.sync.max_mean_gap is not None and self.sync.max_mean_gap < 1e-3:
-            raise ValueError(
-                f"sync.max_mean_gap={self.sync.max_mean_gap} is for float32; with model.dtype=bfloat16 trainer and "
-                "engine differ by more than 1e-3: raise it, or remove it to have it measured"
             )
         if (self.objective.reference_every_steps or 0) >= self.steps:
             raise ValueError(

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from configs.base import Settings
+from configs.model import AnyDtype
+from configs.train import TrainerConfig
 
 
 class CompletionConfig(Settings):
@@ -73,3 +75,19 @@ class SyncConfig(Settings):
     max_gap: float | None = Field(default=None, gt=0)
     """Largest |trainer - engine| log-probability on any token of the probe, in nats. None allows 16 times the largest
     difference that rounding alone makes on a token."""
+
+
+def refuse_bounds(sync: SyncConfig, dtype: AnyDtype, trainer: TrainerConfig, rollout: RolloutConfig) -> None:
+    """Raise ValueError for bounds of `sync` that trainer and engines can't keep, or that can't be measured."""
+    in_fp8 = [name for name, used in (("trainer.fp8", trainer.fp8), ("rollout.fp8", rollout.fp8)) if used]
+    if in_fp8 and (sync.max_mean_gap is None or sync.max_gap is None):
+        raise ValueError(
+            f"sync.max_mean_gap and sync.max_gap must be given with {in_fp8[0]}: their defaults are measured from the "
+            "rounding of model.dtype, and FP8 is coarser; set both to a few times the sync/gap_mean and sync/gap_max "
+            "of a short run with wide bounds (docs/numerics.md)"
+        )
+    if dtype == "bfloat16" and sync.max_mean_gap is not None and sync.max_mean_gap < 1e-3:
+        raise ValueError(
+            f"sync.max_mean_gap={sync.max_mean_gap} is for float32; with model.dtype=bfloat16 trainer and engine "
+            "differ by more than 1e-3: raise it, or remove it to have it measured"
+        )

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from configs.base import Settings, neighbour, walk
+from configs.distill import DistillConfig
 from configs.dpo import DPOConfig
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
@@ -17,7 +18,15 @@ from configs.sample import SampleConfig
 from configs.sft import SFTConfig
 
 AnyStage = (
-    SFTConfig | PreferencesConfig | SampleConfig | RewardModelConfig | DPOConfig | GRPOConfig | EvalConfig | GateConfig
+    SFTConfig
+    | PreferencesConfig
+    | SampleConfig
+    | RewardModelConfig
+    | DPOConfig
+    | GRPOConfig
+    | DistillConfig
+    | EvalConfig
+    | GateConfig
 )
 StageConfig = Annotated[AnyStage, Field(discriminator="type")]
 STAGES: dict[str, type[AnyStage]] = {
@@ -27,6 +36,7 @@ STAGES: dict[str, type[AnyStage]] = {
     "rm": RewardModelConfig,
     "dpo": DPOConfig,
     "grpo": GRPOConfig,
+    "distill": DistillConfig,
     "eval": EvalConfig,
     "gate": GateConfig,
 }
@@ -35,6 +45,7 @@ RESULT_FOLDERS = {
     "sft": "hf",
     "dpo": "hf",
     "grpo": "hf",
+    "distill": "hf",
     "gate": "hf",
     "rm": "hf",
     "preferences": "data",
@@ -42,7 +53,10 @@ RESULT_FOLDERS = {
 }
 """Folder of a stage's result within its own, by type; `stage:NAME` stands for it. An evaluation has none."""
 
-LANGUAGE_MODELS = ("sft", "dpo", "grpo", "gate")
+ON_POLICY = (GRPOConfig, DistillConfig)
+"""Stages that train a policy on its own samples, with engines beside the ranks."""
+
+LANGUAGE_MODELS = ("sft", "dpo", "grpo", "distill", "gate")
 
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 """A stage's name is also the name of its folder in the run, and a part of its job's."""
@@ -98,7 +112,7 @@ class Recipe(Settings):
     def _known_gates(self) -> "Recipe":
         names = list(self.stages)
         for index, (name, stage) in enumerate(self.stages.items()):
-            gate = stage.validation.gate if isinstance(stage, GRPOConfig) and stage.validation else None
+            gate = stage.validation.gate if isinstance(stage, ON_POLICY) and stage.validation else None
             if gate is None or gate.endswith((".yaml", ".yml")):
                 continue
             where = f"stages.{name}.validation.gate='{gate}'"

@@ -26,6 +26,7 @@ VERBS = {
     "rm": ("stage", "Train a reward model on comparisons."),
     "dpo": ("stage", "Train a policy on comparisons (DPO)."),
     "grpo": ("stage", "Train with reinforcement learning (GRPO)."),
+    "distill": ("stage", "Distil a student from teachers on its own text."),
     "sample": ("stage", "Collect verified conversations sampled from a model."),
     "eval": ("eval", "Evaluate a checkpoint on suites."),
     "bench": ("bench", "Measure this machine."),
@@ -39,7 +40,7 @@ VERBS = {
 }
 """The module in `jobs.verbs` of each verb, and its line in `alignyard --help`."""
 
-RESUMABLE = {"run", "sft", "rm", "dpo", "grpo", "sample", "preferences"}
+RESUMABLE = {"run", "sft", "rm", "dpo", "grpo", "distill", "sample", "preferences"}
 """Verbs that continue an interrupted run when the same command is given again."""
 
 

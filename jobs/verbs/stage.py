@@ -1,4 +1,4 @@
-"""`alignyard sft | rm | dpo | grpo | sample`: one stage, in the foreground."""
+"""`alignyard sft | rm | dpo | grpo | distill | sample`: one stage, in the foreground."""
 
 from pathlib import Path
 
@@ -36,5 +36,5 @@ def _add_verb(stage: str) -> None:
         return run_in_foreground(stage, file, overrides, output)
 
 
-for _stage in ("sft", "rm", "dpo", "grpo", "sample"):
+for _stage in ("sft", "rm", "dpo", "grpo", "distill", "sample"):
     _add_verb(_stage)

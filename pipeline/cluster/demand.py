@@ -12,10 +12,9 @@ from configs.base import Settings, walk
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
 from configs.graph import validation_gate
-from configs.grpo import GRPOConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
-from configs.stages import AnyStage, Recipe
+from configs.stages import ON_POLICY, AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.cluster.actors import ActorGroup, Node, describe_nodes
 from pipeline.cluster.placement import ActorBytes, StagePlacement, place
@@ -144,7 +143,7 @@ def stage_demand(config: AnyStage, recipe: Recipe | None = None) -> Demand:
     Example:
         stage_demand(recipe.stages["reason"], recipe).why_impossible(nodes())
     """
-    separate = isinstance(config, GRPOConfig) and config.placement == "separate"
+    separate = isinstance(config, ON_POLICY) and config.placement == "separate"
     return Demand(list(_actor_groups(config, recipe)), separate)
 
 

@@ -63,12 +63,14 @@ class Prompts:
         bad_rows.check(max_bad_share)
         return cls(prompts, bad_rows, seed)
 
-    def without(self, problems: Sequence[str | None], max_bad_share: float) -> "Prompts":
+    def without(
+        self, problems: Sequence[str | None], max_bad_share: float, reason: str = "cannot be judged"
+    ) -> "Prompts":
         """Return the prompts that have no problem, and count the others as bad rows. Raises ValueError for too many."""
         bad_rows = BadRows.from_state(self.bad_rows.state())
         for prompt, problem in zip(self._prompts, problems, strict=True):
             if problem is not None:
-                bad_rows.add(prompt.task.row, BadRowError("cannot be judged", problem))
+                bad_rows.add(prompt.task.row, BadRowError(reason, problem))
         bad_rows.check(max_bad_share)
         good = [prompt for prompt, problem in zip(self._prompts, problems, strict=True) if problem is None]
         return Prompts(good, bad_rows, self._seed)

@@ -226,8 +226,8 @@ def shard_indices(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: 
 def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[MicroBatch]]:
     """Return the micro-batches of each rank (see `cut` and `shard_indices`).
 
-    Fewer trees than ranks are cut into a part for each rank. Ranks meet in collectives, so all get the same number: a
-    rank with fewer rows gets rows of one untrained token.
+    Fewer trees than ranks are cut into a part for each rank, as far as they have branches. Ranks meet in collectives,
+    so all get the same number: a rank with fewer rows gets rows of one untrained token.
     """
     parts_each = -(-num_ranks // len(trees))
 
@@ -236,10 +236,11 @@ def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> 
         return min(micro_batch_tokens, len(tree.root_ids) + max(branch_tokens // parts_each, 1))
 
     trees = [part for tree in trees for part in cut(tree, most_tokens(tree))]
-    indices = shard_indices(trees, num_ranks=num_ranks, micro_batch_tokens=micro_batch_tokens)
+    indices = shard_indices(trees, num_ranks=min(num_ranks, len(trees)), micro_batch_tokens=micro_batch_tokens)
     ranks = [[micro_batch([trees[i] for i in row]) for row in rows] for rows in indices]
+    ranks += [[] for _ in range(num_ranks - len(ranks))]
     longest = max(len(rows) for rows in ranks)
-    return [rows + [_untrained_row(rows[0])] * (longest - len(rows)) for rows in ranks]
+    return [rows + [_untrained_row((rows or ranks[0])[0])] * (longest - len(rows)) for rows in ranks]
 
 
 def values_in_order(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from configs.grpo import GRPOConfig
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.grpo.experience import Experience, JudgedGroup
-from pipeline.grpo.figures import length_slope, rollout_figures
+from pipeline.grpo.figures import length_slope, reward_figures, rollout_figures
 from pipeline.grpo.fleet import Fleet
 from pipeline.grpo.mix import DECIMALS, mix, mix_metrics, shape_overlong
 from pipeline.objectives.advantage import Array, has_spread
@@ -41,7 +41,8 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Ex
             if spread_P.sum() >= num_prompts:
                 break
     rows = np.argsort(~spread_P, kind="stable")[:num_prompts]
-    metrics |= rollout_figures([completion for group in sampled for completion in group.group.completions], totals_PG)
+    completions = [completion for group in sampled for completion in group.group.completions]
+    metrics |= reward_figures(totals_PG) | rollout_figures(completions)
     metrics |= {
         "rollout/sampled_groups": float(len(spread_P)),
         "rollout/mixed_groups_rate": float(spread_P.mean()),

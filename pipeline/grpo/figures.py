@@ -15,15 +15,21 @@ GRAM = 4
 """Length of the n-grams whose repetition is counted, in tokens."""
 
 
-def rollout_figures(completions: Sequence[Completion], rewards_PG: Array) -> dict[str, float]:
-    """Compute the metrics of all completions of a step. The entropy, in nats per token, is estimated by the mean of
-    -log p over the sampled tokens."""
-    kept = [completion.kept_tokens.counts for completion in completions if completion.kept_tokens is not None]
+def reward_figures(rewards_PG: Array) -> dict[str, float]:
+    """Compute mean and deviation of a step's rewards, and the share of completions without one."""
     judged_rewards_N = rewards_PG[~np.isnan(rewards_PG)]
     return {
         "reward/total/mean": float(judged_rewards_N.mean()) if judged_rewards_N.size else float("nan"),
         "reward/total/std": float(judged_rewards_N.std()) if judged_rewards_N.size else float("nan"),
         "reward/total/left_out_rate": 1 - judged_rewards_N.size / rewards_PG.size,
+    }
+
+
+def rollout_figures(completions: Sequence[Completion]) -> dict[str, float]:
+    """Compute the metrics of all completions of a step. The entropy, in nats per token, is estimated by the mean of
+    -log p over the sampled tokens."""
+    kept = [completion.kept_tokens.counts for completion in completions if completion.kept_tokens is not None]
+    return {
         "rollout/length/mean": float(np.mean([len(completion.token_ids) for completion in completions])),
         "rollout/truncated_rate": float(np.mean([completion.finish_reason == "length" for completion in completions])),
         "rollout/entropy_mean": -float(np.mean([p for completion in completions for p in completion.logprobs])),

@@ -1,13 +1,16 @@
-"""The workers of a GRPO stage as one object: training ranks, rollout engines and judges, with the phases of a step.
+"""The workers of a stage that samples from its own policy as one object, with the phases of a step: training ranks and
+rollout engines, and for GRPO judges.
 
 Ranks and engines take turns on their devices, once a step: the engines sleep while the ranks train, both hold only
 weights while these are sent, and the ranks sleep while the engines sample and validate.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
+from configs.distill import DistillConfig
 from configs.grpo import GRPOConfig
 from pipeline.data.trees import MicroBatch
 from pipeline.grpo.batches import TrainingBatch
@@ -38,42 +41,32 @@ class PreparedBatch:
     denominator: float
 
 
-@dataclass
-class Fleet:
-    """Handles of a GRPO stage's workers.
+_ConfigT = TypeVar("_ConfigT", GRPOConfig, DistillConfig)
 
-    folder: of the stage.
+
+@dataclass(kw_only=True)
+class OnPolicyFleet(Generic[_ConfigT]):
+    """Handles of the ranks and engines of a stage.
+
     probe: fixed sequences whose log-probabilities prove a weight sync.
     watch: seconds of each phase.
     margins: bounds of a sync in units of the policy's rounding. In bfloat16 the first sync of the stage sets them.
     rounding: the policy's, measured at the first sync and at every tenth step.
-    coefficients: those of the next step.
     """
 
     policy: TrainingRanks
     rollout: RolloutPool
-    rewards: RewardPool
     checkpoints: Checkpoints
-    config: GRPOConfig
-    folder: Path
+    config: _ConfigT
     probe: list[list[int]]
     watch: Stopwatch = field(default_factory=Stopwatch)
     margins: Gap = MARGINS
     rounding: Gap | None = None
-    coefficients: Coefficients = NO_COEFFICIENTS
     _mismatch_bound: float = 0.0
     """The last sync's bound on the mean |trainer - engine| log-probability, in nats."""
 
     def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Take margins, rounding and coefficients over from the metrics of the steps before."""
-        objective = self.config.objective
-        self.coefficients = Coefficients(
-            objective.kl_coef if objective.kl_target is not None else None, objective.entropy_coef
-        )
-        if rows:
-            kl, entropy = (rows[-1].get(f"loss/{name}_coef") for name in Coefficients._fields)
-            self.coefficients = Coefficients(kl, self.coefficients.entropy if entropy is None else entropy)
-            self.adapt_coefficients(rows[-1])
+        """Take margins and rounding over from the metrics of the steps before."""
         if rows and "sync/margin_mean" in rows[-1]:
             self.margins = MARGINS._replace(mean=rows[-1]["sync/margin_mean"])
         if rows:
@@ -95,54 +88,15 @@ class Fleet:
         with self.watch("train"):
             return self.rollout.to(DeviceState.ASLEEP) | self.policy.to(DeviceState.AWAKE)
 
-    def prepare(self, batch: TrainingBatch) -> PreparedBatch:
-        """Shard a batch over the ranks and add the log-probabilities that its loss reads: the reference's for the KL
-        term, and the policy's before the first update for the ratio (eq. 32 of DeepSeek-V2).
-
-        With a single update per batch, the update's own forward pass gives the ratio's denominator.
-        """
-        shards = self.policy.shard(batch.trees)
-        with self.watch("reference"):
-            if self.config.objective.kl_coef > 0:
-                shards = self.policy.with_logprobs(shards, reference=True)
-            if self.config.routing_replay == "policy":
-                shards = self.policy.with_routes(shards)
-            elif self.config.updates_per_batch > 1:
-                shards = self.policy.with_logprobs(shards, reference=False)
-        return PreparedBatch(shards, batch.denominator)
-
-    def update(self, batch: PreparedBatch) -> dict[str, float]:
-        """Do one optimizer step. Raises RunStopped if trainer and engines differ on the sampled tokens by more than the
-        last sync allowed."""
-        with self.watch("train"):
-            metrics = self.policy.update(batch.shards, batch.denominator)
-        num_tokens = sum(len(micro_batch.target_N) for shard in batch.shards for micro_batch in shard)
+    def refuse_mismatch(
+        self, metrics: Mapping[str, float], shards: Iterable[Sequence[MicroBatch]], temperature: float = 1.0
+    ) -> None:
+        """Raise RunStopped if trainer and engines differ on the sampled tokens of an update, of which these are the
+        metrics and the micro-batches, by more than the last sync allowed."""
+        num_tokens = sum(len(micro_batch.target_N) for shard in shards for micro_batch in shard)
         # The probe is scored at temperature 1; a lower one enlarges differences of logits.
-        bound = self._mismatch_bound / min(self.config.sampling.temperature, 1.0)
+        bound = self._mismatch_bound / min(temperature, 1.0)
         refuse_mismatch(metrics, num_tokens, bound, step=self.checkpoints.step + 1)
-        return metrics
-
-    def adapt_coefficients(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Adapt the coefficients that have a target to the `metrics` of a step; return those that this step had."""
-        objective, before = self.config.objective, self.coefficients
-        figures: dict[str, float] = {}
-        if before.kl is not None and objective.kl_target is not None:
-            kl = adapted_kl_coef(before.kl, divergence=metrics["loss/kl_mean"], target=objective.kl_target)
-            self.coefficients = self.coefficients._replace(kl=kl)
-            figures["loss/kl_coef"] = before.kl
-        if objective.entropy_target is not None:
-            entropy = metrics["rollout/entropy_mean"]
-            entropy = adapted_entropy_coef(before.entropy, entropy=entropy, target=objective.entropy_target)
-            self.coefficients = self.coefficients._replace(entropy=entropy)
-            figures["loss/entropy_coef"] = before.entropy
-        return figures
-
-    def refresh_reference(self, step: int) -> None:
-        """Let the reference become the policy after `step`, if that is due and another step follows."""
-        every_steps = self.config.objective.reference_every_steps
-        if every_steps and step % every_steps == 0 and step < self.config.steps:
-            with self.watch("reference"):
-                refresh_reference(self.policy, self.folder, step, every_steps)
 
     def sync_weights(self, step: int) -> dict[str, float]:
         """Sync the policy after `step` to the engines, which then are awake (pipeline.grpo.sync); return metrics."""
@@ -168,3 +122,74 @@ class Fleet:
     @property
     def _colocated(self) -> bool:
         return self.config.placement == "colocated"
+
+
+@dataclass(kw_only=True)
+class Fleet(OnPolicyFleet[GRPOConfig]):
+    """Handles of a GRPO stage's workers.
+
+    folder: of the stage.
+    coefficients: those of the next step.
+    """
+
+    rewards: RewardPool
+    folder: Path
+    coefficients: Coefficients = NO_COEFFICIENTS
+
+    def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Take margins, rounding and coefficients over from the metrics of the steps before."""
+        objective = self.config.objective
+        self.coefficients = Coefficients(
+            objective.kl_coef if objective.kl_target is not None else None, objective.entropy_coef
+        )
+        if rows:
+            kl, entropy = (rows[-1].get(f"loss/{name}_coef") for name in Coefficients._fields)
+            self.coefficients = Coefficients(kl, self.coefficients.entropy if entropy is None else entropy)
+            self.adapt_coefficients(rows[-1])
+        super().resume(rows)
+
+    def prepare(self, batch: TrainingBatch) -> PreparedBatch:
+        """Shard a batch over the ranks and add the log-probabilities that its loss reads: the reference's for the KL
+        term, and the policy's before the first update for the ratio (eq. 32 of DeepSeek-V2).
+
+        With a single update per batch, the update's own forward pass gives the ratio's denominator.
+        """
+        shards = self.policy.shard(batch.trees)
+        with self.watch("reference"):
+            if self.config.objective.kl_coef > 0:
+                shards = self.policy.with_logprobs(shards, reference=True)
+            if self.config.routing_replay == "policy":
+                shards = self.policy.with_routes(shards)
+            elif self.config.updates_per_batch > 1:
+                shards = self.policy.with_logprobs(shards, reference=False)
+        return PreparedBatch(shards, batch.denominator)
+
+    def update(self, batch: PreparedBatch) -> dict[str, float]:
+        """Do one optimizer step. Raises RunStopped if trainer and engines differ on the sampled tokens by more than the
+        last sync allowed."""
+        with self.watch("train"):
+            metrics = self.policy.update(batch.shards, batch.denominator)
+        self.refuse_mismatch(metrics, batch.shards, self.config.sampling.temperature)
+        return metrics
+
+    def adapt_coefficients(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Adapt the coefficients that have a target to the `metrics` of a step; return those that this step had."""
+        objective, before = self.config.objective, self.coefficients
+        figures: dict[str, float] = {}
+        if before.kl is not None and objective.kl_target is not None:
+            kl = adapted_kl_coef(before.kl, divergence=metrics["loss/kl_mean"], target=objective.kl_target)
+            self.coefficients = self.coefficients._replace(kl=kl)
+            figures["loss/kl_coef"] = before.kl
+        if objective.entropy_target is not None:
+            entropy = metrics["rollout/entropy_mean"]
+            entropy = adapted_entropy_coef(before.entropy, entropy=entropy, target=objective.entropy_target)
+            self.coefficients = self.coefficients._replace(entropy=entropy)
+            figures["loss/entropy_coef"] = before.entropy
+        return figures
+
+    def refresh_reference(self, step: int) -> None:
+        """Let the reference become the policy after `step`, if that is due and another step follows."""
+        every_steps = self.config.objective.reference_every_steps
+        if every_steps and step % every_steps == 0 and step < self.config.steps:
+            with self.watch("reference"):
+                refresh_reference(self.policy, self.folder, step, every_steps)

@@ -27,6 +27,7 @@ from pipeline.models.mtp import Mtp, mtp_as_layers
 from pipeline.models.packed import hidden_states, use_packed
 from pipeline.models.parity import narrow_windows, probe_trees, readable, refuse_leaks, refuse_other_values, sequences
 from pipeline.models.routing import Routers, counted_tokens
+from pipeline.objectives.distillation import reverse_kl
 
 CHUNK_TOKENS = 1024
 """Rows of float32 logits in memory at once: 0.5 GB with DeepSeek-V3's vocabulary."""
@@ -58,6 +59,26 @@ class TokenSampling(NamedTuple):
     kept_NK: Tensor | None = None
 
 
+class TeacherTokens(NamedTuple):
+    """A teacher's side of the tokens of a row: its last hidden states, [N, teacher's D], and its head.
+
+    The head's weight has at least V rows, of which the first V count: a larger model of a family may pad its vocabulary
+    further.
+    """
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+
+
+class TaughtTokens(NamedTuple):
+    """Output of a pass beside a teacher, float32 [N]: log-probabilities of the targets, without a gradient, and the
+    divergence from the teacher."""
+
+    logprobs_N: Tensor
+    divergence_N: Tensor
+
+
 class LogprobModel(nn.Module):
     """A causal language model whose forward pass returns the log-probabilities of given tokens.
 
@@ -87,20 +108,27 @@ class LogprobModel(nn.Module):
         token_ids_T: Tensor,
         layout: Layout,
         source_N: Tensor,
-        target_N: Tensor,
+        target_N: Tensor | None,
         experts_TLK: Tensor | None = None,
         sampling: TokenSampling | None = None,
-    ) -> Tensor | MtpLogprobs:
+        teacher: TeacherTokens | None = None,
+    ) -> Tensor | MtpLogprobs | TaughtTokens:
         """Return float32 [N]: log pi(target_N[i] | tokens that row source_N[i] sees), in nats.
 
         token_ids_T int64 [T]; source_N int64 [N] rows of T; target_N int64 [N] token ids; experts_TLK: routes to
         replay (see pipeline.models.routing). With `mtp` and gradients, returns MtpLogprobs, whose modules predict
-        without regard to `sampling`. Passes with gradients count towards the load of the experts.
+        without regard to `sampling`; with `teacher`, TaughtTokens; without target_N, the last hidden states [N, D].
+        Passes with gradients count towards the load of the experts.
         """
         self.routers.begin(experts_TLK, counted_T=counted_tokens(layout, len(source_N), token_ids_T.device))
         hidden_TD = hidden_states(self.causal_lm, token_ids_T, layout)
+        if target_N is None:
+            return hidden_TD[source_N]
         head = self.causal_lm.get_output_embeddings()
         assert head is not None
+        if teacher is not None:
+            divergence = partial(_chunk_divergence, weight_VD=teacher.weight_VD, bias_V=teacher.bias_V)
+            return TaughtTokens(*self._over_chunks(head, divergence, hidden_TD[source_N], target_N, teacher.hidden_ND))
         if self.mtp is None or not torch.is_grad_enabled():
             return self._logprobs(head, hidden_TD[source_N], target_N, sampling)[0]
         logprobs_N, likeliest_N = self._logprobs(head, hidden_TD[source_N], target_N, sampling, likeliest=True)
@@ -125,13 +153,24 @@ class LogprobModel(nn.Module):
         *,
         likeliest: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities of the targets, float32 [N], and the `likeliest` tokens, int64 [N] or empty.
+        """Return log-probabilities of the targets, float32 [N], and the `likeliest` tokens, int64 [N] or empty."""
+        function = partial(_chunk_logprobs, likeliest=likeliest)
+        return self._over_chunks(head, function, hidden_ND, target_N, *(sampling or TokenSampling()))
+
+    def _over_chunks(
+        self,
+        head: nn.Module,
+        function: Callable[..., tuple[Tensor, Tensor]],
+        hidden_ND: Tensor,
+        *columns: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return `function(logits, hidden_CD, *columns)` of all chunks, joined; columns have N rows or are None.
 
         The head is called once for all chunks: under ZeRO-3 a call gathers its weight with all ranks, and their rows
         have unequal numbers of chunks.
         """
         logits = head.forward
-        head.forward = partial(self._in_chunks, logits, likeliest, (target_N, *(sampling or TokenSampling())))
+        head.forward = partial(self._in_chunks, logits, function, columns)
         try:
             return head(hidden_ND)
         finally:
@@ -140,32 +179,51 @@ class LogprobModel(nn.Module):
     def _in_chunks(
         self,
         logits: Callable[[Tensor], Tensor],
-        likeliest: bool,
+        function: Callable[..., tuple[Tensor, Tensor]],
         columns: Sequence[Tensor | None],
         hidden_ND: Tensor,
     ) -> tuple[Tensor, Tensor]:
         columns_C = [repeat(None) if column is None else column.split(self.chunk_tokens) for column in columns]
         chunks = zip(hidden_ND.split(self.chunk_tokens), *columns_C, strict=False)
         if torch.is_grad_enabled():
-            parts = [checkpoint(_chunk_logprobs, logits, likeliest, *chunk, use_reentrant=False) for chunk in chunks]
-        else:
-            parts = [_chunk_logprobs(logits, likeliest, *chunk) for chunk in chunks]
-        logprobs, tokens = zip(*parts, strict=True)
-        return torch.cat(logprobs), torch.cat(tokens)
+            function = partial(checkpoint, function, use_reentrant=False)
+        first, second = zip(*(function(logits, *chunk) for chunk in chunks), strict=True)
+        return torch.cat(first), torch.cat(second)
 
 
 def _chunk_logprobs(
     logits: Callable[[Tensor], Tensor],
-    likeliest: bool,
     hidden_CD: Tensor,
     target_C: Tensor,
     temperature_C: Tensor | None,
     kept_CK: Tensor | None,
+    *,
+    likeliest: bool,
 ) -> tuple[Tensor, Tensor]:
     logits_CV = logits(hidden_CD).float()
     tokens_C = logits_CV.argmax(1) if likeliest else target_C[:0]
     logprobs_C: Any = TargetLogprobs.apply(logits_CV, target_C, temperature_C, kept_CK)
     return logprobs_C, tokens_C
+
+
+def _chunk_divergence(
+    logits: Callable[[Tensor], Tensor],
+    hidden_CD: Tensor,
+    target_C: Tensor,
+    teacher_hidden_CD: Tensor,
+    *,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities of the targets and the divergence from the teacher, whose logits are rebuilt here."""
+    logits_CV = logits(hidden_CD).float()
+    size = logits_CV.shape[1]
+    product: Any = _FloatProduct.apply if weight_VD.dtype == torch.bfloat16 else linear
+    teacher_logits_CV = product(teacher_hidden_CD, weight_VD[:size])
+    if bias_V is not None:
+        teacher_logits_CV += bias_V[:size].float()
+    divergence_C, logprobs_C = reverse_kl(logits_CV=logits_CV, teacher_logits_CV=teacher_logits_CV, target_C=target_C)
+    return logprobs_C, divergence_C
 
 
 class TargetLogprobs(torch.autograd.Function):

@@ -45,7 +45,7 @@ class Work:
     """Most tokens of a completion or a text."""
     longest: int
     """Most tokens of a row that can't be cut: a text, a comparison, or a completion with its prompt."""
-    scored: int = 0
+    scored: float = 0
     """Forward passes beside training: the reference's, and the policy's own where the ratio needs one."""
     updates: int = 1
 

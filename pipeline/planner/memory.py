@@ -93,10 +93,10 @@ class RolloutLayout:
         return 1 if part in self.fp8 else model.width
 
 
-def train_state(model: Architecture, layout: TrainLayout, *, reference: bool) -> tuple[Parts, Parts]:
+def train_state(model: Architecture, layout: TrainLayout, *, reference: Architecture | None) -> tuple[Parts, Parts]:
     """Return what a training rank holds between steps: (on the device, in the machine's memory).
 
-    reference: whether a frozen copy of the model stands beside it; only ZeRO-3 shards it. Parts that are offloaded to
+    reference: the frozen model that stands beside it, if any; only ZeRO-3 shards it. Parts that are offloaded to
     NVMe are in neither.
     """
     width, stage = model.width, layout.zero_stage
@@ -113,8 +113,8 @@ def train_state(model: Architecture, layout: TrainLayout, *, reference: bool) ->
     optimizer = {"moments": owned * 2 * ELEMENT_BYTES[layout.moments]}
     if stage or model.dtype == "bfloat16":
         optimizer["master weights"] = owned * 4  # ZeRO has a copy even of float32 weights
-    if reference:
-        device["reference"] = (shard if stage == 3 else model.total) * width  # without expert parallelism
+    if reference:  # without expert parallelism
+        device["reference"] = reference.total / (layout.ranks if stage == 3 else 1) * reference.width
     if layout.offload is None:
         return device | optimizer, {}
     host = optimizer | {"float32 gradients": owned * 4}

@@ -1,4 +1,4 @@
-"""Alarms of a GRPO run: figures that call for a person, or that stop the run.
+"""Alarms of a run of GRPO or distillation: figures that call for a person, or that stop the run.
 
 Alarms of a step test one of its figures. Drift alarms compare the newest `DRIFT_STEPS` steps with as many at the start,
 and the alarm of reward hacking looks for trends in the newest `TREND_STEPS`. They depend on the rows of `metrics.jsonl`
@@ -13,6 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
+from configs.distill import DistillConfig
 from configs.grpo import AlarmName, GRPOConfig
 from pipeline.errors import RunStopped
 from pipeline.reports.files import MetricsRow
@@ -109,9 +110,10 @@ class Alarms:
         alarms.check(step, metrics)
     """
 
-    def __init__(self, config: GRPOConfig, warn: Callable[[str], None]) -> None:
+    def __init__(self, config: GRPOConfig | DistillConfig, warn: Callable[[str], None]) -> None:
         self._config = config
-        self._held_out = [spec.label for spec in config.rewards if spec.weight == 0 and spec.gate is None]
+        rewards = config.rewards if isinstance(config, GRPOConfig) else []
+        self._held_out = [spec.label for spec in rewards if spec.weight == 0 and spec.gate is None]
         self._warn = warn
         self._raised: set[str] = set()
         self._first: list[MetricsRow] = []

@@ -24,6 +24,9 @@ LEARNING = (
     Chart("Reward", "", {"reward/total/mean": "total", "reward/*/mean": ""}),
     Chart("Pass rate", "score of 1 or more", {"reward/*/pass_rate": ""}),
     Chart("Loss", "nats a token", {"loss/nll_mean": "training", "eval/nll_mean": "held out"}),
+    Chart(
+        "Divergence from the teachers", "nats a token", {"loss/reverse_kl_mean": "all", "teacher/*/reverse_kl_mean": ""}
+    ),
     Chart("Multi-token prediction", "share of drafts accepted", {"mtp/acceptance_*": ""}),
     Chart(
         "Accuracy",
@@ -93,6 +96,7 @@ HEADLINE = {
     "dpo/accuracy": "accuracy in training",
     "rollout/length/mean": "tokens a completion",
     "loss/kl_mean": "divergence",
+    "loss/reverse_kl_mean": "divergence from the teachers",
     "time/step_seconds": "seconds a step",
 }
 """Keys and names of the figures to see first, in this order; at most `_HEADLINE_FIGURES` of them."""
@@ -102,6 +106,7 @@ TREND = {
     "reward_model/accuracy": "accuracy in training",
     "dpo/accuracy": "accuracy in training",
     "loss/nll_mean": "loss",
+    "loss/reverse_kl_mean": "divergence from the teachers",
 }
 """Keys of the curve that stands for a stage: the first that it has."""
 STEP_SECONDS = "time/step_seconds"

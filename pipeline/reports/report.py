@@ -44,7 +44,8 @@ costs a run no more than a hundredth."""
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion for people to read. A reward of NaN means that it was left out, since it could not be judged."""
+    """One completion for people to read. A reward of NaN means that it was left out, since it could not be judged.
+    Where nothing judges, there are no verdicts."""
 
     prompt: str
     completion: str
@@ -66,11 +67,13 @@ COLUMNS = (
     ("eval/*/accuracy", "", ".1%", 6),
     ("rollout/entropy_mean", "entropy", ".3f", 7),
     ("loss/kl_mean", "kl", ".1e", 7),
+    ("loss/reverse_kl_mean", "reverse kl", ".4f", 10),
     ("mismatch/abs_max", "mismatch", ".1e", 8),
     ("train/grad_norm", "grad", ".2f", 5),
     ("train/learning_rate", "lr", ".1e", 7),
     ("time/generate_seconds", "gen", ".1f", 5),
     ("time/reference_seconds", "ref", ".1f", 5),
+    ("time/teachers_seconds", "teach", ".1f", 5),
     ("time/train_seconds", "train", ".1f", 5),
     ("time/sync_seconds", "sync", ".1f", 5),
     ("time/eval_seconds", "eval", ".1f", 5),
@@ -237,9 +240,10 @@ def sample_lines(sample: Sample) -> list[Text]:
         for name, verdict in sample.verdicts.items()
     )
     reward = "left out" if math.isnan(sample.reward) else f"reward {sample.reward:g}"
+    judged = f"{reward} ({verdicts}), " if sample.verdicts else ""
     lines = [
         Text(prompt + _elide(sample.completion, _LINE_WIDTH - len(prompt)), style="dim"),
-        Text(f"  {reward} ({verdicts}), finish_reason {sample.finish_reason}", style="dim"),
+        Text(f"  {judged}finish_reason {sample.finish_reason}", style="dim"),
     ]
     for line in lines:
         line.truncate(_LINE_WIDTH, overflow="ellipsis")

@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from configs.grpo import GRPOConfig
+from configs.stages import STAGES
 from pipeline.disk.files import read_json_or_none
 from pipeline.disk.recorded import CONFIG, DECISION, LINEAGE, read_figures
 from pipeline.gates.decision import read_decision
@@ -39,7 +40,7 @@ def write_html(folder: Path) -> None:
         rows=rows,
         seconds=sum(row.get(STEP_SECONDS, 0.0) for row in rows),
         figures=figures,
-        alarms=_alarms(folder, rows) if stage_type == "grpo" and rows else [],
+        alarms=_alarms(folder, rows, stage_type) if stage_type in ("grpo", "distill") and rows else [],
         headline=headline(rows),
         suites=suites,
         calibrations={suite: calibration(folder / "evaluation" / f"{suite}.reliability.jsonl") for suite in suites},
@@ -63,9 +64,9 @@ def write_html(folder: Path) -> None:
     )
 
 
-def _alarms(folder: Path, rows: Sequence[MetricsRow]) -> list[str]:
+def _alarms(folder: Path, rows: Sequence[MetricsRow], stage_type: str) -> list[str]:
     """The warnings that the run's alarms gave, each with its step."""
-    config = GRPOConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+    config: Any = STAGES[stage_type].model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
     warnings: list[str] = []
     step = 0
     alarms = Alarms(

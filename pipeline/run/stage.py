@@ -14,9 +14,8 @@ from typing import Any, Literal, TypeVar
 from rich.console import Console
 
 from configs.graph import validation_gate
-from configs.grpo import GRPOConfig
 from configs.references import resolve_references
-from configs.stages import RESULT_FOLDERS, AnyStage, Recipe
+from configs.stages import ON_POLICY, RESULT_FOLDERS, AnyStage, Recipe
 from pipeline.cluster.machine import refuse_here
 from pipeline.cluster.room import wait_for_resources
 from pipeline.cluster.start import cluster_when_needed
@@ -41,6 +40,7 @@ MODULES = {
     "rm": "pipeline.stages.reward_model",
     "dpo": "pipeline.stages.dpo",
     "grpo": "pipeline.stages.grpo",
+    "distill": "pipeline.stages.distill",
     "gate": "pipeline.stages.gate",
     "eval": "pipeline.stages.evaluate",
 }
@@ -132,7 +132,7 @@ def resolve_gate(config: AnyStage, folder: Path, recipe: Recipe | None) -> Valid
     """Resolve the gate that validates the stage while it trains; None for none. The stage's own model replaces the
     gate's candidate and parent, which are not evaluated."""
     gate = validation_gate(config, recipe)
-    if gate is None or not isinstance(config, GRPOConfig):
+    if gate is None or not isinstance(config, ON_POLICY):
         return None
     gate = gate.model_copy(update={"candidate": config.model, "parent": config.model})
     return ValidationGate(gate, resolve_stage(gate, folder, recipe))

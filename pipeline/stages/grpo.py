@@ -7,6 +7,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from configs.distill import DistillConfig
 from configs.evaluation import refuse_unfit
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
@@ -106,7 +107,8 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
             validation = Validation(gate, suites, rollout, checkpoints, folder / "validation", validates)
         text = chain.from_iterable(prompt.token_ids for prompt in prompts)
         probe = probe_sequences(len(tokenizer), max_model_len=config.rollout.max_model_len, text=text)
-        fleet = Fleet(policy, rollout, rewards, checkpoints, config, folder, probe)
+        handles = {"policy": policy, "rollout": rollout, "rewards": rewards}
+        fleet = Fleet(**handles, checkpoints=checkpoints, config=config, folder=folder, probe=probe)
         fleet.resume(rows)
         run(config, prompts, fleet, report, alarms, validation.figures if validation else lambda _: {})
     return report.last_metrics
@@ -146,7 +148,7 @@ def train_spec(config: GRPOConfig, model: Path) -> TrainSpec:
     )
 
 
-def check_validation(config: GRPOConfig, gate: GateConfig) -> None:
+def check_validation(config: GRPOConfig | DistillConfig, gate: GateConfig) -> None:
     """Raise ValueError for a gate whose suites these engines can't run, or whose files, rewards or tasks do not
     exist."""
     if config.rollout.max_model_len < gate.rollout.max_model_len:
@@ -154,7 +156,8 @@ def check_validation(config: GRPOConfig, gate: GateConfig) -> None:
             f"rollout.max_model_len={config.rollout.max_model_len} is less than the {gate.rollout.max_model_len} that "
             "the gate in validation.gate sets for its suites; raise it, or lower the gate's"
         )
-    if config.sampling.is_truncated and gate.sampling.temperature and not gate.sampling.top_k:
+    truncated = isinstance(config, GRPOConfig) and config.sampling.is_truncated
+    if truncated and gate.sampling.temperature and not gate.sampling.top_k:
         raise ValueError(
             "the gate in validation.gate has no sampling.top_k, which engines that record the kept tokens of "
             "sampling.top_k and sampling.top_p need; set it there, or its temperature to 0"

@@ -4,6 +4,7 @@ The settings of torch and DeepSpeed that correct their behaviour are all set her
 """
 
 import os
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from pipeline.models.mtp import Mtp, mtp_as_layers
 from pipeline.models.score import ScoreModel, refuse_other_scores
 from pipeline.train.expert_parallel import shard_experts
 from pipeline.train.moments import BF16MomentsAdamW
-from pipeline.train.spec import TrainSpec
+from pipeline.train.spec import FrozenModel, TrainSpec
 from pipeline.weights.adapters import prepare_adapters
 from pipeline.weights.load import load_model, load_with_mtp
 from pipeline.weights.reward_model import is_score_model, load_score_model, new_score_model
@@ -80,16 +81,30 @@ def build_engine(spec: TrainSpec) -> tuple[PreTrainedModel, Any]:
     return causal_lm, engine
 
 
-def build_reference(spec: TrainSpec, device: torch.device) -> nn.Module:
-    """Build the frozen copy of the model that KL terms refer to, sharded under ZeRO-3."""
-    model = LogprobModel(load_model(spec.reference or spec.model, spec.dtype), fp8=spec.trainer.fp8)
+def build_frozen(frozen: FrozenModel, spec: TrainSpec, device: torch.device, *, checks: bool = False) -> nn.Module:
+    """Build a frozen model beside the trained one, such as the reference that KL terms refer to; sharded under ZeRO-3.
+
+    checks: raise ValueError for a model whose log-probabilities can't be computed exactly. The copy of a model that is
+    trained needs none.
+    """
+    causal_lm = load_model(frozen.model, frozen.dtype)
+    if checks:
+        refuse_randomness(causal_lm)
+        refuse_other_logits(causal_lm)
+    model = LogprobModel(causal_lm, fp8=spec.trainer.fp8)
     model.eval().requires_grad_(False)
     _shard_experts(model.causal_lm, spec.trainer)
     if spec.trainer.zero_stage < 3:
         return model.to(device)
-    initialized: Any = deepspeed.initialize(model=model, config=deepspeed_config(spec))
+    initialized: Any = deepspeed.initialize(model=model, config=deepspeed_config(replace(spec, dtype=frozen.dtype)))
     initialized[0].eval()
     return initialized[0]
+
+
+def destroy_frozen(model: nn.Module) -> None:
+    """Take DeepSpeed's hooks off what `build_frozen` made, so that it can be freed."""
+    if isinstance(model, deepspeed.DeepSpeedEngine):
+        model.destroy()
 
 
 def build_causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, LogprobModel]:

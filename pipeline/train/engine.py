@@ -24,14 +24,14 @@ from pipeline.models.mtp import mtp_as_layers
 from pipeline.models.rounding import perturbed_rounding
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.train.balancer import Balancer
-from pipeline.train.build import build_engine, build_reference, join_ranks, prepare_torch
+from pipeline.train.build import build_engine, build_frozen, join_ranks, prepare_torch
 from pipeline.train.expert_parallel import as_fused, expert_group
 from pipeline.train.losses import batch_loss, metric_count
 from pipeline.train.memory import StepMemory
 from pipeline.train.schedule import learning_rate
 from pipeline.train.sender import WeightSender
 from pipeline.train.sleep import Residence
-from pipeline.train.spec import BatchSums, TrainSpec
+from pipeline.train.spec import BatchSums, FrozenModel, TrainSpec
 from pipeline.train.state import copy_weights, gathered, layers, load_state, save_state, trained_tensors
 from pipeline.weights.adapters import write_adapters
 from pipeline.weights.fused import checkpoint_tensors
@@ -61,7 +61,8 @@ class TrainEngine:
         model = self.engine.module
         self._mtp = model.mtp if isinstance(model, LogprobModel) else None
         self.balancer = Balancer(model.routers, spec.balance, self.device, expert_group(self._model))
-        self.reference = build_reference(spec, self.device) if spec.with_reference and not spec.lora else None
+        frozen = FrozenModel(spec.reference or spec.model, spec.dtype)
+        self.reference = build_frozen(frozen, spec, self.device) if spec.with_reference and not spec.lora else None
         self.step = 0
         self.name, self.state = f"rank {torch.distributed.get_rank()}", DeviceState.AWAKE
         self._has_gradient = False
@@ -226,14 +227,16 @@ class TrainEngine:
         with torch.no_grad():
             return [self._forward(model, row).cpu().numpy() for row in batch]
 
-    def _forward(self, model: Callable[..., Any], row: MicroBatch) -> Any:
+    def _forward(self, model: Callable[..., Any], row: MicroBatch, **options: Any) -> Any:
+        """Run `model` on `row`; `options` add to its arguments, or replace them."""
         token_ids_T, source_N, target_N = (
             torch.from_numpy(x.copy()).to(self.device) for x in (row.token_ids_T, row.source_N, row.target_N)
         )
-        targets = () if self.spec.is_reward_model else (target_N,)
-        options = _replayed(row, self.device)
+        inputs: dict[str, Any] = {} if self.spec.is_reward_model else {"target_N": target_N}
+        inputs |= _replayed(row, self.device)
+        layout = Layout(row.lengths, row.parents, row.repeated)
         with self._residence.working("logits", 4 * min(len(row.target_N), CHUNK_TOKENS) * self._vocab_size):
-            return model(token_ids_T, Layout(row.lengths, row.parents, row.repeated), source_N, *targets, **options)
+            return model(token_ids_T, layout, source_N, **inputs | options)
 
 
 def _replayed(row: MicroBatch, device: torch.device) -> dict[str, Any]:

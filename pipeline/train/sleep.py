@@ -48,6 +48,11 @@ class Residence:
         if self._ledger is not None:
             self._ledger.hold({kind: _num_bytes(storages) for kind, storages in self._storages().items()})
 
+    def replace_reference(self, reference: nn.Module | None) -> None:
+        """Take another frozen model, or none, for the reference's memory. The rank is awake."""
+        self._reference = reference
+        self.record()
+
     def working(self, kind: str, num_bytes: int) -> AbstractContextManager[None]:
         """Enter memory that is needed within the block only."""
         return self._ledger.holding(kind, num_bytes) if self._ledger else nullcontext()

@@ -3,10 +3,12 @@
 This file imports no torch, like everything that drives ranks and engines (docs/architecture.md).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from configs.balance import V2Balance, V3Balance
+from configs.distill import DistillObjective
 from configs.dpo import DpoLoss
 from configs.grpo import ObjectiveConfig
 from configs.lora import LoraConfig
@@ -16,12 +18,19 @@ from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
 from rollout.checkpoint import resolve_dtype
 
-Objective = ObjectiveConfig | DpoLoss | PairwiseLoss | PointwiseLoss | None
-"""GRPO's, DPO's, a reward model's, or None for supervised training."""
+Objective = ObjectiveConfig | DistillObjective | DpoLoss | PairwiseLoss | PointwiseLoss | None
+"""GRPO's, distillation's, DPO's, a reward model's, or None for supervised training."""
 PEAK = "memory/peak_gib"
 """Metric: peak memory of the fullest rank in a step."""
 LONGEST = "memory/longest_tokens"
 """Metric: tokens of that rank's longest micro-batch in the step."""
+
+
+class FrozenModel(NamedTuple):
+    """A checkpoint that is loaded beside the trained model and never changes, and its precision."""
+
+    model: Path
+    dtype: AnyDtype
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,8 @@ class TrainSpec:
 
     dtype: precision of the weights; `auto` becomes the checkpoint's.
     chat_template: the file that replaces the checkpoint's template. with_reference: keep a frozen copy of `model`, or
-    of the checkpoint `reference`, sharded under ZeRO-3. routing_replay: the policy must have routers that can replay
+    of the checkpoint `reference`, sharded under ZeRO-3. teachers: frozen models by name, of which one at a time takes
+    the reference's place. routing_replay: the policy must have routers that can replay
     routes. head_seed: seed of a reward model's new head; training itself draws no random numbers. balance: balance of
     the experts' load, None to only measure it. mtp: train the checkpoint's MTP modules, or new ones; None removes them,
     from exports too. lora: train adapters alone; the reference is then the policy without them. Raises ValueError for
@@ -46,6 +56,7 @@ class TrainSpec:
     objective: Objective = None
     with_reference: bool = False
     reference: Path | None = None
+    teachers: dict[str, FrozenModel] = field(default_factory=dict[str, FrozenModel])
     routing_replay: bool = False
     head_seed: int = 0
     balance: V2Balance | V3Balance | None = None

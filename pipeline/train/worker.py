@@ -31,6 +31,8 @@ from rollout.types import GroupAddress, Transport
 START_TIMEOUT_SECONDS = 300.0
 WRITING = ("save", "save_hf")
 """Methods of TrainEngine that write a checkpoint."""
+READING = ("build", "load", "load_teacher")
+"""Methods that read one."""
 
 
 class TrainActor:
@@ -46,10 +48,10 @@ class TrainActor:
         threads = num_threads(spec.trainer.threads, sharers=sharers)
         os.environ.update(compute_environment(threads) | network_environment(ray.util.get_node_ip_address()))
         os.environ.update(environment)
-        from pipeline.train.engine import TrainEngine  # torch and DeepSpeed belong in this process only
+        from pipeline.train.student import StudentEngine, TrainEngine  # torch and DeepSpeed belong in this process only
         from rollout.device_memory import device_name
 
-        self.engine = TrainEngine(spec)
+        self.engine = StudentEngine(spec) if spec.teachers else TrainEngine(spec)
         return device_name(self.engine.device)
 
     def call(self, method: str, *args: Any) -> Any:
@@ -88,7 +90,7 @@ class TrainingRanks:
         actor: Any = ray.remote(TrainActor)
         runtime_env = {"env_vars": start_environment()}
         self._ranks: list[Any] = [actor.options(**options, runtime_env=runtime_env).remote() for options in resources]
-        addresses = self._get([rank.address.remote() for rank in self._ranks], "address", limit)
+        addresses = _get([rank.address.remote() for rank in self._ranks], "address", limit)
         nodes = [node for node, _, _ in addresses]
         _, host, port = addresses[0]
         group = {"WORLD_SIZE": str(len(nodes)), "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}
@@ -96,7 +98,7 @@ class TrainingRanks:
             rank.build.remote(spec, group | {"RANK": str(i)}, nodes.count(node))
             for i, (rank, node) in enumerate(zip(self._ranks, nodes, strict=True))
         ]
-        self.devices: list[str] = self._get(started, "build", limit)  # names, by rank
+        self.devices: list[str] = _get(started, "build", limit)  # names, by rank
 
     def to(self, state: DeviceState) -> dict[str, float]:
         """Keep on the devices the memory of `state` only. Returns `device/ranks_STATE_seconds` of the slowest rank and
@@ -115,14 +117,31 @@ class TrainingRanks:
         Raises RunStopped when the gradient is not finite: the weights are lost, the last checkpoint is not.
         """
         started = time.monotonic()
-        sums: list[BatchSums] = self._each("forward_backward", [(rows, denominator) for rows in batch])
-        step_metrics: list[dict[str, float]] = self._all("optim_step")
-        fullest = max(step_metrics, key=lambda metrics: metrics.get(PEAK, 0.0))  # of memory, if it is known
-        metrics = _mean(sums) | {"loss/total": sum(part.loss for part in sums)} | fullest
-        if not math.isfinite(metrics["train/grad_norm"]):
-            raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")
+        metrics = self.step(self.forward_backward(batch, denominator))
         num_tokens = sum(row.num_new_tokens for rows in batch for row in rows)
         return metrics | {"train/tokens_per_second": num_tokens / (time.monotonic() - started)}
+
+    def forward_backward(self, batch: list[list[MicroBatch]], denominator: float) -> list[BatchSums]:
+        """Add the gradient of a sharded batch to that of the next `step`; return each rank's sums."""
+        return self._each("forward_backward", [(rows, denominator) for rows in batch])
+
+    def step(self, sums: list[BatchSums]) -> dict[str, float]:
+        """Do one optimizer step with the gradient so far, and return the metrics of its batches' `sums`. Raises
+        RunStopped as `update` does."""
+        step_metrics: list[dict[str, float]] = self._all("optim_step")
+        fullest = max(step_metrics, key=lambda metrics: metrics.get(PEAK, 0.0))  # of memory, if it is known
+        metrics = mean_metrics(sums) | {"loss/total": sum(part.loss for part in sums)} | fullest
+        if not math.isfinite(metrics["train/grad_norm"]):
+            raise RunStopped("the gradient is not finite: lower the learning rate; the run resumes at its checkpoint")
+        return metrics
+
+    def load_teacher(self, name: str) -> None:
+        """Let the teacher `name` of the spec take the reference's place on every rank."""
+        self._all("load_teacher", name)
+
+    def teach(self, batch: list[list[MicroBatch]]) -> None:
+        """Keep the loaded teacher's last hidden states for a sharded batch, of which `forward_backward` must follow."""
+        self._each("teach", [(rows,) for rows in batch])
 
     def with_logprobs(self, batch: list[list[MicroBatch]], *, reference: bool) -> list[list[MicroBatch]]:
         """Add the column `ref_logprobs` of the frozen reference, or `policy_logprobs` of the present policy."""
@@ -150,11 +169,11 @@ class TrainingRanks:
 
     def evaluate(self, batch: list[list[MicroBatch]]) -> dict[str, float]:
         """Compute `eval/nll_mean`, the mean negative log-likelihood of the trained tokens."""
-        return _mean(self._each("evaluate", [(rows,) for rows in batch]))
+        return mean_metrics(self._each("evaluate", [(rows,) for rows in batch]))
 
     def expert_load(self) -> dict[str, list[int]]:
         """Tokens routed to each expert in the last step, by the name of its layer's gate; empty for a dense model."""
-        return self._get([self._ranks[0].expert_load.remote()], "expert_load", self._spec.trainer.timeout_seconds)[0]
+        return _get([self._ranks[0].expert_load.remote()], "expert_load", self._spec.trainer.timeout_seconds)[0]
 
     def scores(self, trees: list[Tree]) -> list[list[float]]:
         """Score each answer of scored trees with a reward model, in the order of `trees` and their branches."""
@@ -188,7 +207,7 @@ class TrainingRanks:
     def open_groups(self, num_workers: int) -> tuple[list[GroupAddress], list[Any]]:
         """Let each rank open a group with all `num_workers` workers of the engines. Returns the groups' addresses, and
         calls that end when the workers have joined."""
-        places = self._get([rank.address.remote() for rank in self._ranks], "address", START_TIMEOUT_SECONDS)
+        places = _get([rank.address.remote() for rank in self._ranks], "address", START_TIMEOUT_SECONDS)
         self.has_groups = True
         addresses = [GroupAddress(host, port, 1 + num_workers) for _, host, port in places]
         pairs = zip(self._ranks, addresses, strict=True)
@@ -196,7 +215,7 @@ class TrainingRanks:
 
     def await_groups(self, calls: list[Any]) -> None:
         """Wait for the calls of `open_groups`."""
-        self._get(calls, "open_group", START_TIMEOUT_SECONDS)
+        _get(calls, "open_group", START_TIMEOUT_SECONDS)
 
     def weight_buckets(self, bucket_mib: float, engine_devices: Collection[str]) -> Iterator[list[Any]]:
         """Yield references to the weights in the object store: of each rank a bucket of about bucket_mib MiB (see
@@ -210,7 +229,7 @@ class TrainingRanks:
         pending = self._ask_for_buckets()
         for number in count():
             name, timeout = f"bucket {number + 1} of the weights", self._spec.trainer.timeout_seconds
-            held: list[int | None] = self._get([held for held, _ in pending], name, timeout)
+            held: list[int | None] = _get([held for held, _ in pending], name, timeout)
             if None in held:
                 break
             self.held_bytes = max(self.held_bytes, *(num_bytes or 0 for num_bytes in held))
@@ -219,8 +238,8 @@ class TrainingRanks:
             sent = [rank.call_sender.remote("broadcast", number) for rank in self._ranks] if self.has_groups else []
             yield buckets
             buckets.clear()  # frees them in the object store
-            self._get(sent, name, timeout)
-        self._get([rank.call_sender.remote("end") for rank in self._ranks], "end", self._spec.trainer.timeout_seconds)
+            _get(sent, name, timeout)
+        _get([rank.call_sender.remote("end") for rank in self._ranks], "end", self._spec.trainer.timeout_seconds)
 
     def save(self, folder: Path) -> None:
         """Write the training state of all ranks with its checksums; `folder` appears complete or not at all."""
@@ -248,30 +267,10 @@ class TrainingRanks:
 
     def _each(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
         calls = [actor.call.remote(method, *args) for actor, args in zip(self._ranks, arguments, strict=True)]
-        return self._get(calls, method, self._spec.trainer.timeout_seconds)
-
-    def _get(self, calls: list[Any], method: str, timeout: float) -> list[Any]:
-        try:
-            return ray.get(calls, timeout=timeout)
-        except GetTimeoutError as error:
-            raise RunStopped(
-                f"training ranks did not finish '{method}' within {timeout:.0f} s; raise trainer.timeout_seconds, or "
-                "look for a rank that hangs or was never placed"
-            ) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, ValueError) and method in ("build", "load"):  # bad input: the engine's own error
-                raise error.cause from error
-            if isinstance(error.cause, OSError | SafetensorError) and method in WRITING:  # a full disk, above all
-                raise RunStopped(
-                    f"a training rank could not write in '{method}': {error.cause}; make room, and the same command "
-                    "resumes from the last checkpoint"
-                ) from error
-            raise RunStopped(f"a training rank failed in '{method}': {error}") from error
-        except RayError as error:
-            raise RunStopped(f"a training rank died in '{method}': {error}") from error
+        return _get(calls, method, self._spec.trainer.timeout_seconds)
 
 
-def _mean(sums: list[BatchSums]) -> dict[str, float]:
+def mean_metrics(sums: list[BatchSums]) -> dict[str, float]:
     """Divide the ranks' sums by their number of tokens or comparisons, and add their maxima."""
     count = max(sum(part.count for part in sums), 1)
     names = {name for part in sums for name in part.sums}
@@ -280,3 +279,24 @@ def _mean(sums: list[BatchSums]) -> dict[str, float]:
     return metrics | {
         name: float(np.max([part.maxima[name] for part in sums if name in part.maxima])) for name in sorted(max_names)
     }
+
+
+def _get(calls: list[Any], method: str, timeout: float) -> list[Any]:
+    try:
+        return ray.get(calls, timeout=timeout)
+    except GetTimeoutError as error:
+        raise RunStopped(
+            f"training ranks did not finish '{method}' within {timeout:.0f} s; raise trainer.timeout_seconds, or "
+            "look for a rank that hangs or was never placed"
+        ) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError) and method in READING:  # bad input: the engine's own error
+            raise error.cause from error
+        if isinstance(error.cause, OSError | SafetensorError) and method in WRITING:  # a full disk, above all
+            raise RunStopped(
+                f"a training rank could not write in '{method}': {error.cause}; make room, and the same command "
+                "resumes from the last checkpoint"
+            ) from error
+        raise RunStopped(f"a training rank failed in '{method}': {error}") from error
+    except RayError as error:
+        raise RunStopped(f"a training rank died in '{method}': {error}") from error

@@ -19,7 +19,7 @@ def recipe() -> Recipe:
 def test_a_layout_that_fits_is_found(recipe: Recipe) -> None:
     cluster = cluster_of("8xH100")
     stage = planned_stage(recipe.stages["grpo_preference"], recipe, mean_share=0.5)
-    assert (stage.judge_devices, stage.batch_size, stage.reference) == (3, 32, True)
+    assert (stage.judge_devices, stage.batch_size, stage.reference) == (3, 32, stage.model)
     best = sweep(stage, cluster)[0]
     assert best.reason == "" and best.placement.rollout is not None
     assert best.placement.train.ranks + stage.judge_devices <= 8 and stage.batch_size % best.placement.train.ranks == 0

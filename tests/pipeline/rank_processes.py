@@ -13,6 +13,7 @@ FORKS.set_forkserver_preload(
     [
         "tests.pipeline.dropping_ranks",
         "tests.pipeline.train_ranks",
+        "tests.pipeline.distill_ranks",
         "tests.pipeline.fp8_ranks",
         "tests.pipeline.layout_ranks",
         "tests.pipeline.memory_ranks",

@@ -151,6 +151,7 @@ def test_rows_of_the_hub_are_read_and_judged(name: str, monkeypatch: pytest.Monk
         ("deepseek_v3", "34x8xH200", {"grpo": "'helpful' judge"}),
         ("deepseek_v32", "34x8xH200", {}),
         ("deepseek_r1", "18x8xH200", {"grpo_general": "'helpful' judge"}),
+        ("deepseek_v4", "16x8xH200", {}),
     ],
 )
 def test_every_stage_has_its_place_on_a_cluster(name: str, cluster: str, refused: dict[str, str]) -> None:

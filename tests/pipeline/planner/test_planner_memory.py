@@ -24,13 +24,13 @@ TOY = Architecture(
 )  # fmt: skip
 
 
-def held(layout: TrainLayout, *, reference: bool = False) -> float:
+def held(layout: TrainLayout, *, reference: Architecture | None = None) -> float:
     return total(*train_state(TOY, layout, reference=reference))
 
 
 def test_a_toy_by_hand() -> None:
     spread = replace(ONE, ranks=4, expert_parallel=4)
-    device, host = train_state(TOY, spread, reference=True)
+    device, host = train_state(TOY, spread, reference=TOY)
     # 200 parameters outside of the experts, 200 of them on each of four ranks; optimizer states of 250 owned.
     assert device == {"weights": 800, "gradients": 1600, "reference": 2000, "moments": 2000, "master weights": 1000}
     assert host == {}
@@ -40,18 +40,18 @@ def test_a_toy_by_hand() -> None:
 def test_what_is_offloaded_by_hand() -> None:
     sharded = replace(ONE, ranks=4, zero_stage=3, moments="bfloat16", offload=OffloadConfig())
     optimizer = {"moments": 1000, "master weights": 1000, "float32 gradients": 1000, "gradients": 1000}
-    device, host = train_state(TOY, sharded, reference=True)
+    device, host = train_state(TOY, sharded, reference=TOY)
     assert (device, host) == ({"weights": 500, "reference": 500}, optimizer)
     everything = replace(sharded, offload=OffloadConfig(parameters=True))
-    device, host = train_state(TOY, everything, reference=True)
+    device, host = train_state(TOY, everything, reference=TOY)
     assert (device, host) == ({}, optimizer | {"weights": 500, "reference": 500})
     away = replace(sharded, offload=OffloadConfig(parameters=True, nvme="/nvme"))
-    assert train_state(TOY, away, reference=True) == ({}, {})
+    assert train_state(TOY, away, reference=TOY) == ({}, {})
     assert update_working(TOY, sharded) == {}
 
 
 def test_plain_adamw_keeps_no_master_weights() -> None:
-    device, _ = train_state(replace(TOY, dtype="float32"), replace(ONE, zero_stage=0), reference=False)
+    device, _ = train_state(replace(TOY, dtype="float32"), replace(ONE, zero_stage=0), reference=None)
     assert device == {"weights": 4000, "gradients": 4000, "moments": 8000}
 
 
@@ -81,7 +81,7 @@ def test_more_ranks_hold_less(stage: int) -> None:
 
 
 def test_a_higher_stage_holds_less() -> None:
-    sizes = [held(replace(ONE, ranks=8, zero_stage=stage), reference=True) for stage in (1, 2, 3)]
+    sizes = [held(replace(ONE, ranks=8, zero_stage=stage), reference=TOY) for stage in (1, 2, 3)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[1] > sizes[2]
 
 
@@ -100,6 +100,6 @@ def test_experts_that_are_spread_hold_less() -> None:
 def test_a_measured_peak(model: str, layout: TrainLayout, measured: float) -> None:
     # MiB of a rank above what its imports take, three steps, freed memory given back (docs/planner.md).
     known = architecture_of(model, "float32")
-    state, _ = train_state(known, layout, reference=False)
+    state, _ = train_state(known, layout, reference=None)
     working = train_working(known, layout, longest=128, lean=True)
     assert total(merged(state, working)) / 2**20 + 80 == pytest.approx(measured, rel=0.15)
