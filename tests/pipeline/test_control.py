@@ -1,5 +1,9 @@
 """Coefficients that follow a target."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from configs.grpo import GRPOConfig, ObjectiveConfig
 from pipeline.data.prompts import Prompt
 from pipeline.grpo.batches import training_batches
 from pipeline.grpo.experience import Experience, JudgedGroup
+from pipeline.grpo.fleet import Fleet
 from pipeline.objectives.control import Coefficients, adapted_entropy_coef, adapted_kl_coef
 from pipeline.objectives.policy import PolicyTokens, entropy_term, grpo_loss
 from rewards.types import Task
@@ -69,3 +74,38 @@ def test_the_loss_with_entropy_by_hand() -> None:
     tokens = PolicyTokens(-one, -one, -one, None, zero, one, torch.zeros(1, dtype=torch.int64), 1)
     tokens = tokens._replace(entropy_coef_N=0.1 * one, entropy_baseline_N=0.4 * one)
     assert grpo_loss(tokens, ObjectiveConfig(kl_coef=0.0), denominator=1.0).loss.item() == pytest.approx(-0.06)
+
+
+def fleet_of(objective: dict[str, float]) -> Fleet:
+    """A fleet without workers."""
+    config = GRPOConfig.model_validate(SETTINGS | {"objective": objective})
+    nobody: Any = None
+    handles = dict.fromkeys(("policy", "rollout", "rewards", "checkpoints"), nobody)
+    return Fleet(**handles, config=config, folder=Path("stage"), probe=[])
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"kl_target": 0.1, "kl_coef": 0.05},
+        {"entropy_target": 0.3, "entropy_coef": 0.002},
+        {"kl_target": 0.1, "entropy_target": 0.3},
+        {"entropy_coef": 0.01},
+        {},
+    ],
+)
+def test_a_resumed_run_continues_with_its_coefficients(objective: dict[str, float]) -> None:
+    """To the bit, from what was recorded in JSON after any step."""
+    whole = fleet_of(objective)
+    whole.resume([])
+    rows: list[dict[str, float]] = []
+    for step in range(1, 6):
+        metrics = {"loss/kl_mean": 0.3 / step, "rollout/entropy_mean": 0.1 * step}
+        rows.append(json.loads(json.dumps(metrics | whole.adapt_coefficients(metrics))))
+        resumed = fleet_of(objective)
+        resumed.resume(rows)
+        assert resumed.coefficients == whole.coefficients
+    first = Coefficients(objective.get("kl_coef", 0.04) if "kl_target" in objective else None)
+    first = first._replace(entropy=objective.get("entropy_coef", 0.0))
+    adapts = "kl_target" in objective or "entropy_target" in objective
+    assert (whole.coefficients != first) == adapts

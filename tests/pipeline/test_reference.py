@@ -76,7 +76,7 @@ def config_of(home: Path, **changes: Any) -> GRPOConfig:
         "sampling": {"max_tokens": 8, "temperature": 0.7, "top_k": 20, "top_p": 0.95},
         "objective": {"reference_every_steps": 2, "kl_coef": 0.5, "kl_target": 0.01, "entropy_target": 9.0},
         "optimizer": {"learning_rate": 3e-3},
-        "trainer": {"threads": 1, "num_ranks": 2, "zero_stage": 3},
+        "trainer": {"threads": 1},
         "rollout": {"max_model_len": 32, "threads": 1, "kv_cache_gib": 0.1},
         "checkpoint": {"every_steps": 1},
     }
@@ -93,6 +93,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.slow  # ranks copy weights in test_train_engine.py, and test_run.py resumes a stage
 @pytest.mark.engine
 @pytest.mark.ranks
