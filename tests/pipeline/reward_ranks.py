@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from configs.lora import LoraConfig
 from configs.reward_model import PairwiseLoss
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import Tree, scored_tree, shard
@@ -30,7 +31,7 @@ def comparisons() -> list[Tree]:
     return trees
 
 
-def train(model: Path, out: Path, zero: Any, tokens: int, experts: int) -> None:
+def train(model: Path, out: Path, zero: Any, tokens: int, experts: int, lora: LoraConfig | None = None) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     spec = TrainSpec(
         model,
@@ -40,6 +41,7 @@ def train(model: Path, out: Path, zero: Any, tokens: int, experts: int) -> None:
         total_steps=3,
         objective=PairwiseLoss(type="pairwise", margin=0.5, center=0.01),
         head_seed=1,
+        lora=lora,
     )
     engine = TrainEngine(spec)
     trees = comparisons()
@@ -72,3 +74,8 @@ def main(out: str, zero_stages: str, tokens: str, experts: str, *models: str) ->
     for model in models:
         for zero in zero_stages.split(","):
             train(Path(model), Path(out), int(zero), int(tokens), int(experts))
+
+
+def train_adapters(model: str, out: str) -> None:
+    """Train adapters and the head under ZeRO-2."""
+    train(Path(model), Path(out), 2, 4096, 1, LoraConfig(rank=4))

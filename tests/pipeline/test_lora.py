@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from configs.lora import LoraConfig
-from pipeline.data.trees import Tree, micro_batch
+from pipeline.data.trees import Tree, micro_batch, shard
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from pipeline.models.lora import LoraProduct, merge_adapters, merged_weight, without_adapters
+from pipeline.models.score import ScoreModel
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.planner.architecture import architecture_of
 from pipeline.planner.memory import TrainLayout, train_state
@@ -23,8 +25,8 @@ from pipeline.train.state import layers
 from pipeline.weights.adapters import prepare_adapters, write_adapters
 from pipeline.weights.load import load_model, save_hf
 from pipeline.weights.resolve import check_adapters
-from pipeline.weights.reward_model import new_score_model, save_score_model
-from tests.pipeline import train_ranks
+from pipeline.weights.reward_model import load_score_model, new_score_model, save_score_model
+from tests.pipeline import reward_ranks, train_ranks
 from tests.pipeline.rank_processes import run_ranks
 from tests.pipeline.small_models import small_causal_lm
 from tests.pipeline.stage_configs import grpo, rm, sft
@@ -211,3 +213,23 @@ def test_ranks_and_zero_stages_train_adapters_alike(
     np.testing.assert_allclose(trace["losses"], expected["losses"], rtol=2e-5)
     np.testing.assert_allclose(trace["grad_norms"], expected["grad_norms"], rtol=2e-4)
     np.testing.assert_allclose(trace["weights"], expected["weights"], atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_a_reward_model_learns_by_adapters_and_its_head(tmp_path: Path) -> None:
+    """Its loss falls in three updates, and the export has the policy's scores."""
+    model = small_causal_lm("qwen3", tmp_path / "lm")
+    run_ranks(reward_ranks.train_adapters, 1, tmp_path, model, tmp_path)
+    trace = np.load(tmp_path / "lm-2.npz")
+    losses = trace["steps"][:, 0]
+    assert losses[2] < losses[1] < losses[0]
+    [row] = shard(reward_ranks.comparisons(), num_ranks=1, micro_batch_tokens=4096)[0]
+    with torch.no_grad():
+        exported = ScoreModel(load_score_model(tmp_path / "lm-2", "float32"))(
+            torch.from_numpy(row.token_ids_T), Layout(row.lengths, row.parents), torch.from_numpy(row.source_N)
+        )
+    np.testing.assert_allclose(exported.numpy(), trace["scores"], atol=1e-5)
+    head = load_file(tmp_path / "lm-2" / "adapter" / "adapter_model.safetensors")["base_model.model.score.weight"]
+    initial: Any = new_score_model(model, "float32", 1)
+    assert not torch.equal(head, initial.score.weight)

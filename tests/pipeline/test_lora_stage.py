@@ -1,4 +1,4 @@
-"""GRPO of adapters as a stage: its reference, its syncs, its exports, and that a stopped one goes on to the bit."""
+"""Stages that train adapters: their reference, syncs and exports, and that a stopped one goes on to the bit."""
 
 import json
 import shutil
@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from configs.grpo import GRPOConfig
 from pipeline.cluster.room import cluster
 from pipeline.models.lora import merged_weight
+from pipeline.stages import sft
 from pipeline.stages.context import Context
 from pipeline.stages.grpo import launch
 from pipeline.weights.fresh import create_model
 from pipeline.weights.load import load_model
+from tests.pipeline import stage_configs
 from tests.pipeline.test_reference import config_of
 from tests.series import series
 
@@ -34,12 +36,18 @@ def adapted(home: Path) -> GRPOConfig:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("lora")
-    create_model("tiny", 0, home / "lm")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A language model, in a cluster that lives as long as the tests."""
+    folder = tmp_path_factory.mktemp("lora")
     with cluster():
-        launch(adapted(home), home / "grpo", Context(Path("evaluations")))
-        yield home
+        yield create_model("tiny", 0, folder / "lm")
+
+
+@pytest.fixture(scope="module")
+def home(model: Path) -> Path:
+    """The folder of the language model, and in `grpo` the stage."""
+    launch(adapted(model.parent), model.parent / "grpo", Context(Path("evaluations")))
+    return model.parent
 
 
 def test_engines_follow_adapters_and_an_export_holds_both_forms(home: Path) -> None:
@@ -75,3 +83,23 @@ def test_stopped_and_run_again_the_series_is_the_same_to_the_bit(home: Path, tmp
     assert series(folder / "metrics.jsonl", "reward_pool/") == series(home / "grpo" / "metrics.jsonl", "reward_pool/")
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (folder / "hf" / file).read_bytes() == (home / "grpo" / "hf" / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_adapters_of_one_stage_are_the_start_of_another(model: Path, tmp_path: Path) -> None:
+    """The model with the adapters of the first stage, and the model into which they are merged, are one: the first loss
+    is the same to the bit."""
+    changes = {"trainer": {"threads": 1}, "optimizer": {"learning_rate": 2e-2}, "steps": 3, "lora": {"rank": 4}}
+    first = stage_configs.sft(model, **changes)
+    started = {"rank": 4, "start": str(tmp_path / "first" / "hf")}
+    configs = {
+        "first": first,
+        "started": stage_configs.sft(model, **changes | {"lora": started}),
+        "merged": stage_configs.sft(tmp_path / "first" / "hf", **changes),
+    }
+    losses: dict[str, float] = {}
+    for name, config in configs.items():
+        sft.check(config)
+        sft.launch(config, tmp_path / name, Context(Path("evaluations")))
+        losses[name] = series(tmp_path / name / "metrics.jsonl")[0]["loss/total"]
+    assert losses["started"] == losses["merged"] != losses["first"]
