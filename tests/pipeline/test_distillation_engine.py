@@ -7,6 +7,7 @@ prompts of its ground.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from tests.series import series
 
 pytestmark = [pytest.mark.engine, pytest.mark.ranks]
 
-STEPS = 10
+STEPS = 24
 PROMPTS = {"y": [f"is {n} big?" for n in range(10, 22)], "n": [f"{n} small" for n in range(10, 22)]}
 """Prompts of each ground, by the answer that its teacher gives."""
 
@@ -70,7 +71,7 @@ def config_of(home: Path, **changes: Any) -> DistillConfig:
         "prompts_per_step": 16,
         "group_size": 2,
         "sampling": {"max_tokens": 3},
-        "optimizer": {"learning_rate": 1e-3},
+        "optimizer": {"learning_rate": 5e-4},
         "trainer": {"threads": 1},
         "rollout": {"max_model_len": 32, "threads": 1},
         "checkpoint": {"every_steps": 3},
@@ -100,15 +101,9 @@ def answers(folder: Path, step: int) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def resumed(home: Path) -> Path:
-    """A stage that was stopped in its fifth step, and run again."""
-    folder = home / "resumed"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.stages.distill.unjudged_samples", _stop_at(5))
-        with pytest.raises(KeyboardInterrupt):
-            launch(config_of(home), folder, Context(home / "evaluations"))
-    launch(config_of(home), folder, Context(home / "evaluations"))
-    return folder
+def whole(home: Path) -> Path:
+    launch(config_of(home), home / "whole", Context(home / "evaluations"))
+    return home / "whole"
 
 
 def _stop_at(step: int) -> Any:
@@ -125,26 +120,31 @@ def _stop_at(step: int) -> Any:
     return stopping
 
 
-def test_the_student_learns_what_each_teacher_knows(resumed: Path) -> None:
-    rows = series(resumed / "metrics.jsonl")
+def test_the_student_learns_what_each_teacher_knows(whole: Path) -> None:
+    rows = series(whole / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     for teacher in ("agree", "refuse"):
-        first, last = (row[f"teacher/{teacher}/reverse_kl_mean"] for row in (rows[0], rows[-1]))
-        assert last < 0.3 * first, teacher
-    kept = [pair for step in range(STEPS - 2, STEPS + 1) for pair in answers(resumed, step)]
-    for ground in PROMPTS:
+        divergence = [row[f"teacher/{teacher}/reverse_kl_mean"] for row in rows]
+        assert fmean(divergence[-4:]) < 0.5 * divergence[0], teacher
+    kept = [pair for step in range(STEPS - 3, STEPS + 1) for pair in answers(whole, step)]
+    for ground in PROMPTS:  # at first it is right half of the time
         right = [answer == ground for prompt, answer in kept if prompt == ground]
-        assert sum(right) >= 0.8 * len(right) > 0, ground
+        assert fmean(right) > 0.6, ground
     assert max(row["sync/gap_max"] for row in rows) < 1e-3
-    assert "has no teacher" in (resumed / "bad_rows.jsonl").read_text()
-    write_html(resumed)
-    assert "Divergence from the teachers" in (resumed / "report.html").read_text()
+    assert "has no teacher" in (whole / "bad_rows.jsonl").read_text()
+    write_html(whole)
+    assert "Divergence from the teachers" in (whole / "report.html").read_text()
 
 
 @pytest.mark.slow
-def test_a_stopped_stage_goes_on_to_the_bit(home: Path, resumed: Path) -> None:
-    launch(config_of(home), home / "whole", Context(home / "evaluations"))
-    assert series(resumed / "metrics.jsonl") == series(home / "whole" / "metrics.jsonl")
+def test_a_stopped_stage_goes_on_to_the_bit(home: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = home / "resumed"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stages.distill.unjudged_samples", _stop_at(8))
+        with pytest.raises(KeyboardInterrupt):
+            launch(config_of(home), folder, Context(home / "evaluations"))
+    launch(config_of(home), folder, Context(home / "evaluations"))
+    assert series(folder / "metrics.jsonl") == series(whole / "metrics.jsonl")
 
 
 @pytest.mark.slow
