@@ -57,7 +57,8 @@ class RolloutConfig(Settings):
     sleeping rank on the same GPU, leave of a GPU's memory; it needs GPUs."""
     fp8: list[Literal["weights", "kv_cache"]] = Field(default_factory=list[Literal["weights", "kv_cache"]])
     """Tensors in FP8: `weights`, quantised in blocks of 128 x 128 at every sync, and `kv_cache`. With either,
-    engine and trainer differ by more than `sync` allows by default: set its gaps from a measurement."""
+    engine and trainer differ by more than `sync` allows by default: set its gaps from a measurement. On a CPU without
+    AMX, weights are rounded to the same numbers and multiplied in bfloat16."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of one engine; 0 takes every core of the machine."""
     timeout_seconds: float = Field(default=600.0, gt=0)

@@ -13,7 +13,7 @@ import re
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from vllm import _custom_ops as vllm_ops
@@ -34,11 +34,13 @@ from rollout.version import PATCHED_VLLM
 
 PLUGIN = "alignyard"
 """Name of the entry point of rollout.plugin in pyproject.toml, by which VLLM_PLUGINS knows it."""
+FP8_BLOCK = 128
+"""Side of the blocks in which vLLM quantises weights."""
 FP8_WIDTH = 32
 """The CPU's FP8 product needs input sizes that are multiples of this. vLLM pads those of experts only."""
 _CACHED_SHAPES = 32
 """Numbers of rows for which oneDNN keeps a kernel, as vLLM sets it."""
-_MAP = re.compile(r"(?<!\.experts)\.[^.]*_proj(_with_mqa)?\.weight$")
+_MAP = re.compile(r"_proj(_with_mqa)?\.weight$")
 
 
 def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
@@ -58,7 +60,29 @@ def cpu_arguments(model: Path, config: RolloutConfig) -> dict[str, Any]:
     # Small blocks share even short prompts. CPU_MLA is the only backend for the latent cache that computes in float32;
     # models without a latent cache ignore it.
     cache = int(cache_gib(config) * 2**30)
-    return {"block_size": 32, "attention_backend": "CPU_MLA", "kv_cache_memory_bytes": cache}
+    arguments = {"block_size": 32, "attention_backend": "CPU_MLA", "kv_cache_memory_bytes": cache}
+    return arguments | ({"quantization": None} if rounds_to_fp8(config) else {})
+
+
+def rounds_to_fp8(config: RolloutConfig) -> bool:
+    """Return True where weights are to be in FP8, and this CPU has no AMX, which vLLM's product needs
+    (model_executor/kernels/linear/scaled_mm/cpu.py, 0.32.0): they are rounded to FP8 instead."""
+    return "weights" in config.fp8 and not torch.cpu._is_amx_tile_supported()
+
+
+def rounded_to_fp8(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """Round a weight, named as in its checkpoint, to the numbers that vLLM's quantiser has in blocks of 128 x 128, in
+    bfloat16; return tensors that it does not quantise as they are.
+
+    vLLM's product on a CPU multiplies such blocks with activations in bfloat16. So what is left out is that it applies
+    the scales to sums in float32, and that parts of a merged matrix may share a block.
+    """
+    if not _MAP.search(name):
+        return weight
+    data_NK, scale = cast(Any, online_fp8).per_block_cast_to_fp8(weight.bfloat16(), [FP8_BLOCK, FP8_BLOCK])
+    by_row = scale.repeat_interleave(FP8_BLOCK, 0)[: len(data_NK)]
+    scale_NK = by_row.repeat_interleave(FP8_BLOCK, 1)[:, : data_NK.shape[1]]
+    return (data_NK.float() * scale_NK).bfloat16()
 
 
 def refuse_unpatched_workers() -> None:
@@ -100,15 +124,13 @@ def _multiply(handler: Any, x: torch.Tensor, _weight: torch.Tensor, bias: torch.
 
 def _refuse_fp8(model: Path, config: RolloutConfig) -> None:
     amx = torch.cpu._is_amx_tile_supported()
-    if "weights" in config.fp8 and not amx:
-        raise ValueError("rollout.fp8: 'weights' needs AMX, which this CPU lacks (Sapphire Rapids has it); remove it")
     if "kv_cache" in config.fp8 and not (amx or torch.cpu._is_avx512_supported()):
         raise ValueError("rollout.fp8: 'kv_cache' needs AVX-512 or AMX, which this CPU lacks; remove it")
     if is_in_fp8(model) and not amx:
         raise ValueError(f"'{model}' is in FP8, whose products need AMX, which this CPU lacks; take one in bfloat16")
-    if "weights" in config.fp8:
+    if "weights" in config.fp8 and amx:
         for name, shape in checkpoint_shapes(model).items():
-            if _MAP.search(name) and shape[-1] % FP8_WIDTH:
+            if _MAP.search(name) and ".experts." not in name and shape[-1] % FP8_WIDTH:
                 raise ValueError(
                     f"rollout.fp8: 'weights' takes maps of multiples of {FP8_WIDTH} inputs on the CPU, '{name}' has "
                     f"{shape[-1]}; remove it"

@@ -8,12 +8,13 @@ CPU. On the CPU vLLM is patched first (`rollout.cpu`). `rollout.version` has the
 import math
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence, Set
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
 
 from configs.sampling import RolloutConfig, SamplingConfig
@@ -28,6 +29,7 @@ from rollout.seeds import prompt_seeds
 from rollout.sleep import EngineMemory
 from rollout.types import Completion, Group, ReceivedWeights, TensorRecord, TokenLogprobs
 from rollout.version import refuse_untested_vllm
+from rollout.weights import to_buckets
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 # vLLM reads these while it is imported.
@@ -43,6 +45,10 @@ from vllm.sampling_params import RequestOutputKind
 
 from rollout.routes import CapturedRoutes, ReturnedRoutes, routes_of  # isort: skip
 from rollout.transfer import BACKEND, SyncWorker, WeightReceiver  # isort: skip
+
+
+_BUCKET_MIB = 128
+"""MiB of a checkpoint's weights that are read at a time."""
 
 
 class RolloutEngine:
@@ -82,7 +88,6 @@ class RolloutEngine:
         all_ends = {*stop_token_ids, *eos_ids(model), cast(int | None, self._tokenizer.eos_token_id)}
         self._stop_token_ids = sorted(token_id for token_id in all_ends if token_id is not None)
         self._hidden_ids = {*self._stop_token_ids, cast(int | None, self._tokenizer.pad_token_id)}
-        self._max_model_len = config.max_model_len
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
         torch.set_num_threads(num_threads(config.threads))
         arguments = engine_arguments(model, config, dtype, seed)
@@ -93,11 +98,12 @@ class RolloutEngine:
         self._routes = routes_of(self._llm) if with_routes else None
         self._kept = kept_of(self._llm) if with_kept else None
         self.policy_version = 0  # number of the sync whose weights are loaded; 0 before the first
-        self.name, self.state = name, DeviceState.AWAKE
+        self.name, self.state, self._max_model_len = name, DeviceState.AWAKE, config.max_model_len
         num_bytes = getattr(torch, dtype).itemsize * sum(map(math.prod, shapes.values()))
         self._memory = EngineMemory(self._llm, name, weight_bytes=num_bytes, on_cpu=current_platform.is_cpu())
         self.receiver = WeightReceiver(self._llm, shapes)
         self._tokens, self._generate_seconds = 0, 0.0
+        _round_to_fp8_without_amx(self, self._llm, config, _tensors_of(model, shapes))
 
     @needs(DeviceState.AWAKE)
     def generate(
@@ -344,6 +350,26 @@ def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) 
     from rollout.cpu import cpu_arguments  # names modules of one release of vLLM
 
     return arguments | cpu_arguments(model, config)
+
+
+def _tensors_of(folder: Path, names: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read the tensors `names` of a checkpoint, one by one."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as source:
+            yield from ((name, source.get_tensor(name)) for name in source.keys() if name in names)  # noqa: SIM118
+
+
+def _round_to_fp8_without_amx(
+    engine: RolloutEngine, llm: LLM, config: RolloutConfig, weights: Iterable[tuple[str, torch.Tensor]]
+) -> None:
+    """Let an engine on a CPU that can't multiply in FP8 round what it loads, and load its own `weights` so."""
+    if "weights" not in config.fp8 or not current_platform.is_cpu():
+        return
+    from rollout.cpu import rounds_to_fp8  # names modules of one release of vLLM
+
+    if rounds_to_fp8(config):
+        llm.collective_rpc("round_to_fp8")
+        engine.load_weights(to_buckets(weights, _BUCKET_MIB), version=0)
 
 
 def _executor(config: RolloutConfig) -> str:

@@ -9,7 +9,7 @@ vLLM imports this file in every worker process (`worker_extension_cls`).
 """
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -61,6 +61,7 @@ class StreamTransferEngine(WeightTransferEngine[StreamInit, StreamUpdate]):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.held = HeldBytes()
+        self.rounding: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, tensor: tensor
         self._groups: list[Any] = []
 
     def init_transfer_engine(self, init_info: StreamInit) -> None:
@@ -99,7 +100,8 @@ class StreamTransferEngine(WeightTransferEngine[StreamInit, StreamUpdate]):
             payloads = [as_tensor(payload) for payload in bucket.payloads]
         self.held.hold(payloads)
         pairs = zip(bucket.records, payloads, strict=True)
-        tensors = [(record.name, open_tensor(record, payload)) for record, payload in pairs]
+        opened = [(record.name, open_tensor(record, payload)) for record, payload in pairs]
+        tensors = [(name, self.rounding(name, tensor)) for name, tensor in opened]
         with disable_mtp_completeness_check():
             cast(Any, self.model).load_weights(tensors)
 
@@ -129,6 +131,12 @@ class SyncWorker:
             from rollout.cpu import pack_output_head  # names modules of one release of vLLM
 
             pack_output_head(self)
+
+    def round_to_fp8(self: Any) -> None:
+        """Round weights to FP8 as they arrive, on a CPU that can't multiply in FP8."""
+        from rollout.cpu import rounded_to_fp8  # names modules of one release of vLLM
+
+        self.weight_transfer_engine.rounding = rounded_to_fp8
 
     def begin_sync(self: Any) -> None:
         """Open an update. One that an error interrupted is closed first; the weights it left are overwritten."""

@@ -306,5 +306,4 @@ def test_fp8_that_would_not_run_is_refused(folders: dict[str, Path], monkeypatch
     assert "q_b_proj.weight' has 48" in refusal("weights")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
-    assert "'weights' needs AMX" in refusal("weights")
     assert "'kv_cache' needs AVX-512" in refusal("kv_cache")
