@@ -112,6 +112,11 @@ class Comparisons:
         reference = None if self.ref_logprobs is None else self.ref_logprobs[index]
         return TokenizedComparison(self._comparisons[index], prompt_ids, answer_ids, reference)
 
+    def parts(self, size: int) -> Iterator[list[TokenizedComparison]]:
+        """Yield all comparisons in their order, at most `size` at a time."""
+        for first in range(0, len(self), size):
+            yield [self[index] for index in range(first, min(first + size, len(self)))]
+
     def token_hash(self) -> str:
         """Hash the token ids of all comparisons, in their order."""
         hashed = hashlib.sha256()

@@ -11,8 +11,7 @@ from configs.reward_model import PairwiseLoss
 from configs.train import num_steps
 from pipeline.cluster.start import start_all, start_ranks
 from pipeline.data.comparisons import Comparisons, TokenizedComparison
-from pipeline.data.order import refuse_repeats
-from pipeline.data.rows import report_bad_rows, source_files
+from pipeline.data.rows import source_files
 from pipeline.data.trees import Tree, compared_tree
 from pipeline.disk.hashes import checkpoint_hashes
 from pipeline.disk.recorded import EVALUATION, REFERENCE
@@ -22,14 +21,12 @@ from pipeline.evaluation.comparisons import (
     ScoredComparison,
     comparison_figures,
     scored_comparison,
-    write_records,
 )
 from pipeline.evaluation.suites import SuiteResult, results_table
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
-from pipeline.reports.stopwatch import Stopwatch
+from pipeline.stages.comparisons import ComparisonSets, run, target_scores
 from pipeline.stages.context import Context
-from pipeline.stages.reward_model import UNKNOWN, refuse_unlearnable
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.reference import reference_logprobs
 from pipeline.train.spec import TrainSpec
@@ -37,50 +34,13 @@ from pipeline.train.worker import TrainingRanks
 from pipeline.weights.resolve import check_adapters, check_template, resolve_model
 
 
-def run(
-    config: DPOConfig,
-    steps: int,
-    data: Comparisons,
-    held_out: dict[str, Comparisons],
-    ranks: TrainingRanks,
-    checkpoints: Checkpoints,
-    report: Report,
-    folder: Path,
-) -> dict[str, ComparisonResult]:
-    """Do one optimizer step for each batch of comparisons; the loss is their mean. The comparisons hold the reference's
-    log-probabilities.
-
-    Returns the results of the last evaluation by the name of the held-out data; `folder` keeps its records.
-    """
-    watch = Stopwatch()
-    results: dict[str, ComparisonResult] = {}
-    for step in range(checkpoints.step + 1, steps + 1):
-        trees = [_tree(comparison) for comparison in data.take(step, config.comparisons_per_step)]
-        with watch("train"):
-            metrics = ranks.update(ranks.shard(trees), float(len(trees)))
-        eval_due = config.eval_every_steps and step % config.eval_every_steps == 0
-        if held_out and (eval_due or step == steps):
-            with watch("eval"):
-                results = {name: _evaluate(rows, ranks, config.loss) for name, rows in held_out.items()}
-            for name, result in results.items():
-                write_records(folder, name, result)
-                metrics |= {f"eval/{name}/{figure}": value for figure, value in result.figures.items()}
-        report.step(step, metrics | watch.lap(), expert_load=ranks.expert_load() if report.page_due(step) else None)
-        checkpoints.write(step)
-        checkpoints.done(step)
-    return results
-
-
 def launch(config: DPOConfig, folder: Path, context: Context) -> dict[str, float]:
     """Read the comparisons, start the ranks, compute the reference's log-probabilities once, and train into `folder`.
     Returns the last step's metrics."""
     model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
-    data = Comparisons.load(config.data, tokenizer, config.seed)
-    refuse_repeats("comparisons_per_step", config.comparisons_per_step, len(data))
-    refuse_unlearnable(PairwiseLoss(type="pairwise"), data)
-    held_out = {name: Comparisons.load(source, tokenizer, config.seed) for name, source in config.eval_data.items()}
-    steps = num_steps(config.steps, config.epochs, rows=len(data), rows_per_step=config.comparisons_per_step)
+    sets = ComparisonSets.load(config, PairwiseLoss(type="pairwise"), tokenizer)
+    steps = num_steps(config.steps, config.epochs, rows=len(sets.data), rows_per_step=config.comparisons_per_step)
     spec = TrainSpec(
         model,
         config.model.dtype,
@@ -92,17 +52,25 @@ def launch(config: DPOConfig, folder: Path, context: Context) -> dict[str, float
         objective=config.loss,
     )
     with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="dpo") as report:
-        report_bad_rows(data.bad_rows, folder / "bad_rows.jsonl", report.note)
-        for name, rows in held_out.items():
-            report_bad_rows(rows.bad_rows, folder / f"{name}.bad_rows.jsonl", report.note)
+        sets.report_bad_rows(folder, report)
         if not config.loss.reference_free:  # until a checkpoint is restored, the ranks hold the reference
             key = json.dumps([checkpoint_hashes(model), config.model.dtype, config.trainer.fp8])
-            places = {"data": data} | {f"eval/{name}": rows for name, rows in held_out.items()}
+            places = {"data": sets.data} | {f"eval/{name}": rows for name, rows in sets.held_out.items()}
             for place, rows in places.items():
                 rows.ref_logprobs = reference_logprobs(folder / REFERENCE / place, rows, ranks, key)
         checkpoints = Checkpoints(folder, config.checkpoint, ranks, last_step=steps)
         report.resume(checkpoints.restore())
-        results = run(config, steps, data, held_out, ranks, checkpoints, report, folder / EVALUATION)
+        results = run(
+            config,
+            steps,
+            sets,
+            ranks,
+            checkpoints,
+            report,
+            folder / EVALUATION,
+            tree=_tree,
+            evaluate=lambda rows: _evaluate(rows, ranks, config.loss),
+        )
     if results:
         Console().print(results_table({name: SuiteResult(result.figures) for name, result in results.items()}))
     return report.last_metrics
@@ -117,7 +85,7 @@ def check(config: DPOConfig) -> None:
 
 
 def _tree(tokenized: TokenizedComparison) -> Tree:
-    scores = tokenized.comparison.scores or [UNKNOWN] * len(tokenized.answer_ids)
+    scores = target_scores(tokenized)
     return compared_tree(tokenized.prompt_ids, tokenized.answer_ids, scores, tokenized.ref_logprobs)
 
 
@@ -127,8 +95,7 @@ def _evaluate(data: Comparisons, ranks: TrainingRanks, loss: DpoLoss) -> Compari
     `chosen_mean` and `rejected_mean` are the means of the best and of the worst answers.
     """
     records: list[ScoredComparison] = []
-    for first in range(0, len(data), COMPARISONS_PER_CALL):
-        rows = [data[index] for index in range(first, min(first + COMPARISONS_PER_CALL, len(data)))]
+    for rows in data.parts(COMPARISONS_PER_CALL):
         for row, answers in zip(rows, ranks.answer_logprobs([_tree(row) for row in rows]), strict=True):
             reference = row.ref_logprobs or [np.float32(0.0)] * len(answers)
             ratios = [logprobs_N - ref_N for logprobs_N, ref_N in zip(answers, reference, strict=True)]

@@ -29,10 +29,9 @@ def reference_logprobs(folder: Path, data: Comparisons, ranks: TrainingRanks, re
             shutil.rmtree(other)
     parts.mkdir(parents=True, exist_ok=True)
     logprobs: list[list[Floats]] = []
-    for first in range(0, len(data), COMPARISONS_PER_PART):
-        tokenized = [data[index] for index in range(first, min(first + COMPARISONS_PER_PART, len(data)))]
+    for part, tokenized in enumerate(data.parts(COMPARISONS_PER_PART)):
         lengths = [len(answer) for comparison in tokenized for answer in comparison.answer_ids]
-        file = parts / f"{first:09}.npy"
+        file = parts / f"{part * COMPARISONS_PER_PART:09}.npy"
         if (values_N := _read(file, sum(lengths))) is None:
             trees = [compared_tree(comparison.prompt_ids, comparison.answer_ids) for comparison in tokenized]
             values_N = np.concatenate([values for answers in ranks.answer_logprobs(trees) for values in answers])

@@ -15,8 +15,9 @@ from pipeline.data.comparisons import Comparisons
 from pipeline.disk.recorded import EVALUATION
 from pipeline.judging.scorer import Scorer
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.stages.comparisons import refuse_unlearnable
 from pipeline.stages.context import Context
-from pipeline.stages.reward_model import launch, refuse_unlearnable
+from pipeline.stages.reward_model import launch
 from pipeline.train.checkpoints import set_aside_damaged
 from tests.pipeline.small_models import small_causal_lm
 from tests.series import series
