@@ -34,7 +34,7 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Ex
     metrics: dict[str, float] = {}
     with fleet.watch("generate"):
         for draw in range((step - 1) * max_rounds + 1, step * max_rounds + 1):
-            sampled += _sample(config, prompts.take(draw, num_prompts), fleet, seed=config.seed * 1_000_003 + draw)
+            sampled += _sample(config, prompts.take(draw, num_prompts), fleet, seed=draw_seed(config.seed, draw))
             lengths_PG = np.array([group.lengths_G for group in sampled])
             rewards_PG, totals_PG, metrics = mixed_rewards(config, [group.verdicts for group in sampled], lengths_PG)
             spread_P = has_spread(rewards_PG)
@@ -49,6 +49,11 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Ex
     }
     metrics |= fleet.rewards.metrics() | fleet.rollout.metrics()
     return Experience([sampled[row] for row in rows], rewards_PG[rows], metrics)
+
+
+def draw_seed(seed: int, draw: int) -> int:
+    """Return the sampling seed of a draw of prompts, so that a resumed run repeats it."""
+    return seed * 1_000_003 + draw
 
 
 def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: int) -> list[JudgedGroup]:

@@ -11,14 +11,14 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from configs.distill import DistillConfig
-from pipeline.cluster.start import start_all, start_ranks, start_rewards, start_rollout
+from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.data.chat import turn_ends
 from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.data.trees import Branch, MicroBatch, Tree
 from pipeline.disk.files import read_json
-from pipeline.evaluation.evaluate import Evaluation
+from pipeline.grpo.collect import draw_seed
 from pipeline.grpo.figures import rollout_figures
 from pipeline.grpo.fleet import OnPolicyFleet
 from pipeline.grpo.sync import probe_sequences
@@ -28,7 +28,7 @@ from pipeline.objectives.aggregate import batch_denominator, token_weight
 from pipeline.reports.alarms import Alarms
 from pipeline.reports.report import Report, Sample, read_metrics
 from pipeline.stages.context import Context
-from pipeline.stages.grpo import check_validation
+from pipeline.stages.grpo import validation_suites
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import BatchSums, FrozenModel, TrainSpec
 from pipeline.train.worker import mean_metrics
@@ -104,7 +104,7 @@ def sample(
 ) -> tuple[Batch, dict[str, float]]:
     """Sample the completions of a step; return them with metrics. The step selects the seed, so that a resumed run
     repeats it. The engines are awake. Raises RolloutError."""
-    seed, prompt_ids = config.seed * 1_000_003 + step, [prompt.token_ids for prompt in prompts]
+    seed, prompt_ids = draw_seed(config.seed, step), [prompt.token_ids for prompt in prompts]
     with fleet.watch("generate"):
         groups = {
             group.index: group
@@ -157,10 +157,7 @@ def launch(config: DistillConfig, folder: Path, context: Context) -> dict[str, f
     prompts = teachable(config, tokenizer)
     refuse_repeats("prompts_per_step", config.prompts_per_step, len(prompts))
     gate = context.validation_gate
-    suites = None
-    if gate is not None:
-        check_validation(config, gate)
-        suites = Evaluation.prepare(gate.suites, tokenizer, gate.reward_pool, gate.seed, start_rewards)
+    suites = validation_suites(config, gate, tokenizer) if gate else None
     starts = (
         partial(
             start_rollout,

@@ -7,6 +7,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from configs.distill import DistillConfig
 from configs.evaluation import refuse_unfit
 from configs.gate import GateConfig
@@ -70,12 +72,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
         prompts = judgeable(config.prompts, judges, tokenizer, config.seed)
     refuse_repeats("prompts_per_step", config.prompts_per_step, len(prompts))
     gate = context.validation_gate
-    suites = None
-    if gate is not None:
-        check_validation(config, gate)
-        # The stage's engines hold its own policy, so other checkpoints can't answer here.
-        own_suites = {name: suite for name, suite in gate.suites.items() if not suite.checkpoints()}
-        suites = Evaluation.prepare(own_suites, tokenizer, gate.reward_pool, gate.seed, start_rewards)
+    suites = validation_suites(config, gate, tokenizer) if gate else None
     reference = reference_checkpoint(folder, model, config.objective.reference_every_steps)
     starts = (
         partial(
@@ -146,6 +143,16 @@ def train_spec(config: GRPOConfig, model: Path) -> TrainSpec:
         mtp=detached_mtp(config.mtp_weight, model),
         lora=config.lora,
     )
+
+
+def validation_suites(
+    config: GRPOConfig | DistillConfig, gate: GateConfig, tokenizer: PreTrainedTokenizerFast
+) -> Evaluation:
+    """Prepare the suites of `gate` that the stage's own engines run while it trains. These hold its own policy, so
+    suites that compare with other checkpoints are left out. Raises ValueError as `check_validation`."""
+    check_validation(config, gate)
+    own_suites = {name: suite for name, suite in gate.suites.items() if not suite.checkpoints()}
+    return Evaluation.prepare(own_suites, tokenizer, gate.reward_pool, gate.seed, start_rewards)
 
 
 def check_validation(config: GRPOConfig | DistillConfig, gate: GateConfig) -> None:

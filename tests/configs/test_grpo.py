@@ -6,19 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from configs.grpo import GRPOConfig
-
-SETTINGS: dict[str, Any] = {
-    "type": "grpo",
-    "model": {"path": "x"},
-    "prompts": {"source": {"type": "sums", "size": 8}, "max_prompt_length": 16},
-    "rewards": [{"name": "math"}],
-    "steps": 2,
-    "prompts_per_step": 4,
-    "group_size": 2,
-    "sampling": {"max_tokens": 8},
-    "optimizer": {"learning_rate": 1e-3},
-    "rollout": {"max_model_len": 64},
-}
+from tests.settings import GRPO
 
 
 @pytest.mark.parametrize(
@@ -33,6 +21,6 @@ SETTINGS: dict[str, Any] = {
     ],
 )
 def test_settings_without_effect_are_refused(changes: dict[str, Any], message: str) -> None:
-    GRPOConfig.model_validate(SETTINGS)
+    GRPOConfig.model_validate(GRPO)
     with pytest.raises(ValidationError, match=message):
-        GRPOConfig.model_validate(SETTINGS | changes)
+        GRPOConfig.model_validate(GRPO | changes)

@@ -14,6 +14,7 @@ from configs.sft import SFTConfig
 from configs.stages import AnyStage
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.run.lineage import check_lineage, write_lineage
+from tests.settings import GRPO
 
 SUMS = {"type": "sums", "size": 10}
 
@@ -31,19 +32,9 @@ def sft(model: Path, **changes: object) -> SFTConfig:
 
 
 def grpo(model: Path, **changes: object) -> GRPOConfig:
-    settings = {
-        "type": "grpo",
-        "model": {"path": str(model)},
-        "prompts": {"source": SUMS, "max_prompt_length": 16},
-        "rewards": [{"name": "math"}],
-        "steps": 2,
-        "prompts_per_step": 2,
-        "group_size": 2,
-        "sampling": {"max_tokens": 8},
-        "optimizer": {"learning_rate": 1e-3},
-        "rollout": {"max_model_len": 32},
-    }
-    return GRPOConfig.model_validate(settings | changes)
+    return GRPOConfig.model_validate(
+        GRPO | {"model": {"path": str(model)}, "prompts_per_step": 2, "rollout": {"max_model_len": 32}} | changes
+    )
 
 
 def make_checkpoint(folder: Path, template: str | None = None, architecture: str = "LlamaForCausalLM") -> Path:

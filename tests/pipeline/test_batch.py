@@ -10,6 +10,7 @@ from pipeline.grpo.batches import prompt_kl_coef, split_updates, training_batche
 from pipeline.grpo.experience import Experience, JudgedGroup
 from rewards.types import Task
 from rollout.types import Completion, Group, KeptTokens, Routes
+from tests.settings import GRPO
 
 
 def tree(prompt: list[int], *answers: list[int]) -> Tree:
@@ -160,21 +161,7 @@ def test_whole_groups_are_split_in_their_order() -> None:
 def test_every_completion_is_trained_once_with_the_advantage_of_its_whole_group(split: str) -> None:
     """Rewards 1, 0, 0, 0 have mean 1/4, so advantages 3/4, -1/4, -1/4, -1/4 wherever the completions are trained."""
     config = GRPOConfig.model_validate(
-        {
-            "type": "grpo",
-            "model": {"path": "x"},
-            "prompts": {"source": {"type": "sums", "size": 10}, "max_prompt_length": 8},
-            "rewards": [{"name": "math"}],
-            "steps": 1,
-            "prompts_per_step": 4,
-            "group_size": 4,
-            "updates_per_batch": 4,
-            "split": split,
-            "sampling": {"max_tokens": 8},
-            "objective": {"normalize_std": False},
-            "optimizer": {"learning_rate": 1.0},
-            "rollout": {"max_model_len": 16},
-        }
+        GRPO | {"group_size": 4, "updates_per_batch": 4, "split": split, "objective": {"normalize_std": False}}
     )
     groups = [
         JudgedGroup(

@@ -7,15 +7,18 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from configs.distill import DistillConfig
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
 from configs.stages import Recipe
 from configs.train import CheckpointConfig
 from pipeline.evaluation.suites import SuiteResult
 from pipeline.grpo.validation import Validation
+from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.run.stage import resolve_gate
-from pipeline.stages.grpo import check_validation
+from pipeline.stages.grpo import check_validation, validation_suites
 from pipeline.train.checkpoints import Checkpoints
+from tests.settings import GRPO
 
 TEXT = Path(__file__)
 
@@ -52,17 +55,10 @@ class Evaluation:
         return {"sums": SuiteResult({"accuracy": self.accuracies[self.policy.step], "bits_per_byte": 1.0})}
 
 
-TRAINING: dict[str, Any] = {
-    "type": "grpo",
-    "model": {"path": "somewhere"},
-    "prompts": {"source": {"type": "sums", "size": 9}, "max_prompt_length": 16},
-    "rewards": [{"name": "math"}],
+TRAINING = GRPO | {
     "steps": 7,
-    "prompts_per_step": 4,
     "group_size": 4,
     "sampling": {"max_tokens": 24},
-    "optimizer": {"learning_rate": 1e-3},
-    "rollout": {"max_model_len": 64},
     "validation": {"gate": "gate.yaml", "every_steps": 3},
 }
 GATE: dict[str, Any] = {
@@ -152,4 +148,11 @@ def test_suites_that_the_stages_engines_cannot_run_are_refused() -> None:
     compares = GATE | {"suites": GATE["suites"] | {"versus": versus}, "rules": rules}
     with pytest.raises(ValueError, match=r"rules\.0\.figure='versus/win_rate' .* put another rule first"):
         check_validation(config, GateConfig.model_validate(compares))
-    check_validation(config, GateConfig.model_validate(compares | {"rules": rules[::-1]}))
+    gate = GateConfig.model_validate(compares | {"rules": rules[::-1]})
+    check_validation(config, gate)
+    student = DistillConfig.model_validate(
+        {name: value for name, value in TRAINING.items() if name != "rewards"}
+        | {"type": "distill", "teachers": {"one": {"model": {"path": "teacher"}}}}
+    )
+    for trained in (config, student):  # what compares with another checkpoint is left out, whatever is trained
+        assert list(validation_suites(trained, gate, byte_tokenizer())._prepared) == ["sums"]
