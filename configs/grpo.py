@@ -9,7 +9,7 @@ from configs.data import COLUMN, PromptData
 from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
-from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig, refuse_bounds
+from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig, refuse_bounds, refuse_longer
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 Level = Literal["token", "sequence", "completion"]
@@ -281,12 +281,7 @@ class GRPOConfig(Settings):
                 f"one update has {minibatch} prompts x group_size={self.group_size} completions, fewer than "
                 f"trainer.num_ranks={self.trainer.num_ranks}; lower num_ranks"
             )
-        longest = self.prompts.max_prompt_length + self.sampling.max_tokens
-        if longest > self.rollout.max_model_len:
-            raise ValueError(
-                f"prompts.max_prompt_length + sampling.max_tokens = {longest} exceeds "
-                f"rollout.max_model_len={self.rollout.max_model_len}"
-            )
+        refuse_longer(self.prompts.max_prompt_length, self.sampling, self.rollout)
         if self.objective.baseline == "leave_one_out" and self.mixing == "group":
             raise ValueError("objective.baseline=leave_one_out has no effect with mixing=group; remove one of them")
         if self.overlong.shaping_tokens and self.mixing == "group":

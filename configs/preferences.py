@@ -27,6 +27,11 @@ class SampledPairs(Settings):
     """`drop` leaves the chain of thought out before answers are judged and paired, for a reward model that reads the
     final answer alone."""
 
+    @property
+    def rewards(self) -> list[RewardSpec]:
+        """The reward, as a list like that of other sampled answers."""
+        return [self.reward]
+
 
 class ReadPairs(Settings):
     """Comparisons from an existing data set."""

@@ -1,6 +1,7 @@
 """Sampling of training conversations: rejection sampling and distillation (DeepSeek-V3 section 5.1)."""
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -32,6 +33,11 @@ class SampledDomain(Settings):
     """Longest answer kept, in tokens. None keeps any that ended."""
     max_rows: int | None = Field(default=None, ge=1)
     """Most conversations of this domain, drawn at random by the seed. None keeps all."""
+
+    @property
+    def rewards(self) -> list[RewardSpec]:
+        """The reward and the filters."""
+        return judging_rewards(self.reward, self.filters)
 
 
 class SampleConfig(Settings):
@@ -69,7 +75,7 @@ class SampleConfig(Settings):
             if domain.reward is None and domain.drop_solved:
                 raise ValueError(f"domains.{name}.drop_solved has no effect without a reward; remove it")
             check_prompts(f"domains.{name}", domain.prompts, domain.reward, self.sampling, self.rollout)
-            labels = [spec.label for spec in (domain.reward, *domain.filters) if spec is not None]
+            labels = [spec.label for spec in domain.rewards]
             if len(set(labels)) < len(labels):
                 raise ValueError(f"domains.{name}: every label may appear once, got {labels}; set `label`")
             for spec in domain.filters:
@@ -79,6 +85,11 @@ class SampleConfig(Settings):
                         "weight has no effect"
                     )
         return self
+
+
+def judging_rewards(reward: RewardSpec | None, filters: Sequence[RewardSpec]) -> list[RewardSpec]:
+    """Join the reward of sampled answers, if there is one, and the filters."""
+    return [*([reward] if reward is not None else []), *filters]
 
 
 def check_prompts(

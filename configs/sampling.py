@@ -78,6 +78,16 @@ class SyncConfig(Settings):
     difference that rounding alone makes on a token."""
 
 
+def refuse_longer(max_prompt_length: int, sampling: CompletionConfig, rollout: RolloutConfig) -> None:
+    """Raise ValueError where a prompt with its completion may be longer than the engines take."""
+    longest = max_prompt_length + sampling.max_tokens
+    if longest > rollout.max_model_len:
+        raise ValueError(
+            f"prompts.max_prompt_length + sampling.max_tokens = {longest} exceeds "
+            f"rollout.max_model_len={rollout.max_model_len}"
+        )
+
+
 def refuse_bounds(sync: SyncConfig, dtype: AnyDtype, trainer: TrainerConfig, rollout: RolloutConfig) -> None:
     """Raise ValueError for bounds of `sync` that trainer and engines can't keep, or that can't be measured."""
     in_fp8 = [name for name, used in (("trainer.fp8", trainer.fp8), ("rollout.fp8", rollout.fp8)) if used]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from configs.data import SumsSource
+from pipeline.data.addition import added_columns
 from pipeline.data.requests import STYLES, is_harmful, request_row, requests
 from pipeline.data.thoughts import thinking_request, thinking_sum
 
@@ -83,15 +84,11 @@ def mistaken_answer(first: int, second: int) -> str:
 
 
 def _worked(first: int, second: int, mistakes: dict[int, int]) -> str:
-    """Work out a sum; mistakes: amounts that are added to the totals of columns, by column from the right."""
-    columns: list[str] = []
-    carry = value = 0
-    for column, (a, b) in enumerate(zip(reversed(str(first)), reversed(str(second)), strict=True)):
-        total = int(a) + int(b) + carry + mistakes.get(column, 0)
-        columns.append(f"{a}+{b}{'+1' if carry else ''}={total}")
-        carry = total // 10
-        value += total % 10 * 10**column
-    return ";".join([*columns, str(value + carry * 10 ** len(columns))])
+    """Work out a sum with `mistakes` (see `added_columns`)."""
+    columns = list(added_columns(first, second, mistakes))
+    value = sum(total % 10 * 10**column for column, (_, total) in enumerate(columns))
+    carry = columns[-1][1] // 10
+    return ";".join([*(f"{summands}={total}" for summands, total in columns), str(value + carry * 10 ** len(columns))])
 
 
 def _split_requests(source: SumsSource, *, harmless: bool = False) -> Iterator[str]:

@@ -7,6 +7,7 @@ its question. A thought can be wrong on its own: a digit, a carry, or the judgem
 import random
 from typing import Any
 
+from pipeline.data.addition import added_columns
 from pipeline.data.requests import STYLES, is_harmful, request_row
 
 _PLUS = {"en": "+", "zh": "加"}
@@ -22,12 +23,10 @@ def thinking_sum(first: int, second: int, consistency: float, generator: random.
     `consistency`, else in the other one. Columns as of a row without thoughts, and `language`, `en` or `zh`.
     """
     language = generator.choice(("en", "zh"))
-    steps: list[str] = []
-    carry = 0
-    for a, b in zip(reversed(str(first)), reversed(str(second)), strict=True):
-        total = int(a) + int(b) + carry
-        steps.append(f"{a}+{b}{'+1' if carry else ''}{_link(language, consistency, generator)}{total}")
-        carry = total // 10
+    steps = [
+        f"{summands}{_link(language, consistency, generator)}{total}"
+        for summands, total in added_columns(first, second)
+    ]
     prompt, answer = f"{first}{_PLUS[language]}{second}=", _written(";".join(steps), str(first + second))
     row = {"prompt": prompt, "answer": answer, "truth": str(first + second), "language": language}
     return row | {"messages": _turns(prompt, answer), "reward": "math think_format language"}

@@ -47,7 +47,7 @@ def load_prompts(
 
 
 def complete(
-    prompts: Sequence[Prompt],
+    prompt_ids: list[list[int]],
     rollout: "RolloutPool",
     sampling: SamplingConfig,
     num_completions: int,
@@ -60,11 +60,11 @@ def complete(
     finished: called with each group as soon as the engines have finished it.
     """
     groups: dict[int, Group] = {}
-    stream = rollout.generate([prompt.token_ids for prompt in prompts], sampling, num_completions, seed)
-    for group in with_progress(stream, title, len(prompts)):
+    stream = rollout.generate(prompt_ids, sampling, num_completions, seed)
+    for group in with_progress(stream, title, len(prompt_ids)):
         groups[group.index] = group
         finished(group)
-    return [groups[index] for index in range(len(prompts))]
+    return [groups[index] for index in range(len(prompt_ids))]
 
 
 def generate(
@@ -83,7 +83,8 @@ def generate(
         rewards.submit(group.index, prompts[group.index].task, completions)
 
     sampling = session.greedy if mode == "greedy" else session.sampling
-    groups = complete(prompts, session.rollout, sampling, num_completions, session.seed, f"{title}, {mode}", judge)
+    prompt_ids = [prompt.token_ids for prompt in prompts]
+    groups = complete(prompt_ids, session.rollout, sampling, num_completions, session.seed, f"{title}, {mode}", judge)
     group_verdicts = rewards.gather()
     return [
         completion_record(index, prompt.task, groups[index], place, mode, verdicts)

@@ -1,7 +1,6 @@
 """Rows of LiveCodeBench as tasks of the reward `code`, within a window of dates."""
 
 import base64
-import binascii
 import io
 import json
 import pickle
@@ -16,6 +15,8 @@ from rewards.types import Task
 
 _SETUP = "from typing import *\nfrom collections import *\nfrom heapq import *\nimport math"
 """Names that starter code uses without importing them."""
+_UNREADABLE = (AttributeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError, zlib.error)
+"""Raised by tests in another form; binascii's error is a ValueError."""
 _COMPARE = """\
 def plain(value):
     return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
@@ -84,9 +85,7 @@ def _tests(row: Row, column: str) -> list[dict[str, str]]:
         if not value.lstrip().startswith("["):
             value = _PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(value)))).load()
         return [{"input": str(test["input"]), "output": str(test["output"])} for test in json.loads(value)]
-    except (AttributeError, KeyError, TypeError, ValueError, EOFError) as error:
-        raise BadRowError("unreadable tests", f"{column}: {error}"[:120]) from error
-    except (binascii.Error, zlib.error, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise BadRowError("unreadable tests", f"{column}: {error}"[:120]) from error
 
 

@@ -51,7 +51,7 @@ def greedy_answers(
 ) -> dict[str, str]:
     """Generate a greedy answer to every prompt, and return them by the prompt's text."""
     greedy = SamplingConfig(temperature=0.0, max_tokens=sampling.max_tokens)
-    groups = complete(list(prompts), rollout, greedy, 1, seed, f"answers of {title}")
+    groups = complete([prompt.token_ids for prompt in prompts], rollout, greedy, 1, seed, f"answers of {title}")
     return {prompt.task.prompt: group.completions[0].text for prompt, group in zip(prompts, groups, strict=True)}
 
 
@@ -92,7 +92,8 @@ def run_pairwise(suite: PairwiseSuite, contest: Contest, session: Session) -> Su
     """Answer every prompt greedily, judge all pairs of answers, and return `pairwise_result`."""
     assert session.rewards is not None, "a comparison has a judge"
     prompts = list(contest.prompts)
-    groups = complete(prompts, session.rollout, session.greedy, 1, session.seed, "answers")
+    prompt_ids = [prompt.token_ids for prompt in prompts]
+    groups = complete(prompt_ids, session.rollout, session.greedy, 1, session.seed, "answers")
     own = [group.completions[0] for group in groups]
     players = [[completion.text for completion in own], *contest.answers.values()]
     tasks = [_task(prompt.task, suite) for prompt in prompts]

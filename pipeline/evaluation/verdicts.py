@@ -16,8 +16,8 @@ from pipeline.data.chat import ChatFormat
 from pipeline.data.comparisons import Comparison, read_comparisons
 from pipeline.data.judging import judged_task, slates
 from pipeline.data.rows import BadRowError, BadRows
-from pipeline.evaluation.generation import rates
-from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, suite_result, with_progress
+from pipeline.evaluation.generation import complete, rates
+from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, suite_result
 from rewards.judging.rubric import NoScore, Rubric, read_verdict
 from rewards.judging.votes import best_answer, draw_ballots, voted_scores
 from rewards.types import Status, Task
@@ -66,10 +66,11 @@ def load_verdicts(
     Raises ValueError for an unreadable source or too many bad rows.
     """
     chat, bad_rows, repeats = ChatFormat(tokenizer), BadRows(), Counter[str]()
+    rubric = Rubric.model_validate(suite.judge.model_dump())
     comparisons: list[JudgedComparison] = []
     for comparison in read_comparisons(suite.data, bad_rows):
         try:
-            judged = _judged(comparison, _rubric(suite), chat, seed)
+            judged = _judged(comparison, rubric, chat, seed)
             longest = max(map(len, judged.prompt_ids))
             if longest > suite.max_prompt_length:
                 raise BadRowError("longer than max_prompt_length", f"{longest} tokens > {suite.max_prompt_length}")
@@ -196,9 +197,8 @@ def _write(
 ) -> list[list[Completion]]:
     """Generate a verdict on each prompt of `part`, by comparison."""
     prompt_ids = [ids for comparison in comparisons for ids in comparison.prompt_ids[part]]
-    stream = session.rollout.generate(prompt_ids, sampling, 1, session.seed)
-    by_prompt = {group.index: group.completions[0] for group in with_progress(stream, title, len(prompt_ids))}
-    verdicts = iter(by_prompt[index] for index in range(len(prompt_ids)))
+    groups = complete(prompt_ids, session.rollout, sampling, 1, session.seed, title)
+    verdicts = iter(group.completions[0] for group in groups)
     return [[next(verdicts) for _ in comparison.prompt_ids[part]] for comparison in comparisons]
 
 
@@ -219,10 +219,6 @@ def _meta_scores(
     verdicts = session.rewards.gather()
     scores = {key: verdicts[number][0][suite.meta.label].score for number, key in enumerate(keys)}
     return {key: score for key, score in scores.items() if score is not None}
-
-
-def _rubric(suite: VerdictSuite) -> Rubric:
-    return Rubric.model_validate(suite.judge.model_dump())
 
 
 def _share(values: Sequence[bool]) -> float:

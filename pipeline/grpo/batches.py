@@ -48,28 +48,25 @@ def training_batches(
     num_prompts, group_size = rewards_PG.shape
     random_seed = (config.seed, step) if config.split == "completions" else None
     updates_PG = split_updates(num_prompts, group_size, config.updates_per_batch, random_seed)
+    of_step = _step_columns(experience, config, coefficients)
     batches: list[TrainingBatch] = []
     for update in range(config.updates_per_batch):
         trees: list[Tree] = []
         counted_lengths: list[int] = []
         for p, judged in enumerate(experience.groups):
             group = judged.group
-            by_token = {"temperature": config.sampling.temperature} if config.sampling.temperature != 1 else {}
+            of_group = of_step
             if config.objective.kl_coef_of:
-                by_token["kl_coef"] = prompt_kl_coef(config.objective, judged.prompt)
-            if coefficients.kl is not None:
-                by_token["kl_coef"] = coefficients.kl
-            if coefficients.entropy:
-                by_token["entropy_coef"] = coefficients.entropy
-                by_token["entropy_baseline"] = experience.metrics["rollout/entropy_mean"]
+                of_group = of_step | {"kl_coef": prompt_kl_coef(config.objective, judged.prompt)}
             branches: list[Branch] = []
             for g in np.flatnonzero(updates_PG[p] == update):
                 completion = group.completions[g]
                 cut_short = config.overlong.mask and completion.finish_reason == "length"
                 counts = not np.isnan(rewards_PG[p, g]) and not cut_short
-                counted_lengths += [len(completion.token_ids)] if counts else []
+                if counts:
+                    counted_lengths.append(len(completion.token_ids))
                 trains = counts and bool(spread_P[p])
-                branches.append(_branch(completion, float(advantages_PG[p, g]), trains, by_token, config))
+                branches.append(_branch(completion, float(advantages_PG[p, g]), trains, of_group, config))
             if branches:
                 trees.append(Tree(group.prompt_ids, branches, root_experts=group.routed_experts))
         batches.append(TrainingBatch(trees, batch_denominator(config.objective.aggregation, counted_lengths)))
@@ -94,6 +91,19 @@ def prompt_kl_coef(objective: ObjectiveConfig, prompt: Prompt) -> float:
     """Return beta for a prompt: the smallest that `kl_coef_of` sets for a reward that judges it, else `kl_coef`."""
     labels = prompt.task.kind.split() or list(objective.kl_coef_of)
     return min((objective.kl_coef_of.get(label, objective.kl_coef) for label in labels), default=objective.kl_coef)
+
+
+def _step_columns(experience: Experience, config: GRPOConfig, coefficients: Coefficients) -> dict[str, float]:
+    """Return the columns that have one value for all tokens of a step, by name."""
+    columns: dict[str, float] = {}
+    if config.sampling.temperature != 1:
+        columns["temperature"] = config.sampling.temperature
+    if coefficients.kl is not None:
+        columns["kl_coef"] = coefficients.kl
+    if coefficients.entropy:
+        columns["entropy_coef"] = coefficients.entropy
+        columns["entropy_baseline"] = experience.metrics["rollout/entropy_mean"]
+    return columns
 
 
 def _branch(

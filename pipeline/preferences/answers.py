@@ -17,6 +17,7 @@ import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from configs.rewards import RewardSpec
+from configs.sample import judging_rewards
 from configs.sampling import RolloutConfig, SamplingConfig
 from pipeline.cluster.start import start_all
 from pipeline.data.prompts import Prompt, Prompts
@@ -45,7 +46,7 @@ class PromptSet:
     @property
     def rewards(self) -> list[RewardSpec]:
         """The reward and the filters."""
-        return [*([self.reward] if self.reward else []), *self.filters]
+        return judging_rewards(self.reward, self.filters)
 
 
 @dataclass(frozen=True, slots=True)

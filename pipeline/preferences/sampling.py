@@ -25,7 +25,7 @@ def check_sources(sources: Iterable[SampledSource], pool: RewardPoolConfig) -> N
     rewards: list[RewardSpec] = []
     for source in sources:
         source_files(source.prompts.source)
-        rewards += _rewards(source)
+        rewards += source.rewards
     refuse_idle_workers(pool, [name for reward in rewards for name in inspect([reward], pool).values()])
 
 
@@ -39,8 +39,8 @@ def load_prompt_sets(
     """Load the prompts of every source by its name; report bad rows and prompts that its reward can't judge."""
     prompt_sets: dict[str, PromptSet] = {}
     for name, source in sources.items():
-        if rewards := _rewards(source):
-            with Judges(rewards, pool) as judges:
+        if source.rewards:
+            with Judges(source.rewards, pool) as judges:
                 prompts = judgeable(source.prompts, judges, tokenizer, seed)
         else:
             prompts = Prompts.load(source.prompts, tokenizer, seed)
@@ -72,8 +72,3 @@ def answer_sampler(
     )
     answers, samples = folder / "answers", config.samples
     return AnswerSampler(answers, samples, config.sampling, config.rollout, config.seed, engines, start_judges)
-
-
-def _rewards(source: SampledSource) -> list[RewardSpec]:
-    filters = source.filters if isinstance(source, SampledDomain) else []
-    return [*([source.reward] if source.reward is not None else []), *filters]
