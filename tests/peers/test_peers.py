@@ -276,7 +276,7 @@ def test_divergences(theirs: Any) -> None:
 
 
 def test_advantages(theirs: Any) -> None:
-    """Of one reward a completion, here its first log-probability; the gradient is that of a weighted sum."""
+    """One reward for each completion, here its first log-probability; the gradient is that of a weighted sum."""
     index = np.repeat(np.arange(GROUPS), GROUP)
 
     def of_verl(name: str, factor: float = 1.0, **settings: Any) -> Callable[[np.ndarray], np.ndarray]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +16,6 @@ from configs.data import Source
 from configs.evaluation import EvalConfig, LMEvalSuite, TaskSuite, TextSuite
 from configs.rewards import RewardPoolConfig
 from configs.sampling import SamplingConfig
-from pipeline.cluster.room import quoted_interpreter
 from pipeline.cluster.start import start_rewards
 from pipeline.data.chat import ChatFormat
 from pipeline.data.rows import BadRows, read_rows
@@ -28,6 +26,7 @@ from pipeline.models.tokenizer import load_tokenizer
 from pipeline.stages import evaluate
 from rollout.pool import RolloutPool
 from tests.rollout import tiny
+from tests.rollout.pools import engine_pool
 
 pytestmark = pytest.mark.engine
 
@@ -41,11 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rollout(folder: Path) -> Iterator[RolloutPool]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
-    pool = RolloutPool(folder, tiny.CONFIG, "float32", seed=0)
-    yield pool
-    pool.close()
-    ray.shutdown()
+    with engine_pool(folder) as pool:
+        yield pool
 
 
 def test_bits_per_byte_is_that_of_transformers(rollout: RolloutPool, folder: Path, tmp_path: Path) -> None:

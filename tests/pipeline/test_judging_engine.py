@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-import torch
 from datasets import load_from_disk
 
 from configs.data import ComparisonData
@@ -15,7 +13,6 @@ from configs.evaluation import VerdictSuite
 from configs.rewards import RewardPoolConfig
 from configs.sample import SampleConfig
 from configs.sampling import SamplingConfig
-from pipeline.cluster.room import quoted_interpreter
 from pipeline.cluster.start import start_rewards
 from pipeline.data.chat import ChatFormat
 from pipeline.data.comparisons import read_comparisons
@@ -33,6 +30,7 @@ from rewards.judging.rubric import Rubric, read_verdict
 from rewards.types import Status, Task
 from rollout.pool import RolloutPool
 from tests.rollout import tiny
+from tests.rollout.pools import engine_pool
 
 pytestmark = pytest.mark.engine
 
@@ -51,27 +49,15 @@ def rows_of(size: int, seed: int = 0) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama that has seen verdicts, enough to write one, and too few to be always right."""
-    model, chat = tiny.llama(0).train(), ChatFormat(byte_tokenizer())
+    chat = ChatFormat(byte_tokenizer())
     rows = [chat.training_ids(row["messages"]) for row in rows_of(STEPS * BATCH)]
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
-    learned = torch.tensor([mask + [0] * (longest - len(mask)) for _, mask in rows]) == 1
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for start in range(0, len(rows), BATCH):
-        batch = slice(start, start + BATCH)
-        model(ids[batch], labels=torch.where(learned[batch], ids[batch], -100)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return tiny.save(model.eval(), tmp_path_factory.mktemp("models") / "judge")
+    return tiny.save(tiny.taught(rows, BATCH), tmp_path_factory.mktemp("models") / "judge")
 
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path) -> Iterator[RolloutPool]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
-    pool = RolloutPool(checkpoint, tiny.CONFIG, "float32", seed=0)
-    yield pool
-    pool.close()
-    ray.shutdown()
+    with engine_pool(checkpoint) as pool:
+        yield pool
 
 
 def test_verdicts_that_agree_with_the_truth_are_kept(

@@ -40,7 +40,7 @@ ROW = micro_batch([Tree([5, 9, 14, 3, 8], root_mask=[0, 1, 1, 1, 1]), Tree([7, 2
 
 
 def test_a_layer_multiplies_by_the_merged_weight_and_its_gradients_are_those_of_the_parts() -> None:
-    """By hand, with s = 1/2: B A = [2 -2; 0 0] makes W' = [2 1; 3 4], so y = W' [1 3]^T = [5 15]. For G = [1 2]:
+    """Worked by hand with s = 1/2: B A = [2 -2; 0 0] makes W' = [2 1; 3 4], so y = W' [1 3]^T = [5 15]. For G = [1 2]:
     dx = G W' = [8 9]; G B = 2 makes dA = 1/2 * 2 * [1 3]; x A^T = -2 makes dB = 1/2 * -2 * [1 2]^T."""
     x = torch.tensor([[1.0, 3.0]], requires_grad=True)
     weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])

@@ -135,8 +135,8 @@ def test_what_was_not_judged_leaves_every_figure(tmp_path: Path) -> None:
 
 
 def test_several_baselines_are_rated_together(tmp_path: Path) -> None:
-    # Of 30 prompts the checkpoint beats `old` on 20 and `new` on 10; `new` beats `old` on 24. Log-odds of ln 2, -ln 2
-    # and 2 ln 2: they agree, so `new` is 2 x 120.41 points above `old`, the checkpoint half of that.
+    # There are 30 prompts. The checkpoint beats `old` on 20 and `new` on 10; `new` beats `old` on 24. Log-odds of ln 2,
+    # -ln 2 and 2 ln 2: they agree, so `new` is 2 x 120.41 points above `old`, the checkpoint half of that.
     old = ["5"] * 30
     new = ["7"] * 10 + ["9"] * 10 + ["8"] * 4 + ["4"] * 6
     own = ["8"] * 10 + ["6"] * 10 + ["3"] * 10

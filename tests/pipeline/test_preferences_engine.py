@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-import torch
 from datasets import load_from_disk
 
 from configs.data import ComparisonData, SumsSource
 from configs.preferences import PreferencesConfig
 from configs.sample import SampleConfig
-from pipeline.cluster.room import quoted_interpreter
 from pipeline.data.chat import ChatFormat
 from pipeline.data.comparisons import Comparisons
 from pipeline.data.sums import draw_sums
@@ -22,8 +19,8 @@ from pipeline.preferences import sampling
 from pipeline.preferences.split import prompt_key
 from pipeline.stages import preferences, sample
 from pipeline.stages.context import Context
-from rollout.pool import RolloutPool
 from tests.rollout import tiny
+from tests.rollout.pools import engine_pool
 
 pytestmark = pytest.mark.engine
 
@@ -32,19 +29,10 @@ STEPS, BATCH = 75, 48
 
 def half_learned() -> Any:
     """A Llama that adds and programs digits, not always rightly."""
-    model, chat = tiny.llama(0).train(), ChatFormat(byte_tokenizer())
+    chat = ChatFormat(byte_tokenizer())
     source = SumsSource(type="sums", size=STEPS * BATCH, digits=1, shares={"programs": 0.3})
     rows = [chat.training_ids(row["messages"]) for row in draw_sums(source)]
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
-    learned = torch.tensor([mask + [0] * (longest - len(mask)) for _, mask in rows]) == 1
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for start in range(0, len(rows), BATCH):
-        batch = slice(start, start + BATCH)
-        model(ids[batch], labels=torch.where(learned[batch], ids[batch], -100)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
+    return tiny.taught(rows, BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +43,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def engine(checkpoint: Path) -> Iterator[None]:
     """One engine for all stages of this file."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
-    pool = RolloutPool(checkpoint, tiny.CONFIG, "float32", seed=0)
-    close = pool.close
-    patch = pytest.MonkeyPatch()
-    patch.setattr(pool, "close", lambda: None)  # what a stage does with its own
-    patch.setattr(sampling, "start_rollout", lambda *_, **__: pool)
-    yield
-    patch.undo()
-    close()
-    ray.shutdown()
+    with engine_pool(checkpoint) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "close", lambda: None)  # what a stage does with its own
+        patch.setattr(sampling, "start_rollout", lambda *_, **__: pool)
+        yield
 
 
 def asked(size: int, programs: float) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_what_could_not_be_judged_has_no_score(tmp_path: Path) -> None:
 
 
 def test_filters_are_judged_with_the_reward_and_name_what_does_not_pass(tmp_path: Path) -> None:
-    """Of the answers 0 to 18, those of two digits are not short, and on 8 the filter breaks down."""
+    """The answers are 0 to 18. Those of two digits are not short, and on 8 the filter breaks down."""
     prompts = asked()["sums"].prompts
     sets = {
         "sums": PromptSet(prompts, EXACT, [RewardSpec(name="short", gate=1.0)]),

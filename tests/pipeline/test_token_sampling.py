@@ -24,7 +24,7 @@ def target_logprobs(
 def dense_logprobs(
     logits_CV: Tensor, target_C: Tensor, temperature_C: Tensor | None = None, kept_CK: Tensor | None = None
 ) -> Tensor:
-    """By torch's own softmax over the vocabulary, with minus infinity for what is not kept."""
+    """Log-probabilities of torch's own softmax over the vocabulary, minus infinity for tokens that are not kept."""
     if temperature_C is not None:
         logits_CV = logits_CV / temperature_C[:, None]
     if kept_CK is not None:

@@ -63,6 +63,21 @@ def llama(seed: int) -> LlamaForCausalLM:
     return _noisy(LlamaForCausalLM(config), seed)
 
 
+def taught(rows: list[tuple[list[int], list[int]]], batch_size: int) -> LlamaForCausalLM:
+    """A Llama after one pass over `rows`, token ids with a mask of those that are learned."""
+    model = llama(0).train()
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
+    learned = torch.tensor([mask + [0] * (longest - len(mask)) for _, mask in rows]) == 1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for start in range(0, len(rows), batch_size):
+        batch = slice(start, start + batch_size)
+        model(ids[batch], labels=torch.where(learned[batch], ids[batch], -100)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
 def save(model: PreTrainedModel, folder: Path) -> Path:
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
