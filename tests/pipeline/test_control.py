@@ -17,7 +17,7 @@ from pipeline.objectives.control import Coefficients, adapted_entropy_coef, adap
 from pipeline.objectives.policy import PolicyTokens, entropy_term, grpo_loss
 from rewards.types import Task
 from rollout.types import Completion, Group
-from tests.configs.test_grpo import SETTINGS
+from tests.settings import GRPO
 
 
 def test_beta_follows_the_divergence_by_hand() -> None:
@@ -36,7 +36,7 @@ def test_beta_settles_where_the_divergence_is_the_target() -> None:
 
 
 def test_the_beta_of_a_step_reaches_its_tokens() -> None:
-    config = GRPOConfig.model_validate(SETTINGS | {"prompts_per_step": 1, "objective": {"kl_target": 0.1}})
+    config = GRPOConfig.model_validate(GRPO | {"prompts_per_step": 1, "objective": {"kl_target": 0.1}})
     group = Group(0, [5], [Completion([token], [-0.1], "", "stop", 0) for token in (6, 7)])
     experience = Experience(
         [JudgedGroup(Prompt([5], Task("", None)), group, [])], np.array([[1.0, 0.0]]), {"rollout/entropy_mean": 0.5}
@@ -78,7 +78,7 @@ def test_the_loss_with_entropy_by_hand() -> None:
 
 def fleet_of(objective: dict[str, float]) -> Fleet:
     """A fleet without workers."""
-    config = GRPOConfig.model_validate(SETTINGS | {"objective": objective})
+    config = GRPOConfig.model_validate(GRPO | {"objective": objective})
     nobody: Any = None
     handles = dict.fromkeys(("policy", "rollout", "rewards", "checkpoints"), nobody)
     return Fleet(**handles, config=config, folder=Path("stage"), probe=[])
