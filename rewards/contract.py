@@ -30,6 +30,19 @@ HOSTILE_TEXTS: dict[str, str] = {
 }
 """Texts that a policy under training may write, and worse."""
 
+TRUTH_COLUMNS = (
+    "reward_model",
+    "ground_truth",
+    "solution",
+    "answer",
+    "final_answer",
+    "label",
+    "labels",
+    "target",
+    "gold",
+)
+"""Columns that hold the gold answers in data sets for verl, TRL, OpenRLHF and lm-eval."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clause:
@@ -139,7 +152,11 @@ def _sees_truth(rows: Sequence[CompletionRow]) -> Clause:
     answers = sum(row.task.truth is not None for row in rows if not row.problem)
     if answers:
         return Clause("sees the truth", True, f"{answers} of {len(rows)}")
-    return Clause("sees the truth", None, "no row has a truth: if the reward needs it, name its column with --truth")
+    columns = [name for name in TRUTH_COLUMNS if any(row.values.get(name) is not None for row in rows)]
+    remedy = f"--truth {columns[0]}" if columns else "--truth COLUMN"
+    return Clause(
+        "sees the truth", None, f"no row has a truth: if the reward compares with it, name its column by {remedy}"
+    )
 
 
 def _in_time(verdicts: Sequence[Verdict]) -> Clause:

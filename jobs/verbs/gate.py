@@ -62,12 +62,14 @@ def _print_decision(decision: "Decision") -> None:
         OUT.print("the best checkpoint that the candidate's stage kept:")
         OUT.print(rules_table(decision.best))
     verdict = Text(decision.action.replace("_", " "), style="bold")
-    verdict.append(f" ({'decided by you' if decision.decided_by == 'user' else 'by the rules'})", style="dim")
+    verdict.append(f" ({'decided by a person' if decision.decided_by == 'user' else 'by the rules'})", style="dim")
     if decision.promoted:
         verdict.append(f"; the next stage starts from {decision.promoted}", style="not bold")
     elif decision.decided_by == "user" and decision.action != "stop":
         verdict.append("; carried out when the recipe is run again", style="not bold")
-    OUT.print(verdict)
+    OUT.print(verdict, soft_wrap=True)
+    if decision.note:
+        OUT.print(Text(f"note: {one_line(decision.note, 400)}"), soft_wrap=True)
 
 
 def _print_regressions(folder: Path, decision: "Decision", count: int) -> None:
@@ -99,6 +101,7 @@ def decide(
         Literal["promote", "stop", "roll_back"],
         Argument(metavar="promote|stop|roll_back", help="The fate of the candidate."),
     ],
+    note: Annotated[str, Option(metavar="TEXT", help="The reason, kept with the decision.")] = "",
     runs_dir: RunsDir = Path("runs"),
 ) -> int:
     """Decide for a gate that asks, or that stopped the run.
@@ -109,7 +112,7 @@ def decide(
 
     \b
     Example:
-      alignyard gate decide runs/demo reasoning_gate promote
+      alignyard gate decide runs/demo reasoning_gate promote --note "programs fell by chance: 3 of 20"
     """
     from pipeline.disk.lock import locked
     from pipeline.disk.recorded import read_figures
@@ -123,7 +126,7 @@ def decide(
             f"'{decision.promoted}'; to decide otherwise, run the recipe under another name"
         )
     with locked(folder):
-        write_decision(folder, replace(decision, action=verdict, decided_by="user", promoted=None))
+        write_decision(folder, replace(decision, action=verdict, decided_by="user", promoted=None, note=note))
     OUT.print(f"{gate}: {verdict.replace('_', ' ')}. Run the recipe again to continue", highlight=False)
     return 0
 

@@ -35,6 +35,8 @@ class Decision:
     """
     best: list[Ruling] = field(default_factory=list[Ruling])
     """Rulings on the best checkpoint of the candidate's stage, where rolling back considered one."""
+    note: str = ""
+    """The reason that a user gave for a decision."""
 
 
 def overall_outcome(rulings: Sequence[Ruling]) -> RuleOutcome:
@@ -60,6 +62,7 @@ def write_decision(folder: Path, decision: Decision) -> None:
         "verdict": decision.action,
         "promoted": decision.promoted,
         "decided_by": decision.decided_by,
+        "note": decision.note,
         "rules": [_record(ruling) for ruling in decision.rulings],
         "best": [_record(ruling) for ruling in decision.best],
         "hashes": decision.hashes,
@@ -79,6 +82,7 @@ def read_decision(folder: Path) -> Decision | None:
         decided_by=record["decided_by"],
         promoted=record["promoted"],
         best=[_ruling(rule) for rule in record["best"]],
+        note=record.get("note", ""),
     )
 
 

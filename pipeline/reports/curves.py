@@ -141,9 +141,12 @@ def seconds_by_phase(rows: Sequence[MetricsRow]) -> dict[str, float]:
     return {phase: seconds for phase, seconds in phases.items() if seconds > 0}
 
 
-def headline(rows: Sequence[MetricsRow]) -> list[tuple[str, float, float]]:
-    """Name, start and end of the figures to see first: means over the first and the last twentieth of the steps."""
-    return [(name, *_ends(points)) for name, points in _series(HEADLINE, _points(rows)).items()][:_HEADLINE_FIGURES]
+def headline(rows: Sequence[MetricsRow]) -> list[tuple[str, float | None, float]]:
+    """Name, start and end of the figures to see first: means over the first and the last twentieth of the steps. A
+    figure that was measured once has no start."""
+    series = list(_series(HEADLINE, _points(rows)).items())[:_HEADLINE_FIGURES]
+    ends = [(name, len(points), *_ends(points)) for name, points in series]
+    return [(name, first if count > 1 else None, last) for name, count, first, last in ends]
 
 
 def trend(rows: Sequence[MetricsRow]) -> str:

@@ -1,4 +1,5 @@
-"""`report.html` of a whole run: its stages, what improved, decisions of its gates, and lineage."""
+"""`report.html` of a whole run: its stages, figures before and after, decisions of its gates, and
+lineage."""
 
 import time
 from collections import defaultdict
@@ -11,7 +12,8 @@ from pipeline.disk.files import read_json_or_none
 from pipeline.disk.recorded import FIGURES, LINEAGE, changes, read_figures
 from pipeline.disk.run_record import RunRecord, StageRecord, State
 from pipeline.gates.cache import EVALUATION_FIGURES
-from pipeline.gates.decision import read_decision
+from pipeline.gates.decision import Decision, read_decision
+from pipeline.gates.rules import lower_is_better
 from pipeline.reports.curves import STEP_SECONDS, trend
 from pipeline.reports.files import read_metrics
 from pipeline.reports.page import REPORT, write_page
@@ -26,6 +28,29 @@ class EvaluatedModel:
     name: str
     folder: Path
     figures: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FigureChange:
+    """A figure in the first and in the last evaluation that has it, with the 95 % interval of the last.
+
+    rules: the gates that watch it, each with its outcome.
+    """
+
+    figure: str
+    first: float
+    last: float
+    low: float | None
+    high: float | None
+    rules: list[str]
+
+    @property
+    def direction(self) -> str:
+        """`better` or `worse`; `same` where the first value lies within the interval of the last."""
+        within = self.low is not None and self.high is not None and self.low <= self.first <= self.high
+        if self.first == self.last or within:
+            return "same"
+        return "better" if (self.last < self.first) == lower_is_better(self.figure) else "worse"
 
 
 def write_recipe_html(record: RunRecord) -> None:
@@ -52,7 +77,7 @@ def write_recipe_html(record: RunRecord) -> None:
         pages={name for name in record.stages if (run / name / REPORT).is_file()},
         total_seconds=(record.ended or now) - record.started,
         evaluations=evaluations,
-        improved=list(_improved(evaluations)),
+        changed_figures=list(_changed_figures(evaluations, decisions)),
         decisions=decisions,
         comparisons=compare(first.folder, last.folder, (first.name, last.name)) if first and last else [],
         changes=[(name, text) for name in lineages for text in changes(run / name, content=False)],
@@ -71,7 +96,11 @@ def _result(folder: Path, stage: StageRecord) -> str:
     """One line on what came of a stage."""
     if decision := read_decision(folder):
         outcomes = ", ".join(f"{ruling.rule.figure} {ruling.outcome}" for ruling in decision.rulings)
-        return f"{decision.action.replace('_', ' ')}: {outcomes}"
+        person = ", decided by a person" if decision.decided_by == "user" else ""
+        return f"{decision.action.replace('_', ' ')}{person}: {outcomes}"
+    if stage.type in ("preferences", "sample"):
+        kept = (read_figures(folder) or {}).get("kept")
+        return "" if kept is None else f"{kept:.0f} {'comparisons' if stage.type == 'preferences' else 'answers'} kept"
     if stage.type == "eval":
         figures = read_figures(folder) or {}
         return ", ".join(f"{key} {value:.3g}" for key, value in figures.items() if f"{key}_low" in figures)
@@ -88,8 +117,10 @@ def _evaluations(folder: Path, stage: StageRecord) -> Iterator[EvaluatedModel]:
             yield EvaluatedModel(f"{folder.name}, {role}", folder / role, figures)
 
 
-def _improved(evaluations: Sequence[EvaluatedModel]) -> Iterator[tuple[str, float, float, str]]:
-    """The first and the last value, and the interval of the last, of every figure that several checkpoints have."""
+def _changed_figures(
+    evaluations: Sequence[EvaluatedModel], decisions: Mapping[str, Decision]
+) -> Iterator[FigureChange]:
+    """The change of every figure that several checkpoints have, from the first of them to the last."""
     series: defaultdict[str, list[Mapping[str, float]]] = defaultdict(list)
     for evaluation in evaluations:
         for figure in evaluation.figures:
@@ -97,6 +128,11 @@ def _improved(evaluations: Sequence[EvaluatedModel]) -> Iterator[tuple[str, floa
                 series[figure].append(evaluation.figures)
     for figure, values in series.items():
         if len(values) > 1:
+            rules = [
+                f"{gate}: {ruling.outcome}"
+                for gate, decision in decisions.items()
+                for ruling in decision.rulings
+                if ruling.rule.figure == figure
+            ]
             low, high = (values[-1].get(f"{figure}_{end}") for end in ("low", "high"))
-            interval = "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
-            yield figure, values[0][figure], values[-1][figure], interval
+            yield FigureChange(figure, values[0][figure], values[-1][figure], low, high, rules)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -103,7 +104,9 @@ def launch(config: GateConfig, folder: Path, context: Context) -> dict[str, floa
     paths = {name: os.path.relpath(checkpoint, folder) for name, checkpoint in checkpoints.items()}
     evaluate_best = partial(results_of, "best") if "best" in checkpoints else None
     candidate, parent = results_of("candidate"), results_of("parent")
-    decision = run(config, candidate, parent, evaluate_best, paths, hashes, _user_action(folder, hashes))
+    user = _user_decision(folder, hashes)
+    decision = run(config, candidate, parent, evaluate_best, paths, hashes, user.action if user else None)
+    decision = replace(decision, note=user.note if user else "")
     write_decision(folder, decision)
     _print(decision, console)
     _apply(decision, folder)
@@ -125,12 +128,12 @@ def checkpoint_folders(config: GateConfig, folder: Path) -> dict[str, Path]:
     return folders | ({"best": best.resolve()} if best.is_dir() else {})
 
 
-def _user_action(folder: Path, hashes: Mapping[str, str]) -> Action | None:
-    """The action of `alignyard gate decide`, if it was about these checkpoints and suites."""
+def _user_decision(folder: Path, hashes: Mapping[str, str]) -> Decision | None:
+    """The decision of `alignyard gate decide`, if it was about these checkpoints and suites."""
     decision = read_decision(folder)
     if decision is None or decision.decided_by != "user" or decision.hashes != hashes:
         return None
-    return decision.action
+    return decision
 
 
 def _print(decision: Decision, console: Console) -> None:

@@ -65,12 +65,13 @@ def test_show_prints_the_rules_and_the_worse_items(run_folder: Path, capsys: pyt
 
 def test_decide_writes_the_decision_for_the_gate(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = read_decision(run_folder / "gate")
-    assert alignyard("decide", str(run_folder), "gate", "promote") == 0
+    assert alignyard("decide", str(run_folder), "gate", "promote", "--note", "3 of 20 is chance") == 0
     decision = read_decision(run_folder / "gate")
     assert decision is not None and (decision.action, decision.decided_by) == ("promote", "user")
     assert before is not None and (decision.hashes, decision.rulings) == (before.hashes, before.rulings)
     assert alignyard("show", str(run_folder)) == 0
-    assert "decided by you" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "decided by a person" in printed and "note: 3 of 20 is chance" in printed
     (run_folder / "gate" / "figures.json").write_text("{}")
     assert alignyard("decide", str(run_folder), "gate", "stop") == 2
     assert "gate 'gate' is done" in capsys.readouterr().err

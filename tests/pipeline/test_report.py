@@ -6,13 +6,17 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.gates.decision import read_decision, write_decision
 from pipeline.reports import report as report_module
+from pipeline.reports.curves import headline
 from pipeline.reports.files import duration, read_metrics
+from pipeline.reports.recipe_page import FigureChange
 from pipeline.reports.report import Report, Sample, StepLines, sample_lines
 from rewards.types import Status, Verdict
 from tests.pipeline.report_run import STAGES, make_run, write_run_page, write_stage_page
@@ -301,11 +305,47 @@ def test_the_page_of_a_run_shows_its_stages_in_the_recipes_order(tmp_path: Path)
     assert page.count('<span class="pill good">done</span>') == 5
 
 
-def test_what_improved_is_the_first_and_the_last_evaluation(tmp_path: Path) -> None:
+def test_before_and_after_tells_better_from_worse_and_names_the_rules(tmp_path: Path) -> None:
     page = write_run_page(make_run(tmp_path / "made_up", steps=3))
-    row = "<td>sums/pass@1_greedy</td>" + "".join(f'<td class="number">{cell}</td>' for cell in ("0.5", "0.8", "+0.3"))
-    assert row + "<td>0.74 to 0.85</td>" in page
+    row = '<td>sums/pass@1_greedy</td><td class="number">0.5</td><td class="number">0.8</td>'
+    row += '<td class="number good">+0.3</td><td class="good">\u25b2 better</td><td>0.74 to 0.85</td>'
+    assert row + "<td>gate_reason: holds" in page and "What improved" not in page
     assert "Of 10 greedy answers to the same prompts, 3 scored higher and 0 lower" in page
+
+
+@pytest.mark.parametrize(
+    ("figure", "first", "last", "interval", "direction"),
+    [
+        ("sums/pass@1", 0.5, 0.8, (0.7, 0.9), "better"),
+        ("sums/pass@1", 0.8, 0.5, (0.4, 0.6), "worse"),
+        ("sums/pass@1", 0.55, 0.5, (0.4, 0.6), "same"),  # it may be chance
+        ("prose/bits_per_byte", 1.1, 1.3, (None, None), "worse"),
+        ("prose/bits_per_byte", 1.3, 1.1, (None, None), "better"),
+        ("sums/truncated_rate", 0.0, 0.0, (None, None), "same"),
+    ],
+)
+def test_a_change_is_better_or_worse_by_the_direction_of_its_figure(
+    figure: str, first: float, last: float, interval: tuple[float | None, float | None], direction: str
+) -> None:
+    assert FigureChange(figure, first, last, *interval, rules=[]).direction == direction
+
+
+def test_a_persons_decision_is_told_from_that_of_the_rules(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "made_up", steps=3)
+    gate = run / "gate_reason"
+    decision = read_decision(gate)
+    assert decision is not None
+    write_decision(gate, replace(decision, decided_by="user", note="3 of 20 is chance"))
+    page = write_run_page(run)
+    assert "promote, decided by a person: sums/pass@1_greedy holds" in page
+    assert '<span class="pill busy">promote, decided by a person</span>' in page
+    assert '<span class="pill good">promote</span>' not in page
+    assert "3 of 20 is chance" in write_stage_page(gate)
+
+
+def test_a_figure_that_was_measured_once_has_no_start(tmp_path: Path) -> None:
+    rows = [{"step": 1, "loss/nll_mean": 2.0}, {"step": 2, "loss/nll_mean": 1.0, "eval/nll_mean": 1.5}]
+    assert headline(rows) == [("held-out loss", None, 1.5), ("loss", 2.0, 1.0)]
 
 
 def test_the_interval_of_a_gate_is_drawn_by_hand(tmp_path: Path) -> None:

@@ -142,7 +142,10 @@ def test_whether_the_truth_is_seen_is_told(here: Path) -> None:
     assert "no column 'answer'" in row_without.problem
     (here / "mine.py").write_text(REWARDS.replace("task.truth in completion", "completion"))
     found, _ = check("needs_words", rows_of({"prompt": "q", "completion": "4"}))
-    assert found["sees the truth"] == (None, "no row has a truth: if the reward needs it, name its column with --truth")
+    remedy = "no row has a truth: if the reward compares with it, name its column by --truth "
+    assert found["sees the truth"] == (None, f"{remedy}COLUMN")
+    found, _ = check("needs_words", rows_of({"prompt": "q", "completion": "4", "solution": "4"}))
+    assert found["sees the truth"] == (None, f"{remedy}solution")
 
 
 def test_a_timeout_is_told(here: Path) -> None:

@@ -79,8 +79,8 @@ class Run:
         assert decision is not None
         return decision
 
-    def decide(self, verdict: str, name: str = "gate") -> None:
-        assert main(["gate", "decide", str(self.folder), name, verdict]) == 0
+    def decide(self, verdict: str, *options: str, name: str = "gate") -> None:
+        assert main(["gate", "decide", str(self.folder), name, verdict, *options]) == 0
 
     def started_from(self, name: str = "gate") -> str:
         """Where the model lies that follows from the gate."""
@@ -125,8 +125,9 @@ def test_a_failed_gate_stops_each_time_until_somebody_overrules_it(run: Run) -> 
         with pytest.raises(RunStopped, match=r"text/accuracy higher\).*alignyard gate decide"):
             run.gate()
     assert run.evaluated == ["grpo/hf", "sft/hf"] and not (run.folder / "gate" / "hf").exists()
-    run.decide("promote")
+    run.decide("promote", "--note", "chance")
     assert run.gate().decided_by == "user" and run.started_from() == "grpo/hf"
+    assert run.decision().note == "chance"
 
 
 def test_an_undecided_gate_asks_and_goes_on_as_it_is_told(run: Run) -> None:
