@@ -17,13 +17,15 @@ settings=(avx2 no_vectors one_core other_user read_only_home odd_path lang_c uma
 arithmetic=(tests/pipeline/test_objectives.py tests/pipeline/test_objectives_preference.py tests/pipeline/test_attention.py)
 system=(tests/configs/test_load.py tests/rewards/sandbox/test_isolation.py tests/rewards/test_offline.py)
 
+# Kernels that torch compiled are kept by their graph, not by the width of vectors they were compiled for: one of another
+# width, from the folder that all runs share, computes garbage.
 avx2() {
-  export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+  export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 TORCHINDUCTOR_CACHE_DIR=$work/kernels
   run "$root" "${arithmetic[@]}"
 }
 
 no_vectors() {
-  export ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2
+  export ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 TORCHINDUCTOR_CACHE_DIR=$work/kernels
   run "$root" "${arithmetic[@]}"
 }
 
