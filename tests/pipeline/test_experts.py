@@ -105,6 +105,8 @@ def test_dropped_pairs_are_not_computed(form: str) -> None:
     model.set_experts_implementation(FP8 if form == "fp8" else SORTED)
     skip_dropped(model)
     experts = model.model.layers[1].mlp.experts.to(torch.bfloat16 if form == "bfloat16" else torch.float32)
+    # Kernels for another number of rows may sum in another order, so bfloat16 may round another way.
+    rtol, atol = (2**-7, 1e-3) if form == "bfloat16" else (1e-5, 1e-5)
     x_TD = torch.randn(64, model.config.hidden_size, dtype=experts.down_proj.dtype)
     index_TK = torch.rand(64, 8).argsort(dim=1)[:, :4]
     weights_TK = torch.rand(64, 4).masked_fill(torch.arange(4) >= 2, 0.0)
@@ -125,7 +127,7 @@ def test_dropped_pairs_are_not_computed(form: str) -> None:
         if form == "fp8" and one.dim() == 3:  # the tokens of a weight's gradient are cut into other tiles
             assert (one - other).norm() < 0.03 * other.norm()
         else:
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
     if form != "bfloat16":  # transformers' grouped product counts its rows by offsets
         assert flops == whole / 2
 
