@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from configs.base import Settings, item_of, models_in, problems, unknown_key
+from configs.base import UNKNOWN, Settings, item_of, problems, unknown_key
+from configs.keys import chosen_models, home_of, misspells, unknown_in_tree, unknown_keys
 
 NUMBER_LIKE = re.compile(r"[-+]?\.?[0-9]")
 CERTAIN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
@@ -56,7 +57,9 @@ def load_config(path: str, overrides: Sequence[str], model: type[_S]) -> LoadedC
     try:
         config = model.model_validate(data)
     except ValidationError as error:
-        lines = [f"  {key}: {message}{_blame(key, overridden)}" for key, message in problems(error, data)]
+        others = [problem for problem in problems(error, data) if not problem[1].startswith(UNKNOWN)]
+        found = [*unknown_keys(data, model), *others]
+        lines = [f"  {key}: {message}{_blame(key, overridden)}" for key, message in found]
         raise ValueError("\n".join([f"{file}: not a valid configuration", *lines])) from error
     in_file = {key for key, _ in leaves(data)}
     origins = {
@@ -187,11 +190,13 @@ def _override(tree: DictConfig, override: str, model: type[Settings]) -> str:
 def _check_known(parts: list[str], model: type[Settings], data: Any) -> None:
     """Raise ValueError for the first of `parts` that is neither a field of the models nor an entry of the file."""
     annotations: list[Any] = [model]
-    node = data
-    for part in parts:
+    node, home = data, None
+    for depth, part in enumerate(parts):
         if isinstance(node, str):  # an interpolation: OmegaConf would write into the key that it points at
             raise ValueError(f"'{part}' stands below the value '{node}'; override that value or its source")
-        fields = [field for annotation in annotations for below in models_in(annotation) for field in _fields(below)]
+        models = chosen_models(annotations, cast(dict[str, Any], node) if isinstance(node, dict) else {})
+        home = home or home_of(models, "".join(f"{above}." for above in parts[:depth]))
+        fields = [field for below in models for field in _fields(below)]
         entries = [item_of(annotation) for annotation in annotations if item_of(annotation) is not None]
         if fields:
             keys = sorted({name for name, _ in fields})
@@ -202,7 +207,10 @@ def _check_known(parts: list[str], model: type[Settings], data: Any) -> None:
         else:
             return
         if part not in keys:
-            raise ValueError(unknown_key(part, keys))
+            if not fields:
+                raise ValueError(unknown_key(part, keys))
+            whole = part if misspells(part, keys) else ".".join(parts[depth:])
+            raise ValueError(unknown_in_tree(whole, keys, ".".join(parts), home))
         node = _entry(node, part)
 
 

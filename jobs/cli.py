@@ -29,6 +29,8 @@ VERBS = {
     "distill": ("stage", "Distil a student from teachers on its own text."),
     "sample": ("stage", "Collect verified conversations sampled from a model."),
     "eval": ("eval", "Evaluate a checkpoint on suites."),
+    "chat": ("serve", "Talk with a checkpoint."),
+    "serve": ("serve", "Serve a checkpoint by vLLM, with OpenAI's protocol."),
     "bench": ("bench", "Measure this machine."),
     "import-gguf": ("export", "Convert a GGUF file to a transformers checkpoint."),
     "export-fp8": ("export", "Write a checkpoint in DeepSeek's FP8 format."),

@@ -63,6 +63,11 @@ def is_in_fp8(folder: Path) -> bool:
     return _has_fp8(_config(folder))
 
 
+def is_reward_model(folder: Path) -> bool:
+    """Return True for a checkpoint whose architecture scores texts (AutoModelForSequenceClassification)."""
+    return any(name.endswith("ForSequenceClassification") for name in _config(folder).get("architectures") or [])
+
+
 def vocab_size(folder: Path) -> int:
     """Rows of the checkpoint's output head. Raises KeyError where config.json does not give them."""
     config = _config(folder)

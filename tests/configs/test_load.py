@@ -165,7 +165,7 @@ def test_brackets_and_dots_name_the_same_entry() -> None:
         ("stages.reason.type=grop", "stages.reason: unknown type 'grop': did you mean 'grpo'?"),
         (
             "stages.reason.optimizer.schedule={type: cosine, final: 1}",
-            "schedule: unknown key 'final': did you mean 'final_",
+            "schedule.final: unknown key 'final': did you mean 'final_",
         ),
         (
             "stages.reason.optimizer.schedule={warmup_steps: 1}",
@@ -192,8 +192,8 @@ def test_all_problems_are_told_at_once_and_by_the_keys_of_the_file(tmp_path: Pat
     assert sorted(lines[1:]) == [
         "  stages.reason.group_size: missing, and it has no default",
         "  stages.reason.optimizer.schedule.warmup_steps: Input should be greater than or equal to 0 (given: -2)",
-        "  stages.warm.optimizer: unknown key 'learning_rat': did you mean 'learning_rate'?; "
-        "unknown key 'moment': did you mean 'moments'?",
+        "  stages.warm.optimizer.learning_rat: unknown key 'learning_rat': did you mean 'learning_rate'?",
+        "  stages.warm.optimizer.moment: unknown key 'moment': did you mean 'moments'?",
     ]
 
 

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.weights.reward_model import new_score_model, save_score_model
 
 IDS = {"vocab_size": 264, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SMALLEST = {
@@ -54,3 +55,11 @@ def small_causal_lm(family: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def small_reward_model(causal_lm: Path, folder: Path) -> Path:
+    """A reward model on a checkpoint with the byte tokenizer, whose head is large enough that a wrong score shows."""
+    model = new_score_model(causal_lm, "float32", seed=0)
+    with torch.no_grad():
+        model.score.weight.mul_(20)
+    return save_score_model(model, byte_tokenizer(), folder)

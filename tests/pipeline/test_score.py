@@ -23,9 +23,8 @@ from pipeline.weights.reward_model import (
     is_score_model,
     load_score_model,
     new_score_model,
-    save_score_model,
 )
-from tests.pipeline.small_models import FAMILIES, small_causal_lm
+from tests.pipeline.small_models import FAMILIES, small_causal_lm, small_reward_model
 
 TALKS = [
     [{"role": "user", "content": "2+2?"}],
@@ -38,13 +37,10 @@ BOUND = 1e-4
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A language model and a reward model on it, whose head is large enough that a wrong score shows."""
+    """A language model and a reward model on it."""
     home = tmp_path_factory.mktemp(request.param)
     causal_lm = small_causal_lm(request.param, home / "lm")
-    model = new_score_model(causal_lm, "float32", seed=0)
-    with torch.no_grad():
-        model.score.weight.mul_(20)
-    return causal_lm, save_score_model(model, byte_tokenizer(), home / "rm")
+    return causal_lm, small_reward_model(causal_lm, home / "rm")
 
 
 def of_transformers(folder: Path, batch_size: int, padding_side: str) -> list[float]:
