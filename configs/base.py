@@ -52,13 +52,13 @@ def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(value, f"{key}.{name}" if key else str(name))
 
 
-UNKNOWN = "unknown key"
+UNKNOWN_KEY = "unknown key"
 """Beginning of the message for a key that a model doesn't have."""
 
 
 def unknown_key(key: str, keys: list[str]) -> str:
     """Return the message for a `key` that is not among the valid `keys`."""
-    return f"{UNKNOWN} '{key}': {neighbour(key, keys)}"
+    return f"{UNKNOWN_KEY} '{key}': {neighbour(key, keys)}"
 
 
 def neighbour(name: str, names: list[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-TRL = """
+_TRL = """
 model_name_or_path | model.path |
 dtype | model.dtype | `auto` takes the checkpoint's
 chat_template_path | model.chat_template | a file, or the name of a shipped template
@@ -85,7 +85,7 @@ label_smoothing | loss.label_smoothing |
 precompute_ref_log_probs | | always, once
 center_rewards_coefficient | loss.center |
 """
-VERL = """
+_VERL = """
 actor_rollout_ref.model.path | model.path |
 actor_rollout_ref.model.enable_gradient_checkpointing | trainer.gradient_checkpointing |
 actor_rollout_ref.model.lora_rank | lora.rank |
@@ -152,7 +152,7 @@ trainer.experiment_name | | `name` of a recipe, or --output DIR
 trainer.default_local_dir | | --output DIR
 trainer.resume_mode | | the same command resumes; --fresh begins anew
 """
-OPENRLHF = """
+_OPENRLHF = """
 actor.model_name_or_path | model.path |
 data.prompt_dataset | prompts.source |
 data.dataset | data.source |
@@ -270,7 +270,7 @@ def _parse(library: str, table: str) -> Iterator[Counterpart]:
         yield Counterpart(library, theirs, tuple(name.strip() for name in ours.split(",") if name.strip()), note)
 
 
-COUNTERPARTS = [*_parse("TRL", TRL), *_parse("verl", VERL), *_parse("OpenRLHF", OPENRLHF)]
+COUNTERPARTS = [*_parse("TRL", _TRL), *_parse("verl", _VERL), *_parse("OpenRLHF", _OPENRLHF)]
 
 
 def counterpart(dotted_key: str) -> Counterpart | None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from configs.base import UNKNOWN, Settings, item_of, problems, unknown_key
+from configs.base import UNKNOWN_KEY, Settings, item_of, problems, unknown_key
 from configs.keys import chosen_models, home_of, misspells, unknown_in_tree, unknown_keys
 
 NUMBER_LIKE = re.compile(r"[-+]?\.?[0-9]")
@@ -57,7 +57,7 @@ def load_config(path: str, overrides: Sequence[str], model: type[_S]) -> LoadedC
     try:
         config = model.model_validate(data)
     except ValidationError as error:
-        others = [problem for problem in problems(error, data) if not problem[1].startswith(UNKNOWN)]
+        others = [problem for problem in problems(error, data) if not problem[1].startswith(UNKNOWN_KEY)]
         found = [*unknown_keys(data, model), *others]
         lines = [f"  {key}: {message}{_blame(key, overridden)}" for key, message in found]
         raise ValueError("\n".join([f"{file}: not a valid configuration", *lines])) from error

@@ -28,8 +28,8 @@ Checkpoint = Annotated[
 ]
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
-def serve(
+@app.command("serve", context_settings={"ignore_unknown_options": True})
+def serve_checkpoint(
     checkpoint: Checkpoint,
     options: Annotated[
         list[str],
