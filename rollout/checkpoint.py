@@ -65,7 +65,8 @@ def is_in_fp8(folder: Path) -> bool:
 
 def is_reward_model(folder: Path) -> bool:
     """Return True for a checkpoint whose architecture scores texts (AutoModelForSequenceClassification)."""
-    return any(name.endswith("ForSequenceClassification") for name in _config(folder).get("architectures") or [])
+    architectures = cast(list[str], _config(folder).get("architectures") or [])
+    return any(name.endswith("ForSequenceClassification") for name in architectures)
 
 
 def vocab_size(folder: Path) -> int:
