@@ -4,9 +4,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version as package_version
+from typing import Annotated, Any
 
-from typer import Exit, Typer
+from typer import Exit, Option, Typer
 from typer._click.exceptions import ClickException
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
@@ -68,7 +69,11 @@ def _command() -> TyperGroup:
     settings = {"help_option_names": ["--help", "-h"], "max_content_width": 120}
 
     @app.callback(epilog=f"`alignyard VERB --help` explains a verb.\n\n{EXIT_CODES}", context_settings=settings)
-    def alignyard() -> None:  # pyright: ignore[reportUnusedFunction]
+    def alignyard(  # pyright: ignore[reportUnusedFunction]
+        version: Annotated[
+            bool, Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+        ] = False,
+    ) -> None:
         """Turn a base language model into an aligned one: SFT, reward models, GRPO, and gates between them."""
 
     group = get_command(app)
@@ -76,6 +81,12 @@ def _command() -> TyperGroup:
     for name, (module, summary) in VERBS.items():
         group.add_command(LazyVerb(name, module, summary))
     return group
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"alignyard {package_version('alignyard')}")
+        raise Exit
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.command import QUIET_ENVIRONMENT
-from pipeline.cluster.room import quoted_interpreter
+from pipeline.cluster.room import announced, quoted_interpreter
 from pipeline.errors import RunStopped
 
 UNREACHABLE_SECONDS = 60.0
@@ -45,7 +45,7 @@ def cluster_with_jobs() -> Iterator[str]:
         context = ray.init(**quiet)
     else:
         # Ray's processes end with the thread that started them, so this must be the main thread.
-        with _free_agent_port():
+        with _free_agent_port(), announced("starting Ray"):
             context = ray.init(address="local", include_dashboard=True, dashboard_port=0, **quiet)
     try:
         yield f"http://{context.dashboard_url}"

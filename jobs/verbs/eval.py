@@ -7,6 +7,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from jobs.command import JsonFile, Overrides, verb_app, write_json
+from jobs.verbs.stage import print_results
 
 app = verb_app()
 
@@ -43,5 +44,7 @@ def evaluate_checkpoint(
     config = load_config(file, overrides, EvalConfig).config
     from pipeline.run.stage import run_stage
 
-    write_json(run_stage(config, output or Path("runs") / name), json_file)
+    folder = output or Path("runs") / name
+    write_json(run_stage(config, folder), json_file)
+    print_results(folder)
     return 0

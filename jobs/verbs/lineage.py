@@ -34,6 +34,10 @@ def lineage(
       alignyard lineage runs/demo prefer
     """
     folder = run_folder(run, runs_dir)
+    if (folder / LINEAGE).is_file():  # a stage that was run alone
+        folder, name = folder.resolve().parent, folder.resolve().name
+        OUT.print(_tree_of_stage(folder, {name: read_lineage(folder / name)}, name, set()))
+        return 0
     stages = _read_stages(folder)
     if stage is None:
         OUT.print(_tree_of_run(folder, stages))

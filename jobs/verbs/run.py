@@ -260,7 +260,7 @@ def _dry_run(recipe: "Recipe", selection: dict[str, str | None], cluster: str, j
     OUT.print(f"\nrun folder: {folder}", highlight=False, soft_wrap=True)
     lacking = [stage.name for stage in stages if stage.missing_input]
     if lacking:
-        OUT.print(f"before it can run here: what {', '.join(lacking)} lack", style="yellow", soft_wrap=True)
+        OUT.print(f"missing before it can run here: the inputs of {', '.join(lacking)}", style="yellow", soft_wrap=True)
     write_json(
         {"cluster": cluster, "stages": {name: _values(preview) for name, preview in previews.items()}}, json_file
     )

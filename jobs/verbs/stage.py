@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jobs.command import Output, Overrides, StageFile, verb_app
+from jobs.command import OUT, Output, Overrides, StageFile, verb_app
 
 app = verb_app()
 STAGE_HELP = """Run one stage of type `{stage}` in the foreground. docs/configs.md lists every key.
@@ -24,8 +24,16 @@ def run_in_foreground(stage: str, file: str, overrides: list[str], output: Path 
     config = load_config(file, overrides, STAGES[stage]).config  # refuses a wrong file before the slow import
     from pipeline.run.stage import run_stage
 
-    run_stage(config, output or Path("runs") / Path(file).stem)
+    folder = output or Path("runs") / Path(file).stem
+    run_stage(config, folder)
+    print_results(folder)
     return 0
+
+
+def print_results(folder: Path) -> None:
+    """Prints the folder of a stage's results with the ones that it holds."""
+    results = [name for name in ("hf", "data", "figures.json", "report.html") if (folder / name).exists()]
+    OUT.print(f"results in {folder}: {', '.join(results)}", highlight=False, soft_wrap=True)
 
 
 def _add_verb(stage: str) -> None:

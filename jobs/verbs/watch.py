@@ -19,7 +19,8 @@ from jobs.command import ERR, OUT, Address, RunName, RunsDir, plain_table, verb_
 from jobs.verbs.run import follow, write
 from pipeline.disk.ending import Ending
 from pipeline.disk.lock import holder
-from pipeline.disk.run_record import CONSOLE, LOG, RUN, RunRecord, State
+from pipeline.disk.recorded import LINEAGE
+from pipeline.disk.run_record import CONSOLE, LOG, RUN, RunRecord, StageRecord, State, stage_alone
 from pipeline.reports.files import duration
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ STOP_TIMEOUT_SECONDS = 90.0
 
 @app.command("list")
 def list_runs(runs_dir: RunsDir = Path("runs"), address: Address = "") -> int:
-    """List the runs below a folder, or those of a cluster, with their states.
+    """List the runs and single stages below a folder, or the runs of a cluster, with their states.
 
     \b
     Examples:
@@ -92,14 +93,32 @@ def status(
     elif record.reason:
         headline.append(f": {record.reason}")
     OUT.print(headline, soft_wrap=True)
-    table = plain_table("stage", "type", "state", "since", "took", "job", "")
+    is_alone = not any(stage.job for stage in record.stages.values())
+    table = plain_table("stage", "type", "state", "since", "took", *([] if is_alone else ["job"]))
     for name, stage in record.stages.items():
         took = duration((stage.ended or time.time()) - stage.started) if stage.started and stage.job else ""
         state = _state("reused" if stage.reused else stage.state)
-        reason = Text("" if stage.state == Ending.DONE.word else stage.reason.split("\n")[0])
-        table.add_row(name, stage.type, state, _clock(stage.started), took, stage.job, reason)
+        cells = (name, stage.type, state, _clock(stage.started), took)
+        table.add_row(*cells, *([] if is_alone else [stage.job]))
     OUT.print(table)
+    for name, stage in record.stages.items():  # below the table, whose cells would wrap long texts
+        reason = _reason(Path(record.folder) / name, stage)
+        if reason and reason != record.reason:
+            OUT.print(Text(f"{name}: {reason}"), soft_wrap=True)
     return 0
+
+
+def _reason(folder: Path, stage: StageRecord) -> str:
+    """The reason why a stage waits or ended badly; of a gate that a person has decided on since, the decision."""
+    if stage.state == Ending.DONE.word:
+        return ""
+    if stage.type == "gate" and stage.state != State.RUNNING:
+        from pipeline.gates.decision import read_decision
+
+        decision = read_decision(folder)
+        if decision is not None and decision.decided_by == "user":
+            return f"a person decided: {decision.action.replace('_', ' ')}; carried out when the recipe is run again"
+    return stage.reason.split("\n")[0]
 
 
 def _print_jobs(run: str | None, address: str) -> int:
@@ -131,6 +150,8 @@ def logs(
     if address:
         return _print_job_log(run, address, stage or "", follow_log)
     record = _find_run(run, runs_dir)
+    if not (Path(record.folder) / RUN).is_file():
+        return _print_steps(Path(record.folder), follow_log)
     if stage is not None and stage not in record.stages:
         raise ValueError(f"STAGE='{stage}': stages of {record.name}: {', '.join(record.stages)}")
     if record.job and stage is None:
@@ -143,6 +164,29 @@ def logs(
         time.sleep(0.5)
     if file.is_file():
         follow(file, 0, lambda: not follow_log or not holder(folder))
+    return 0
+
+
+def _print_steps(folder: Path, follow_log: bool) -> int:
+    """Prints the steps of a stage that was run alone from its figures: its output went to its own terminal."""
+    from pipeline.disk.recorded import read_config
+    from pipeline.reports.files import read_metrics
+    from pipeline.reports.report import StepLines
+
+    steps = read_config(folder).get("steps") or 0
+    lines, shown = StepLines(steps), 0
+    while True:
+        is_last = not follow_log or not holder(folder)
+        rows = read_metrics(folder)
+        for row in rows[shown:]:
+            values = {key: value for key, value in row.items() if key != "step"}
+            write("".join(f"{line.plain}\n" for line in lines.lines(int(row["step"]), values)))
+        shown = len(rows)
+        if is_last:
+            break
+        time.sleep(0.5)
+    if not shown:
+        OUT.print(f"no step yet; report: {folder / 'report.html'}", soft_wrap=True)
     return 0
 
 
@@ -213,25 +257,27 @@ def _find_run(run: str | None, runs_dir: Path) -> RunRecord:
             raise ValueError(f"no runs below '{runs_dir}'; --runs-dir says where they are")
         return records[-1]
     folders = [runs_dir / run, Path(run)]
-    folder = next((folder for folder in folders if (folder / RUN).is_file()), None)
-    if folder is None:
-        places = " nor ".join(f"'{folder.absolute()}'" for folder in folders)
-        raise ValueError(
-            f"RUN='{run}' holds no run: there is no {RUN} in {places} (a stage that was run alone has none); "
-            "--runs-dir says where runs are, `alignyard list` shows them"
-        )
-    return RunRecord.read(folder)
+    for folder in folders:
+        if (folder / RUN).is_file():
+            return RunRecord.read(folder)
+        if (alone := stage_alone(folder)) is not None:
+            return alone
+    places = " nor ".join(f"'{folder.absolute()}'" for folder in folders)
+    raise ValueError(
+        f"RUN='{run}' holds no run: there is no {RUN} in {places}; --runs-dir says where runs are, `alignyard list` "
+        "shows them"
+    )
 
 
 def _records(runs_dir: Path) -> tuple[list[RunRecord], dict[Path, str]]:
     """The runs below a folder, oldest first, and the error message of each unreadable one by its folder."""
     records: list[RunRecord] = []
     damaged: dict[Path, str] = {}
-    for file in sorted(runs_dir.glob(f"*/{RUN}")):
+    for folder in sorted({file.parent for name in (RUN, LINEAGE) for file in runs_dir.glob(f"*/{name}")}):
         try:
-            records.append(RunRecord.read(file.parent))
+            records.append(stage_alone(folder) or RunRecord.read(folder))
         except ValueError as error:
-            damaged[file.parent] = str(error)
+            damaged[folder] = str(error)
     return sorted(records, key=lambda record: record.started), damaged
 
 

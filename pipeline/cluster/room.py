@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import ray
+import rich
 from ray._private.state import available_resources_per_node
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
@@ -25,6 +27,27 @@ from pipeline.errors import RunStopped
 MAX_WAIT_SECONDS = 24 * 3600.0
 """Longest that a stage waits for the resources it requests."""
 _POLL_SECONDS = 5.0
+_SILENT_SECONDS = 2.0
+"""Longest time without a word on the work that is waited for."""
+
+
+@contextmanager
+def announced(work: str) -> Iterator[None]:
+    """Print `work` where the block takes more than two seconds, and the seconds that it took."""
+    console, started = rich.get_console(), time.monotonic()
+
+    def show(text: str) -> None:
+        console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    timer = Timer(_SILENT_SECONDS, show, [f"{work} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if (seconds := time.monotonic() - started) > _SILENT_SECONDS:
+        show(f"{work}: {seconds:.0f} s")
 
 
 @contextmanager
@@ -38,7 +61,8 @@ def cluster() -> Iterator[None]:
     local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     runtime_env = {"env_vars": environment, **quoted_interpreter()}
     replace_read_only_home()
-    ray.init(runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR, **local)
+    with announced("starting Ray" if local else "joining the Ray cluster"):
+        ray.init(runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from configs.sampling import RolloutConfig
 from pipeline.cluster.bundles import StageDevices
 from pipeline.cluster.demand import CPU_SHARE
 from pipeline.cluster.placement import StagePlacement
-from pipeline.cluster.room import cluster
+from pipeline.cluster.room import announced, cluster
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
 from rewards.plugins.names import absolute
@@ -66,10 +66,13 @@ def start_ranks(spec: TrainSpec) -> TrainingRanks:
     if spec.trainer.offload and not _has_gpus():
         raise ValueError("trainer.offload has no effect without a GPU; remove it")
     if (devices := _devices.get()) is None:
-        return TrainingRanks(spec, resources=[_whole_devices(1)] * spec.trainer.num_ranks)
-    if devices.placement.of("engine"):
-        devices.engines_started.result()
-    return TrainingRanks(spec, resources=devices.ranks())
+        resources = [_whole_devices(1)] * spec.trainer.num_ranks
+    else:
+        if devices.placement.of("engine"):
+            devices.engines_started.result()
+        resources = devices.ranks()
+    with announced(f"starting {spec.trainer.num_ranks} training rank{'s' if spec.trainer.num_ranks > 1 else ''}"):
+        return TrainingRanks(spec, resources=resources)
 
 
 def start_rollout(
@@ -99,16 +102,17 @@ def start_rollout(
     devices = _devices.get()
     resources = devices.engines() if devices else [_whole_devices(config.tensor_parallel_size)] * config.num_engines
     try:
-        pool = RolloutPool(
-            model,
-            config,
-            resolve_dtype(dtype, model),
-            seed,
-            resources=resources,
-            stop_token_ids=stop_token_ids,
-            with_routes=with_routes,
-            with_kept=with_kept,
-        )
+        with announced(f"starting {config.num_engines} vLLM engine{'s' if config.num_engines > 1 else ''}"):
+            pool = RolloutPool(
+                model,
+                config,
+                resolve_dtype(dtype, model),
+                seed,
+                resources=resources,
+                stop_token_ids=stop_token_ids,
+                with_routes=with_routes,
+                with_kept=with_kept,
+            )
         if devices and any(engine.share < 1 for engine in devices.placement.of("engine")):
             pool.to(DeviceState.ASLEEP)
     except Exception as error:
@@ -134,7 +138,8 @@ def start_rewards(
     """
     devices = _devices.get()
     resources = devices.judges(suite) if devices else None
-    return RewardPool([absolute(spec) for spec in specs], config, placements=placements, resources=resources)
+    with announced(f"starting the judges of {', '.join(spec.label for spec in specs)}"):
+        return RewardPool([absolute(spec) for spec in specs], config, placements=placements, resources=resources)
 
 
 @contextmanager

@@ -5,15 +5,17 @@ import os
 import socket
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.disk.files import read_json, write_atomic
-from pipeline.disk.lock import holder
-from pipeline.disk.recorded import LINEAGE, begun
+from pipeline.disk.ending import Ending
+from pipeline.disk.files import read_json, read_json_or_none, write_atomic
+from pipeline.disk.lock import LOCK, holder
+from pipeline.disk.recorded import FIGURES, LINEAGE, begun, read_lineage
 
 if TYPE_CHECKING:
     from configs.stages import Recipe
@@ -30,6 +32,7 @@ class State(StrEnum):
     LEFT_OUT = "left out"
     NOT_REACHED = "not reached"
     KILLED = "killed"
+    UNFINISHED = "unfinished"
 
 
 @dataclass(slots=True)
@@ -95,6 +98,34 @@ class RunRecord:
             for stage in record.stages.values():
                 stage.state = State.KILLED if stage.state == State.RUNNING else stage.state
         return record
+
+
+def stage_alone(folder: Path) -> RunRecord | None:
+    """The record of a stage that was run without a recipe, as a run of one stage, made from its files; None for another
+    folder.
+
+    Raises ValueError where its lineage is damaged.
+    """
+    if (folder / RUN).is_file() or not (folder / LINEAGE).is_file():
+        return None
+    lineage, figures, writer = read_lineage(folder), folder / FIGURES, holder(folder)
+    started = datetime.fromisoformat(lineage["created"]).timestamp()
+    state = State.RUNNING if writer else Ending.DONE.word if figures.is_file() else State.UNFINISHED
+    reason = "the same command resumes it" if state == State.UNFINISHED else ""
+    ended = figures.stat().st_mtime if state == Ending.DONE.word else None
+    stage = StageRecord(lineage["type"], [], state=state, reason=reason, started=started, ended=ended)
+    process = read_json_or_none(folder / LOCK) or {"pid": 0, "host": ""}
+    return RunRecord(
+        folder.resolve().name,
+        str(folder.absolute()),
+        {folder.resolve().name: stage},
+        state=state,
+        reason=reason,
+        pid=int(process["pid"]),
+        host=str(process["host"]),
+        started=started,
+        ended=ended,
+    )
 
 
 def refuse_other_recipe(recipe: "Recipe", folder: Path) -> None:

@@ -58,7 +58,7 @@ COLUMNS = (
     ("loss/nll_mean", "loss", ".4f", 7),
     ("eval/nll_mean", "held-out", ".4f", 8),
     ("reward/total/mean", "reward", ".3f", 6),
-    ("reward/*/pass_rate", "", ".0%", 4),
+    ("reward/*/mean", "", ".2f", 5),
     ("rollout/length/mean", "length", ".0f", 6),
     ("reward_model/accuracy", "accuracy", ".0%", 8),
     ("reward_model/margin_mean", "margin", ".2f", 6),
@@ -80,7 +80,11 @@ COLUMNS = (
     ("time/step_seconds", "s/step", ".1f", 6),
     ("*/tokens_per_second", "tok/s", ".0f", 5),
 )
-"""Figures on a line of the console: key (a pattern), heading ("" takes the second part of the key), format, width."""
+"""Figures on a line of the console: key (a pattern, the first that fits), heading ("" takes the second part of the key:
+a reward's column is its mean score), format, width."""
+_LESS_NEEDED = ("lr", "grad", "mismatch", "ref", "gen", "train", "sync", "teach", "eval", "tok/s", "entropy", "kl")
+"""Headings of the columns that a narrow terminal leaves out, the first first."""
+_HEADING_WIDTH = 16
 
 
 class Report:
@@ -98,7 +102,8 @@ class Report:
         self._folder = folder
         self._total_steps = total_steps
         self._console = rich.get_console()
-        self._lines = StepLines(total_steps)
+        is_narrow = self._console.is_terminal or "COLUMNS" in os.environ
+        self._lines = StepLines(total_steps, self._console.width if is_narrow else None)
         self._bar = Progress(
             TextColumn(label),
             BarColumn(bar_width=None),
@@ -196,8 +201,9 @@ class Report:
 class StepLines:
     """The steps of a stage as lines of a table, whose columns are the figures that have occurred so far."""
 
-    def __init__(self, total_steps: int) -> None:
-        self._total_steps = total_steps
+    def __init__(self, total_steps: int, width: int | None = None) -> None:
+        """width: of the terminal, whose lines then leave out what is needed least."""
+        self._total_steps, self._width = total_steps, width
         self._keys: dict[str, None] = {}
         self._heading = ""
         self._under_heading = 0
@@ -213,21 +219,37 @@ class StepLines:
         pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
         self._keys |= dict.fromkeys(metrics)
         count_width = max(2 * len(str(self._total_steps)) + 1, len("step"))
-        headings, cells = [f"{'step':>{count_width}}"], [f"{f'{step}/{self._total_steps}':>{count_width}}"]
+        columns = [("step", f"{'step':>{count_width}}", f"{f'{step}/{self._total_steps}':>{count_width}}")]
+        shown: set[str] = set()
         for pattern, name, form, least_width in COLUMNS:
             for key in self._keys:
-                if fnmatchcase(key, pattern):
-                    heading = name or key.split("/")[1][:9]
-                    width = max(least_width, len(heading))
-                    headings.append(f"{heading:>{width}}")
-                    cells.append(f"{metrics[key]:>{width}{form}}" if key in metrics else " " * width)
-        heading = " ".join([*headings, f"{'left':>6}"])
-        line = Text(" ".join([*cells, f"{duration(pace * (self._total_steps - step)):>6}"]))
+                if key not in shown and fnmatchcase(key, pattern):
+                    shown.add(key)
+                    title = name or key.split("/")[1][:_HEADING_WIDTH]
+                    width = max(least_width, len(title))
+                    cell = f"{metrics[key]:>{width}{form}}" if key in metrics else " " * width
+                    columns.append((title, f"{title:>{width}}", cell))
+        columns.append(("left", f"{'left':>6}", f"{duration(pace * (self._total_steps - step)):>6}"))
+        left_out = self._fit(columns)
+        heading = " ".join(column[1] for column in columns)
+        line = Text(" ".join(column[2] for column in columns))
         if heading == self._heading and self._under_heading < _LINES_PER_HEADING:
             self._under_heading += 1
             return [line]
+        note = [Text(f"(left out here: {', '.join(left_out)}; metrics.jsonl has all)", style="dim")] if left_out else []
+        note = note if heading != self._heading else []
         self._heading, self._under_heading = heading, 1
-        return [Text(heading, style="bold"), line]
+        return [*note, Text(heading, style="bold"), line]
+
+    def _fit(self, columns: list[tuple[str, str, str]]) -> list[str]:
+        """Remove the columns that are needed least until a line fits the terminal, and return their headings."""
+        left_out: list[str] = []
+        for name in _LESS_NEEDED:
+            if self._width is None or sum(len(column[1]) + 1 for column in columns) - 1 <= self._width:
+                break
+            left_out += [column[0] for column in columns if column[0] == name]
+            columns[:] = [column for column in columns if column[0] != name]
+        return left_out
 
 
 def sample_lines(sample: Sample) -> list[Text]:

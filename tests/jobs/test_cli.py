@@ -98,7 +98,7 @@ def test_a_dry_run_names_missing_inputs(capsys: pytest.CaptureFixture[str]) -> N
     source = "stages.reason.prompts.source={type: file, paths: [no.jsonl]}"
     assert main(["run", RECIPE, "--dry-run", source]) == 0  # the cluster may have it
     printed = capsys.readouterr().out
-    assert "no.jsonl" in printed and "before it can run here: what reason lack" in printed
+    assert "no.jsonl" in printed and "missing before it can run here: the inputs of reason" in printed
     assert main(["run", RECIPE, "--from", "resaon"]) == 2
     assert "did you mean 'reason'?" in capsys.readouterr().err
 

@@ -20,6 +20,7 @@ from jobs.verbs.run import write
 from pipeline.disk.ending import Ending
 from pipeline.disk.lock import LOCK
 from pipeline.disk.run_record import LOG, RUN, RunRecord, StageRecord
+from pipeline.gates.decision import Decision, write_decision
 
 
 @pytest.fixture
@@ -273,3 +274,65 @@ def test_a_run_that_a_cluster_runs_already_is_not_submitted_again(
     assert "is being written by Ray job running" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="submitted"):
         main([*submit, str(tmp_path / "new")])
+
+
+def alone(folder: Path, *, steps: int = 3, done: bool = True) -> Path:
+    """A stage that was run without a recipe."""
+    folder.mkdir()
+    created = "2026-01-01T00:00:00+00:00"
+    model = {"head": "LlamaForCausalLM", "folder": "base", "tokenizer": "a" * 64, "chat_template": "", "files": {}}
+    record = {"type": "sft", "created": created, "models": {"model": model}, "data": {}, "rewards": {}, "parents": []}
+    (folder / "lineage.json").write_text(json.dumps(record))
+    (folder / "config.json").write_text(json.dumps({"type": "sft", "steps": steps}))
+    rows = ({"step": step, "loss/nll_mean": 1 / step} for step in range(1, steps + done))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if done:
+        (folder / "figures.json").write_text("{}")
+    return folder
+
+
+def test_a_stage_that_was_run_alone_is_listed_shown_and_drawn(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone(runs / "single")
+    alone(runs / "half", done=False)
+    options = ["--runs-dir", str(runs)]
+    assert main(["list", *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("single") == 2 and "unfinished" in printed and "1 of 1 done" in printed
+    assert main(["status", "single", *options]) == 0 and main(["status", "half", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "single: done" in printed and "half: unfinished: the same command resumes it" in printed
+    assert main(["logs", "single", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "loss" in printed and "3/3" in printed and "0.3333" in printed
+    assert main(["lineage", "single", *options]) == 0
+    assert "single (sft) done" in capsys.readouterr().out
+    assert main(["stop", "half", *options]) == 0
+    assert "half is not running" in capsys.readouterr().out
+
+
+def test_a_long_reason_stands_below_the_table(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OUT, "width", 80)
+    reason = "the run stopped itself: " + "word " * 30 + "end"
+    stage = {"type": "sft", "waits_for": [], "state": "stopped itself", "reason": reason, "job": "good-sft-1"}
+    change(runs / "good" / RUN, stages={"sft": stage}, state="stopped itself")
+    assert main(["status", "good", "--runs-dir", str(runs)]) == 0
+    assert f"sft: {reason}" in capsys.readouterr().out.splitlines()
+
+
+def test_a_persons_decision_is_in_the_status(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs / "good" / "gate"
+    folder.mkdir()
+    write_decision(folder, Decision("promote", [], {}, decided_by="user"))
+    stage = {"type": "gate", "waits_for": [], "state": "stopped itself", "reason": "fails", "job": "good-gate-1"}
+    change(runs / "good" / RUN, stages={"gate": stage}, state="stopped itself", reason="fails")
+    assert main(["status", "good", "--runs-dir", str(runs)]) == 0
+    assert "gate: a person decided: promote" in capsys.readouterr().out
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("alignyard 0.")

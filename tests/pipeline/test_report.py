@@ -122,7 +122,7 @@ def test_console_lines_fit_and_stay_plain(tmp_path: Path, capsys: pytest.Capture
     figures = {
         **metrics_of(1),
         **phases,
-        "reward/math/pass_rate": 0.375,
+        "reward/math/mean": 0.375,
         "rollout/length/mean": 117.6,
         "mismatch/abs_max": 1.8e-5,
         "rollout/tokens_per_second": 2950.4,
@@ -137,7 +137,7 @@ def test_console_lines_fit_and_stay_plain(tmp_path: Path, capsys: pytest.Capture
     assert lines.pop(1) == "  \\x1b[2J"
     heading, first = (" ".join(line.split()) for line in lines[1:3])
     assert heading == "step reward math length kl mismatch grad gen ref train sync s/step tok/s left"
-    assert first.startswith("1/100 0.333 38% 118 1.0e-03 1.8e-05 1.00 123.4 123.4 123.4 123.4 123.4 2950 ")
+    assert first.startswith("1/100 0.333 0.38 118 1.0e-03 1.8e-05 1.00 123.4 123.4 123.4 123.4 123.4 2950 ")
     assert len(lines) == 6 and lines[5].startswith("  2/100  0.333")
     assert all(len(line) <= 100 and line.isprintable() for line in lines)
     assert len(lines[1]) == len(lines[2])
