@@ -126,6 +126,9 @@ class TrainerConfig(Settings):
     zero_stage >= 1."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """Longest time for a training call; after it the run stops with the reason."""
+    max_restarts: int = Field(default=2, ge=0)
+    """Times that the stage starts again from its newest checkpoint, or from its start, after the process of a rank
+    ended; one more stops the run."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> "TrainerConfig":

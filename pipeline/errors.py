@@ -6,5 +6,9 @@ class RunStopped(Exception):
     the cause and the remedy."""
 
 
+class RankLost(RunStopped):
+    """The process of a training rank ended; its stage can start again from its newest checkpoint."""
+
+
 class DecisionNeeded(Exception):
     """A gate with `on_undecided: ask` could not decide. The message gives the open rules and the command to decide."""

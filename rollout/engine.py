@@ -7,11 +7,9 @@ CPU. On the CPU vLLM is patched first (`rollout.cpu`). `rollout.version` has the
 
 import math
 import os
-import time
-from collections.abc import Container, Generator, Iterable, Iterator, Sequence, Set
-from contextlib import closing
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -21,13 +19,13 @@ from configs.sampling import RolloutConfig, SamplingConfig
 from rollout.broadcast import AnyBucket
 from rollout.checkpoint import checkpoint_shapes, eos_ids
 from rollout.device import DeviceState, Move, needs
-from rollout.kept import CapturedKept, ReturnedKept, kept_of
+from rollout.kept import kept_of
 from rollout.memory import memory_arguments
 from rollout.process import num_threads
+from rollout.queue import CompletionKey, CompletionRequest, GenerationQueue, Progress
 from rollout.requests import refuse_equal_completions, refuse_prompts, refuse_starts
-from rollout.seeds import prompt_seeds
 from rollout.sleep import EngineMemory
-from rollout.types import Completion, Group, ReceivedWeights, TensorRecord, TokenLogprobs
+from rollout.types import Begun, Group, ReceivedWeights, TensorRecord, TokenLogprobs
 from rollout.version import refuse_untested_vllm
 from rollout.weights import to_buckets
 
@@ -37,13 +35,13 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import vllm
-from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt
+from vllm import LLM, RequestOutput
 from vllm.config import WeightTransferConfig
 from vllm.logprobs import FlatLogprobs
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
 
-from rollout.routes import CapturedRoutes, ReturnedRoutes, routes_of  # isort: skip
+from rollout.decoder import Decoder  # isort: skip
+from rollout.routes import routes_of  # isort: skip
 from rollout.transfer import BACKEND, SyncWorker, WeightReceiver  # isort: skip
 
 
@@ -84,10 +82,9 @@ class RolloutEngine:
         a vLLM that was not tested (rollout.version).
         """
         shapes = checkpoint_shapes(model)
-        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-        all_ends = {*stop_token_ids, *eos_ids(model), cast(int | None, self._tokenizer.eos_token_id)}
-        self._stop_token_ids = sorted(token_id for token_id in all_ends if token_id is not None)
-        self._hidden_ids = {*self._stop_token_ids, cast(int | None, self._tokenizer.pad_token_id)}
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+        all_ends = {*stop_token_ids, *eos_ids(model), cast(int | None, tokenizer.eos_token_id)}
+        stop_ids = {token_id for token_id in all_ends if token_id is not None}
         # Before vLLM starts: it replaces set_num_threads by a function that does nothing.
         torch.set_num_threads(num_threads(config.threads))
         arguments = engine_arguments(model, config, dtype, seed)
@@ -95,44 +92,67 @@ class RolloutEngine:
         arguments["return_sampling_mask"] = with_kept and not current_platform.is_cpu()
         self._llm = LLM(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
         self._llm.collective_rpc("pack_head")
-        self._routes = routes_of(self._llm) if with_routes else None
-        self._kept = kept_of(self._llm) if with_kept else None
+        records = routes_of(self._llm) if with_routes else None, kept_of(self._llm) if with_kept else None
+        self._decoder = Decoder(self._llm, tokenizer, stop_ids, *records)
         self.policy_version = 0  # number of the sync whose weights are loaded; 0 before the first
-        self.name, self.state, self._max_model_len = name, DeviceState.AWAKE, config.max_model_len
+        self.name, self.state, self._config = name, DeviceState.AWAKE, config
         num_bytes = getattr(torch, dtype).itemsize * sum(map(math.prod, shapes.values()))
         self._memory = EngineMemory(self._llm, name, weight_bytes=num_bytes, on_cpu=current_platform.is_cpu())
         self.receiver = WeightReceiver(self._llm, shapes)
-        self._tokens, self._generate_seconds = 0, 0.0
         _round_to_fp8_without_amx(self, self._llm, config, _tensors_of(model, shapes))
 
     @needs(DeviceState.AWAKE)
     def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: SamplingConfig,
-        num_completions: int,
-        seed: int,
-        places: Sequence[int] | None = None,
+        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
     ) -> Iterator[Group]:
         """Sample `num_completions` answers to each prompt; yield each group as soon as its last completion finishes.
 
-        A completion is a function of the weights, the prompt and (seed, place, index in the group), whatever other
-        prompts the engine answers (docs/numerics.md says when to the bit). `places` are the prompts' indices in a
-        request of which this engine answers a part. Log-probabilities are those of the distribution that was sampled
-        from, after temperature, top_k and top_p. Closing the iterator aborts the request.
+        A completion is a function of the weights, the prompt and (seed, place, index in the group), whatever else the
+        engine samples (docs/numerics.md says when to the bit). Log-probabilities are those of the distribution that was
+        sampled from, after temperature, top_k and top_p. Closing the iterator aborts the request.
 
         Raises ValueError for a prompt that is empty or leaves no room for `max_tokens` in `max_model_len`, and for
         several completions at temperature 0, which would be equal.
         """
         refuse_equal_completions(sampling, num_completions)
-        refuse_prompts(prompts, sampling.max_tokens, self._max_model_len)
-        places = places or range(len(prompts))
-        seeds = prompt_seeds(seed, places) if sampling.temperature else [None] * len(places)
-        ends = [] if sampling.ignore_eos else self._stop_token_ids
-        params = [
-            _sampling_params(sampling, num_completions, own_seed, ends, _greedy(self._kept)) for own_seed in seeds
-        ]
-        return self._groups(prompts, params, places)
+        refuse_prompts(prompts, sampling.max_tokens, self._config.max_model_len)
+        return self._groups(prompts, sampling, num_completions, seed)
+
+    def _groups(
+        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
+    ) -> Iterator[Group]:
+        queue = GenerationQueue(num_engines=1)
+        ticket, is_last, room = queue.add(prompts, sampling, num_completions, seed), False, self._config.max_num_seqs
+        try:
+            while not is_last:
+                progress = self.advance(queue.take(0, room))
+                queue.receive(0, progress)
+                room = progress.room
+                groups, is_last = queue.pop(ticket)
+                yield from groups
+        finally:
+            self.drop([ticket])
+
+    @needs(DeviceState.AWAKE)
+    def advance(
+        self, requests: list[CompletionRequest], seconds: float = 0.0, report_seconds: float = math.inf
+    ) -> Progress:
+        """Start `requests`, decode for `seconds`, a step at least, or until all is finished, and report; every
+        `report_seconds` also the tokens of completions that are not finished."""
+        self.receiver.refuse_partial(self.name)
+        self._decoder.add(requests, self.policy_version)
+        self._decoder.advance(seconds)
+        return self._decoder.progress(self._decoder.room(self._config.max_num_seqs), report_seconds)
+
+    @needs(*DeviceState)
+    def withdraw(self) -> dict[CompletionKey, Begun]:
+        """Abort the completions under way, and return those of them that have tokens."""
+        return self._decoder.withdraw()
+
+    @needs(*DeviceState)
+    def drop(self, tickets: Collection[int]) -> None:
+        """Abort the completions of requests."""
+        self._decoder.drop({*tickets})
 
     @needs(DeviceState.AWAKE)
     def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
@@ -148,8 +168,8 @@ class RolloutEngine:
         context next to each other. Raises ValueError for a start outside the sequence, or one longer than
         `max_model_len` allows.
         """
-        refuse_starts(sequences, starts, self._max_model_len)
-        self._reset_prefix_cache()
+        refuse_starts(sequences, starts, self._config.max_model_len)
+        self._decoder.reset_prefix_cache()
         outputs = self._prefill(sequences, use_prefix_cache=True)
         # vLLM leaves uninitialised memory for tokens that it predicted from a cached block: compute those again.
         incomplete = [i for i, output in enumerate(outputs) if not _is_scored_from(output, starts[i])]
@@ -181,12 +201,14 @@ class RolloutEngine:
         received = self.receiver.end()
         self._memory.loaded()
         self.policy_version = version
+        self._decoder.use_version(version)
         return received
 
     @needs(*DeviceState)
     def to(self, state: DeviceState) -> Move:
         """Move from awake to asleep, which loses the weights; then to weights; and, once they are loaded, to awake.
         Another order raises DeviceError (see rollout.sleep)."""
+        assert state == self.state or not self._decoder.is_busy, "finish or close the stream first"
         if state == DeviceState.AWAKE:
             self.receiver.refuse_partial(self.name)
         move = self._memory.to(self.state, state)
@@ -196,123 +218,19 @@ class RolloutEngine:
     @needs(*DeviceState)
     def metrics(self) -> dict[str, float]:
         """Return and reset `rollout/tokens_per_second` (sampled tokens), `rollout/generate_seconds` and
-        `rollout/sync_seconds`. The time that a caller spends between two groups of a stream is not counted."""
-        seconds = self._generate_seconds
+        `rollout/sync_seconds`. The time that a caller spends between two reports is not counted."""
+        seconds = self._decoder.seconds
         measured = {
-            "rollout/tokens_per_second": self._tokens / seconds if seconds else 0.0,
+            "rollout/tokens_per_second": self._decoder.num_tokens / seconds if seconds else 0.0,
             "rollout/generate_seconds": seconds,
             "rollout/sync_seconds": self.receiver.seconds,
         }
-        self._tokens, self._generate_seconds, self.receiver.seconds = 0, 0.0, 0.0
+        self._decoder.num_tokens, self._decoder.seconds, self.receiver.seconds = 0, 0.0, 0.0
         return measured
 
     def _prefill(self, prompts: list[list[int]], *, use_prefix_cache: bool) -> list[RequestOutput]:
-        """Compute the prompts' log-probabilities. With the prefix cache, tokens of cached blocks have none."""
-        params = SamplingParams(
-            max_tokens=1,
-            **_greedy(self._kept),
-            prompt_logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_reading_prefix_cache=not use_prefix_cache,
-        )
-        return sorted(self._outputs(prompts, [params] * len(prompts)), key=lambda output: int(output.request_id))
-
-    def _groups(self, prompts: list[list[int]], params: list[SamplingParams], places: Sequence[int]) -> Iterator[Group]:
-        self._reset_prefix_cache()
-        started = time.perf_counter()
-        with closing(self._outputs(prompts, params)) as outputs:
-            for output in outputs:
-                texts = [_decode(self._tokenizer, sample.token_ids, self._hidden_ids) for sample in output.outputs]
-                place = places[int(output.request_id)]
-                group = _group(place, output, texts, self._routes, self._kept, self.policy_version)
-                self._tokens += sum(len(completion.token_ids) for completion in group.completions)
-                self._generate_seconds += time.perf_counter() - started
-                yield group
-                started = time.perf_counter()
-
-    def _outputs(self, prompts: list[list[int]], params: list[SamplingParams]) -> Generator[RequestOutput, None, None]:
-        """Run vLLM's own loop; yield each request as it finishes, named by its index in `prompts`."""
         self.receiver.refuse_partial(self.name)
-        engine = self._llm.llm_engine
-        assert not engine.has_unfinished_requests(), "two requests at once: finish or close the first stream"
-        for records in filter(None, (self._routes, self._kept)):
-            records.clear()
-        names = [str(index) for index in range(len(prompts))]
-        for name, prompt_ids, own_params in zip(names, prompts, params, strict=True):
-            engine.add_request(name, TokensPrompt(prompt_token_ids=prompt_ids), own_params)
-        try:
-            while engine.has_unfinished_requests():
-                yield from cast(list[RequestOutput], engine.step())
-        finally:
-            engine.abort_request(names)
-
-    def _reset_prefix_cache(self) -> None:
-        was_reset = self._llm.reset_prefix_cache()
-        assert was_reset, "prefixes are in use: finish or close the stream first"
-
-
-def _sampling_params(
-    sampling: SamplingConfig, num_completions: int, seed: int | None, stop_token_ids: list[int], greedy: dict[str, Any]
-) -> SamplingParams:
-    """Return the parameters of one prompt's request; vLLM gives completion number i the seed plus i."""
-    random = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    return SamplingParams(
-        n=num_completions,
-        **random if sampling.temperature else greedy,
-        seed=seed,
-        max_tokens=sampling.max_tokens,
-        ignore_eos=sampling.ignore_eos,
-        stop_token_ids=stop_token_ids,
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _greedy(kept_source: ReturnedKept | CapturedKept | None) -> dict[str, Any]:
-    """Parameters that sample the likeliest token. An engine that returns kept tokens takes no temperature or top_k of
-    0."""
-    return {"temperature": 1.0, "top_k": 1} if isinstance(kept_source, ReturnedKept) else {"temperature": 0.0}
-
-
-def _decode(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], hidden_ids: Set[int | None]) -> str:
-    """Decode a completion without `hidden_ids`, its end and padding tokens. Other special tokens stay in the text: a
-    judge must see a <think>, and a completion that opens another turn."""
-    text_ids = [token_id for token_id in token_ids if token_id not in hidden_ids]
-    return str(tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _group(
-    place: int,
-    output: RequestOutput,
-    texts: list[str],
-    route_source: ReturnedRoutes | CapturedRoutes | None,
-    kept_source: ReturnedKept | CapturedKept | None,
-    policy_version: int,
-) -> Group:
-    prompt_ids = list(cast(list[int], output.prompt_token_ids))
-    routes = route_source.pop(output) if route_source else [None] * len(texts)
-    kept = kept_source.pop(output) if kept_source else [None] * len(texts)
-    completions: list[Completion] = []
-    for sample, text, routes_TLK, kept_tokens in zip(output.outputs, texts, routes, kept, strict=True):
-        if sample.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM ended a completion of prompt {output.request_id} by '{sample.finish_reason}'")
-        completions.append(
-            Completion(
-                token_ids=list(sample.token_ids),
-                logprobs=cast(FlatLogprobs, sample.logprobs).logprobs,
-                text=text,
-                finish_reason=cast(Literal["stop", "length"], sample.finish_reason),
-                policy_version=policy_version,
-                routed_experts=None if routes_TLK is None else routes_TLK[len(prompt_ids) :],
-                kept_tokens=kept_tokens,
-            )
-        )
-    prompt_routes = None if routes[0] is None else routes[0][: len(prompt_ids)]
-    return Group(place, prompt_ids, completions, prompt_routes)
+        return self._decoder.prefill(prompts, use_prefix_cache=use_prefix_cache)
 
 
 def engine_arguments(model: Path, config: RolloutConfig, dtype: str, seed: int) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
+from rollout.types import BEGUN
+
 _ROWS = 32
 """Rows of router scores are padded to a multiple of this, so that their number is one of SIMD registers and threads."""
 _STRIDE = np.int64(0x1E3779B97F4A7C15)
@@ -38,6 +40,7 @@ class RequestSeed:
     def __init__(self, request: CachedRequestState) -> None:
         assert request.sampling_params is not None and request.sampling_params.seed is not None
         self.seed = request.sampling_params.seed
+        self._begun: int = (request.sampling_params.extra_args or {}).get(BEGUN, 0)
         self._request = request
 
     @property
@@ -48,7 +51,7 @@ class RequestSeed:
     @property
     def place(self) -> int:
         """Index of the completion's next token."""
-        return len(self._request.output_token_ids)
+        return self._begun + len(self._request.output_token_ids)
 
     def get_offset(self) -> int:
         """Return 0; vLLM rewinds a generator with it after a part of a prompt, whose sampled token is discarded."""

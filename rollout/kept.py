@@ -18,9 +18,9 @@ from rollout.types import KeptTokens
 class ReturnedKept:
     """Kept tokens that vLLM returns with each output."""
 
-    def pop(self, output: Any) -> list[KeptTokens]:
-        """Return the kept tokens of each completion of a finished request, vLLM's RequestOutput."""
-        return [_joined([np.array(x, np.int32) for x in sample.sampling_mask.token_ids]) for sample in output.outputs]
+    def pop(self, output: Any) -> KeptTokens:
+        """Return the kept tokens of a finished request, vLLM's RequestOutput."""
+        return _joined([np.array(x, np.int32) for x in output.outputs[0].sampling_mask.token_ids])
 
     def clear(self) -> None:
         """Do nothing: vLLM returns the tokens with the output."""
@@ -34,16 +34,10 @@ class CapturedKept:
         self._sample, sampler.forward = sampler.forward, self._step
         self._kept: defaultdict[str, dict[int, np.ndarray]] = defaultdict(dict)  # by request and place of the token
 
-    def pop(self, output: Any) -> list[KeptTokens | None]:
-        """Return the kept tokens of each completion of a finished request, vLLM's RequestOutput; None where nothing was
-        cut off."""
-        request, has_siblings = output.request_id, len(output.outputs) > 1
-        keys = [f"{sample.index}_{request}" if has_siblings else request for sample in output.outputs]
-        places = [self._kept.pop(key, None) for key in keys]
-        return [
-            None if kept is None else _joined([kept[place] for place in range(len(sample.token_ids))])
-            for kept, sample in zip(places, output.outputs, strict=True)
-        ]
+    def pop(self, output: Any) -> KeptTokens | None:
+        """Return the kept tokens of a finished request, vLLM's RequestOutput; None where nothing was cut off."""
+        kept = self._kept.pop(output.request_id, None)
+        return None if kept is None else _joined([kept[place] for place in range(len(output.outputs[0].token_ids))])
 
     def clear(self) -> None:
         """Drop the tokens of aborted requests."""

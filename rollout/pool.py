@@ -1,68 +1,26 @@
 """Rollout engines as Ray actors, each with its own copy of the policy, behind a handle with an engine's interface.
 
-Prompts are distributed round-robin, and groups come back in the order they finish, so that judging overlaps with
-sampling. Every call has a timeout, and every error names the engine.
+Engines pull completions from a queue as they have room, and groups come back in the order they finish, so that judging
+overlaps with sampling. Every call has a timeout, and every error names the engine. An engine that was lost is replaced,
+and its completions are continued from their last known tokens.
 """
 
-import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig, SamplingConfig
+from rollout.actors import EngineLost
 from rollout.device import DeviceState, Move
-from rollout.process import compute_environment, num_threads, start_environment
-from rollout.types import Group, GroupAddress, ReceivedWeights, TokenLogprobs
+from rollout.process import num_threads
+from rollout.pull import PullingEngines
+from rollout.types import GroupAddress, ReceivedWeights, TokenLogprobs
 
 
-class RolloutError(Exception):
-    """An engine timed out or died. The message names it."""
-
-
-class EngineActor:
-    """A `RolloutEngine` in its own process, as a Ray actor."""
-
-    def node_id(self) -> str:
-        """Return Ray's id of the node that this process is on."""
-        return ray.get_runtime_context().get_node_id()
-
-    def start(self, sharers: int, model: Path, config: RolloutConfig, *args: Any, **kwargs: Any) -> list[str]:
-        """Build the engine, one of `sharers` on this node; return the names of its workers' devices. Raises as
-        RolloutEngine does."""
-        threads = num_threads(config.threads, sharers=sharers)
-        # Ray sets OMP_NUM_THREADS=1 for an actor with less than one CPU.
-        os.environ |= compute_environment(threads)
-        if "VLLM_RAY_BUNDLE_INDICES" in os.environ:
-            # Ray hides all devices from an actor that claims none; vLLM's driver refuses to start without them.
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        from rollout.engine import RolloutEngine  # vLLM belongs in this process only
-
-        self._engine = RolloutEngine(model, config.model_copy(update={"threads": threads}), *args, **kwargs)
-        return self._engine.receiver.devices()
-
-    def generate(self, *request: Any) -> Iterator[Group]:
-        """Stream the engine's groups."""
-        yield from self._engine.generate(*request)
-
-    def connect(self, addresses: list[GroupAddress], first_number: int) -> None:
-        """Join the ranks' groups; the engine's workers are `first_number` and those that follow."""
-        self._engine.receiver.connect(addresses, first_number)
-
-    def receive(self, *buckets: Any) -> None:
-        """Load buckets straight from the object store."""
-        self._engine.receiver.receive(buckets)
-
-    def call(self, method: str, *args: Any) -> Any:
-        """Call another method of the engine by name."""
-        return getattr(self._engine, method)(*args)
-
-
-class RolloutPool:
+class RolloutPool(PullingEngines):
     """`config.num_engines` rollout engines, driven together.
 
     Example:
@@ -91,49 +49,8 @@ class RolloutPool:
 
         Raises as RolloutEngine does for a bad checkpoint or setting, RolloutError when an engine does not start.
         """
-        self._timeout_seconds = config.timeout_seconds
-        self._engines: list[Any] = [
-            ray.remote(EngineActor).options(**_with_environment(options)).remote()
-            for options in resources or [{"num_cpus": 0.1}] * config.num_engines
-        ]
-        nodes = self._gather([engine.node_id.remote() for engine in self._engines], "its start")
-        request = (model, config, dtype, seed)
         options = {"stop_token_ids": list(stop_token_ids), "with_routes": with_routes, "with_kept": with_kept}
-        started = [
-            engine.start.remote(nodes.count(node), *request, **options, name=f"rollout engine {number}")
-            for number, (engine, node) in enumerate(zip(self._engines, nodes, strict=True))
-        ]
-        per_engine = self._gather(started, "its start")
-        self.devices: list[list[str]] = per_engine  # names of the devices of each engine's workers
-
-    def generate(
-        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
-    ) -> Iterator[Group]:
-        """Sample `num_completions` answers to each prompt; yield each group as it finishes, with its prompt's index.
-
-        The same weights, request and seed give the same groups, in varying order, with any number of engines
-        (docs/numerics.md says when to the bit).
-
-        Raises ValueError for a prompt that is too long, RolloutError when the timeout passes or an engine dies.
-        """
-        deadline = time.monotonic() + self._timeout_seconds
-        streams: dict[Any, int] = {}
-        for number, engine in enumerate(self._engines[: len(prompts)]):
-            places = range(len(prompts))[number :: len(self._engines)]
-            request = ([prompts[place] for place in places], sampling, num_completions, seed, places)
-            streams[engine.generate.options(num_returns="streaming").remote(*request)] = number
-        while streams:
-            # The deadline is for the whole request. Finished groups are yielded even past it, after a slow caller.
-            ready: list[Any]
-            ready, _ = ray.wait(list(streams), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-            if not ready:
-                late = ", ".join(map(str, sorted(streams.values())))
-                raise RolloutError(f"rollout engine {late}: not finished within {self._timeout_seconds:g} s{_REMEDY}")
-            number = streams[ready[0]]
-            try:
-                yield self._get(next(ready[0]), number, "a generation")
-            except StopIteration:
-                del streams[ready[0]]
+        super().__init__(model, config, dtype, seed, resources, **options)
 
     def connect(self, addresses: list[GroupAddress]) -> None:
         """Join the ranks' groups with every worker: those of engine 0 are numbers 1 and so on."""
@@ -180,49 +97,22 @@ class RolloutPool:
         return Move(max(x.seconds for x in moves), max(x.num_bytes for x in moves)).metrics("engines", state)
 
     def metrics(self) -> dict[str, float]:
-        """The engines' metrics since the last call: the sum of tokens per second, the seconds of the slowest."""
-        per_engine = self._call_all("metrics")
-        reduce = {key: sum if key.endswith("per_second") else max for key in per_engine[0]}
-        return {key: reduce[key](metrics[key] for metrics in per_engine) for key in reduce}
-
-    def close(self) -> None:
-        """Kill the engines' processes."""
-        for engine in self._engines:
-            ray.kill(engine)
-        self._engines = []
-
-    def _call_all(self, method: str, *args: Any) -> list[Any]:
-        return self._gather([engine.call.remote(method, *args) for engine in self._engines], f"'{method}'")
-
-    def _gather(self, refs: list[Any], call: str) -> list[Any]:
-        return [self._get(ref, number, call) for number, ref in enumerate(refs)]
-
-    def _get(self, ref: Any, number: int, call: str) -> Any:
-        """Return a call's value. Raises RolloutError naming the engine when it times out or the engine died."""
+        """The engines' metrics since the last call: the sum of tokens per second, the seconds of the slowest, and where
+        engines were replaced, their number, with the tokens and completions that were continued and begun anew."""
         try:
-            return ray.get(ref, timeout=self._timeout_seconds)
-        except GetTimeoutError as error:
-            raise RolloutError(
-                f"rollout engine {number}: no end of {call} for {self._timeout_seconds:g} s{_REMEDY}"
-            ) from error
-        except RayTaskError as error:
-            raise error.cause from error  # the engine's own error, without Ray's wrapper
-        except RayError as error:
-            raise RolloutError(f"rollout engine {number} was lost in {call}: {error}") from error
-
-
-_REMEDY = "; raise rollout.timeout_seconds if it needs longer"
-
-
-def _with_environment(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the variables that every engine's process starts with to its Ray options."""
-    variables = start_environment() | {
-        # Silence vLLM's and torch's messages at import; errors are still shown.
-        "PYTHONWARNINGS": "ignore::FutureWarning:vllm.triton_utils.dispatcher",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    own = options.get("runtime_env", {}).get("env_vars", {})
-    return {**options, "runtime_env": {"env_vars": variables | own}}
+            per_engine = self._call_all("metrics")
+        except EngineLost:
+            self._replace_and_restore()
+            per_engine = self._call_all("metrics")
+        reduce = {key: sum if key.endswith("per_second") else max for key in per_engine[0]}
+        metrics: dict[str, float] = {key: reduce[key](own[key] for own in per_engine) for key in reduce}
+        if self.num_replaced:
+            metrics |= {
+                "rollout/replaced_engines": float(self.num_replaced),
+                "rollout/continued_tokens": float(self._queue.continued_tokens),
+                "rollout/restarted_completions": float(self._queue.restarted_completions),
+            }
+        return metrics
 
 
 def vllm_baseline_seconds(

@@ -31,10 +31,9 @@ class ReturnedRoutes:
     def __init__(self, layers: list[int]) -> None:
         self._layers = layers
 
-    def pop(self, output: RequestOutput) -> list[Routes]:
-        """Routes [T, L, K] of the prompt and the completion, for each completion of a finished request."""
-        returned = [cast(NDArray[Any], sample.routed_experts)[:, self._layers] for sample in output.outputs]
-        return [_padded(routes_RLK, length) for routes_RLK, length in zip(returned, _lengths(output), strict=True)]
+    def pop(self, output: RequestOutput) -> Routes:
+        """Routes [T, L, K] of the prompt and the completion of a finished request."""
+        return _padded(cast(NDArray[Any], output.outputs[0].routed_experts)[:, self._layers], _length(output))
 
     def clear(self) -> None:
         """Do nothing: vLLM returns routes with the output."""
@@ -61,12 +60,10 @@ class CapturedRoutes:
         self._blocks, self._lengths = np.empty((0, 0), np.int64), np.empty(0, np.int64)
         self._saved: dict[str, Routes] = {}  # routes of requests that have finished or were preempted
 
-    def pop(self, output: RequestOutput) -> list[Routes]:
-        """Routes [T, L, K] of the prompt and the completion, for each completion of a finished request."""
-        request, has_siblings = output.request_id, len(output.outputs) > 1
-        keys = [f"{sample.index}_{request}" if has_siblings else request for sample in output.outputs]
-        self._save(self._rows.keys() & keys)
-        return [_padded(self._saved.pop(key), length) for key, length in zip(keys, _lengths(output), strict=True)]
+    def pop(self, output: RequestOutput) -> Routes:
+        """Routes [T, L, K] of the prompt and the completion of a finished request."""
+        self._save(self._rows.keys() & {output.request_id})
+        return _padded(self._saved.pop(output.request_id), _length(output))
 
     def clear(self) -> None:
         """Drop the routes of aborted requests."""
@@ -115,10 +112,9 @@ def _mixture_layers(model: torch.nn.Module) -> list[MoERunner]:
     )
 
 
-def _lengths(output: RequestOutput) -> list[int]:
-    """Number of tokens of the prompt with each completion."""
-    prompt = len(cast(list[int], output.prompt_token_ids))
-    return [prompt + len(sample.token_ids) for sample in output.outputs]
+def _length(output: RequestOutput) -> int:
+    """Number of tokens of the prompt with its completion."""
+    return len(cast(list[int], output.prompt_token_ids)) + len(output.outputs[0].token_ids)
 
 
 def _padded(routes: NDArray[Any], length: int) -> Routes:

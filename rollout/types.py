@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 NO_ROUTE = -1
 """Stands for an unknown expert: the trainer's own gate then routes that token in that layer."""
+BEGUN = "begun"
+"""Key of a request's number of tokens that it continues from, in vLLM's `SamplingParams.extra_args`."""
 Transport = Literal["store", "shared", "broadcast"]
 """Ways of buckets from ranks to engines: through Ray's object store; through memory of a device that both share
 (rollout.device_memory); or by NCCL from the ranks' devices to the engines' (rollout.broadcast)."""
@@ -50,7 +52,8 @@ class Completion:
     token_ids: [T] ids as sampled, the end token included when finish_reason is "stop".
     logprobs: [T] log-probability of each id in the distribution that it was sampled from, in nats.
     text: decoded, without the tokens that end or pad a completion; other special tokens stand in it as text.
-    policy_version: number of the sync whose weights sampled it; 0 before the first.
+    policy_version: number of the sync whose weights sampled its first token; 0 before the first.
+    updates: (place of a token, version) of each later sync whose weights sampled the tokens from there on.
     routed_experts: experts of each id, [T, L, K]. NO_ROUTE for the last id, which the engine never reads; None where
         routes are not recorded.
     kept_tokens: those of each id; None where top_k and top_p keep all, or they are not recorded.
@@ -63,6 +66,32 @@ class Completion:
     policy_version: int
     routed_experts: Routes | None = field(default=None, compare=False)
     kept_tokens: KeptTokens | None = field(default=None, compare=False)
+    updates: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def token_versions(self) -> NDArray[np.int64]:
+        """Version of the weights that sampled each token, [T]."""
+        versions = np.full(len(self.token_ids), self.policy_version, np.int64)
+        for place, version in self.updates:
+            versions[place:] = version
+        return versions
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Tokens of a completion that has not ended.
+
+    token_ids, logprobs: [T] as those of a Completion. versions: (place of a token, version of the weights that sampled
+    it and those after it), of the whole completion so far.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    versions: tuple[tuple[int, int], ...]
+
+    def joined(self, further: "Begun") -> "Begun":
+        """Append the tokens that follow."""
+        return Begun(self.token_ids + further.token_ids, self.logprobs + further.logprobs, further.versions)
 
 
 @dataclass(frozen=True, slots=True)

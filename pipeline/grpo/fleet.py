@@ -5,7 +5,7 @@ Ranks and engines take turns on their devices, once a step: the engines sleep wh
 weights while these are sent, and the ranks sleep while the engines sample and validate.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -29,6 +29,7 @@ from pipeline.reports.stopwatch import Stopwatch
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.worker import TrainingRanks
 from rewards.pool.workers import RewardPool
+from rollout.actors import EngineLost
 from rollout.device import DeviceState
 from rollout.pool import RolloutPool
 
@@ -62,6 +63,8 @@ class OnPolicyFleet(Generic[_ConfigT]):
     watch: Stopwatch = field(default_factory=Stopwatch)
     margins: Gap = MARGINS
     rounding: Gap | None = None
+    _version: int = 0
+    """Step of the last sync, whose weights a replaced engine gets."""
     _mismatch_bound: float = 0.0
     """The last sync's bound on the mean |trainer - engine| log-probability, in nats."""
 
@@ -74,6 +77,7 @@ class OnPolicyFleet(Generic[_ConfigT]):
 
     def steps(self) -> Iterator[int]:
         """Sync the restored policy to the engines, then yield the number of each remaining step."""
+        self.rollout.restore = self._restore
         self.sync_weights(self.checkpoints.step)
         self.watch.lap()
         yield from range(self.checkpoints.step + 1, self.config.steps + 1)
@@ -86,7 +90,7 @@ class OnPolicyFleet(Generic[_ConfigT]):
         if not self._colocated:
             return {}
         with self.watch("train"):
-            return self.rollout.to(DeviceState.ASLEEP) | self.policy.to(DeviceState.AWAKE)
+            return self._with_engines(lambda: self.rollout.to(DeviceState.ASLEEP)) | self.policy.to(DeviceState.AWAKE)
 
     def refuse_mismatch(
         self, metrics: Mapping[str, float], shards: Iterable[Sequence[MicroBatch]], temperature: float = 1.0
@@ -101,16 +105,7 @@ class OnPolicyFleet(Generic[_ConfigT]):
     def sync_weights(self, step: int) -> dict[str, float]:
         """Sync the policy after `step` to the engines, which then are awake (pipeline.grpo.sync); return metrics."""
         with self.watch("sync"):
-            metrics = sync_weights(
-                self.policy,
-                self.rollout,
-                self.config.sync,
-                probe=self.probe,
-                version=step,
-                colocated=self._colocated,
-                margins=self.margins,
-                rounding=self.rounding if step % ROUNDING_STEPS else None,
-            )
+            metrics = self._with_engines(lambda: self._send(step))
         self.rounding = measured_rounding(metrics)
         if self.config.model.dtype == "bfloat16" and self.config.sync.max_mean_gap is None:
             if self.margins is MARGINS:
@@ -118,6 +113,33 @@ class OnPolicyFleet(Generic[_ConfigT]):
             metrics["sync/margin_mean"] = self.margins.mean
         self._mismatch_bound = metrics["sync/bound_mean"]
         return metrics
+
+    def _send(self, step: int) -> dict[str, float]:
+        self._version = step
+        return sync_weights(
+            self.policy,
+            self.rollout,
+            self.config.sync,
+            probe=self.probe,
+            version=step,
+            colocated=self._colocated,
+            margins=self.margins,
+            rounding=self.rounding if step % ROUNDING_STEPS else None,
+        )
+
+    def _with_engines(self, call: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Call, and where an engine is lost, replace it and call again. Raises RolloutError where too many are lost."""
+        while True:
+            try:
+                return call()
+            except EngineLost:
+                self.rollout.replace_lost()
+                self.policy.has_groups = False  # the lost engine was in them
+
+    def _restore(self) -> None:
+        """Send the engines the weights of the last sync again, after one was replaced, and prove it."""
+        self.policy.has_groups = False
+        self._with_engines(lambda: self._send(self._version))
 
     @property
     def _colocated(self) -> bool:

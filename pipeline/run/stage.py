@@ -7,7 +7,9 @@ folder, and `launch` with the precision of the checkpoint for `dtype: auto`.
 """
 
 import json
+from collections.abc import Callable
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,20 +18,21 @@ from rich.console import Console
 from configs.graph import validation_gate
 from configs.references import resolve_references
 from configs.stages import ON_POLICY, RESULT_FOLDERS, AnyStage, Recipe
+from configs.train import TrainerConfig
 from pipeline.cluster.machine import refuse_here
 from pipeline.cluster.room import wait_for_resources
 from pipeline.cluster.start import cluster_when_needed
 from pipeline.disk.files import write_atomic
 from pipeline.disk.lock import locked
 from pipeline.disk.recorded import FIGURES, begun, read_figures
-from pipeline.errors import RunStopped
+from pipeline.errors import RankLost, RunStopped
 from pipeline.reports.stage_page import write_html
 from pipeline.run.lineage import ValidationGate, check_lineage, write_lineage
 from pipeline.stages.context import Context
 from pipeline.train.checkpoints import set_aside_damaged
 from pipeline.weights.resolve import with_dtypes
 from rewards.types import RewardsUnavailable
-from rollout.pool import RolloutError
+from rollout.actors import EngineLost, RolloutError
 
 _StageT = TypeVar("_StageT", bound=AnyStage)
 
@@ -101,14 +104,35 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
     set_aside_damaged(folder, warn)
     write_lineage(folder, folder.name, config, resolved, gate)
     context = Context((folder.parent if recipe else folder) / "evaluations", gate.resolved if gate else None)
-    try:
+
+    def launch() -> dict[str, float]:
         with cluster_when_needed(lambda: wait_for_resources(resolved, recipe, warn)):
-            figures: dict[str, float] = _module(config).launch(resolved, folder, context)
+            return _module(config).launch(resolved, folder, context)
+
+    try:
+        figures = _with_restarts(launch, resolved, folder, warn)
     except (RolloutError, RewardsUnavailable) as error:
         raise RunStopped(f"{folder.name} stopped itself: {error}") from error
     write_atomic(folder / FIGURES, json.dumps(figures, indent=1, sort_keys=True))
     write_html(folder)
     return figures
+
+
+def _with_restarts(
+    launch: Callable[[], dict[str, float]], config: AnyStage, folder: Path, warn: Callable[[str], None]
+) -> dict[str, float]:
+    """Launch a stage, and again where the process of a rank or an engine ended, as often as its trainer allows."""
+    trainer: TrainerConfig | None = getattr(config, "trainer", None)
+    allowed = trainer.max_restarts if trainer else 0
+    for number in count(1):
+        try:
+            return launch()
+        except (RankLost, EngineLost) as error:
+            if number > allowed:
+                raise
+            warn(f"{folder.name}: {error}\nrestart {number} of {allowed} (trainer.max_restarts)")
+            set_aside_damaged(folder, warn)
+    raise AssertionError("not reached")
 
 
 def resolve_stage(config: _StageT, folder: Path, recipe: Recipe | None) -> _StageT:

@@ -1,7 +1,7 @@
 """Training ranks as Ray actors, and the handle that drives them together.
 
 An actor only forwards calls to its TrainEngine. The handle shards a batch over the ranks, reduces their results, and
-raises RunStopped when a rank dies or times out.
+raises RankLost when a rank dies, RunStopped when it times out.
 """
 
 import math
@@ -16,19 +16,21 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from safetensors import SafetensorError
 
 from pipeline.data.trees import Floats, MicroBatch, Tree, micro_batch, shard, values_in_order
 from pipeline.disk.checksums import write_checksums
 from pipeline.disk.files import new_folder
-from pipeline.errors import RunStopped
+from pipeline.errors import RankLost, RunStopped
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
 from rollout.device import DeviceState, Move
 from rollout.process import compute_environment, free_port, network_environment, num_threads, start_environment
 from rollout.types import GroupAddress, Transport
 
 START_TIMEOUT_SECONDS = 300.0
+NOTICE_SECONDS = 10.0
+"""Longest that Ray takes to notice that the process of a rank ended."""
 WRITING = ("save", "save_hf")
 """Methods of TrainEngine that write a checkpoint."""
 READING = ("build", "load", "load_teacher")
@@ -72,7 +74,7 @@ class TrainActor:
 
 
 class TrainingRanks:
-    """All training ranks of a stage. Every method raises RunStopped when a rank dies or times out.
+    """All training ranks of a stage. Every method raises RankLost when a rank dies, RunStopped when it times out.
 
     Example:
         ranks = TrainingRanks(spec, resources=[{"num_cpus": 1}])
@@ -297,6 +299,21 @@ def _get(calls: list[Any], method: str, timeout: float) -> list[Any]:
                 f"a training rank could not write in '{method}': {error.cause}; make room, and the same command "
                 "resumes from the last checkpoint"
             ) from error
+        if (death := _death(calls)) is not None:  # the others then fail too, since they wait for it
+            raise RankLost(f"a training rank died in '{method}': {death}") from death
         raise RunStopped(f"a training rank failed in '{method}': {error}") from error
     except RayError as error:
-        raise RunStopped(f"a training rank died in '{method}': {error}") from error
+        raise RankLost(f"a training rank died in '{method}': {error}") from error
+
+
+def _death(calls: list[Any]) -> RayActorError | None:
+    """Return the error of a call whose rank died; None where all ranks live."""
+    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=NOTICE_SECONDS)
+    for call in ready:
+        try:
+            ray.get(call)
+        except RayActorError as error:
+            return error
+        except RayError:
+            continue
+    return None

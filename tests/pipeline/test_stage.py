@@ -14,10 +14,12 @@ from pipeline.cluster import start
 from pipeline.cluster.actors import Node
 from pipeline.cluster.demand import stage_demand
 from pipeline.disk.checksums import checksum, write_checksums
+from pipeline.errors import RankLost, RunStopped
 from pipeline.run import stage
 from pipeline.run.lineage import write_lineage
 from pipeline.run.stage import progress, run_stage
 from pipeline.stages.context import Context
+from rollout.actors import EngineLost
 from tests.pipeline.stage_configs import grpo, make_checkpoint, sft
 
 HERE = Node("this machine", 2, 0, 2, 0, memory=24 * 2**30)
@@ -29,11 +31,14 @@ class Launched:
     def __init__(self) -> None:
         self.count = 0
         self.error: Exception | None = None
+        self.errors: list[Exception] = []
 
     def check(self, config: AnyStage) -> None: ...
 
     def launch(self, config: AnyStage, folder: Path, context: Context) -> dict[str, float]:
         self.count += 1
+        if self.errors:
+            raise self.errors.pop()
         if self.error is not None:
             raise self.error
         return {"loss": 1.0}
@@ -53,6 +58,28 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
     monkeypatch.setattr("pipeline.cluster.machine.this_machine", lambda: HERE)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return launcher
+
+
+def test_a_stage_whose_rank_died_starts_again_as_often_as_its_trainer_allows(
+    tmp_path: Path, model: Path, launched: Launched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched.error = RankLost("a training rank died in 'step'")
+    with pytest.raises(RankLost, match="died in 'step'"):
+        run_stage(sft(model, trainer={"max_restarts": 3}), tmp_path / "run")
+    assert launched.count == 4
+    output = capsys.readouterr().out
+    assert "a training rank died in 'step'" in output and "restart 3 of 3 (trainer.max_restarts)" in output
+    launched.errors = [launched.error, EngineLost("rollout engine 0 was lost")]
+    launched.error = None
+    assert run_stage(sft(model, trainer={"max_restarts": 3}), tmp_path / "run") == {"loss": 1.0}
+    assert launched.count == 7
+
+
+def test_a_stage_that_stops_itself_is_not_started_again(tmp_path: Path, model: Path, launched: Launched) -> None:
+    launched.error = RunStopped("the gradient is not finite")
+    with pytest.raises(RunStopped, match="gradient"):
+        run_stage(sft(model), tmp_path / "run")
+    assert launched.count == 1
 
 
 def test_a_stage_that_was_refused_at_its_rows_may_be_corrected(tmp_path: Path, model: Path, launched: Launched) -> None:

@@ -14,6 +14,7 @@ from pipeline.models.tokenizer import BYTE_SPECIAL_TOKENS
 from rollout import engine as door
 from rollout.device import DeviceError, DeviceState
 from rollout.engine import RolloutEngine
+from rollout.queue import GenerationQueue
 from rollout.types import Completion, Group, SyncError
 from rollout.weights import to_buckets
 from tests.rollout import tiny
@@ -160,13 +161,14 @@ def test_the_same_seed_says_the_same_to_the_bit(engine: RolloutEngine) -> None:
 def test_a_completion_is_the_same_on_any_split_of_the_prompts(engine: RolloutEngine, num_engines: int) -> None:
     """To the bit: the parts are decoded in other batches, the last rows alone."""
     whole = generate(engine, 7)
-    parts = [
-        group
-        for number in range(num_engines)
-        for places in [range(len(PROMPTS))[number::num_engines]]
-        for group in engine.generate([PROMPTS[place] for place in places], SAMPLING, 4, 7, places)
-    ]
-    assert sorted(parts, key=lambda group: group.index) == whole
+    queue = GenerationQueue(num_engines)
+    ticket = queue.add(PROMPTS, SAMPLING, 4, seed=7)
+    parts = [queue.take(number, 16) for number in range(num_engines)]
+    assert all(parts) and not queue.take(0, 16)
+    for number, requests in enumerate(parts):
+        queue.receive(number, engine.advance(requests, 600.0))
+    groups, is_last = queue.pop(ticket)
+    assert is_last and sorted(groups, key=lambda group: group.index) == whole
 
 
 def test_a_prompt_computed_in_parts_gives_the_same(engine: RolloutEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,8 +231,10 @@ def test_a_group_is_yielded_before_the_last_is_finished(engine: RolloutEngine) -
     whole = generate(engine, 4)
     stream = engine.generate(PROMPTS, SAMPLING, 4, 4)  # 16 completions, 8 at once
     first = next(stream)
-    with pytest.raises(AssertionError, match="two requests"):
-        engine.prompt_logprobs(PROMPTS)
+    beside = engine.prompt_logprobs(PROMPTS)
+    assert tiny.within_bounds(tiny.prompt_gap(MODELS["first"], beside))
+    with pytest.raises(AssertionError, match="close the stream"):
+        engine.continuation_logprobs(PROMPTS, [1] * 4)
     rest = list(stream)
     assert sorted([first, *rest], key=lambda group: group.index) == whole
 

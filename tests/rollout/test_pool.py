@@ -1,5 +1,7 @@
 """The pool on a real Ray, with real engines: the same answers as an engine here, and failures that name the engine."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import ray
 
 from configs.sampling import SamplingConfig
 from pipeline.cluster.room import quoted_interpreter
+from rollout.actors import RolloutError
 from rollout.device import DeviceError, DeviceState
-from rollout.pool import RolloutError, RolloutPool
-from rollout.types import SyncError
+from rollout.pool import RolloutPool
+from rollout.queue import GenerationQueue
+from rollout.types import Group, SyncError
 from tests.rollout import tiny
 from tests.rollout.tiny import CONFIG, PROMPTS
 
@@ -34,11 +38,28 @@ def pool(folder: Path) -> Iterator[RolloutPool]:
     ray.shutdown()
 
 
+def sync(pool: RolloutPool, folder: Path, version: int) -> None:
+    """Send the checkpoint's weights, as a stage does where ranks and engines share devices."""
+    pool.to(DeviceState.ASLEEP)
+    pool.to(DeviceState.WEIGHTS)
+    pool.load_weights([[ray.put(bucket)] for bucket in tiny.buckets(tiny.weights(folder))], version=version)
+    pool.to(DeviceState.AWAKE)
+
+
+def sampled_by_one(pool: RolloutPool, seed: int, sampling: SamplingConfig = SAMPLING) -> dict[int, Group]:
+    """The groups of PROMPTS as engine 1 samples them alone."""
+    queue = GenerationQueue(num_engines=1)
+    ticket = queue.add(PROMPTS, sampling, 4, seed)
+    queue.receive(0, ray.get(pool._engines[1].call.remote("advance", queue.take(0, 16), 600.0)))
+    groups, is_last = queue.pop(ticket)
+    assert is_last
+    return {group.index: group for group in groups}
+
+
 def test_two_engines_speak_as_one(pool: RolloutPool) -> None:
-    """Each answers half of the prompts, with the same ids and log-probabilities as one that answers them all."""
+    """Each answers a part of the prompts, with the same ids and log-probabilities as one that answers them all."""
     groups = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
-    alone = pool._engines[1].generate.options(num_returns="streaming").remote(PROMPTS, SAMPLING, 4, 7)
-    assert {group.index: group for group in map(ray.get, alone)} == groups
+    assert sampled_by_one(pool, 7) == groups
     assert {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=8)} != groups
     assert sorted(groups) == [0, 1, 2, 3]
     assert [groups[index].prompt_ids for index in range(4)] == PROMPTS
@@ -76,14 +97,38 @@ def test_what_an_engine_raises_comes_through(pool: RolloutPool, folder: Path) ->
         pool.prompt_logprobs(PROMPTS)
 
 
-def test_a_lost_engine_is_named(pool: RolloutPool, folder: Path) -> None:
-    """No call follows the error, so that the cause itself is raised."""
-    sampling = SamplingConfig(max_tokens=100, ignore_eos=True)
-    pool.to(DeviceState.WEIGHTS)
-    pool.load_weights([[ray.put(bucket)] for bucket in tiny.buckets(tiny.weights(folder))], version=7)
-    pool.to(DeviceState.AWAKE)
-    with pytest.raises(RolloutError, match="engine 1 was lost"):
-        stream = pool.generate(PROMPTS, sampling, 8, seed=0)
+def test_a_lost_engine_is_replaced_and_its_work_continued(
+    pool: RolloutPool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed as the kernel does it. The completions are those of an engine that lives, long ones too: what was begun is
+    continued where its tokens are known, and else begun anew with the same seeds."""
+    sampling = SamplingConfig(max_tokens=100)
+    sync(pool, folder, version=7)
+    unharmed = {group.index: group for group in pool.generate(PROMPTS, sampling, 16, seed=3)}
+    pid = ray.get(pool._engines[0].__ray_call__.remote(lambda _: os.getpid()))
+    monkeypatch.setattr("rollout.pull.SLICE_SECONDS", 0.0)
+    monkeypatch.setattr("rollout.pull.REPORT_SECONDS", 0.0)
+    pool.restore = lambda: sync(pool, folder, version=7)
+    stream = pool.generate(PROMPTS, sampling, 16, seed=3)
+    groups = [next(stream)]
+    assert pool._queue.is_busy(0)
+    os.kill(pid, signal.SIGKILL)
+    groups += stream
+    assert {group.index: group.prompt_ids for group in groups} == {i: PROMPTS[i] for i in range(4)}
+    for group in groups:
+        for completion, other in zip(group.completions, unharmed[group.index].completions, strict=True):
+            assert completion.token_ids == other.token_ids
+            assert completion.policy_version == 7 and not completion.updates
+            assert completion.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert tiny.within_bounds(tiny.rollout_gap(FIRST, groups))
+    metrics = pool.metrics()
+    assert metrics["rollout/replaced_engines"] == 1 and metrics["rollout/continued_tokens"] > 0
+
+
+def test_more_lost_engines_than_are_replaced_are_named(pool: RolloutPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_config", CONFIG.model_copy(update={"max_replacements": pool.num_replaced}))
+    with pytest.raises(RolloutError, match=r"engine 1 was lost(.|\n)*rollout\.max_replacements="):
+        stream = pool.generate(PROMPTS, SamplingConfig(max_tokens=100, ignore_eos=True), 8, seed=0)
         ray.kill(pool._engines[1])
         list(stream)
 

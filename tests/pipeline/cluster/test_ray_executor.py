@@ -13,7 +13,7 @@ from pipeline.cluster import start
 from pipeline.cluster.actors import ActorGroup
 from pipeline.cluster.placement import StagePlacement, place
 from pipeline.cluster.room import nodes, quoted_interpreter
-from rollout.pool import EngineActor
+from rollout.actors import EngineActor
 from tests.rollout import tiny
 
 pytestmark = pytest.mark.engine
@@ -40,7 +40,7 @@ class LogicalEngine(EngineActor):
 @pytest.fixture
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray.init(num_gpus=3, num_cpus=8, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
-    monkeypatch.setattr("rollout.pool.EngineActor", LogicalEngine)
+    monkeypatch.setattr("rollout.actors.EngineActor", LogicalEngine)
     monkeypatch.setattr(start, "cluster", nullcontext)
     yield
     ray.shutdown()

@@ -1,0 +1,157 @@
+"""The actors of rollout engines: their start, their calls, and the replacement of those that were lost.
+
+Every call has a timeout, and every error names the engine.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from configs.sampling import RolloutConfig
+from rollout.process import compute_environment, num_threads, start_environment
+from rollout.types import GroupAddress
+
+TIMEOUT_REMEDY = "; raise rollout.timeout_seconds if it needs longer"
+"""Ending of an error about a call that takes too long."""
+
+
+class RolloutError(Exception):
+    """An engine timed out or died. The message names it."""
+
+
+class EngineLost(RolloutError):
+    """The process of an engine ended."""
+
+
+class EngineActor:
+    """A `RolloutEngine` in its own process, as a Ray actor."""
+
+    def node_id(self) -> str:
+        """Return Ray's id of the node that this process is on."""
+        return ray.get_runtime_context().get_node_id()
+
+    def start(self, sharers: int, model: Path, config: RolloutConfig, *args: Any, **kwargs: Any) -> list[str]:
+        """Build the engine, one of `sharers` on this node; return the names of its workers' devices. Raises as
+        RolloutEngine does."""
+        threads = num_threads(config.threads, sharers=sharers)
+        # Ray sets OMP_NUM_THREADS=1 for an actor with less than one CPU.
+        os.environ |= compute_environment(threads)
+        if "VLLM_RAY_BUNDLE_INDICES" in os.environ:
+            # Ray hides all devices from an actor that claims none; vLLM's driver refuses to start without them.
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        from rollout.engine import RolloutEngine  # vLLM belongs in this process only
+
+        self._engine = RolloutEngine(model, config.model_copy(update={"threads": threads}), *args, **kwargs)
+        return self._engine.receiver.devices()
+
+    def connect(self, addresses: list[GroupAddress], first_number: int) -> None:
+        """Join the ranks' groups; the engine's workers are `first_number` and those that follow."""
+        self._engine.receiver.connect(addresses, first_number)
+
+    def receive(self, *buckets: Any) -> None:
+        """Load buckets straight from the object store."""
+        self._engine.receiver.receive(buckets)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call another method of the engine by name."""
+        return getattr(self._engine, method)(*args)
+
+
+class EngineActors:
+    """The processes of `config.num_engines` engines.
+
+    devices: names of the devices of each engine's workers. num_replaced: engines that were replaced so far.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        config: RolloutConfig,
+        dtype: str,
+        seed: int,
+        resources: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Start the engines and wait until all are ready (see RolloutPool)."""
+        self._config = config
+        own = resources or [{"num_cpus": 0.1}] * config.num_engines
+        self._actors = [ray.remote(EngineActor).options(**_with_environment(each)) for each in own]
+        self._request, self._options = (model, config, dtype, seed), options
+        self._lost: dict[int, EngineLost] = {}
+        self.num_replaced = 0
+        self._engines: list[Any] = [None] * len(own)
+        self._nodes = [""] * len(own)
+        self.devices: list[list[str]] = [[]] * len(own)
+        self._start(range(len(own)))
+
+    def close(self) -> None:
+        """Kill the engines' processes."""
+        engines, self._engines = self._engines, []
+        for engine in engines:
+            ray.kill(engine)
+
+    def _replace(self) -> list[int]:
+        """Start an engine for each that was lost, and return their numbers. Raises RolloutError where more were lost
+        than `max_replacements`."""
+        numbers = sorted(self._lost)
+        if self.num_replaced + len(numbers) > self._config.max_replacements:
+            cause = self._lost[numbers[0]]
+            raise RolloutError(
+                f"{cause}\n{self.num_replaced} engines were replaced before, and "
+                f"rollout.max_replacements={self._config.max_replacements} allows no more"
+            ) from cause
+        for number in numbers:
+            ray.kill(self._engines[number])  # the process may live where only its connection was lost
+            del self._lost[number]
+        self._start(numbers)
+        self.num_replaced += len(numbers)
+        return numbers
+
+    def _start(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._engines[number] = self._actors[number].remote()
+        for number in numbers:
+            self._nodes[number] = self._get(self._engines[number].node_id.remote(), number, "its start")
+        started = [
+            self._engines[number].start.remote(
+                self._nodes.count(self._nodes[number]), *self._request, **self._options, name=f"rollout engine {number}"
+            )
+            for number in numbers
+        ]
+        for number, call in zip(numbers, started, strict=True):
+            self.devices[number] = self._get(call, number, "its start")
+
+    def _call_all(self, method: str, *args: Any) -> list[Any]:
+        return self._gather([engine.call.remote(method, *args) for engine in self._engines], f"'{method}'")
+
+    def _gather(self, refs: list[Any], call: str) -> list[Any]:
+        return [self._get(ref, number, call) for number, ref in enumerate(refs)]
+
+    def _get(self, ref: Any, number: int, call: str) -> Any:
+        """Return a call's value. Raises RolloutError naming the engine when it times out or the engine died."""
+        try:
+            return ray.get(ref, timeout=self._config.timeout_seconds)
+        except GetTimeoutError as error:
+            raise RolloutError(
+                f"rollout engine {number}: no end of {call} for {self._config.timeout_seconds:g} s{TIMEOUT_REMEDY}"
+            ) from error
+        except RayTaskError as error:
+            raise error.cause from error  # the engine's own error, without Ray's wrapper
+        except RayError as error:
+            self._lost[number] = EngineLost(f"rollout engine {number} was lost in {call}: {error}")
+            raise self._lost[number] from error
+
+
+def _with_environment(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the variables that every engine's process starts with to its Ray options."""
+    variables = start_environment() | {
+        # Silence vLLM's and torch's messages at import; errors are still shown.
+        "PYTHONWARNINGS": "ignore::FutureWarning:vllm.triton_utils.dispatcher",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    own = options.get("runtime_env", {}).get("env_vars", {})
+    return {**options, "runtime_env": {"env_vars": variables | own}}

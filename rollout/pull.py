@@ -1,0 +1,137 @@
+"""Engines that pull completions from the queue, and the groups that come of it.
+
+A report of an engine carries what is finished. An engine that was lost is replaced while its caller waits for groups.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+
+from configs.sampling import SamplingConfig
+from rollout.actors import TIMEOUT_REMEDY, EngineActors, EngineLost, RolloutError
+from rollout.queue import GenerationQueue, Progress
+from rollout.requests import refuse_equal_completions, refuse_prompts
+from rollout.types import Group
+
+SLICE_SECONDS = 0.25
+"""Seconds after which an engine reports what is finished and takes more."""
+REPORT_SECONDS = 10.0
+"""Seconds after which it also reports the tokens of what is not finished, which would be lost with it."""
+
+
+class PullingEngines(EngineActors):
+    """Engines that share one queue.
+
+    restore: sends replaced engines the weights of the others; None where they are those of the checkpoint.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Start the engines (see RolloutPool)."""
+        super().__init__(*args, **options)
+        self._queue = GenerationQueue(len(self._engines))
+        self._room = [self._config.max_num_seqs] * len(self._engines)
+        self._calls: dict[Any, int] = {}  # engines that decode, by the reference to their report
+        self.restore: Callable[[], None] | None = None
+
+    def generate(
+        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
+    ) -> Iterator[Group]:
+        """Sample `num_completions` answers to each prompt; yield each group as it finishes, with its prompt's index.
+
+        The same weights, request and seed give the same groups, in varying order, with any number of engines
+        (docs/numerics.md says when to the bit).
+
+        Raises ValueError for a prompt that is too long, RolloutError when the timeout passes, or when more engines are
+        lost than `max_replacements`.
+        """
+        yield from self.groups(self.submit(prompts, sampling, num_completions, seed))
+
+    def submit(self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int) -> int:
+        """Queue a request as `generate` does, and return its ticket for `groups`."""
+        refuse_equal_completions(sampling, num_completions)
+        refuse_prompts(prompts, sampling.max_tokens, self._config.max_model_len)
+        return self._queue.add(prompts, sampling, num_completions, seed)
+
+    def groups(self, ticket: int) -> Iterator[Group]:
+        """Yield the groups of a request as they finish. Raises as `generate`."""
+        deadline = time.monotonic() + self._config.timeout_seconds
+        try:
+            is_last = False
+            while not is_last:
+                # The deadline is for the whole request. Finished groups are yielded even past it, after a slow caller.
+                groups, is_last = self._queue.pop(ticket)
+                yield from groups
+                if is_last:
+                    return
+                if self._lost:
+                    self._replace_and_restore()
+                    deadline = time.monotonic() + self._config.timeout_seconds
+                if not self._turn(deadline - time.monotonic()):
+                    late = ", ".join(map(str, sorted(self._calls.values())))
+                    raise RolloutError(
+                        f"rollout engine {late}: not finished within {self._config.timeout_seconds:g} s{TIMEOUT_REMEDY}"
+                    )
+        finally:
+            for number in self._queue.drop(ticket):
+                self._engines[number].call.remote("drop", [ticket])
+
+    def replace_lost(self) -> None:
+        """Start an engine for each that was lost. Raises RolloutError where more are lost than `max_replacements`."""
+        self._drain()
+        for number in self._replace() if self._lost else []:
+            self._queue.give_back(number)
+
+    def _replace_and_restore(self) -> None:
+        if self.restore is not None:
+            self._drain()
+            self._withdraw()
+        self.replace_lost()
+        if self.restore is not None:
+            self.restore()
+
+    def _withdraw(self) -> None:
+        """Let what the living engines hold wait, with its tokens, so that weights can be sent to all."""
+        for number in range(len(self._engines)):
+            if self._queue.is_busy(number) and number not in self._lost:
+                try:
+                    begun = self._get(self._engines[number].call.remote("withdraw"), number, "'withdraw'")
+                    self._queue.give_back(number, begun)
+                except EngineLost:
+                    continue  # replaced with the other
+
+    def _turn(self, seconds: float) -> bool:
+        """Give requests to engines with room, and take in the next report within `seconds`. Returns False if there was
+        none, although an engine decodes or something waits for one."""
+        self._feed()
+        if not self._calls:
+            return bool(self._lost)
+        ready: list[Any]
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=max(0.0, seconds))
+        for call in ready:
+            self._take_in(call)
+        return bool(ready)
+
+    def _feed(self) -> None:
+        seconds = max(SLICE_SECONDS, 0.02 * len(self._engines))
+        for number in {*range(len(self._engines))} - {*self._calls.values(), *self._lost}:
+            room = self._room[number] if self._queue.is_busy(number) else self._config.max_num_seqs
+            requests = self._queue.take(number, room)
+            if requests or self._queue.is_busy(number):
+                call = self._engines[number].call.remote("advance", requests, seconds, REPORT_SECONDS)
+                self._calls[call] = number
+
+    def _take_in(self, call: Any) -> None:
+        number = self._calls.pop(call)
+        try:
+            progress: Progress = self._get(call, number, "a generation")
+        except EngineLost:
+            return  # noted, and replaced by the caller of `groups`
+        self._room[number] = progress.room
+        self._queue.receive(number, progress)
+
+    def _drain(self) -> None:
+        """Wait for the reports of the engines that decode."""
+        for call in list(self._calls):
+            self._take_in(call)
