@@ -37,6 +37,7 @@ VERBS = {
     "export-fp8": ("export", "Write a checkpoint in DeepSeek's FP8 format."),
     "gate": ("gate", "Show a gate's decision, or decide in its place."),
     "lineage": ("lineage", "Show the models and data that a run was made from."),
+    "data": ("data", "Show data as a model will see it."),
     "preferences": ("preferences", "Build preference data for reward models."),
     "reward": ("reward", "List, create, check and use rewards."),
     "doctor": ("doctor", "Check this machine and the installation."),

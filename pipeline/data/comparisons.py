@@ -157,7 +157,10 @@ def _all_comparisons(config: ComparisonData, bad_rows: BadRows) -> Iterator[Comp
     read = {"comparison": _comparison, "pair": _pair, "dialogue": _dialogue, "ranking": _ranking}[config.form]
     for row in rows:
         try:
-            yield read(config, row)
+            if config.form == "comparison" and "answers" not in row.values and "chosen" in row.values:
+                yield _recognised(config, row, bad_rows)
+            else:
+                yield read(config, row)
         except BadRowError as error:
             bad_rows.add(row.where, error)
 
@@ -175,6 +178,15 @@ def _comparison(config: ComparisonData, row: Row) -> Comparison:
     if scores is not None and scores != sorted(scores, reverse=True):
         raise BadRowError("scores that contradict the order", f"{scores}"[:120])
     return Comparison(_prompt(row.column("messages")), answers, scores, source, domain, origin, row.values)
+
+
+def _recognised(config: ComparisonData, row: Row, bad_rows: BadRows) -> Comparison:
+    """Read a row with `chosen` and `rejected` where the setting `form` is left at its default."""
+    chosen = row.values["chosen"]
+    is_dialogue = isinstance(chosen, str) and "prompt" not in row.values and _TURN.match(f"\n\n{chosen.strip()}")
+    comparison = (_dialogue if is_dialogue else _pair)(config, row)
+    bad_rows.forms[f"comparisons of the form '{'dialogue' if is_dialogue else 'pair'}'"] += 1
+    return comparison
 
 
 def _pair(config: ComparisonData, row: Row) -> Comparison:

@@ -20,6 +20,12 @@ from pipeline.disk.files import new_folder
 
 _FEATURES = Features({"token_ids": List(Value("int32")), "loss_mask": List(Value("int8")), "where": Value("string")})
 
+PROMPT_AND_ANSWER = (
+    ("prompt", "completion"), ("prompt", "response"), ("instruction", "response"), ("question", "answer"),
+    ("query", "response"),
+)  # fmt: skip
+"""Pairs of columns that hold a prompt and its answer in data sets."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -53,14 +59,14 @@ class Conversations:
         """
         bad_rows = BadRows()
         if cache is None:
-            examples = [asdict(example) for example in _tokenise(config, tokenizer, bad_rows)]
+            examples = [asdict(example) for example in tokenised(config, tokenizer, bad_rows)]
             bad_rows.check(config.max_bad_share)
             return cls(Dataset.from_list(examples, features=_FEATURES), bad_rows, seed)
         folder = cache / f"conversations-{_fingerprint(config, tokenizer)}"
         if not folder.is_dir():
             with new_folder(folder) as partial:
                 with ArrowWriter(features=_FEATURES, path=str(partial / "examples.arrow")) as writer:
-                    for example in _tokenise(config, tokenizer, bad_rows):
+                    for example in tokenised(config, tokenizer, bad_rows):
                         writer.write(asdict(example))
                     writer.finalize()
                 bad_rows.check(config.max_bad_share)
@@ -79,11 +85,12 @@ class Conversations:
         return [self[index] for index in batch_indices(step, batch_size, len(self), self._seed)]
 
 
-def _tokenise(config: ConversationData, tokenizer: PreTrainedTokenizerFast, bad_rows: BadRows) -> Iterator[Example]:
+def tokenised(config: ConversationData, tokenizer: PreTrainedTokenizerFast, bad_rows: BadRows) -> Iterator[Example]:
+    """Yield the conversations of a source as token ids with their loss mask; bad rows go to `bad_rows`."""
     chat = ChatFormat(tokenizer)
     for row in read_rows(config.source, bad_rows):
         try:
-            messages = chat.check(_messages(config, row), last_role="assistant")
+            messages = chat.check(messages_of(config, row, bad_rows), last_role="assistant")
             tools = row.values.get(config.tools) if config.tools is not None else None
             token_ids, loss_mask = chat.training_ids(
                 messages,
@@ -99,13 +106,46 @@ def _tokenise(config: ConversationData, tokenizer: PreTrainedTokenizerFast, bad_
             yield Example(token_ids, loss_mask, row.where)
 
 
-def _messages(config: ConversationData, row: Row) -> Any:
-    if config.prompt is None or config.answer is None:
+def messages_of(config: ConversationData, row: Row, bad_rows: BadRows) -> Any:
+    """Return the conversation of a row, from the columns that `config` names. A row without the column `messages` is
+    recognised by its columns, and counted in `bad_rows.forms`: ShareGPT, Alpaca, a prompt and an answer.
+
+    Raises BadRowError for a row of another form, naming the settings that read it.
+    """
+    if config.prompt is not None and config.answer is not None:
+        return _turn(row.column(config.prompt), row.column(config.answer))
+    if config.messages != "messages" or row.values.get("messages") is not None:
         return row.column(config.messages)
-    return [
-        {"role": "user", "content": row.column(config.prompt)},
-        {"role": "assistant", "content": row.column(config.answer)},
-    ]
+    for column in ("conversations", "conversation"):
+        if isinstance(row.values.get(column), list):
+            bad_rows.forms[f"conversations of the column '{column}'"] += 1
+            return row.column(column)
+    for prompt, answer in PROMPT_AND_ANSWER:
+        if row.values.get(prompt) is not None and row.values.get(answer) is not None:
+            bad_rows.forms[f"'{prompt}' and its answer '{answer}'"] += 1
+            return _turn(row.column(prompt), row.column(answer))
+    if row.values.get("instruction") is not None and row.values.get("output") is not None:
+        bad_rows.forms["Alpaca's rows (system, history, instruction, input, output)"] += 1
+        return _alpaca(row.values)
+    remedy = "name the column of the conversation by data.messages, or those of one turn by data.prompt and data.answer"
+    raise BadRowError("missing field", f"'messages' is not among {sorted(row.values)}"[:120] + f"; {remedy}")
+
+
+def _turn(prompt: Any, answer: Any) -> Any:
+    """Join a prompt and an answer, each text or a list of messages."""
+    before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    return before + (answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}])
+
+
+def _alpaca(values: dict[str, Any]) -> list[dict[str, Any]]:
+    system, history, more = (values.get(name) for name in ("system", "history", "input"))
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn in history or []:
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise BadRowError("history that is no list of [question, answer]", f"{turn!r}"[:80])
+        messages += _turn(*turn)
+    question = f"{values['instruction']}\n\n{more}" if more else values["instruction"]
+    return messages + _turn(question, values["output"])
 
 
 def _fingerprint(config: ConversationData, tokenizer: PreTrainedTokenizerFast) -> str:

@@ -132,6 +132,9 @@ def _truth(config: PromptData, row: Row) -> Any:
         return row.values["truth"]
     if config.truth is None:
         return None
+    verl = row.values.get("reward_model")  # verl's rows have the truth in there
+    if config.truth == "truth" and "truth" not in row.values and isinstance(verl, dict) and "ground_truth" in verl:
+        return Row(row.where, verl).column("ground_truth")
     truth = row.column(config.truth)
     if truth in ("", []):
         raise BadRowError("empty truth")

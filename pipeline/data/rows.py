@@ -65,7 +65,8 @@ class BadRow:
 class BadRows:
     """The record of bad rows; `seen` counts all rows.
 
-    `doubts` counts good rows that look wrong, by reason, and `doubtful` is the first row of each reason.
+    `doubts` counts good rows that look wrong, by reason, and `doubtful` is the first row of each reason. `forms` counts
+    the rows that were read by their columns, without a setting that names these.
     """
 
     seen: int = 0
@@ -73,6 +74,7 @@ class BadRows:
     examples: list[BadRow] = field(default_factory=list)
     doubts: Counter[str] = field(default_factory=Counter)
     doubtful: list[BadRow] = field(default_factory=list)
+    forms: Counter[str] = field(default_factory=Counter)
 
     def add(self, where: str, error: BadRowError) -> None:
         """Count a bad row, and record it if it is among the first of its reason."""
@@ -89,12 +91,13 @@ class BadRows:
     def summary(self) -> str:
         """Return `3 of 1000 rows are bad: 2 not JSON, 1 too long` with a line for each example and doubt."""
         lines: list[str] = []
-        if self.counts or not self.doubts:
+        if self.counts or not (self.doubts or self.forms):
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common()) or "none"
             lines.append(f"{self.counts.total()} of {self.seen} rows are bad: {reasons}")
         lines += [f"  {row.where}: {row.reason}{f' ({row.detail})' if row.detail else ''}" for row in self.examples]
         for row in self.doubtful:
             lines.append(f"{self.doubts[row.reason]} of {self.seen} rows: {row.reason}; {row.where}: {row.detail}")
+        lines += [f"{count} of {self.seen} rows are read as {form}" for form, count in self.forms.items()]
         return "\n".join(lines)
 
     def check(self, max_bad_share: float) -> None:
@@ -122,8 +125,8 @@ _STATE = TypeAdapter(BadRows)
 
 
 def report_bad_rows(bad_rows: BadRows, file: Path, report: Callable[[str], None]) -> None:
-    """Call `report` with the summary of bad and doubtful rows, if any, and write the bad ones to `file`."""
-    if bad_rows.counts or bad_rows.doubts:
+    """Call `report` with the summary of bad, doubtful and recognised rows, if any, and write the bad ones to `file`."""
+    if bad_rows.counts or bad_rows.doubts or bad_rows.forms:
         report(bad_rows.summary())
     if bad_rows.counts:
         bad_rows.write(file)
