@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +54,9 @@ StageFile = Annotated[str, Argument(metavar="CONFIG", help="A YAML file with the
 RunsDir = Annotated[Path, Option(metavar="DIR", help="The folder of the runs.")]
 RunName = Annotated[str, Argument(metavar="RUN", help="Name or folder of the run.")]
 Output = Annotated[Path | None, Option(metavar="DIR", help="Folder of the run. [default: runs/<name of CONFIG>]")]
+Fresh = Annotated[
+    bool, Option("--fresh", help="Begin anew; earlier results are kept in a folder before-N beside them.")
+]
 JsonFile = Annotated[Path | None, Option("--json", metavar="FILE", help="Also write the results to this file.")]
 Address = Annotated[
     str,
@@ -142,6 +145,20 @@ def one_line(text: str, width: int, tail: int = 0) -> str:
     line = " ".join(text[: 4 * width].split())
     line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
     return line if len(line) <= width else f"{line[: width - tail - 3]}...{line[len(line) - tail :]}"
+
+
+def begin_anew(folders: Iterable[Path]) -> None:
+    """Moves the folders of stages aside and says where to. Raises ValueError, and moves none, where one is in use."""
+    from pipeline.disk.lock import holder
+    from pipeline.disk.recorded import set_aside
+
+    folders = list(folders)
+    for folder in folders:
+        if writer := holder(folder):
+            raise ValueError(f"--fresh: '{folder}' is being written by {writer}; wait for it or stop it")
+    for folder in folders:
+        if (place := set_aside(folder)) is not None:
+            OUT.print(f"{folder.name} begins anew; its earlier results are kept in {place}", soft_wrap=True)
 
 
 def run_folder(run: str, runs_dir: Path) -> Path:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
-from jobs.command import OUT, Address, Output, Overrides, RecipeFile, StageFile, verb_app, write_json
+from jobs.command import OUT, Address, Fresh, Output, Overrides, RecipeFile, StageFile, begin_anew, verb_app, write_json
 from pipeline.disk.ending import Ending
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def run(
         Path | None, Option("--json", metavar="FILE", help="Write those placements to a file.")
     ] = None,
     detach: Annotated[bool, Option("--detach", help="Return as soon as the run has started.")] = False,
+    fresh: Fresh = False,
     address: Address = "",
 ) -> int:
     """Run a recipe: every stage as a Ray job, as soon as its inputs are done, in parallel where resources allow.
@@ -56,6 +57,7 @@ def run(
       alignyard run demo --dry-run
       alignyard run deepseek_v2_lite --dry-run --cluster 1x8xH100 --json placement.json
       alignyard run my.yaml stages.reason.steps=300 name=longer
+      alignyard run my.yaml --from reason --fresh
       alignyard run my.yaml --from reason --address http://head:8265 --detach
     """
     from configs.graph import chosen, graph
@@ -64,12 +66,24 @@ def run(
 
     recipe = load_config(file, overrides, Recipe).config
     selection = {"start": start, "until": until, "only": only}
-    chosen(graph(recipe), **selection)  # refuses a wrong stage name at once
+    names = chosen(graph(recipe), **selection)  # refuses a wrong stage name at once
+    if fresh and dry_run:
+        raise ValueError("--fresh moves results aside, and --dry-run changes nothing; give one of them")
     if (cluster and not dry_run) or (json_file and not cluster):
         raise ValueError("--cluster goes with --dry-run, and --json with --cluster")
     if dry_run:
         return _dry_run(recipe, selection, cluster, json_file)
+    if fresh:
+        _begin_stages_anew(Path(recipe.runs_dir, recipe.name), names)
     return _start(_order(recipe, address, **selection), detach=detach)
+
+
+def _begin_stages_anew(folder: Path, names: list[str]) -> None:
+    from pipeline.disk.lock import holder
+
+    if writer := holder(folder):
+        raise ValueError(f"--fresh: '{folder}' is being written by {writer}; wait for it or stop it")
+    begin_anew(folder / name for name in names)
 
 
 @app.command()

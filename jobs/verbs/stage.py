@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jobs.command import OUT, Output, Overrides, StageFile, verb_app
+from jobs.command import OUT, Fresh, Output, Overrides, StageFile, begin_anew, verb_app
 
 app = verb_app()
 STAGE_HELP = """Run one stage of type `{stage}` in the foreground. docs/configs.md lists every key.
@@ -13,11 +13,13 @@ An interrupted run continues when the same command is given again.
 Examples:
   alignyard {stage} my_{stage}.yaml
   alignyard {stage} my_{stage}.yaml seed=1 --output runs/second
+  alignyard {stage} my_{stage}.yaml --fresh
 """
 
 
-def run_in_foreground(stage: str, file: str, overrides: list[str], output: Path | None) -> int:
-    """Runs the stage that `file` configures, into `output` or a folder below runs/ that is named for the file."""
+def run_in_foreground(stage: str, file: str, overrides: list[str], output: Path | None, *, fresh: bool = False) -> int:
+    """Runs the stage that `file` configures, into `output` or a folder below runs/ that is named for the file. `fresh`
+    moves its earlier results aside."""
     from configs.load import load_config
     from configs.stages import STAGES
 
@@ -25,6 +27,8 @@ def run_in_foreground(stage: str, file: str, overrides: list[str], output: Path 
     from pipeline.run.stage import run_stage
 
     folder = output or Path("runs") / Path(file).stem
+    if fresh:
+        begin_anew([folder])
     run_stage(config, folder)
     print_results(folder)
     return 0
@@ -39,9 +43,9 @@ def print_results(folder: Path) -> None:
 def _add_verb(stage: str) -> None:
     @app.command(stage, help=STAGE_HELP.format(stage=stage))
     def run_stage_verb(  # pyright: ignore[reportUnusedFunction]
-        file: StageFile, overrides: Overrides, output: Output = None
+        file: StageFile, overrides: Overrides, output: Output = None, fresh: Fresh = False
     ) -> int:
-        return run_in_foreground(stage, file, overrides, output)
+        return run_in_foreground(stage, file, overrides, output, fresh=fresh)
 
 
 for _stage in ("sft", "rm", "dpo", "grpo", "distill", "sample"):

@@ -4,6 +4,7 @@ Imports no torch, so that commands which only read a run start fast.
 """
 
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def begun(folder: Path) -> bool:
     configuration may use its folder."""
     results = (path for pattern in RESULT_PATTERNS for path in folder.glob(pattern))
     return any(path.is_dir() or path.stat().st_size for path in results)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move a stage's folder to `before-N/NAME` beside it, with all its results, and return the new place; None where
+    there is none. The stage then begins anew."""
+    if not folder.is_dir():
+        return None
+    places = (folder.parent / f"before-{number}" / folder.name for number in count(1))
+    place = next(place for place in places if not place.exists())
+    place.parent.mkdir(exist_ok=True)
+    return folder.rename(place)
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def check_lineage(folder: Path, config: AnyStage, resolved: AnyStage, gate: Vali
     if changed:
         raise ValueError(
             "\n".join([f"'{folder}' holds a run of another configuration:", *changed])
-            + "\nrestore these to resume it, or give the run another name"
+            + "\nrestore these to resume it, or give the run another name; --fresh begins anew and keeps the results"
         )
     recorded, inputs = read_lineage(folder), _inputs(resolved, gate)
     present = {
@@ -157,7 +157,7 @@ def check_lineage(folder: Path, config: AnyStage, resolved: AnyStage, gate: Vali
     if changed:
         raise ValueError(
             f"inputs of '{folder}' have changed since: {', '.join(changed)}. Restore them to resume the run, or give "
-            "the run another name"
+            "the run another name; --fresh begins anew and keeps the results"
         )
 
 

@@ -13,12 +13,13 @@ from typing import Any, cast
 import pytest
 
 from jobs.cli import main
-from jobs.command import OUT, exit_code, explain
+from jobs.command import OUT, begin_anew, exit_code, explain
 from jobs.conductor import Order, conduct
 from jobs.submission import Jobs, RunJob
+from jobs.verbs import run as run_verb
 from jobs.verbs.run import write
 from pipeline.disk.ending import Ending
-from pipeline.disk.lock import LOCK
+from pipeline.disk.lock import LOCK, locked
 from pipeline.disk.run_record import LOG, RUN, RunRecord, StageRecord
 from pipeline.gates.decision import Decision, write_decision
 
@@ -336,3 +337,27 @@ def test_a_persons_decision_is_in_the_status(runs: Path, capsys: pytest.CaptureF
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("alignyard 0.")
+
+
+def test_a_stage_begins_anew_and_its_earlier_results_are_kept(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        folder = alone(runs / "single")
+        begin_anew([folder])
+        assert not folder.exists() and (runs / f"before-{number}" / "single" / "figures.json").is_file()
+        assert f"before-{number}/single" in capsys.readouterr().out
+    assert main(["list", "--runs-dir", str(runs)]) == 0
+    assert "before" not in capsys.readouterr().out
+    with locked(alone(runs / "single")), pytest.raises(ValueError, match="is being written by"):
+        begin_anew([runs / "good", runs / "single"])
+    assert (runs / "good").is_dir() and (runs / "single").is_dir()  # none was moved
+
+
+def test_the_chosen_stages_of_a_run_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_verb, "_start", lambda *_, **__: 0)
+    recipe = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
+    for stage in ("warm", "reason"):
+        (tmp_path / "small" / stage).mkdir(parents=True)
+    line = ["run", recipe, "name=small", f"runs_dir={tmp_path}", "--from", "reason", "--fresh"]
+    assert main(line) == 0
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["before-1", "warm"]
+    assert main([*line, "--dry-run"]) == Ending.WRONG_INPUT
