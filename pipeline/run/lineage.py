@@ -49,6 +49,8 @@ RECORDED_PACKAGES = (
 FREE_TO_CHANGE = (
     "trainer.timeout_seconds",
     "rollout.timeout_seconds",
+    "trainer.max_restarts",
+    "rollout.max_replacements",
     "checkpoint.*",
     "reward_pool.workers*",
     "stop_on*",
