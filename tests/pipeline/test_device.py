@@ -210,8 +210,8 @@ def test_a_missing_wake_is_named(pair: tuple[TrainingRanks, RolloutPool]) -> Non
     with pytest.raises(RunStopped, match="rank 0 is in state 'asleep', and 'reference_logprobs' needs 'awake'"):
         policy.with_logprobs(batch, reference=True)
     rollout.to(DeviceState.ASLEEP)
-    with pytest.raises(DeviceError, match="rollout engine 0 is in state 'asleep', and 'generate' needs 'awake'"):
-        list(rollout.generate([[1, 5]], SamplingConfig(max_tokens=4), 1, seed=0))
+    with pytest.raises(DeviceError, match="rollout engine 0 is in state 'asleep', and 'advance' needs 'awake'"):
+        list(rollout.advance([[1, 5]], SamplingConfig(max_tokens=4), 1, seed=0))
     sync(policy, rollout)
 
 
