@@ -211,7 +211,7 @@ def test_a_missing_wake_is_named(pair: tuple[TrainingRanks, RolloutPool]) -> Non
         policy.with_logprobs(batch, reference=True)
     rollout.to(DeviceState.ASLEEP)
     with pytest.raises(DeviceError, match="rollout engine 0 is in state 'asleep', and 'advance' needs 'awake'"):
-        list(rollout.advance([[1, 5]], SamplingConfig(max_tokens=4), 1, seed=0))
+        list(rollout.generate([[1, 5]], SamplingConfig(max_tokens=4), 1, seed=0))
     sync(policy, rollout)
 
 
