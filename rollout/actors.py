@@ -4,7 +4,7 @@ Every call has a timeout, and every error names the engine.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig
 from rollout.process import compute_environment, num_threads, start_environment
-from rollout.types import GroupAddress
+from rollout.queue import Progress
+from rollout.types import Completion, CompletionColumns, GroupAddress, Routes, StoredCompletion, narrow_routes
 
 TIMEOUT_REMEDY = "; raise rollout.timeout_seconds if it needs longer"
 """Ending of an error about a call that takes too long."""
@@ -47,6 +48,20 @@ class EngineActor:
 
         self._engine = RolloutEngine(model, config.model_copy(update={"threads": threads}), *args, **kwargs)
         return self._engine.receiver.devices()
+
+    def advance(self, *request: Any) -> Iterator[Progress[StoredCompletion] | CompletionColumns | Routes]:
+        """Stream the engine's report without the tokens of finished completions, then the columns of each, followed by
+        its prompt's routes where the report has a place for them.
+
+        Columns and routes stay in this node's object store. They are the caller's, so that they survive this process.
+        """
+        progress: Progress[Completion] = self._engine.advance(*request)
+        finished = [(key, done.stored(), None if routes is None else ...) for key, done, routes in progress.finished]
+        yield Progress(finished, progress.begun, progress.room)
+        for _, completion, routes in progress.finished:
+            yield completion.columns()
+            if routes is not None:
+                yield narrow_routes(routes)
 
     def connect(self, addresses: list[GroupAddress], first_number: int) -> None:
         """Join the ranks' groups; the engine's workers are `first_number` and those that follow."""
@@ -152,6 +167,8 @@ def _with_environment(options: Mapping[str, Any]) -> dict[str, Any]:
         # Silence vLLM's and torch's messages at import; errors are still shown.
         "PYTHONWARNINGS": "ignore::FutureWarning:vllm.triton_utils.dispatcher",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # Ray sends what is smaller than this through the driver, by default up to 100 KiB; see EngineActor.advance.
+        "RAY_max_direct_call_object_size": "4096",
     }
     own = options.get("runtime_env", {}).get("env_vars", {})
     return {**options, "runtime_env": {"env_vars": variables | own}}

@@ -87,7 +87,7 @@ class Decoder:
                 break
         self.seconds += time.perf_counter() - started
 
-    def progress(self, room: int, report_seconds: float) -> Progress:
+    def progress(self, room: int, report_seconds: float) -> Progress[Completion]:
         """Return what is finished, and every `report_seconds` the further tokens of what is not."""
         begun: dict[CompletionKey, Begun] = {}
         if time.monotonic() - self._last_report >= report_seconds:

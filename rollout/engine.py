@@ -25,7 +25,7 @@ from rollout.process import num_threads
 from rollout.queue import CompletionKey, CompletionRequest, GenerationQueue, Progress
 from rollout.requests import refuse_equal_completions, refuse_prompts, refuse_starts
 from rollout.sleep import EngineMemory
-from rollout.types import Begun, Group, ReceivedWeights, TensorRecord, TokenLogprobs
+from rollout.types import Begun, Completion, Group, ReceivedWeights, TensorRecord, TokenLogprobs
 from rollout.version import refuse_untested_vllm
 from rollout.weights import to_buckets
 
@@ -121,7 +121,7 @@ class RolloutEngine:
     def _groups(
         self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
     ) -> Iterator[Group]:
-        queue = GenerationQueue(num_engines=1)
+        queue = GenerationQueue[Completion](num_engines=1)
         ticket, is_last, room = queue.add(prompts, sampling, num_completions, seed), False, self._config.max_num_seqs
         try:
             while not is_last:
@@ -136,7 +136,7 @@ class RolloutEngine:
     @needs(DeviceState.AWAKE)
     def advance(
         self, requests: list[CompletionRequest], seconds: float = 0.0, report_seconds: float = math.inf
-    ) -> Progress:
+    ) -> Progress[Completion]:
         """Start `requests`, decode for `seconds`, a step at least, or until all is finished, and report; every
         `report_seconds` also the tokens of completions that are not finished."""
         self.receiver.refuse_partial(self.name)

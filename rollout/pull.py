@@ -5,6 +5,7 @@ A report of an engine carries what is finished. An engine that was lost is repla
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -13,7 +14,7 @@ from configs.sampling import SamplingConfig
 from rollout.actors import TIMEOUT_REMEDY, EngineActors, EngineLost, RolloutError
 from rollout.queue import GenerationQueue, Progress
 from rollout.requests import refuse_equal_completions, refuse_prompts
-from rollout.types import Group
+from rollout.types import StoredCompletion, StoredGroup
 
 SLICE_SECONDS = 0.25
 """Seconds after which an engine reports what is finished and takes more."""
@@ -30,14 +31,14 @@ class PullingEngines(EngineActors):
     def __init__(self, *args: Any, **options: Any) -> None:
         """Start the engines (see RolloutPool)."""
         super().__init__(*args, **options)
-        self._queue = GenerationQueue(len(self._engines))
+        self._queue = GenerationQueue[StoredCompletion](len(self._engines))
         self._room = [self._config.max_num_seqs] * len(self._engines)
-        self._calls: dict[Any, int] = {}  # engines that decode, by the reference to their report
+        self._calls: dict[Any, int] = {}  # engines that decode, by the stream of their report
         self.restore: Callable[[], None] | None = None
 
     def generate(
         self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
-    ) -> Iterator[Group]:
+    ) -> Iterator[StoredGroup]:
         """Sample `num_completions` answers to each prompt; yield each group as it finishes, with its prompt's index.
 
         The same weights, request and seed give the same groups, in varying order, with any number of engines
@@ -54,7 +55,7 @@ class PullingEngines(EngineActors):
         refuse_prompts(prompts, sampling.max_tokens, self._config.max_model_len)
         return self._queue.add(prompts, sampling, num_completions, seed)
 
-    def groups(self, ticket: int) -> Iterator[Group]:
+    def groups(self, ticket: int) -> Iterator[StoredGroup]:
         """Yield the groups of a request as they finish. Raises as `generate`."""
         deadline = time.monotonic() + self._config.timeout_seconds
         try:
@@ -119,17 +120,22 @@ class PullingEngines(EngineActors):
             room = self._room[number] if self._queue.is_busy(number) else self._config.max_num_seqs
             requests = self._queue.take(number, room)
             if requests or self._queue.is_busy(number):
-                call = self._engines[number].call.remote("advance", requests, seconds, REPORT_SECONDS)
-                self._calls[call] = number
+                advance = self._engines[number].advance.options(num_returns="streaming")
+                self._calls[advance.remote(requests, seconds, REPORT_SECONDS)] = number
 
     def _take_in(self, call: Any) -> None:
         number = self._calls.pop(call)
         try:
-            progress: Progress = self._get(call, number, "a generation")
+            self._get(call.completed(), number, "a generation")
+            progress: Progress[StoredCompletion] = self._get(next(call), number, "a generation")
         except EngineLost:
             return  # noted, and replaced by the caller of `groups`
         self._room[number] = progress.room
-        self._queue.receive(number, progress)
+        finished = [
+            (key, replace(completion, columns=next(call)), None if routes is None else next(call))
+            for key, completion, routes in progress.finished
+        ]
+        self._queue.receive(number, replace(progress, finished=finished))
 
     def _drain(self) -> None:
         """Wait for the reports of the engines that decode."""

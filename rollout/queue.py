@@ -6,11 +6,11 @@ nor when. Its tokens so far are known here from time to time: those of a lost en
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from configs.sampling import SamplingConfig
 from rollout.seeds import prompt_seeds
-from rollout.types import Begun, Completion, Group, Routes
+from rollout.types import AnyCompletion, AnyGroup, Begun
 
 
 class CompletionKey(NamedTuple):
@@ -33,28 +33,29 @@ class CompletionRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Generic[AnyCompletion]):
     """Work of an engine since its last report.
 
-    finished: completions, each with its prompt's routes if it is the first of its group and routes are recorded.
+    finished: completions, each with its prompt's routes, or a reference to them, if it is the first of its group and
+    routes are recorded; None for others.
     begun: further tokens of completions that take long. room: completions that the engine can take.
     """
 
-    finished: list[tuple[CompletionKey, Completion, Routes | None]]
+    finished: list[tuple[CompletionKey, AnyCompletion, Any]]
     begun: dict[CompletionKey, Begun]
     room: int
 
 
 @dataclass
-class _Ticket:
+class _Ticket(Generic[AnyCompletion]):
     """A request: its prompts, and the completions that have come for each."""
 
     prompts: list[list[int]]
     num_completions: int
     known_lengths: list[float]
     """Mean length in tokens that the completions of each prompt had in earlier requests, -1 where there were none."""
-    groups: dict[int, dict[int, Completion]] = field(default_factory=dict[int, dict[int, Completion]])
-    routes: dict[int, Routes | None] = field(default_factory=dict[int, Routes | None])
+    groups: dict[int, dict[int, AnyCompletion]] = field(default_factory=dict[int, dict[int, AnyCompletion]])
+    routes: dict[int, Any] = field(default_factory=dict[int, Any])
     complete: list[int] = field(default_factory=list[int])
     """Prompts with all their completions that were not taken yet."""
     missing: int = 0
@@ -75,7 +76,7 @@ def completion_requests(
     ]
 
 
-class GenerationQueue:
+class GenerationQueue(Generic[AnyCompletion]):
     """Completions that wait for an engine, those that engines hold, and the groups that are complete.
 
     The oldest request is served first. Of one request, completions that were begun come first, then the prompts whose
@@ -89,7 +90,7 @@ class GenerationQueue:
 
     def __init__(self, num_engines: int) -> None:
         self._num_engines = num_engines
-        self._tickets: dict[int, _Ticket] = {}
+        self._tickets: dict[int, _Ticket[AnyCompletion]] = {}
         self._waiting: list[tuple[tuple[float, ...], CompletionRequest]] = []  # the last is the next
         self._held: list[dict[CompletionKey, CompletionRequest]] = [{} for _ in range(num_engines)]
         self._lengths: dict[int, float] = {}  # last mean length of a prompt's completions in tokens, by its hash
@@ -125,7 +126,7 @@ class GenerationQueue:
         """Return whether the engine holds completions."""
         return bool(self._held[engine])
 
-    def receive(self, engine: int, progress: Progress) -> None:
+    def receive(self, engine: int, progress: Progress[AnyCompletion]) -> None:
         """Note an engine's progress; what belongs to a dropped request is ignored."""
         held = self._held[engine]
         for key, begun in progress.begun.items():
@@ -142,7 +143,7 @@ class GenerationQueue:
                 ticket.routes[key.prompt] = routes
             if len(group) == ticket.num_completions:
                 ticket.complete.append(key.prompt)
-                lengths = [len(each.token_ids) for each in group.values()]
+                lengths = [each.num_tokens for each in group.values()]
                 self._lengths[hash(tuple(ticket.prompts[key.prompt]))] = sum(lengths) / len(lengths)
 
     def give_back(self, engine: int, begun: Mapping[CompletionKey, Begun] | None = None) -> None:
@@ -157,11 +158,13 @@ class GenerationQueue:
             self.restarted_completions += sum(request.begun is None for request in requests)
         self._wait(requests)
 
-    def pop(self, ticket: int) -> tuple[list[Group], bool]:
+    def pop(self, ticket: int) -> tuple[list[AnyGroup[AnyCompletion]], bool]:
         """Return the groups of a request that are complete and were not returned yet, and whether they are the last."""
         own = self._tickets[ticket]
         groups = [
-            Group(place, own.prompts[place], [completions[index] for index in sorted(completions)], own.routes[place])
+            AnyGroup(
+                place, own.prompts[place], [completions[index] for index in sorted(completions)], own.routes[place]
+            )
             for place in own.complete
             for completions in [own.groups.pop(place)]
         ]

@@ -1,11 +1,13 @@
 """Records that an engine returns: groups of completions, log-probabilities, and the manifest of a weight sync.
 
-Training uses token ids only; text is for judges and people.
+Training uses token ids only; text is for judges and people. The tokens of a completion go as columns from the
+engine's node to the ranks; the driver of both holds a reference to them, with the text and figures.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ BEGUN = "begun"
 Transport = Literal["store", "shared", "broadcast"]
 """Ways of buckets from ranks to engines: through Ray's object store; through memory of a device that both share
 (rollout.device_memory); or by NCCL from the ranks' devices to the engines' (rollout.broadcast)."""
-Routes = NDArray[np.int16]
+Routes = NDArray[np.int16 | np.int8]
 """Experts that tokens were routed to, [T, L, K]: L mixture layers in depth order (leading dense layers are left out), K
 experts a token in no particular order; all K are NO_ROUTE where the route is unknown."""
 
@@ -69,12 +71,66 @@ class Completion:
     updates: tuple[tuple[int, int], ...] = ()
 
     @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
     def token_versions(self) -> NDArray[np.int64]:
         """Version of the weights that sampled each token, [T]."""
         versions = np.full(len(self.token_ids), self.policy_version, np.int64)
         for place, version in self.updates:
             versions[place:] = version
         return versions
+
+    def stored(self) -> "StoredCompletion":
+        """Return the completion without its tokens, which `columns` returns."""
+        return StoredCompletion(
+            self.text,
+            self.finish_reason,
+            self.policy_version,
+            self.num_tokens,
+            math.fsum(self.logprobs),
+            repetition_rate(self.token_ids),
+            None if self.kept_tokens is None else len(self.kept_tokens.token_ids),
+        )
+
+    def columns(self) -> "CompletionColumns":
+        """Return the tokens as columns."""
+        token_ids, logprobs = np.asarray(self.token_ids, np.int32), np.asarray(self.logprobs, np.float32)
+        routes = None if self.routed_experts is None else narrow_routes(self.routed_experts)
+        return CompletionColumns(token_ids, logprobs, routes, self.kept_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionColumns:
+    """Tokens of a completion as columns: token_ids int32 [T], logprobs float32 [T], the rest as in Completion."""
+
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    routed_experts: Routes | None = None
+    kept_tokens: KeptTokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCompletion:
+    """A completion whose tokens lie in the object store, as its driver knows it.
+
+    text, finish_reason, policy_version: see Completion. logprob_sum: in nats. repetition_rate: see the function.
+    num_kept: the sum of KeptTokens.counts; None where they are not recorded.
+    columns: reference to its CompletionColumns, on the node that sampled it.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    policy_version: int
+    num_tokens: int
+    logprob_sum: float
+    repetition_rate: float
+    num_kept: int | None = None
+    columns: Any = field(default=None, compare=False)
+
+
+AnyCompletion = TypeVar("AnyCompletion", Completion, StoredCompletion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +151,37 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class AnyGroup(Generic[AnyCompletion]):
     """A prompt and its G completions.
 
     index: place of the prompt in the request.
-    routed_experts: experts of the prompt's ids, as the first completion computed or found them in the prefix cache.
+    routed_experts: experts of the prompt's ids, as the first completion computed or found them in the prefix cache; in
+        a StoredGroup a reference to them. None where routes are not recorded.
     """
 
     index: int
     prompt_ids: list[int]
-    completions: list[Completion]
-    routed_experts: Routes | None = field(default=None, compare=False)
+    completions: list[AnyCompletion]
+    routed_experts: Any = field(default=None, compare=False)
+
+
+Group = AnyGroup[Completion]
+StoredGroup = AnyGroup[StoredCompletion]
+
+
+def narrow_routes(experts_TLK: Routes) -> Routes:
+    """Return routes as int8 where all experts are below 128."""
+    return experts_TLK if experts_TLK.max(initial=0) > 127 else experts_TLK.astype(np.int8)
+
+
+_GRAM = 4
+"""Length of the n-grams whose repetition is counted, in tokens."""
+
+
+def repetition_rate(token_ids: Sequence[int]) -> float:
+    """Share of a completion's 4-grams of token ids that occur earlier in it; 0 for fewer than 4 tokens."""
+    grams = list(zip(*(token_ids[shift:] for shift in range(_GRAM)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 @dataclass(frozen=True, slots=True)

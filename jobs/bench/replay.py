@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import ray
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +16,13 @@ from configs.sampling import RolloutConfig, SamplingConfig
 from jobs.bench.measure import bench_folder, byte_prompts, medians, seconds_in_turns
 from pipeline.cluster.room import cluster
 from pipeline.cluster.start import start_rollout
-from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch
+from pipeline.data.trees import MicroBatch, micro_batch, stored_tree
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from pipeline.weights.fresh import create_model
 from pipeline.weights.load import load_model
 from rollout.pool import RolloutPool
-from rollout.types import Group
+from rollout.types import StoredGroup
 
 TRAINER_DTYPES: dict[Dtype, tuple[Dtype, ...]] = {"float32": ("float32",), "bfloat16": ("bfloat16", "float32")}
 """Dtypes of the trainer by that of the engine."""
@@ -73,21 +74,13 @@ def study(checkpoint: Path, max_tokens: int = MAX_TOKENS) -> dict[str, float]:
     return figures
 
 
-def _generate(rollout: RolloutPool, max_tokens: int = MAX_TOKENS) -> list[Group]:
+def _generate(rollout: RolloutPool, max_tokens: int = MAX_TOKENS) -> list[StoredGroup]:
     return list(rollout.generate(byte_prompts(), SamplingConfig(max_tokens=max_tokens), SAMPLES_PER_PROMPT, seed=0))
 
 
-def _packed(groups: list[Group]) -> MicroBatch:
-    return micro_batch(
-        [
-            Tree(
-                group.prompt_ids,
-                [Branch(c.token_ids, {"rollout_logprobs": c.logprobs}, c.routed_experts) for c in group.completions],
-                root_experts=group.routed_experts,
-            )
-            for group in groups
-        ]
-    )
+def _packed(groups: list[StoredGroup]) -> MicroBatch:
+    trees = [stored_tree(group, {index: {} for index in range(SAMPLES_PER_PROMPT)}) for group in groups]
+    return micro_batch([tree.filled({ref: ray.get(ref) for ref in tree.references()}) for tree in trees])
 
 
 def _forward(model: nn.Module, batch: MicroBatch, *, replayed: bool) -> Tensor:

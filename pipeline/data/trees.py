@@ -9,14 +9,16 @@ Legend: T tokens of a packed row, N trained tokens or scored answers, S trained 
 layers, K experts a token is sent to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.packing import pack, split_by_tokens
-from rollout.types import KeptTokens, Routes
+from rollout.types import CompletionColumns, KeptTokens, Routes, StoredGroup
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -28,12 +30,23 @@ class Branch:
 
     columns: values by name (`advantages`, `weights`, ...), one for each trained token, or one for a scored branch.
     experts: the routes to replay, if any. kept: the tokens that each was sampled from, None for the vocabulary.
+    stored: reference to the CompletionColumns that have the tokens; of token_ids only the length then counts, and
+    columns have one value for all tokens (see `stored_tree`).
     """
 
-    token_ids: list[int]
-    columns: dict[str, Sequence[float]] = field(default_factory=dict)
+    token_ids: Sequence[int]
+    columns: Mapping[str, Sequence[float] | Floats] = field(default_factory=dict[str, Sequence[float]])
     experts: Routes | None = None
     kept: KeptTokens | None = None
+    stored: Any = None
+
+    def filled(self, completion: CompletionColumns) -> "Branch":
+        """Return a stored branch with its tokens, their log-probabilities, routes and kept tokens."""
+        columns: dict[str, Sequence[float] | Floats] = {"rollout_logprobs": completion.logprobs}
+        for name, [value] in self.columns.items():
+            columns[name] = np.full(len(completion.token_ids), value, np.float32)
+        ids = cast(Sequence[int], completion.token_ids)  # micro_batch reads arrays and lists alike
+        return Branch(ids, columns, completion.routed_experts, completion.kept_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +56,19 @@ class Tree:
     root_mask: 1 for the root's own tokens that are trained (never the first). scored: the branches are one comparison,
     and the last token of each is read. compared: the branches are one comparison of which all tokens are trained.
     root_experts: given if the branches have routes. root_repeated: another part of the same tree has the root too (see
-    `cut`).
+    `cut`). root_stored: reference to the root's routes.
 
     Example: `Tree([1, 5, 6], [Branch([7, 2]), Branch([8, 9, 2])])` is a prompt with two completions.
     """
 
-    root_ids: list[int]
-    branches: list[Branch] = field(default_factory=list)
+    root_ids: Sequence[int]
+    branches: list[Branch] = field(default_factory=list[Branch])
     root_mask: list[int] | None = None
     scored: bool = False
     compared: bool = False
     root_experts: Routes | None = None
     root_repeated: bool = False
+    root_stored: Any = None
 
     @property
     def num_tokens(self) -> int:
@@ -64,6 +78,19 @@ class Tree:
     def num_values(self) -> int:
         """Trained tokens, or scored answers: the tree's share of the N of a row."""
         return len(self.branches) if self.scored else self.num_tokens - len(self.root_ids) + sum(self.root_mask or [])
+
+    def references(self) -> list[Any]:
+        """Return the references to columns and routes."""
+        stored = [self.root_stored, *(branch.stored for branch in self.branches)]
+        return [reference for reference in stored if reference is not None]
+
+    def filled(self, stored: Mapping[Any, Any]) -> "Tree":
+        """Return the tree with what its references lead to, by reference."""
+        if not self.references():
+            return self
+        branches = [branch.filled(stored[branch.stored]) for branch in self.branches]
+        root_experts = None if self.root_stored is None else stored[self.root_stored]
+        return replace(self, branches=branches, root_experts=root_experts, root_stored=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +200,41 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Trees that are laid out as one row. Of a row that is not `trained` only the first token is computed, so that a
+    rank without work meets the others in collectives."""
+
+    trees: list[Tree]
+    trained: bool = True
+
+    @property
+    def num_new_tokens(self) -> int:
+        """The number of tokens without those of repeated roots; 0 of a row that is not trained."""
+        return sum(tree.num_tokens - tree.root_repeated * len(tree.root_ids) for tree in self.trees) * self.trained
+
+    @property
+    def num_values(self) -> int:
+        """Trained tokens, or scored answers."""
+        return sum(tree.num_values for tree in self.trees) * self.trained
+
+    def micro_batch(self, stored: Mapping[Any, Any] = MappingProxyType({})) -> MicroBatch:
+        """Lay the row out. stored: what the references of its trees lead to, by reference."""
+        row = micro_batch([tree.filled(stored) for tree in self.trees])
+        return row if self.trained else _untrained_row(row)
+
+
+def stored_tree(group: StoredGroup, columns: Mapping[int, Mapping[str, float]]) -> Tree:
+    """Build the tree of the completions of `group` that have `columns`: by their index, the value of all their tokens
+    by name."""
+    branches: list[Branch] = []
+    for index, by_name in columns.items():
+        completion = group.completions[index]
+        values = {name: [value] for name, value in by_name.items()}
+        branches.append(Branch(range(completion.num_tokens), values, stored=completion.columns))
+    return Tree(group.prompt_ids, branches, root_stored=group.routed_experts)
+
+
 def cut(tree: Tree, max_tokens: int) -> list[Tree]:
     """Cut a tree into parts of at most `max_tokens` tokens, each with the root and whole branches.
 
@@ -223,11 +285,11 @@ def shard_indices(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: 
     ]
 
 
-def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[MicroBatch]]:
-    """Return the micro-batches of each rank (see `cut` and `shard_indices`).
+def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[Row]]:
+    """Return the rows of each rank (see `cut` and `shard_indices`).
 
     Fewer trees than ranks are cut into a part for each rank, as far as they have branches. Ranks meet in collectives,
-    so all get the same number: a rank with fewer rows gets rows of one untrained token.
+    so all get the same number: a rank with fewer rows gets rows that are not trained.
     """
     parts_each = -(-num_ranks // len(trees))
 
@@ -237,10 +299,10 @@ def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> 
 
     trees = [part for tree in trees for part in cut(tree, most_tokens(tree))]
     indices = shard_indices(trees, num_ranks=min(num_ranks, len(trees)), micro_batch_tokens=micro_batch_tokens)
-    ranks = [[micro_batch([trees[i] for i in row]) for row in rows] for rows in indices]
+    ranks = [[Row([trees[i] for i in row]) for row in rows] for rows in indices]
     ranks += [[] for _ in range(num_ranks - len(ranks))]
     longest = max(len(rows) for rows in ranks)
-    return [rows + [_untrained_row((rows or ranks[0])[0])] * (longest - len(rows)) for rows in ranks]
+    return [rows + [Row((rows or ranks[0])[0].trees[:1], trained=False)] * (longest - len(rows)) for rows in ranks]
 
 
 def values_in_order(

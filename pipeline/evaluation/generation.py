@@ -12,7 +12,7 @@ from pipeline.data.prompts import Prompt, Prompts
 from pipeline.data.rows import BadRowError, Row
 from pipeline.evaluation.suites import CompletionRecord, DecodingMode, Session, with_progress
 from rewards.types import Task, Verdict
-from rollout.types import Group
+from rollout.types import StoredGroup
 
 if TYPE_CHECKING:
     from rollout.pool import RolloutPool
@@ -53,13 +53,13 @@ def complete(
     num_completions: int,
     seed: int,
     title: str,
-    finished: Callable[[Group], None] = lambda _: None,
-) -> list[Group]:
+    finished: Callable[[StoredGroup], None] = lambda _: None,
+) -> list[StoredGroup]:
     """Generate completions of every prompt, and return the groups in the prompts' order.
 
     finished: called with each group as soon as the engines have finished it.
     """
-    groups: dict[int, Group] = {}
+    groups: dict[int, StoredGroup] = {}
     stream = rollout.generate(prompt_ids, sampling, num_completions, seed)
     for group in with_progress(stream, title, len(prompt_ids)):
         groups[group.index] = group
@@ -78,7 +78,7 @@ def generate(
     rewards = session.rewards
     assert rewards is not None, "a suite that generates has judges"
 
-    def judge(group: Group) -> None:
+    def judge(group: StoredGroup) -> None:
         completions = [completion.text for completion in group.completions]
         rewards.submit(group.index, prompts[group.index].task, completions)
 
@@ -94,7 +94,7 @@ def generate(
 
 
 def completion_record(
-    index: int, task: Task, group: Group, place: int, mode: DecodingMode, verdicts: Mapping[str, Verdict]
+    index: int, task: Task, group: StoredGroup, place: int, mode: DecodingMode, verdicts: Mapping[str, Verdict]
 ) -> CompletionRecord:
     """Record a group's completion at `place`. Its score is that of the first reward in the task's `kind`."""
     completion, verdict = group.completions[place], verdicts[task.kind.split()[0]]
@@ -109,7 +109,7 @@ def completion_record(
         status=verdict.status,
         outcome=verdict.outcome,
         detail=verdict.detail,
-        num_tokens=len(completion.token_ids),
+        num_tokens=completion.num_tokens,
         truncated=completion.finish_reason == "length",
         parts={label: verdicts[label].score for label in verdicts} if len(verdicts) > 1 else {},
     )

@@ -8,7 +8,7 @@ from pipeline.data.rows import BadRowError, Row
 from pipeline.evaluation.generation import completion_record, rates
 from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, suite_result, with_progress
 from rewards.types import Task, Verdict
-from rollout.types import Group
+from rollout.types import StoredGroup
 
 MODES = ("strict", "loose")
 
@@ -36,7 +36,7 @@ def run_ifeval(prompts: Prompts, session: Session) -> SuiteResult:
     tasks = [_single_tasks(prompt.task) for prompt in prompts]
     places = [(index, place) for index, of_prompt in enumerate(tasks) for place in range(len(of_prompt))]
     numbers = {place: number for number, place in enumerate(places)}
-    groups: dict[int, Group] = {}
+    groups: dict[int, StoredGroup] = {}
     stream = session.rollout.generate([prompt.token_ids for prompt in prompts], session.greedy, 1, session.seed)
     for group in with_progress(stream, "ifeval, greedy", len(prompts)):
         groups[group.index] = group
@@ -73,7 +73,7 @@ def _single_tasks(task: Task) -> list[Task]:
     ]
 
 
-def _record(index: int, task: Task, group: Group, checks: Sequence[Mapping[str, Verdict]]) -> CompletionRecord:
+def _record(index: int, task: Task, group: StoredGroup, checks: Sequence[Mapping[str, Verdict]]) -> CompletionRecord:
     """Record one prompt. Its score says whether every instruction is followed, strictly."""
     names, strict = task.truth["instruction_id_list"], [verdicts["strict"] for verdicts in checks]
     # A missing score is worse than 0, so that one unjudged instruction leaves the prompt unjudged.

@@ -20,7 +20,7 @@ from pipeline.evaluation.generation import completion_record, rates
 from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteResult, suite_result, with_progress
 from pipeline.evaluation.texts import read_utf8
 from rewards.types import Task, Verdict
-from rollout.types import Group
+from rollout.types import StoredGroup
 
 SUITE = "needles"
 _COLOURS = (
@@ -110,7 +110,7 @@ def needles_result(needles: Sequence[Needle], records: Sequence[CompletionRecord
     return suite_result({name: items[name] for name in order}, items, rates(records), records)
 
 
-def _record(index: int, needle: Needle, group: Group) -> CompletionRecord:
+def _record(index: int, needle: Needle, group: StoredGroup) -> CompletionRecord:
     """Record a completion without its haystack, which the seed reproduces."""
     numbers = set(re.findall(r"\d+", SEPARATOR_OF_THOUSANDS.sub("", group.completions[0].text)))
     right = numbers == {needle.number}

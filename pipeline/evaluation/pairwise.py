@@ -105,7 +105,7 @@ def run_pairwise(suite: PairwiseSuite, contest: Contest, session: Session) -> Su
             prompt=task.prompt,
             truth={name: answers[index] for name, answers in contest.answers.items()},
             completion=completion.text,
-            num_tokens=len(completion.token_ids),
+            num_tokens=completion.num_tokens,
             truncated=completion.finish_reason == "length",
         )
         for index, (task, completion) in enumerate(zip(tasks, own, strict=True))

@@ -21,7 +21,7 @@ from pipeline.evaluation.suites import CompletionRecord, Items, Session, SuiteRe
 from rewards.judging.rubric import NoScore, Rubric, read_verdict
 from rewards.judging.votes import best_answer, draw_ballots, voted_scores
 from rewards.types import Status, Task
-from rollout.types import Completion
+from rollout.types import StoredCompletion
 
 _GREEDY = 2
 """Greedy verdicts on a comparison: in an order, and in the same backwards."""
@@ -118,7 +118,7 @@ def run_verdicts(suite: VerdictSuite, comparisons: Sequence[JudgedComparison], s
                     score=None if scores is None else float(opinion.best == 0),
                     status=Status.OK if scores is not None else Status.ABSTAIN,
                     detail=problem,
-                    num_tokens=len(completion.token_ids),
+                    num_tokens=completion.num_tokens,
                     truncated=completion.finish_reason == "length",
                     parts={"meta": meta_score} if suite.meta and place >= _GREEDY else {},
                 )
@@ -194,7 +194,7 @@ def _judged(comparison: Comparison, rubric: Rubric, chat: ChatFormat, seed: int)
 
 def _write(
     comparisons: Sequence[JudgedComparison], part: slice, sampling: SamplingConfig, session: Session, title: str
-) -> list[list[Completion]]:
+) -> list[list[StoredCompletion]]:
     """Generate a verdict on each prompt of `part`, by comparison."""
     prompt_ids = [ids for comparison in comparisons for ids in comparison.prompt_ids[part]]
     groups = complete(prompt_ids, session.rollout, sampling, 1, session.seed, title)
@@ -205,7 +205,7 @@ def _write(
 def _meta_scores(
     suite: VerdictSuite,
     comparisons: Sequence[JudgedComparison],
-    votes: Sequence[Sequence[Completion]],
+    votes: Sequence[Sequence[StoredCompletion]],
     session: Session,
 ) -> dict[tuple[int, int], float]:
     """Score the votes by the suite's meta reward model, if it has one: by comparison and vote, where it could."""

@@ -3,7 +3,6 @@
 Shape suffixes: P prompts, G completions of a prompt.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,11 @@ from numpy.typing import NDArray
 
 from configs.grpo import GRPOConfig, ObjectiveConfig
 from pipeline.data.prompts import Prompt
-from pipeline.data.trees import Branch, Tree
+from pipeline.data.trees import Tree, stored_tree
 from pipeline.grpo.experience import Experience
 from pipeline.objectives.advantage import batch_advantage, group_advantage, has_spread, leave_one_out_advantage
 from pipeline.objectives.aggregate import batch_denominator, token_weight
 from pipeline.objectives.control import NO_COEFFICIENTS, Coefficients
-from rollout.types import Completion
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,20 @@ def training_batches(
             of_group = of_step
             if config.objective.kl_coef_of:
                 of_group = of_step | {"kl_coef": prompt_kl_coef(config.objective, judged.prompt)}
-            branches: list[Branch] = []
-            for g in np.flatnonzero(updates_PG[p] == update):
+            columns: dict[int, dict[str, float]] = {}
+            for g in np.flatnonzero(updates_PG[p] == update).tolist():
                 completion = group.completions[g]
                 cut_short = config.overlong.mask and completion.finish_reason == "length"
                 counts = not np.isnan(rewards_PG[p, g]) and not cut_short
                 if counts:
-                    counted_lengths.append(len(completion.token_ids))
+                    counted_lengths.append(completion.num_tokens)
+                weight = token_weight(
+                    config.objective.aggregation, length=completion.num_tokens, max_tokens=config.sampling.max_tokens
+                )
                 trains = counts and bool(spread_P[p])
-                branches.append(_branch(completion, float(advantages_PG[p, g]), trains, of_group, config))
-            if branches:
-                trees.append(Tree(group.prompt_ids, branches, root_experts=group.routed_experts))
+                columns[g] = {"advantages": float(advantages_PG[p, g]), "weights": weight if trains else 0.0} | of_group
+            if columns:
+                trees.append(stored_tree(group, columns))
         batches.append(TrainingBatch(trees, batch_denominator(config.objective.aggregation, counted_lengths)))
     return batches
 
@@ -104,21 +105,3 @@ def _step_columns(experience: Experience, config: GRPOConfig, coefficients: Coef
         columns["entropy_coef"] = coefficients.entropy
         columns["entropy_baseline"] = experience.metrics["rollout/entropy_mean"]
     return columns
-
-
-def _branch(
-    completion: Completion, advantage: float, trains: bool, by_token: dict[str, float], config: GRPOConfig
-) -> Branch:
-    length = len(completion.token_ids)
-    weight = token_weight(config.objective.aggregation, length=length, max_tokens=config.sampling.max_tokens)
-    columns: dict[str, Sequence[float]] = {
-        "rollout_logprobs": completion.logprobs,
-        "advantages": [advantage] * length,
-        "weights": [weight if trains else 0.0] * length,
-    }
-    return Branch(
-        completion.token_ids,
-        columns | {name: [value] * length for name, value in by_token.items()},
-        experts=completion.routed_experts,
-        kept=completion.kept_tokens,
-    )

@@ -16,7 +16,7 @@ from pipeline.grpo.fleet import Fleet
 from pipeline.grpo.mix import DECIMALS, mix, mix_metrics, shape_overlong
 from pipeline.objectives.advantage import Array, has_spread
 from rewards.types import Verdict
-from rollout.types import Group
+from rollout.types import StoredGroup
 
 
 def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Experience:
@@ -57,7 +57,7 @@ def draw_seed(seed: int, draw: int) -> int:
 
 
 def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: int) -> list[JudgedGroup]:
-    groups: dict[int, Group] = {}
+    groups: dict[int, StoredGroup] = {}
     prompt_ids = [prompt.token_ids for prompt in prompts]
     for group in fleet.rollout.generate(prompt_ids, config.sampling, config.group_size, seed):
         groups[group.index] = group

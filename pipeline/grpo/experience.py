@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.data.prompts import Prompt
 from pipeline.objectives.advantage import Array
 from rewards.types import Verdict
-from rollout.types import Group
+from rollout.types import StoredGroup
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,12 @@ class JudgedGroup:
     """G completions of a prompt, each with its verdicts by reward label."""
 
     prompt: Prompt
-    group: Group
+    group: StoredGroup
     verdicts: list[dict[str, Verdict]]
 
     @property
     def lengths_G(self) -> list[int]:
-        return [len(completion.token_ids) for completion in self.group.completions]
+        return [completion.num_tokens for completion in self.group.completions]
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,14 @@
 Shape suffixes: P prompts, G completions of a prompt.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.objectives.advantage import Array
-from rollout.types import Completion
-
-GRAM = 4
-"""Length of the n-grams whose repetition is counted, in tokens."""
+from rollout.types import StoredCompletion
 
 
 def reward_figures(rewards_PG: Array) -> dict[str, float]:
@@ -25,16 +23,17 @@ def reward_figures(rewards_PG: Array) -> dict[str, float]:
     }
 
 
-def rollout_figures(completions: Sequence[Completion]) -> dict[str, float]:
+def rollout_figures(completions: Sequence[StoredCompletion]) -> dict[str, float]:
     """Compute the metrics of all completions of a step. The entropy, in nats per token, is estimated by the mean of
     -log p over the sampled tokens."""
-    kept = [completion.kept_tokens.counts for completion in completions if completion.kept_tokens is not None]
+    num_tokens = sum(completion.num_tokens for completion in completions)
+    kept = [completion.num_kept for completion in completions if completion.num_kept is not None]
     return {
-        "rollout/length/mean": float(np.mean([len(completion.token_ids) for completion in completions])),
+        "rollout/length/mean": num_tokens / len(completions),
         "rollout/truncated_rate": float(np.mean([completion.finish_reason == "length" for completion in completions])),
-        "rollout/entropy_mean": -float(np.mean([p for completion in completions for p in completion.logprobs])),
-        "rollout/repetition_rate": float(np.mean([repetition_rate(c.token_ids) for c in completions])),
-    } | ({"rollout/kept_tokens_mean": float(np.concatenate(kept).mean())} if kept else {})
+        "rollout/entropy_mean": -math.fsum(completion.logprob_sum for completion in completions) / num_tokens,
+        "rollout/repetition_rate": float(np.mean([completion.repetition_rate for completion in completions])),
+    } | ({"rollout/kept_tokens_mean": sum(kept) / num_tokens} if kept else {})
 
 
 def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:
@@ -51,12 +50,6 @@ def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:
     )
     spread = (lengths_PG**2).sum()
     return float((lengths_PG * rewards_PG).sum() / spread) if spread > 1e-9 else None
-
-
-def repetition_rate(token_ids: Sequence[int]) -> float:
-    """Share of a completion's 4-grams of token ids that occur earlier in it; 0 for fewer than 4 tokens."""
-    grams = list(zip(*(token_ids[shift:] for shift in range(GRAM)), strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def over_updates(updates: list[dict[str, float]]) -> dict[str, float]:

@@ -5,14 +5,13 @@ Ranks and engines take turns on their devices, once a step: the engines sleep wh
 weights while these are sent, and the ranks sleep while the engines sample and validate.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from configs.distill import DistillConfig
 from configs.grpo import GRPOConfig
-from pipeline.data.trees import MicroBatch
 from pipeline.grpo.batches import TrainingBatch
 from pipeline.grpo.reference import refresh_reference
 from pipeline.grpo.sync import (
@@ -27,7 +26,7 @@ from pipeline.grpo.sync import (
 from pipeline.objectives.control import NO_COEFFICIENTS, Coefficients, adapted_entropy_coef, adapted_kl_coef
 from pipeline.reports.stopwatch import Stopwatch
 from pipeline.train.checkpoints import Checkpoints
-from pipeline.train.worker import TrainingRanks
+from pipeline.train.worker import RankBatch, TrainingRanks
 from rewards.pool.workers import RewardPool
 from rollout.actors import EngineLost
 from rollout.device import DeviceState
@@ -36,9 +35,9 @@ from rollout.pool import RolloutPool
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """A batch sharded over the training ranks, [num_ranks][m] micro-batches, with every column that its loss reads."""
+    """A batch that the training ranks hold, with every column that its loss reads."""
 
-    shards: list[list[MicroBatch]]
+    held: RankBatch
     denominator: float
 
 
@@ -92,12 +91,9 @@ class OnPolicyFleet(Generic[_ConfigT]):
         with self.watch("train"):
             return self._with_engines(lambda: self.rollout.to(DeviceState.ASLEEP)) | self.policy.to(DeviceState.AWAKE)
 
-    def refuse_mismatch(
-        self, metrics: Mapping[str, float], shards: Iterable[Sequence[MicroBatch]], temperature: float = 1.0
-    ) -> None:
+    def refuse_mismatch(self, metrics: Mapping[str, float], num_tokens: int, temperature: float = 1.0) -> None:
         """Raise RunStopped if trainer and engines differ on the sampled tokens of an update, of which these are the
-        metrics and the micro-batches, by more than the last sync allowed."""
-        num_tokens = sum(len(micro_batch.target_N) for shard in shards for micro_batch in shard)
+        metrics and the number, by more than the last sync allowed."""
         # The probe is scored at temperature 1; a lower one enlarges differences of logits.
         bound = self._mismatch_bound / min(temperature, 1.0)
         refuse_mismatch(metrics, num_tokens, bound, step=self.checkpoints.step + 1)
@@ -171,27 +167,27 @@ class Fleet(OnPolicyFleet[GRPOConfig]):
         super().resume(rows)
 
     def prepare(self, batch: TrainingBatch) -> PreparedBatch:
-        """Shard a batch over the ranks and add the log-probabilities that its loss reads: the reference's for the KL
+        """Send a batch to the ranks and add the log-probabilities that its loss reads: the reference's for the KL
         term, and the policy's before the first update for the ratio (eq. 32 of DeepSeek-V2).
 
         With a single update per batch, the update's own forward pass gives the ratio's denominator.
         """
-        shards = self.policy.shard(batch.trees)
+        held = self.policy.shard(batch.trees)
         with self.watch("reference"):
             if self.config.objective.kl_coef > 0:
-                shards = self.policy.with_logprobs(shards, reference=True)
+                self.policy.add_logprobs(held, reference=True)
             if self.config.routing_replay == "policy":
-                shards = self.policy.with_routes(shards)
+                self.policy.add_routes(held)
             elif self.config.updates_per_batch > 1:
-                shards = self.policy.with_logprobs(shards, reference=False)
-        return PreparedBatch(shards, batch.denominator)
+                self.policy.add_logprobs(held, reference=False)
+        return PreparedBatch(held, batch.denominator)
 
     def update(self, batch: PreparedBatch) -> dict[str, float]:
         """Do one optimizer step. Raises RunStopped if trainer and engines differ on the sampled tokens by more than the
         last sync allowed."""
         with self.watch("train"):
-            metrics = self.policy.update(batch.shards, batch.denominator)
-        self.refuse_mismatch(metrics, batch.shards, self.config.sampling.temperature)
+            metrics = self.policy.update(batch.held, batch.denominator)
+        self.refuse_mismatch(metrics, batch.held.num_values, self.config.sampling.temperature)
         return metrics
 
     def adapt_coefficients(self, metrics: Mapping[str, float]) -> dict[str, float]:

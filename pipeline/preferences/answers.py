@@ -27,7 +27,7 @@ from rewards.pool.workers import RewardPool
 from rewards.thinking import answer_alone
 from rewards.types import Verdict
 from rollout.pool import RolloutPool
-from rollout.types import Completion, Group
+from rollout.types import StoredCompletion, StoredGroup
 
 FILLS_PER_BATCH = 4
 """Times that a batch fills the engines' places. More means less idling at its end, and more lost to a kill."""
@@ -144,7 +144,7 @@ class AnswerSampler:
         advance: Callable[[], None],
     ) -> list[dict[str, Any]]:
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{batch.file.stem}".encode()).digest()[:4], "big")
-        groups: dict[int, Group] = {}
+        groups: dict[int, StoredGroup] = {}
         texts: dict[int, list[str]] = {}
         prompt_ids = [prompt.token_ids for prompt in batch.prompts]
         kind = " ".join(spec.label for spec in asked.rewards)
@@ -187,7 +187,10 @@ def _read(batch: _Batch) -> list[AnsweredPrompt]:
 
 
 def _answers(
-    completions: Sequence[Completion], texts: Sequence[str], verdicts: Sequence[Mapping[str, Verdict]], asked: PromptSet
+    completions: Sequence[StoredCompletion],
+    texts: Sequence[str],
+    verdicts: Sequence[Mapping[str, Verdict]],
+    asked: PromptSet,
 ) -> list[dict[str, Any]]:
     answers: list[Answer] = []
     for index, (completion, text) in enumerate(zip(completions, texts, strict=True)):
@@ -201,5 +204,5 @@ def _answers(
             if passed is None or (spec.gate is not None and passed < spec.gate):
                 flaw = "not judged" if passed is None else f"filter {spec.label}"
         ended = completion.finish_reason == "stop"
-        answers.append(Answer(text, len(completion.token_ids), ended, score, outcome, flaw))
+        answers.append(Answer(text, completion.num_tokens, ended, score, outcome, flaw))
     return [asdict(answer) for answer in answers]

@@ -2,7 +2,7 @@
 samples is the loss (DeepSeek-V4 section 5, arXiv:2606.19348)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -16,7 +16,7 @@ from pipeline.data.chat import turn_ends
 from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import Prompt, Prompts
 from pipeline.data.rows import report_bad_rows, source_files
-from pipeline.data.trees import Branch, MicroBatch, Tree
+from pipeline.data.trees import Tree, stored_tree
 from pipeline.disk.files import read_json
 from pipeline.grpo.collect import draw_seed
 from pipeline.grpo.figures import rollout_figures
@@ -33,7 +33,7 @@ from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.spec import BatchSums, FrozenModel, TrainSpec
 from pipeline.train.worker import mean_metrics
 from pipeline.weights.resolve import check_template, resolve_model
-from rollout.types import Completion, Group
+from rollout.types import StoredGroup
 
 
 def run(
@@ -59,16 +59,16 @@ def run(
         alarms.check(step, metrics)
 
 
-Batch = list[tuple[Prompt, Group]]
+Batch = list[tuple[Prompt, StoredGroup]]
 """Prompts of a step with their completions."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """The share of one teacher in a step: the micro-batches of each rank, and the sums of their loss."""
+    """The share of one teacher in a step: the number of its tokens, and each rank's sums of their loss."""
 
     teacher: str
-    shards: list[list[MicroBatch]]
+    num_tokens: int
     sums: list[BatchSums]
 
 
@@ -77,22 +77,22 @@ class DistillFleet(OnPolicyFleet[DistillConfig]):
 
     def learn(self, teacher: str, trees: list[Tree], denominator: float) -> Lesson:
         """Add the gradient of the divergence from `teacher` on `trees`; the loss is divided by `denominator`."""
-        shards = self.policy.shard(trees)
+        batch = self.policy.shard(trees)
         with self.watch("teachers"):
             self.policy.load_teacher(teacher)
             if self.config.objective.form == "full":
-                self.policy.teach(shards)
+                self.policy.teach(batch)
             else:
-                shards = self.policy.with_logprobs(shards, reference=True)
+                self.policy.add_logprobs(batch, reference=True)
         with self.watch("train"):
-            return Lesson(teacher, shards, self.policy.forward_backward(shards, denominator))
+            return Lesson(teacher, batch.num_values, self.policy.forward_backward(batch, denominator))
 
     def update(self, lessons: list[Lesson]) -> dict[str, float]:
         """Do one optimizer step with the gradients of `lessons` and return metrics. Raises RunStopped if trainer and
         engines differ on the sampled tokens by more than the last sync allowed."""
         with self.watch("train"):
             metrics = self.policy.step([part for lesson in lessons for part in lesson.sums])
-        self.refuse_mismatch(metrics, [rows for lesson in lessons for rows in lesson.shards])
+        self.refuse_mismatch(metrics, sum(lesson.num_tokens for lesson in lessons))
         name = "loss/reverse_kl_mean"
         return metrics | {
             f"teacher/{lesson.teacher}/reverse_kl_mean": mean_metrics(lesson.sums)[name] for lesson in lessons
@@ -124,22 +124,18 @@ def lessons(batch: Batch, config: DistillConfig, step: int) -> tuple[dict[str, l
     trees: dict[str, list[Tree]] = {name: [] for name in (config.teachers if step % 2 else reversed(config.teachers))}
     for prompt, group in batch:
         for name in config.teachers_of(domain_of(prompt, config)):
-            weight = config.teachers[name].weight
-            branches = [_branch(completion, weight, config) for completion in group.completions]
-            trees[name].append(Tree(group.prompt_ids, branches, root_experts=group.routed_experts))
-    lengths = [len(completion.token_ids) for _, group in batch for completion in group.completions]
+            columns = {
+                index: {"weights": config.teachers[name].weight * _weight(completion.num_tokens, config)}
+                for index, completion in enumerate(group.completions)
+            }
+            trees[name].append(stored_tree(group, columns))
+    lengths = [completion.num_tokens for _, group in batch for completion in group.completions]
     denominator = batch_denominator(config.objective.aggregation, lengths)
     return {name: of_teacher for name, of_teacher in trees.items() if of_teacher}, denominator
 
 
-def _branch(completion: Completion, weight: float, config: DistillConfig) -> Branch:
-    length = len(completion.token_ids)
-    token = token_weight(config.objective.aggregation, length=length, max_tokens=config.sampling.max_tokens)
-    columns: dict[str, Sequence[float]] = {
-        "rollout_logprobs": completion.logprobs,
-        "weights": [weight * token] * length,
-    }
-    return Branch(completion.token_ids, columns, experts=completion.routed_experts)
+def _weight(length: int, config: DistillConfig) -> float:
+    return token_weight(config.objective.aggregation, length=length, max_tokens=config.sampling.max_tokens)
 
 
 def domain_of(prompt: Prompt, config: DistillConfig) -> str | None:

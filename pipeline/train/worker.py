@@ -9,7 +9,7 @@ import os
 import time
 from collections import ChainMap
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from safetensors import SafetensorError
 
-from pipeline.data.trees import Floats, MicroBatch, Tree, micro_batch, shard, values_in_order
+from pipeline.data.trees import Floats, MicroBatch, Row, Tree, micro_batch, shard, values_in_order
 from pipeline.disk.checksums import write_checksums
 from pipeline.disk.files import new_folder
 from pipeline.errors import RankLost, RunStopped
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
 from rollout.device import DeviceState, Move
 from rollout.process import compute_environment, free_port, network_environment, num_threads, start_environment
-from rollout.types import GroupAddress, Transport
+from rollout.types import CompletionColumns, GroupAddress, Routes, Transport
 
 START_TIMEOUT_SECONDS = 300.0
 NOTICE_SECONDS = 10.0
@@ -54,11 +54,41 @@ class TrainActor:
         from rollout.device_memory import device_name
 
         self.engine = StudentEngine(spec) if spec.teachers else TrainEngine(spec)
+        self._batches: dict[int, list[MicroBatch]] = {}
         return device_name(self.engine.device)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the engine by name."""
         return getattr(self.engine, method)(*args)
+
+    def hold(self, number: int, rows: list[Row], names: list[bytes], *stored: CompletionColumns | Routes) -> None:
+        """Lay out `rows`, and hold the micro-batches as batch `number`. names: of the references in their trees, which
+        led to `stored`."""
+        by_name = dict(zip(names, stored, strict=True))
+        self._batches[number] = [row.micro_batch(by_name) for row in rows]
+
+    def call_on(self, number: int, method: str, *args: Any) -> Any:
+        """Call a method of the engine by name on the batch `number`, which stays here."""
+        return getattr(self.engine, method)(self._batches[number], *args)
+
+    def use(self, number: int, method: str, *args: Any) -> Any:
+        """Call a method of the engine by name on the batch `number`, which is then dropped."""
+        return getattr(self.engine, method)(self._batches.pop(number), *args)
+
+    def add_column(self, number: int, method: str, name: str) -> None:
+        """Add the log-probabilities of the engine's `method` to the batch `number` as the column `name`."""
+        rows = self._batches[number]
+        columns = getattr(self.engine, method)(rows)
+        self._batches[number] = [row.with_column(name, values_N) for row, values_N in zip(rows, columns, strict=True)]
+
+    def add_routes(self, number: int, method: str) -> None:
+        """Add the column `policy_logprobs` of the engine's `method` to the batch `number`, and the routes behind it."""
+        rows = self._batches[number]
+        results = getattr(self.engine, method)(rows)
+        self._batches[number] = [
+            replace(row.with_column("policy_logprobs", values_N), experts_TLK=experts_TLK)
+            for row, (values_N, experts_TLK) in zip(rows, results, strict=True)
+        ]
 
     def expert_load(self) -> dict[str, list[int]]:
         """Tokens routed to each expert in the last step, by the name of its layer's gate."""
@@ -71,6 +101,16 @@ class TrainActor:
     def call_sender(self, method: str, *args: Any) -> None:
         """Call a method of the engine's WeightSender by name."""
         getattr(self.engine.sender, method)(*args)
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """A batch that the ranks hold: its number, its tokens without repeated prompts, and its trained tokens or scored
+    answers."""
+
+    number: int
+    num_tokens: int
+    num_values: int
 
 
 class TrainingRanks:
@@ -89,6 +129,7 @@ class TrainingRanks:
         limit = max(START_TIMEOUT_SECONDS, spec.trainer.timeout_seconds)  # a large model takes long to load
         self.has_groups = False  # with the engines' workers
         self.transport: Transport | None = None  # None: the one that placement allows
+        self._numbers = count()  # of batches
         actor: Any = ray.remote(TrainActor)
         runtime_env = {"env_vars": start_environment()}
         self._ranks: list[Any] = [actor.options(**options, runtime_env=runtime_env).remote() for options in resources]
@@ -108,24 +149,28 @@ class TrainingRanks:
         moves: list[Move] = self._all("to", state)
         return Move(max(x.seconds for x in moves), max(x.num_bytes for x in moves)).metrics("ranks", state)
 
-    def shard(self, trees: list[Tree]) -> list[list[MicroBatch]]:
-        """Pack trees into micro-batches and shard them over the ranks, [num_ranks][m]."""
-        trainer = self._spec.trainer
-        return shard(trees, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
+    def shard(self, trees: list[Tree]) -> RankBatch:
+        """Pack trees into rows and send each rank its own, once; tokens of stored trees go from the node that sampled
+        them. The ranks hold the batch until `forward_backward` or `evaluate` uses it up."""
+        trainer, number = self._spec.trainer, next(self._numbers)
+        ranks = shard(trees, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
+        calls = [rank.hold.remote(number, *_named(rows)) for rank, rows in zip(self._ranks, ranks, strict=True)]
+        _get(calls, "hold", trainer.timeout_seconds)
+        rows = [row for of_rank in ranks for row in of_rank]
+        return RankBatch(number, sum(row.num_new_tokens for row in rows), sum(row.num_values for row in rows))
 
-    def update(self, batch: list[list[MicroBatch]], denominator: float) -> dict[str, float]:
-        """Do one optimizer step on a sharded batch, its loss divided by `denominator`; return metrics.
+    def update(self, batch: RankBatch, denominator: float) -> dict[str, float]:
+        """Do one optimizer step on a batch, its loss divided by `denominator`; return metrics.
 
         Raises RunStopped when the gradient is not finite: the weights are lost, the last checkpoint is not.
         """
         started = time.monotonic()
         metrics = self.step(self.forward_backward(batch, denominator))
-        num_tokens = sum(row.num_new_tokens for rows in batch for row in rows)
-        return metrics | {"train/tokens_per_second": num_tokens / (time.monotonic() - started)}
+        return metrics | {"train/tokens_per_second": batch.num_tokens / (time.monotonic() - started)}
 
-    def forward_backward(self, batch: list[list[MicroBatch]], denominator: float) -> list[BatchSums]:
-        """Add the gradient of a sharded batch to that of the next `step`; return each rank's sums."""
-        return self._each("forward_backward", [(rows, denominator) for rows in batch])
+    def forward_backward(self, batch: RankBatch, denominator: float) -> list[BatchSums]:
+        """Add the gradient of a batch to that of the next `step`; return each rank's sums."""
+        return self._run("use", batch, "forward_backward", denominator)
 
     def step(self, sums: list[BatchSums]) -> dict[str, float]:
         """Do one optimizer step with the gradient so far, and return the metrics of its batches' `sums`. Raises
@@ -141,37 +186,26 @@ class TrainingRanks:
         """Let the teacher `name` of the spec take the reference's place on every rank."""
         self._all("load_teacher", name)
 
-    def teach(self, batch: list[list[MicroBatch]]) -> None:
-        """Keep the loaded teacher's last hidden states for a sharded batch, of which `forward_backward` must follow."""
-        self._each("teach", [(rows,) for rows in batch])
+    def teach(self, batch: RankBatch) -> None:
+        """Keep the loaded teacher's last hidden states for a batch, of which `forward_backward` must follow."""
+        self._run("call_on", batch, "teach")
 
-    def with_logprobs(self, batch: list[list[MicroBatch]], *, reference: bool) -> list[list[MicroBatch]]:
+    def add_logprobs(self, batch: RankBatch, *, reference: bool) -> None:
         """Add the column `ref_logprobs` of the frozen reference, or `policy_logprobs` of the present policy."""
-        name = "ref_logprobs" if reference else "policy_logprobs"
-        columns = self._each("reference_logprobs" if reference else "logprobs", [(rows,) for rows in batch])
-        return [
-            [row.with_column(name, values_N) for row, values_N in zip(*pair, strict=True)]
-            for pair in zip(batch, columns, strict=True)
-        ]
+        name, method = ("ref_logprobs", "reference_logprobs") if reference else ("policy_logprobs", "logprobs")
+        self._run("add_column", batch, method, name)
 
     def refresh_reference(self) -> None:
         """Let the reference become the present policy."""
         self._all("refresh_reference")
 
-    def with_routes(self, batch: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
+    def add_routes(self, batch: RankBatch) -> None:
         """Add `policy_logprobs` of the present policy, and the routes behind them for training to replay."""
-        results = self._each("logprobs_and_experts", [(rows,) for rows in batch])
-        return [
-            [
-                replace(row.with_column("policy_logprobs", values_N), experts_TLK=experts_TLK)
-                for row, (values_N, experts_TLK) in zip(*pair, strict=True)
-            ]
-            for pair in zip(batch, results, strict=True)
-        ]
+        self._run("add_routes", batch, "logprobs_and_experts")
 
-    def evaluate(self, batch: list[list[MicroBatch]]) -> dict[str, float]:
+    def evaluate(self, batch: RankBatch) -> dict[str, float]:
         """Compute `eval/nll_mean`, the mean negative log-likelihood of the trained tokens."""
-        return mean_metrics(self._each("evaluate", [(rows,) for rows in batch]))
+        return mean_metrics(self._run("use", batch, "evaluate"))
 
     def expert_load(self) -> dict[str, list[int]]:
         """Tokens routed to each expert in the last step, by the name of its layer's gate; empty for a dense model."""
@@ -190,7 +224,7 @@ class TrainingRanks:
     def _in_order(self, trees: list[Tree], method: str) -> list[Floats]:
         """Call a method on trees that are never cut, and return the values of each, in the order of `trees`."""
         padded = [*trees, *trees[:1] * (self._spec.trainer.num_ranks - len(trees))]  # every rank needs a tree
-        results = self._each(method, [(rows,) for rows in self.shard(padded)])
+        results = self._run("use", self.shard(padded), method)
         return values_in_order(padded, results, self._spec.trainer.micro_batch_tokens)[: len(trees)]
 
     def sequence_logprobs(self, trees: list[Tree]) -> list[Floats]:
@@ -264,6 +298,11 @@ class TrainingRanks:
     def _ask_for_buckets(self) -> list[Any]:
         return [rank.next_bucket.options(num_returns=2).remote() for rank in self._ranks]
 
+    def _run(self, call: str, batch: RankBatch, method: str, *args: Any) -> list[Any]:
+        """Make a `call` of every actor that runs a method of its engine on a batch."""
+        calls = [getattr(rank, call).remote(batch.number, method, *args) for rank in self._ranks]
+        return _get(calls, method, self._spec.trainer.timeout_seconds)
+
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._each(method, [args] * len(self._ranks))
 
@@ -281,6 +320,24 @@ def mean_metrics(sums: list[BatchSums]) -> dict[str, float]:
     return metrics | {
         name: float(np.max([part.maxima[name] for part in sums if name in part.maxima])) for name in sorted(max_names)
     }
+
+
+def _named(rows: list[Row]) -> tuple[Any, ...]:
+    """Return rows with names in the place of references, the names, and the references, which Ray then resolves."""
+    references: dict[bytes, Any] = {}
+
+    def name(reference: Any) -> bytes | None:
+        if reference is None:
+            return None
+        references[reference.binary()] = reference
+        return reference.binary()
+
+    def named(tree: Tree) -> Tree:
+        branches = [replace(branch, stored=name(branch.stored)) for branch in tree.branches]
+        return replace(tree, branches=branches, root_stored=name(tree.root_stored))
+
+    rows = [replace(row, trees=[named(tree) if tree.references() else tree for tree in row.trees]) for row in rows]
+    return rows, list(references), *references.values()
 
 
 def _get(calls: list[Any], method: str, timeout: float) -> list[Any]:

@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, Qwen3Config
 
 from configs.sft import MtpConfig
 from configs.train import OffloadConfig, OptimizerConfig, TrainerConfig
-from pipeline.data.trees import MicroBatch, Tree, shard
+from pipeline.data.trees import MicroBatch, Tree
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from rollout.device import DeviceState
 from tests.gpu.check import Skip
 from tests.gpu.kernels import GIB, ON_GPU
+from tests.pipeline.sharding import shard
 
 IDS = {"vocab_size": 264, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ZERO_STAGES = (0, 1, 2, 3)

@@ -12,10 +12,11 @@ import torch
 
 from configs.distill import DistillObjective
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import Branch, Tree, shard
+from pipeline.data.trees import Branch, Tree
 from pipeline.train.spec import FrozenModel, TrainSpec
 from pipeline.train.student import StudentEngine
 from rollout.device import DeviceState
+from tests.pipeline.sharding import shard
 
 
 def trees() -> dict[str, list[Tree]]:

@@ -14,10 +14,10 @@ import torch
 
 from configs.balance import V2Balance
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import shard
 from pipeline.models import experts
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from tests.pipeline.sharding import shard
 from tests.pipeline.train_ranks import conversations
 
 CAPACITY = 0.6

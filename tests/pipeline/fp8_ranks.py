@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from tests.pipeline.sharding import shard
 from tests.pipeline.train_ranks import conversations
 
 

@@ -16,10 +16,10 @@ import torch
 
 from configs.grpo import ObjectiveConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from rollout.weights import as_bytes, bytes_checksum
+from tests.pipeline.sharding import shard
 from tests.pipeline.train_ranks import groups
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import Tree, shard
+from pipeline.data.trees import Tree
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from tests.pipeline.sharding import shard
 
 
 def main(model: str, out: str) -> None:

@@ -14,10 +14,10 @@ import torch
 
 from configs.model import Dtype
 from configs.train import OffloadConfig, OptimizerConfig, TrainerConfig
-from pipeline.data.trees import shard
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from rollout.device import SIMULATED, DeviceState
+from tests.pipeline.sharding import shard
 from tests.pipeline.train_ranks import conversations
 
 

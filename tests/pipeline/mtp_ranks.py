@@ -14,9 +14,10 @@ import torch
 
 from configs.sft import MtpConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import Tree, shard
+from pipeline.data.trees import Tree
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from tests.pipeline.sharding import shard
 
 
 def counting(step: int) -> list[Tree]:

@@ -7,9 +7,10 @@ import numpy as np
 
 from configs.grpo import ObjectiveConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import MicroBatch, shard
+from pipeline.data.trees import MicroBatch
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from tests.pipeline.sharding import shard
 from tests.pipeline.train_ranks import groups
 
 

@@ -15,9 +15,10 @@ import torch
 from configs.lora import LoraConfig
 from configs.reward_model import PairwiseLoss
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import Tree, scored_tree, shard
+from pipeline.data.trees import Tree, scored_tree
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from tests.pipeline.sharding import shard
 
 
 def comparisons() -> list[Tree]:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from configs.model import Dtype
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import MicroBatch, shard
+from pipeline.data.trees import MicroBatch
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from rollout.device import SIMULATED, DeviceError, DeviceState
+from tests.pipeline.sharding import shard
 from tests.pipeline.train_ranks import conversations
 
 CASES: dict[int, list[tuple[int, Dtype]]] = {

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from configs.model import Dtype
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import MicroBatch, Tree, micro_batch, shard
+from pipeline.data.trees import MicroBatch, Tree, micro_batch
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from rollout.device import SIMULATED, DeviceState
+from tests.pipeline.sharding import shard
 from tests.pipeline.train_ranks import groups
 
 REPEATS = 16

@@ -9,10 +9,11 @@ import pytest
 from configs.grpo import GRPOConfig
 from pipeline.errors import RunStopped
 from pipeline.grpo.collect import mixed_rewards
-from pipeline.grpo.figures import length_slope, repetition_rate
+from pipeline.grpo.figures import length_slope
 from pipeline.reports.alarms import DRIFT_STEPS, TREND_STEPS, Alarms, alarms, slope_t
 from pipeline.reports.report import Report, read_metrics
 from rewards.types import Verdict
+from rollout.types import repetition_rate
 
 CALM = {"reward/total/collapsed_rate": 0.1, "reward/total/left_out_rate": 0.1, "reward/math/mean": 0.5}
 COLLAPSED = CALM | {"reward/total/collapsed_rate": 0.5}

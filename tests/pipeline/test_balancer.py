@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from configs.balance import V2Balance, V3Balance
-from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch, scored_tree, shard
+from pipeline.data.trees import Branch, MicroBatch, Tree, micro_batch, scored_tree
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from pipeline.models.score import ScoreModel
 from pipeline.train.balancer import Balancer, protected_tokens
+from tests.pipeline.sharding import shard
 from tests.pipeline.test_routing import CONFIGS, model_of
 
 CPU = torch.device("cpu")

@@ -1,15 +1,19 @@
 """Trees to micro-batches: what is trained, what predicts it, and that nothing is lost over ranks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from configs.grpo import GRPOConfig, ObjectiveConfig
+from pipeline.data import trees
 from pipeline.data.prompts import Prompt
-from pipeline.data.trees import Branch, Tree, cut, micro_batch, scored_tree, shard, shard_indices
+from pipeline.data.trees import Branch, MicroBatch, Tree, cut, micro_batch, scored_tree, shard_indices, stored_tree
 from pipeline.grpo.batches import prompt_kl_coef, split_updates, training_batches
 from pipeline.grpo.experience import Experience, JudgedGroup
 from rewards.types import Task
 from rollout.types import Completion, Group, KeptTokens, Routes
+from tests.pipeline.sharding import filled, shard, stored
 from tests.settings import GRPO
 
 
@@ -166,7 +170,7 @@ def test_every_completion_is_trained_once_with_the_advantage_of_its_whole_group(
     groups = [
         JudgedGroup(
             Prompt([p], Task("", None)),
-            Group(p, [p], [Completion([10 * p + g], [0.0], "", "stop", 0) for g in range(4)]),
+            stored(Group(p, [p], [Completion([10 * p + g], [0.0], "", "stop", 0) for g in range(4)])),
             [],
         )
         for p in range(4)
@@ -174,7 +178,7 @@ def test_every_completion_is_trained_once_with_the_advantage_of_its_whole_group(
     experience = Experience(groups, np.array([[1.0, 0, 0, 0]] * 4), {})
     batches = training_batches(experience, config, step=1)
     assert [batch.denominator for batch in batches] == [4.0] * 4
-    branches = [(t.root_ids[0], branch) for batch in batches for t in batch.trees for branch in t.branches]
+    branches = [(t.root_ids[0], branch) for batch in batches for t in map(filled, batch.trees) for branch in t.branches]
     assert sorted(branch.token_ids[0] for _, branch in branches) == [10 * p + g for p in range(4) for g in range(4)]
     assert all(branch.token_ids[0] // 10 == root for root, branch in branches)
     assert all(
@@ -199,3 +203,79 @@ def test_kept_tokens_follow_their_tokens_by_hand() -> None:
     first, second = shard(trees, num_ranks=2, micro_batch_tokens=3)
     assert [x.kept.padded().tolist() for x in first if x.kept] == [[[1, 7], [2, -1]], [[4, 3, 8]]]
     assert [x.kept.padded().tolist() for x in second if x.kept] == [[[4]], []]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+def test_a_stored_group_gives_the_rows_of_its_tokens(num_ranks: int) -> None:
+    """Also where the group is cut, and for a rank without work: tokens, log-probabilities, routes and kept tokens."""
+    rng = np.random.default_rng(3)
+    groups = [
+        Group(p, [50 + p] * (p + 1), [completion(rng, 3 * g + p + 1) for g in range(4)], routes(*range(p + 1)))
+        for p in range(3)
+    ]
+    columns = {0: {"advantages": 0.5}, 2: {"advantages": -1.5}, 3: {"advantages": 0.25}}
+    whole = [
+        Tree(
+            group.prompt_ids,
+            [
+                Branch(
+                    done.token_ids,
+                    {"rollout_logprobs": done.logprobs, "advantages": [columns[g]["advantages"]] * done.num_tokens},
+                    done.routed_experts,
+                    done.kept_tokens,
+                )
+                for g, done in enumerate(group.completions)
+                if g in columns
+            ],
+            root_experts=group.routed_experts,
+        )
+        for group in groups
+    ]
+    by_name: dict[str, Any] = {}
+    for group in groups:
+        by_name |= {name: done.columns() for name, done in zip(names(group), group.completions, strict=True)}
+        by_name[f"{group.index} routes"] = group.routed_experts
+    by_lengths = trees.shard(
+        [stored_tree(stored(group, names(group), f"{group.index} routes"), columns) for group in groups],
+        num_ranks=num_ranks,
+        micro_batch_tokens=17,
+    )
+    expected = shard(whole, num_ranks=num_ranks, micro_batch_tokens=17)
+    for rows, rows_expected in zip(by_lengths, expected, strict=True):
+        for row, row_expected in zip(rows, rows_expected, strict=True):
+            built = row.micro_batch(by_name)
+            assert_same(built, row_expected)
+            assert row.trained == bool(len(built.target_N)) and row.num_values == len(built.target_N)
+            assert not row.trained or row.num_new_tokens == built.num_new_tokens
+    assert num_ranks < 5 or not all(row.trained for rows in by_lengths for row in rows)
+
+
+def test_routes_of_few_experts_take_a_byte() -> None:
+    def dtype(expert: int) -> np.dtype:
+        done = Completion([1, 2], [0.0, 0.0], "", "stop", 0, routed_experts=routes(expert, -1))
+        experts_TLK = done.columns().routed_experts
+        assert experts_TLK is not None and experts_TLK.flatten().tolist() == [expert, -1]
+        return experts_TLK.dtype
+
+    assert [dtype(127), dtype(128)] == [np.dtype(np.int8), np.dtype(np.int16)]
+
+
+def names(group: Group) -> list[str]:
+    return [f"{group.index} {g}" for g in range(len(group.completions))]
+
+
+def completion(rng: np.random.Generator, length: int) -> Completion:
+    ids = rng.integers(0, 40, length).tolist()
+    kept_ids = [[token, *rng.integers(0, 40, int(rng.integers(0, 3))).tolist()] for token in ids]
+    logprobs = (-rng.random(length, np.float32)).tolist()
+    return Completion(ids, logprobs, "", "stop", 0, routes(*rng.integers(-1, 90, length)), kept(*kept_ids))
+
+
+def assert_same(built: MicroBatch, expected: MicroBatch) -> None:
+    for name in ("token_ids_T", "source_N", "target_N", "sequence_N", "experts_TLK"):
+        np.testing.assert_array_equal(getattr(built, name), getattr(expected, name))
+    assert (built.lengths, built.parents, built.repeated) == (expected.lengths, expected.parents, expected.repeated)
+    assert built.columns.keys() == expected.columns.keys() and built.kept is not None and expected.kept is not None
+    for name, values_N in built.columns.items():
+        np.testing.assert_array_equal(values_N, expected.columns[name])
+    np.testing.assert_array_equal(built.kept.padded(), expected.kept.padded())

@@ -17,6 +17,7 @@ from pipeline.objectives.control import Coefficients, adapted_entropy_coef, adap
 from pipeline.objectives.policy import PolicyTokens, entropy_term, grpo_loss
 from rewards.types import Task
 from rollout.types import Completion, Group
+from tests.pipeline.sharding import stored
 from tests.settings import GRPO
 
 
@@ -39,7 +40,9 @@ def test_the_beta_of_a_step_reaches_its_tokens() -> None:
     config = GRPOConfig.model_validate(GRPO | {"prompts_per_step": 1, "objective": {"kl_target": 0.1}})
     group = Group(0, [5], [Completion([token], [-0.1], "", "stop", 0) for token in (6, 7)])
     experience = Experience(
-        [JudgedGroup(Prompt([5], Task("", None)), group, [])], np.array([[1.0, 0.0]]), {"rollout/entropy_mean": 0.5}
+        [JudgedGroup(Prompt([5], Task("", None)), stored(group), [])],
+        np.array([[1.0, 0.0]]),
+        {"rollout/entropy_mean": 0.5},
     )
     (batch,) = training_batches(experience, config, 1, Coefficients(kl=0.07, entropy=0.01))
     for branch in batch.trees[0].branches:

@@ -205,10 +205,10 @@ def sync(policy: TrainingRanks, rollout: RolloutPool) -> None:
 def test_a_missing_wake_is_named(pair: tuple[TrainingRanks, RolloutPool]) -> None:
     policy, rollout = pair
     batch = policy.shard([Tree([1, 5, 6], root_mask=[0, 1, 1])])
+    with pytest.raises(RunStopped, match="rank 0 is in state 'asleep', and 'reference_logprobs' needs 'awake'"):
+        policy.add_logprobs(batch, reference=True)
     with pytest.raises(RunStopped, match="rank 0 is in state 'asleep', and 'forward_backward' needs 'awake'"):
         policy.update(batch, 2.0)
-    with pytest.raises(RunStopped, match="rank 0 is in state 'asleep', and 'reference_logprobs' needs 'awake'"):
-        policy.with_logprobs(batch, reference=True)
     rollout.to(DeviceState.ASLEEP)
     with pytest.raises(DeviceError, match="rollout engine 0 is in state 'asleep', and 'advance' needs 'awake'"):
         list(rollout.generate([[1, 5]], SamplingConfig(max_tokens=4), 1, seed=0))

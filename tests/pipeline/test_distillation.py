@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from configs.distill import DistillConfig, DistillObjective
 from pipeline.data.prompts import Prompt
-from pipeline.data.trees import Branch, Tree, micro_batch, shard
+from pipeline.data.trees import Branch, Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel, TeacherTokens
 from pipeline.models.tokenizer import byte_tokenizer
@@ -22,9 +22,10 @@ from pipeline.stages.distill import lessons, refuse_other_tokens
 from pipeline.train.losses import batch_loss
 from pipeline.weights.fresh import create_model
 from rewards.types import Task
-from rollout.types import Completion, Group
+from rollout.types import Completion, Group, StoredGroup
 from tests.pipeline import distill_ranks
 from tests.pipeline.rank_processes import run_ranks
+from tests.pipeline.sharding import filled, shard, stored
 from tests.pipeline.small_models import SMALLEST
 
 STUDENT, TEACHER = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
@@ -187,19 +188,21 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def batch(*domains: str) -> list[tuple[Prompt, Group]]:
+def batch(*domains: str) -> list[tuple[Prompt, StoredGroup]]:
     """A prompt of each domain, with one completion: of two tokens, then of four."""
     return [
         (
             Prompt([1, 2], Task(prompt="", truth=None, metadata={"domain": domain})),
-            Group(index, [1, 2], [Completion([5] * 2 * (index + 1), [-1.0] * 2 * (index + 1), "", "stop", 0)]),
+            stored(Group(index, [1, 2], [Completion([5] * 2 * (index + 1), [-1.0] * 2 * (index + 1), "", "stop", 0)])),
         )
         for index, domain in enumerate(domains)
     ]
 
 
 def weights(trees: list[Tree]) -> list[float]:
-    return [float(weight) for tree in trees for branch in tree.branches for weight in branch.columns["weights"]]
+    return [
+        float(weight) for tree in map(filled, trees) for branch in tree.branches for weight in branch.columns["weights"]
+    ]
 
 
 def test_every_teacher_teaches_every_row_by_its_weight() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from configs.lora import LoraConfig
-from pipeline.data.trees import Tree, micro_batch, shard
+from pipeline.data.trees import Tree, micro_batch
 from pipeline.models.attention import Layout
 from pipeline.models.logprobs import LogprobModel
 from pipeline.models.lora import LoraProduct, merge_adapters, merged_weight, without_adapters
@@ -28,6 +28,7 @@ from pipeline.weights.resolve import check_adapters
 from pipeline.weights.reward_model import load_score_model, new_score_model, save_score_model
 from tests.pipeline import reward_ranks, train_ranks
 from tests.pipeline.rank_processes import run_ranks
+from tests.pipeline.sharding import shard
 from tests.pipeline.small_models import small_causal_lm
 from tests.pipeline.stage_configs import grpo, rm, sft
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from configs.dpo import DpoLoss
-from pipeline.data.trees import Floats, compared_tree, cut, micro_batch, shard, values_in_order
+from pipeline.data.trees import Floats, compared_tree, cut, micro_batch, values_in_order
 from pipeline.objectives.direct import ComparedAnswers, answer_log_ratios, dpo_loss, pair_losses
 from pipeline.objectives.policy import LossOutput
 from pipeline.train.losses import batch_loss, metric_count
+from tests.pipeline.sharding import shard
 
 LOSSES: list[dict[str, Any]] = [
     {},

@@ -16,9 +16,10 @@ from configs.balance import V3Balance
 from configs.grpo import ObjectiveConfig
 from configs.lora import LoraConfig
 from configs.train import OptimizerConfig, TrainerConfig
-from pipeline.data.trees import Branch, Tree, shard
+from pipeline.data.trees import Branch, Tree
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from tests.pipeline.sharding import shard
 
 
 def groups() -> list[Tree]:

@@ -8,6 +8,7 @@ import ray
 
 from pipeline.cluster.room import quoted_interpreter
 from rollout.pool import RolloutPool
+from rollout.types import Completion, CompletionColumns, Group, StoredGroup
 from tests.rollout import tiny
 
 
@@ -20,3 +21,22 @@ def engine_pool(checkpoint: Path) -> Iterator[RolloutPool]:
     yield pool
     close()
     ray.shutdown()
+
+
+def whole(group: StoredGroup) -> Group:
+    """The group with its tokens, fetched from the object store."""
+    columns: list[CompletionColumns] = ray.get([done.columns for done in group.completions], timeout=60)
+    completions = [
+        Completion(
+            own.token_ids.tolist(),
+            own.logprobs.tolist(),
+            done.text,
+            done.finish_reason,
+            done.policy_version,
+            own.routed_experts,
+            own.kept_tokens,
+        )
+        for done, own in zip(group.completions, columns, strict=True)
+    ]
+    routes = None if group.routed_experts is None else ray.get(group.routed_experts, timeout=60)
+    return Group(group.index, group.prompt_ids, completions, routes)

@@ -14,8 +14,9 @@ from rollout.actors import RolloutError
 from rollout.device import DeviceError, DeviceState
 from rollout.pool import RolloutPool
 from rollout.queue import GenerationQueue
-from rollout.types import Group, SyncError
+from rollout.types import Completion, Group, SyncError
 from tests.rollout import tiny
+from tests.rollout.pools import whole
 from tests.rollout.tiny import CONFIG, PROMPTS
 
 pytestmark = pytest.mark.engine
@@ -46,9 +47,14 @@ def sync(pool: RolloutPool, folder: Path, version: int) -> None:
     pool.to(DeviceState.AWAKE)
 
 
+def sampled(pool: RolloutPool, seed: int, sampling: SamplingConfig = SAMPLING, count: int = 4) -> dict[int, Group]:
+    """The groups of PROMPTS, by their index."""
+    return {group.index: whole(group) for group in pool.generate(PROMPTS, sampling, count, seed)}
+
+
 def sampled_by_one(pool: RolloutPool, seed: int, sampling: SamplingConfig = SAMPLING) -> dict[int, Group]:
     """The groups of PROMPTS as engine 1 samples them alone."""
-    queue = GenerationQueue(num_engines=1)
+    queue = GenerationQueue[Completion](num_engines=1)
     ticket = queue.add(PROMPTS, sampling, 4, seed)
     queue.receive(0, ray.get(pool._engines[1].call.remote("advance", queue.take(0, 16), 600.0)))
     groups, is_last = queue.pop(ticket)
@@ -58,9 +64,9 @@ def sampled_by_one(pool: RolloutPool, seed: int, sampling: SamplingConfig = SAMP
 
 def test_two_engines_speak_as_one(pool: RolloutPool) -> None:
     """Each answers a part of the prompts, with the same ids and log-probabilities as one that answers them all."""
-    groups = {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=7)}
+    groups = sampled(pool, 7)
     assert sampled_by_one(pool, 7) == groups
-    assert {group.index: group for group in pool.generate(PROMPTS, SAMPLING, 4, seed=8)} != groups
+    assert sampled(pool, 8) != groups
     assert sorted(groups) == [0, 1, 2, 3]
     assert [groups[index].prompt_ids for index in range(4)] == PROMPTS
     assert tiny.within_bounds(tiny.rollout_gap(FIRST, list(groups.values())))
@@ -104,16 +110,16 @@ def test_a_lost_engine_is_replaced_and_its_work_continued(
     continued where its tokens are known, and else begun anew with the same seeds."""
     sampling = SamplingConfig(max_tokens=100)
     sync(pool, folder, version=7)
-    unharmed = {group.index: group for group in pool.generate(PROMPTS, sampling, 16, seed=3)}
+    unharmed = sampled(pool, 3, sampling, 16)
     pid = ray.get(pool._engines[0].__ray_call__.remote(lambda _: os.getpid()))
     monkeypatch.setattr("rollout.pull.SLICE_SECONDS", 0.0)
     monkeypatch.setattr("rollout.pull.REPORT_SECONDS", 0.0)
     pool.restore = lambda: sync(pool, folder, version=7)
     stream = pool.generate(PROMPTS, sampling, 16, seed=3)
-    groups = [next(stream)]
+    groups = [whole(next(stream))]
     assert pool._queue.is_busy(0)
     os.kill(pid, signal.SIGKILL)
-    groups += stream
+    groups += map(whole, stream)
     assert {group.index: group.prompt_ids for group in groups} == {i: PROMPTS[i] for i in range(4)}
     for group in groups:
         for completion, other in zip(group.completions, unharmed[group.index].completions, strict=True):

@@ -14,6 +14,7 @@ from rollout.pool import RolloutPool
 from rollout.types import Group, SyncError
 from rollout.weights import Bucket
 from tests.rollout import tiny
+from tests.rollout.pools import whole
 from tests.rollout.tiny import CONFIG, PROMPTS
 
 pytestmark = pytest.mark.engine
@@ -40,7 +41,7 @@ def pool(folder: Path) -> Iterator[RolloutPool]:
 
 def generate(pool: RolloutPool, seed: int) -> list[Group]:
     groups = pool.generate(PROMPTS[:2], SamplingConfig(max_tokens=8), 2, seed)
-    return sorted(groups, key=lambda group: group.index)
+    return sorted(map(whole, groups), key=lambda group: group.index)
 
 
 def send(buckets: list[Bucket]) -> Iterator[list["ray.ObjectRef[Bucket]"]]:
