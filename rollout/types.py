@@ -150,7 +150,7 @@ class Begun:
         return Begun(self.token_ids + further.token_ids, self.logprobs + further.logprobs, further.versions)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AnyGroup(Generic[AnyCompletion]):
     """A prompt and its G completions.
 
