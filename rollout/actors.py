@@ -82,6 +82,8 @@ class EngineActors:
     devices: names of the devices of each engine's workers. num_replaced: engines that were replaced so far.
     """
 
+    actor: type = EngineActor
+
     def __init__(
         self,
         model: Path,
@@ -94,7 +96,7 @@ class EngineActors:
         """Start the engines and wait until all are ready (see RolloutPool)."""
         self._config = config
         own = resources or [{"num_cpus": 0.1}] * config.num_engines
-        self._actors = [ray.remote(EngineActor).options(**_with_environment(each)) for each in own]
+        self._actors = [ray.remote(self.actor).options(**_with_environment(each)) for each in own]
         self._request, self._options = (model, config, dtype, seed), options
         self._lost: dict[int, EngineLost] = {}
         self.num_replaced = 0

@@ -54,7 +54,7 @@ class TrainActor:
         from rollout.device_memory import device_name
 
         self.engine = StudentEngine(spec) if spec.teachers else TrainEngine(spec)
-        self._batches: dict[int, list[MicroBatch]] = {}
+        self.batches: dict[int, list[MicroBatch]] = {}
         return device_name(self.engine.device)
 
     def call(self, method: str, *args: Any) -> Any:
@@ -65,27 +65,27 @@ class TrainActor:
         """Lay out `rows`, and hold the micro-batches as batch `number`. names: of the references in their trees, which
         led to `stored`."""
         by_name = dict(zip(names, stored, strict=True))
-        self._batches[number] = [row.micro_batch(by_name) for row in rows]
+        self.batches[number] = [row.micro_batch(by_name) for row in rows]
 
     def call_on(self, number: int, method: str, *args: Any) -> Any:
         """Call a method of the engine by name on the batch `number`, which stays here."""
-        return getattr(self.engine, method)(self._batches[number], *args)
+        return getattr(self.engine, method)(self.batches[number], *args)
 
     def use(self, number: int, method: str, *args: Any) -> Any:
         """Call a method of the engine by name on the batch `number`, which is then dropped."""
-        return getattr(self.engine, method)(self._batches.pop(number), *args)
+        return getattr(self.engine, method)(self.batches.pop(number), *args)
 
     def add_column(self, number: int, method: str, name: str) -> None:
         """Add the log-probabilities of the engine's `method` to the batch `number` as the column `name`."""
-        rows = self._batches[number]
+        rows = self.batches[number]
         columns = getattr(self.engine, method)(rows)
-        self._batches[number] = [row.with_column(name, values_N) for row, values_N in zip(rows, columns, strict=True)]
+        self.batches[number] = [row.with_column(name, values_N) for row, values_N in zip(rows, columns, strict=True)]
 
     def add_routes(self, number: int, method: str) -> None:
         """Add the column `policy_logprobs` of the engine's `method` to the batch `number`, and the routes behind it."""
-        rows = self._batches[number]
+        rows = self.batches[number]
         results = getattr(self.engine, method)(rows)
-        self._batches[number] = [
+        self.batches[number] = [
             replace(row.with_column("policy_logprobs", values_N), experts_TLK=experts_TLK)
             for row, (values_N, experts_TLK) in zip(rows, results, strict=True)
         ]
@@ -123,6 +123,8 @@ class TrainingRanks:
         ranks.close()
     """
 
+    actor: type = TrainActor
+
     def __init__(self, spec: TrainSpec, *, resources: Sequence[Mapping[str, Any]]) -> None:
         """Start the ranks, each with its Ray options in `resources`, and wait until all are ready."""
         self._spec = spec
@@ -130,7 +132,7 @@ class TrainingRanks:
         self.has_groups = False  # with the engines' workers
         self.transport: Transport | None = None  # None: the one that placement allows
         self._numbers = count()  # of batches
-        actor: Any = ray.remote(TrainActor)
+        actor: Any = ray.remote(self.actor)
         runtime_env = {"env_vars": start_environment()}
         self._ranks: list[Any] = [actor.options(**options, runtime_env=runtime_env).remote() for options in resources]
         addresses = _get([rank.address.remote() for rank in self._ranks], "address", limit)
