@@ -30,7 +30,7 @@ from rollout.pool import RolloutPool
 from rollout.queue import CompletionRequest, Progress
 from rollout.types import Completion, StoredGroup
 
-NUM_TOKENS, LENGTH, GROUP_SIZE = 1_024_000, 2000, 16
+STEP_TOKENS, COMPLETION_TOKENS, GROUP_SIZE = 1_024_000, 2000, 16
 PROMPT_IDS = list(range(128))
 LAYERS, EXPERTS, TOP_K = 26, 64, 6
 """DeepSeek-V2-Lite's mixture layers, the experts of each, and those of a token."""
@@ -46,7 +46,7 @@ def data_plane(steps: int) -> dict[str, float]:
     token, and MiB by which it grew from the first step that was measured to the last.
     """
     with cluster():
-        return pass_tokens(steps, NUM_TOKENS, LENGTH)
+        return pass_tokens(steps, STEP_TOKENS, COMPLETION_TOKENS)
 
 
 def pass_tokens(steps: int, num_tokens: int, length: int) -> dict[str, float]:

@@ -201,7 +201,7 @@ def micro_batch(trees: Sequence[Tree]) -> MicroBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PackedRow:
     """Trees that are laid out as one row. Of a row that is not `trained` only the first token is computed, so that a
     rank without work meets the others in collectives."""
 
@@ -285,7 +285,7 @@ def shard_indices(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: 
     ]
 
 
-def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[Row]]:
+def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> list[list[PackedRow]]:
     """Return the rows of each rank (see `cut` and `shard_indices`).
 
     Fewer trees than ranks are cut into a part for each rank, as far as they have branches. Ranks meet in collectives,
@@ -299,10 +299,12 @@ def shard(trees: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> 
 
     trees = [part for tree in trees for part in cut(tree, most_tokens(tree))]
     indices = shard_indices(trees, num_ranks=min(num_ranks, len(trees)), micro_batch_tokens=micro_batch_tokens)
-    ranks = [[Row([trees[i] for i in row]) for row in rows] for rows in indices]
+    ranks = [[PackedRow([trees[i] for i in row]) for row in rows] for rows in indices]
     ranks += [[] for _ in range(num_ranks - len(ranks))]
     longest = max(len(rows) for rows in ranks)
-    return [rows + [Row((rows or ranks[0])[0].trees[:1], trained=False)] * (longest - len(rows)) for rows in ranks]
+    return [
+        rows + [PackedRow((rows or ranks[0])[0].trees[:1], trained=False)] * (longest - len(rows)) for rows in ranks
+    ]
 
 
 def values_in_order(

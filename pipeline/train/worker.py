@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from safetensors import SafetensorError
 
-from pipeline.data.trees import Floats, MicroBatch, Row, Tree, micro_batch, shard, values_in_order
+from pipeline.data.trees import Floats, MicroBatch, PackedRow, Tree, micro_batch, shard, values_in_order
 from pipeline.disk.checksums import write_checksums
 from pipeline.disk.files import new_folder
 from pipeline.errors import RankLost, RunStopped
@@ -61,7 +61,7 @@ class TrainActor:
         """Call a method of the engine by name."""
         return getattr(self.engine, method)(*args)
 
-    def hold(self, number: int, rows: list[Row], names: list[bytes], *stored: CompletionColumns | Routes) -> None:
+    def hold(self, number: int, rows: list[PackedRow], names: list[bytes], *stored: CompletionColumns | Routes) -> None:
         """Lay out `rows`, and hold the micro-batches as batch `number`. names: of the references in their trees, which
         led to `stored`."""
         by_name = dict(zip(names, stored, strict=True))
@@ -324,7 +324,7 @@ def mean_metrics(sums: list[BatchSums]) -> dict[str, float]:
     }
 
 
-def _named(rows: list[Row]) -> tuple[Any, ...]:
+def _named(rows: list[PackedRow]) -> tuple[Any, ...]:
     """Return rows with names in the place of references, the names, and the references, which Ray then resolves."""
     references: dict[bytes, Any] = {}
 

@@ -196,7 +196,7 @@ def test_a_bucket_that_is_damaged_dropped_or_doubled_stops_the_run(
         send(interposed, rollout, 4)
     with pytest.raises(DeviceError, match="partly old"):
         rollout.to(DeviceState.AWAKE)
-    with pytest.raises(DeviceError, match="'generate' needs 'awake'"):
+    with pytest.raises(DeviceError, match="'advance' needs 'awake'"):
         next(rollout.generate([PROBE[0][:8]], SamplingConfig(max_tokens=4), 1, seed=0))
     sync(pair, 5)
 
