@@ -178,7 +178,7 @@ class _SyntheticRank:
 
 
 class _SyntheticTrainActor(TrainActor):
-    def build(self, *_: Any) -> str:
+    def build(self, spec: TrainSpec, environment: dict[str, str], sharers: int) -> str:
         self.engine: Any = _SyntheticRank()
         self.batches = {}
         return "cpu"
