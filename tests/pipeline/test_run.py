@@ -154,7 +154,7 @@ class Rank(worker.TrainActor):
                 parameter.register_hook(torch.zeros_like)
                 return
         raise LookupError("no such parameter")
-worker.TrainActor = Rank
+worker.TrainingRanks.actor = Rank
 """
 DENOMINATOR = """
 import pipeline.stages.sft as sft

@@ -28,8 +28,8 @@ STORE = 80 * 2**20
 
 def use_light_actors(patch: pytest.MonkeyPatch) -> None:
     """Let the product's handles start actors that only report, on the cluster of the test."""
-    patch.setattr("rollout.actors.EngineActor", LightEngine)
-    patch.setattr("pipeline.train.worker.TrainActor", LightRank)
+    patch.setattr("rollout.actors.EngineActors.actor", LightEngine)
+    patch.setattr("pipeline.train.worker.TrainingRanks.actor", LightRank)
     patch.setattr("rewards.pool.workers.RewardWorker", LightJudge)
     patch.setattr(start, "cluster", nullcontext)
 

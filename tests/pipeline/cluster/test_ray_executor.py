@@ -40,7 +40,7 @@ class LogicalEngine(EngineActor):
 @pytest.fixture
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray.init(num_gpus=3, num_cpus=8, include_dashboard=False, log_to_driver=False, runtime_env=quoted_interpreter())
-    monkeypatch.setattr("rollout.actors.EngineActor", LogicalEngine)
+    monkeypatch.setattr("rollout.actors.EngineActors.actor", LogicalEngine)
     monkeypatch.setattr(start, "cluster", nullcontext)
     yield
     ray.shutdown()
