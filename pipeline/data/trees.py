@@ -250,7 +250,9 @@ def cut(tree: Tree, max_tokens: int) -> list[Tree]:
     return [first, *(replace(part, root_mask=None, root_repeated=True) for part in others)]
 
 
-def scored_tree(prompt_ids: list[int], answers: Sequence[list[int]], targets: Sequence[float] | None = None) -> Tree:
+def scored_tree(
+    prompt_ids: Sequence[int], answers: Sequence[Sequence[int]], targets: Sequence[float] | None = None
+) -> Tree:
     """Build a prompt with answers that are each scored at their last token, with target scores for training."""
     columns: list[dict[str, Sequence[float]]] = [{"targets": [x]} for x in targets] if targets else [{}] * len(answers)
     return Tree(prompt_ids, [Branch(*branch) for branch in zip(answers, columns, strict=True)], scored=True)

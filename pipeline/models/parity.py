@@ -47,7 +47,7 @@ def probe_trees(model: PreTrainedModel) -> list[Tree]:
 
 def sequences(trees: Sequence[Tree]) -> list[list[int]]:
     """Return the token ids of each conversation, and of each branch with its prompt."""
-    return [tree.root_ids + ids for tree in trees for ids in [branch.token_ids for branch in tree.branches] or [[]]]
+    return [[*tree.root_ids, *ids] for tree in trees for ids in [branch.token_ids for branch in tree.branches] or [[]]]
 
 
 @contextmanager
