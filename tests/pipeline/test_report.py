@@ -117,7 +117,10 @@ def test_samples_of_the_first_groups(tmp_path: Path) -> None:
     }
 
 
-def test_console_lines_fit_and_stay_plain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_lines_fit_and_stay_plain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     phases = {f"time/{phase}_seconds": 123.4 for phase in ("generate", "reference", "train", "sync", "step")}
     figures = {
         **metrics_of(1),
