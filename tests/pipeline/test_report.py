@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import rich
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.gates.decision import read_decision, write_decision
@@ -120,7 +121,7 @@ def test_samples_of_the_first_groups(tmp_path: Path) -> None:
 def test_console_lines_fit_and_stay_plain(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(rich.get_console(), "width", 100)
     phases = {f"time/{phase}_seconds": 123.4 for phase in ("generate", "reference", "train", "sync", "step")}
     figures = {
         **metrics_of(1),
