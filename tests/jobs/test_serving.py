@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -185,14 +184,7 @@ def running_server(name: str, folder: Path, port: int) -> Iterator[None]:
     with (folder / "serve.log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 500
-        while True:
-            assert server.poll() is None and time.monotonic() < deadline, (folder / "serve.log").read_text()[-3000:]
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success:
-                    break
-            except httpx.TransportError:
-                time.sleep(1)
+        serve._await_health(server, f"http://127.0.0.1:{port}", name, folder / "serve.log")
         yield
     finally:
         serve._end(server)
