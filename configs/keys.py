@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, cast, get_args
 
-from configs.base import Settings, item_of, models_in, neighbour
+from configs.base import UNKNOWN_KEY, Settings, item_of, models_in, neighbour
 from configs.foreign import counterpart
 
 _TYPO, _MISPLACED_TYPO = 0.8, 0.75
@@ -66,7 +66,7 @@ def unknown_in_tree(key: str, siblings: list[str], place: str, home: tuple[str, 
         advice = f"did you mean '{next(name for name in tree if name.rpartition('.')[2] == near[0])}'?"
     else:
         advice = neighbour(key, siblings)
-    return f"unknown key '{key}': {advice}"
+    return f"{UNKNOWN_KEY} '{key}': {advice}"
 
 
 def misspells(key: str, siblings: list[str]) -> str:

@@ -142,18 +142,23 @@ def one_line(text: str, width: int, tail: int = 0) -> str:
 
     Longer text keeps its beginning and its last `tail` characters.
     """
-    line = " ".join(text[: 4 * width].split())
-    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    line = visible(" ".join(text[: 4 * width].split()))
     return line if len(line) <= width else f"{line[: width - tail - 3]}...{line[len(line) - tail :]}"
 
 
-def begin_anew(folders: Iterable[Path]) -> None:
-    """Moves the folders of stages aside and says where to. Raises ValueError, and moves none, where one is in use."""
+def visible(text: str) -> str:
+    """Untrusted text without characters that control a terminal; lines and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def begin_anew(folders: Iterable[Path], run: Path | None = None) -> None:
+    """Moves the folders of stages aside and says where to. Raises ValueError, and moves none, where one of them or the
+    folder of their `run` is in use."""
     from pipeline.disk.lock import holder
     from pipeline.disk.recorded import set_aside
 
     folders = list(folders)
-    for folder in folders:
+    for folder in [run, *folders] if run else folders:
         if writer := holder(folder):
             raise ValueError(f"--fresh: '{folder}' is being written by {writer}; wait for it or stop it")
     for folder in folders:

@@ -86,18 +86,19 @@ class EngineActors:
 
     def __init__(
         self,
-        model: Path,
         config: RolloutConfig,
-        dtype: str,
-        seed: int,
-        resources: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
+        resources: Sequence[Mapping[str, Any]] | None,
+        arguments: tuple[Any, ...],
+        options: Mapping[str, Any],
     ) -> None:
-        """Start the engines and wait until all are ready (see RolloutPool)."""
+        """Start the engines, each a RolloutEngine of `arguments` and `options`, and wait until all are ready.
+
+        resources: see RolloutPool.
+        """
         self._config = config
         own = resources or [{"num_cpus": 0.1}] * config.num_engines
         self._actors = [ray.remote(self.actor).options(**_with_environment(each)) for each in own]
-        self._request, self._options = (model, config, dtype, seed), options
+        self._arguments, self._options = arguments, options
         self._lost: dict[int, EngineLost] = {}
         self.num_replaced = 0
         self._engines: list[Any] = [None] * len(own)
@@ -135,7 +136,10 @@ class EngineActors:
             self._nodes[number] = self._get(self._engines[number].node_id.remote(), number, "its start")
         started = [
             self._engines[number].start.remote(
-                self._nodes.count(self._nodes[number]), *self._request, **self._options, name=f"rollout engine {number}"
+                self._nodes.count(self._nodes[number]),
+                *self._arguments,
+                **self._options,
+                name=f"rollout engine {number}",
             )
             for number in numbers
         ]

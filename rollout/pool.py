@@ -50,7 +50,7 @@ class RolloutPool(PullingEngines):
         Raises as RolloutEngine does for a bad checkpoint or setting, RolloutError when an engine does not start.
         """
         options = {"stop_token_ids": list(stop_token_ids), "with_routes": with_routes, "with_kept": with_kept}
-        super().__init__(model, config, dtype, seed, resources, **options)
+        super().__init__(config, resources, (model, config, dtype, seed), options)
 
     def connect(self, addresses: list[GroupAddress]) -> None:
         """Join the ranks' groups with every worker: those of engine 0 are numbers 1 and so on."""

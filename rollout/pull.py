@@ -28,9 +28,9 @@ class PullingEngines(EngineActors):
     restore: sends replaced engines the weights of the others; None where they are those of the checkpoint.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """Start the engines (see RolloutPool)."""
-        super().__init__(*args, **options)
+    def __init__(self, *args: Any) -> None:
+        """Start the engines (see EngineActors)."""
+        super().__init__(*args)
         self._queue = GenerationQueue[StoredCompletion](len(self._engines))
         self._room = [self._config.max_num_seqs] * len(self._engines)
         self._calls: dict[Any, int] = {}  # engines that decode, by the stream of their report

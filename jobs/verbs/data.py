@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Option
 
-from jobs.command import OUT, one_line, verb_app
+from jobs.command import OUT, one_line, verb_app, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -111,7 +111,7 @@ def _messages(source: Any, bad_rows: "BadRows") -> Iterator[tuple[str, Text, str
         text = Text()
         for message in messages:
             text.append(f"{message['role']}: ", style="bold")
-            text.append(f"{_visible(message['content'])}\n")
+            text.append(f"{visible(message['content'])}\n")
         yield row.where, text, f"{len(messages)} messages"
 
 
@@ -126,7 +126,7 @@ def _conversations(
         text = Text()
         pairs = zip(example.token_ids, example.loss_mask, strict=True)
         for is_trained, group in groupby(pairs, key=lambda pair: bool(pair[1])):
-            piece = _visible(str(tokenizer.decode([token for token, _ in group], clean_up_tokenization_spaces=False)))
+            piece = visible(str(tokenizer.decode([token for token, _ in group], clean_up_tokenization_spaces=False)))
             text.append(f"[[{piece}]]" if is_trained else piece, style="green" if is_trained else "dim")
         yield example.where, text, f"{len(example.token_ids)} tokens, {sum(example.loss_mask)} of them trained on"
 
@@ -135,15 +135,12 @@ def _prompts(data: Any, tokenizer: "PreTrainedTokenizerFast", bad_rows: "BadRows
     from pipeline.data.prompts import Prompts
 
     prompts = Prompts.load(data.model_copy(update={"max_bad_share": 1.0}), tokenizer)
-    bad_rows.seen, bad_rows.counts, bad_rows.examples = prompts.bad_rows.seen, *_bad(prompts.bad_rows)
+    found = prompts.bad_rows
+    bad_rows.seen, bad_rows.counts, bad_rows.examples = found.seen, found.counts, found.examples
     for prompt in prompts:
-        text = Text(_visible(str(tokenizer.decode(prompt.token_ids, clean_up_tokenization_spaces=False))), style="dim")
-        text.append(f"\ntruth: {_visible(str(prompt.task.truth))}", style="bold not dim")
+        text = Text(visible(str(tokenizer.decode(prompt.token_ids, clean_up_tokenization_spaces=False))), style="dim")
+        text.append(f"\ntruth: {visible(str(prompt.task.truth))}", style="bold not dim")
         yield prompt.task.row, text, f"{len(prompt.token_ids)} tokens"
-
-
-def _bad(bad_rows: "BadRows") -> tuple[Any, Any]:
-    return bad_rows.counts, bad_rows.examples
 
 
 def _comparisons(data: Any, _: object, bad_rows: "BadRows") -> Iterator[tuple[str, Text, str]]:
@@ -152,12 +149,7 @@ def _comparisons(data: Any, _: object, bad_rows: "BadRows") -> Iterator[tuple[st
     for comparison in read_comparisons(data, bad_rows):
         text = Text()
         for message in comparison.messages:
-            text.append(f"{message['role']}: {_visible(message['content'])}\n", style="dim")
+            text.append(f"{message['role']}: {visible(message['content'])}\n", style="dim")
         for place, answer in enumerate(comparison.answers, start=1):
-            text.append(f"{place}. {_visible(answer)}\n", style="green" if place == 1 else "")
+            text.append(f"{place}. {visible(answer)}\n", style="green" if place == 1 else "")
         yield comparison.row, text, f"{len(comparison.answers)} answers, best first"
-
-
-def _visible(text: str) -> str:
-    """Text without characters that control a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

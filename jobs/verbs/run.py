@@ -74,16 +74,9 @@ def run(
     if dry_run:
         return _dry_run(recipe, selection, cluster, json_file)
     if fresh:
-        _begin_stages_anew(Path(recipe.runs_dir, recipe.name), names)
+        folder = Path(recipe.runs_dir, recipe.name)
+        begin_anew((folder / name for name in names), run=folder)
     return _start(_order(recipe, address, **selection), detach=detach)
-
-
-def _begin_stages_anew(folder: Path, names: list[str]) -> None:
-    from pipeline.disk.lock import holder
-
-    if writer := holder(folder):
-        raise ValueError(f"--fresh: '{folder}' is being written by {writer}; wait for it or stop it")
-    begin_anew(folder / name for name in names)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import httpx
 from typer import Argument, Option
 
-from jobs.command import ERR, OUT, verb_app
+from jobs.command import ERR, OUT, verb_app, visible
 
 app = verb_app()
 START_SECONDS = 900.0
@@ -204,7 +204,7 @@ def _print_answer(url: str, body: dict[str, Any]) -> str:
     answer, finish = "", None
     for piece, reason in _pieces(url, body):
         answer, finish = answer + piece, reason or finish
-        sys.stdout.write(_visible(piece))
+        sys.stdout.write(visible(piece))
         sys.stdout.flush()
     OUT.print("" if finish != "length" else "\n(cut short: --max-tokens, or the model's window)", style="dim")
     return answer
@@ -228,8 +228,3 @@ def _pieces(url: str, body: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
                     yield choice["delta"].get("content") or "", choice.get("finish_reason")
     except httpx.TransportError as error:
         raise ValueError(f"the server at {url} is gone ({type(error).__name__}: {error})") from error
-
-
-def _visible(text: str) -> str:
-    """Text of a model without characters that control a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -102,8 +102,8 @@ class Report:
         self._folder = folder
         self._total_steps = total_steps
         self._console = rich.get_console()
-        is_narrow = self._console.is_terminal or "COLUMNS" in os.environ
-        self._lines = StepLines(total_steps, self._console.width if is_narrow else None)
+        has_width = self._console.is_terminal or "COLUMNS" in os.environ
+        self._lines = StepLines(total_steps, self._console.width if has_width else None)
         self._bar = Progress(
             TextColumn(label),
             BarColumn(bar_width=None),

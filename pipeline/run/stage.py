@@ -9,7 +9,6 @@ folder, and `launch` with the precision of the checkpoint for `dtype: auto`.
 import json
 from collections.abc import Callable
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -124,15 +123,13 @@ def _with_restarts(
     """Launch a stage, and again where the process of a rank or an engine ended, as often as its trainer allows."""
     trainer: TrainerConfig | None = getattr(config, "trainer", None)
     allowed = trainer.max_restarts if trainer else 0
-    for number in count(1):
+    for number in range(1, allowed + 1):
         try:
             return launch()
         except (RankLost, EngineLost) as error:
-            if number > allowed:
-                raise
             warn(f"{folder.name}: {error}\nrestart {number} of {allowed} (trainer.max_restarts)")
             set_aside_damaged(folder, warn)
-    raise AssertionError("not reached")
+    return launch()
 
 
 def resolve_stage(config: _StageT, folder: Path, recipe: Recipe | None) -> _StageT:

@@ -23,7 +23,8 @@ from pipeline.train.moments import BF16MomentsAdamW
 from pipeline.train.spec import FrozenModel, TrainSpec
 from pipeline.weights.adapters import prepare_adapters
 from pipeline.weights.load import load_model, load_with_mtp
-from pipeline.weights.reward_model import is_score_model, load_score_model, new_score_model
+from pipeline.weights.reward_model import load_score_model, new_score_model
+from rollout.checkpoint import is_reward_model
 
 import deepspeed  # isort: skip  after pipeline.weights.load, which sets DS_ACCELERATOR
 
@@ -130,7 +131,7 @@ def build_causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, LogprobModel]:
 
 def build_score_model(spec: TrainSpec) -> tuple[PreTrainedModel, ScoreModel]:
     """Load the reward model of `spec`, or put a new head on its language model, and wrap it to return scores."""
-    if is_score_model(spec.model):
+    if is_reward_model(spec.model):
         model = load_score_model(spec.model, spec.dtype)
     else:
         model = new_score_model(spec.model, spec.dtype, spec.head_seed)

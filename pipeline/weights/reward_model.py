@@ -1,6 +1,5 @@
 """Load and save reward models: `transformers`' AutoModelForSequenceClassification with one label, as vLLM serves it."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from configs.model import AnyDtype
 from pipeline.data.scored import with_pad
 from pipeline.weights.load import load_with_info, refuse_faults, save_hf, without_mtp
+from rollout.checkpoint import is_reward_model
 
 _SCORE_HEAD = "score.weight"
 _LANGUAGE_HEAD = {"lm_head.weight", "lm_head.bias"}
@@ -24,7 +24,7 @@ def load_score_model(folder: str | Path, dtype: AnyDtype) -> PreTrainedModel:
 
     Example: `load_score_model("runs/demo/rm/hf", "float32")`
     """
-    if not is_score_model(folder):
+    if not is_reward_model(Path(folder)):
         raise ValueError(f"checkpoint '{folder}' is no reward model: its architecture has no score; train one on it")
     model, loading = _load(folder, dtype)
     refuse_faults(folder, loading)
@@ -62,12 +62,6 @@ def save_score_model(
     """Write a reward model like `save_hf`, with a pad token that differs from the end of an answer (see `with_pad`)."""
     model.config.pad_token_id = with_pad(tokenizer).pad_token_id
     return save_hf(model, tokenizer, folder, parts, extend)
-
-
-def is_score_model(folder: str | Path) -> bool:
-    """Return True if the architecture in the checkpoint's config.json is a reward model's."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
 
 
 def _load(folder: str | Path, dtype: AnyDtype) -> tuple[PreTrainedModel, dict[str, set[str]]]:

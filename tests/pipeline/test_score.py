@@ -19,11 +19,8 @@ from pipeline.judging.scorer import Scorer
 from pipeline.models.score import refuse_other_scores
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.weights.load import load_model
-from pipeline.weights.reward_model import (
-    is_score_model,
-    load_score_model,
-    new_score_model,
-)
+from pipeline.weights.reward_model import load_score_model, new_score_model
+from rollout.checkpoint import is_reward_model
 from tests.pipeline.small_models import FAMILIES, small_causal_lm, small_reward_model
 
 TALKS = [
@@ -95,7 +92,7 @@ def test_only_the_head_is_new_and_the_seed_decides_it(folders: tuple[Path, Path]
 
 def test_a_checkpoint_says_what_it_is(folders: tuple[Path, Path]) -> None:
     causal_lm, reward_model = folders
-    assert is_score_model(reward_model) and not is_score_model(causal_lm)
+    assert is_reward_model(reward_model) and not is_reward_model(causal_lm)
     config = json.loads((reward_model / "config.json").read_text())
     assert config["problem_type"] == "regression" and config["pad_token_id"] not in (None, config["eos_token_id"])
     assert load_score_model(reward_model, "float32").config.num_labels == 1
