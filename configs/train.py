@@ -129,6 +129,9 @@ class TrainerConfig(Settings):
     max_restarts: int = Field(default=2, ge=0)
     """Times that the stage starts again from its newest checkpoint, or from its start, after the process of a rank
     ended; one more stops the run."""
+    start_timeout_seconds: float = Field(default=1800.0, gt=0)
+    """Longest time for the ranks to start and load their model: about its size on the disk divided by the disk's speed,
+    and a minute."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> "TrainerConfig":

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pipeline.models.cut_down import stand_in
+
 
 def use_lean_norms(model: nn.Module) -> None:
     """Let `model`'s RMS norms compute as one function.
@@ -25,8 +27,8 @@ def use_lean_norms(model: nn.Module) -> None:
 def _is_usual(module: nn.Module) -> bool:
     if [name for name, _ in module.named_parameters()] != ["weight"] or not hasattr(module, "variance_epsilon"):
         return False
-    probe: Any = module
-    row_D = torch.linspace(-1, 2, probe.weight.numel(), dtype=probe.weight.dtype, device=probe.weight.device)
+    probe: Any = stand_in(module)
+    row_D = torch.linspace(-1, 2, probe.weight.numel(), dtype=probe.weight.dtype)
     with torch.no_grad():
         expected_D = nn.functional.rms_norm(row_D, row_D.shape, probe.weight, probe.variance_epsilon)
         return torch.allclose(probe(row_D), expected_D, rtol=1e-2)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.attention import Layout
+from pipeline.models.cut_down import stand_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +183,10 @@ def _gate(name: str, module: Any) -> Gate | None:
     uses_groups = getattr(module, "topk_method", "") != "greedy"
     groups = tuple((uses_groups and getattr(module, key, None)) or 1 for key in ("num_group", "topk_group"))
     sigmoid, scale = hasattr(module, "e_score_correction_bias"), getattr(module, "routed_scaling_factor", 1.0)
+    probe = stand_in(module)
     with torch.no_grad():
-        rows_TH = module.weight[:4] * (3 / module.weight[:4].float().square().sum(dim=1, keepdim=True).clamp(min=1e-6))
-        outputs = type(module).forward(module, rows_TH.to(module.weight.dtype))
+        rows_TH = probe.weight[:4] * (3 / probe.weight[:4].float().square().sum(dim=1, keepdim=True))
+        outputs = probe.forward(rows_TH.to(probe.weight.dtype))
         if not isinstance(outputs, tuple) or len(outputs) != 3:
             return None
         logits_TE, weights_TK, experts_TK = outputs

@@ -4,7 +4,9 @@ The settings of torch and DeepSpeed that correct their behaviour are all set her
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,21 +14,24 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from configs.balance import V2Balance
-from configs.train import TrainerConfig
+from pipeline.models.cut_down import cut_down
 from pipeline.models.experts import skip_dropped
 from pipeline.models.fp8_layers import use_fp8_in_sharded_experts
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits, refuse_randomness
 from pipeline.models.mtp import Mtp, mtp_as_layers
 from pipeline.models.score import ScoreModel, refuse_other_scores
-from pipeline.train.expert_parallel import shard_experts
+from pipeline.train.expert_parallel import ExpertSharding
 from pipeline.train.moments import BF16MomentsAdamW
 from pipeline.train.spec import FrozenModel, TrainSpec
 from pipeline.weights.adapters import prepare_adapters
-from pipeline.weights.load import load_model, load_with_mtp
-from pipeline.weights.reward_model import load_score_model, new_score_model
+from pipeline.weights.fill import fill
+from pipeline.weights.load import unfilled_model, unfilled_with_mtp
+from pipeline.weights.reader import CheckpointReader
+from pipeline.weights.reward_model import unfilled_new_score_model, unfilled_score_model
 from rollout.checkpoint import is_reward_model
 
 import deepspeed  # isort: skip  after pipeline.weights.load, which sets DS_ACCELERATOR
+from deepspeed.utils.groups import _get_expert_data_parallel_group as expert_data_group  # isort: skip
 
 
 def prepare_torch(deterministic: bool | Literal["auto"]) -> torch.device:
@@ -51,17 +56,18 @@ def join_ranks(device: torch.device) -> None:
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
 
 
-def build_engine(spec: TrainSpec) -> tuple[PreTrainedModel, Any]:
+def build_engine(spec: TrainSpec, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """Build the `transformers` model of `spec`, and the DeepSpeed engine of the LogprobModel or ScoreModel around it.
 
-    Raises ValueError for a model that can't be trained exactly.
+    The model is read a layer at a time, and a rank keeps of each layer what its ZeRO stage and expert parallelism leave
+    to it. Raises ValueError for a model that can't be trained exactly.
     """
     causal_lm, model = build_score_model(spec) if spec.is_reward_model else build_causal_lm(spec)
     if spec.lora is not None:
         prepare_adapters(causal_lm, spec.lora)
     with mtp_as_layers(model.mtp if isinstance(model, LogprobModel) else None, causal_lm):
         drops = isinstance(spec.balance, V2Balance) and spec.balance.capacity is not None
-        _shard_experts(causal_lm, spec.trainer, drops=drops)
+        _fill(causal_lm, spec.model, spec, device, drops=drops)
         if drops:
             skip_dropped(causal_lm)
         if spec.trainer.gradient_checkpointing:
@@ -88,16 +94,17 @@ def build_frozen(frozen: FrozenModel, spec: TrainSpec, device: torch.device, *, 
     checks: raise ValueError for a model whose log-probabilities can't be computed exactly. The copy of a model that is
     trained needs none.
     """
-    causal_lm = load_model(frozen.model, frozen.dtype)
+    causal_lm = unfilled_model(frozen.model, frozen.dtype)
     if checks:
         refuse_randomness(causal_lm)
-        refuse_other_logits(causal_lm)
+        _on_first_rank(lambda: refuse_other_logits(cut_down(causal_lm)))
     model = LogprobModel(causal_lm, fp8=spec.trainer.fp8)
     model.eval().requires_grad_(False)
-    _shard_experts(model.causal_lm, spec.trainer)
+    spec = replace(spec, dtype=frozen.dtype)
+    _fill(model.causal_lm, frozen.model, spec, device)
     if spec.trainer.zero_stage < 3:
-        return model.to(device)
-    initialized: Any = deepspeed.initialize(model=model, config=deepspeed_config(replace(spec, dtype=frozen.dtype)))
+        return model
+    initialized: Any = deepspeed.initialize(model=model, config=deepspeed_config(spec))
     initialized[0].eval()
     return initialized[0]
 
@@ -109,17 +116,17 @@ def destroy_frozen(model: nn.Module) -> None:
 
 
 def build_causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, LogprobModel]:
-    """Load the language model of `spec` and wrap it to return log-probabilities.
+    """Make the language model of `spec` on the meta device and wrap it to return log-probabilities.
 
     Raises ValueError for a model that can't be trained exactly, and for routing replay without known routers.
     """
     if spec.mtp is None:
-        model, mtp = load_model(spec.model, spec.dtype), None
+        model, mtp = unfilled_model(spec.model, spec.dtype), None
     else:
-        model, layers = load_with_mtp(spec.model, spec.dtype, spec.mtp.depth)
+        model, layers = unfilled_with_mtp(spec.model, spec.dtype, spec.mtp.depth)
         mtp = Mtp(model, layers, detached=spec.mtp.detached)
     refuse_randomness(model)
-    refuse_other_logits(model)
+    _on_first_rank(lambda: refuse_other_logits(cut_down(model)))
     policy = LogprobModel(model, fp8=spec.trainer.fp8, mtp=mtp)
     if spec.routing_replay and not policy.routers:
         raise ValueError(
@@ -130,13 +137,14 @@ def build_causal_lm(spec: TrainSpec) -> tuple[PreTrainedModel, LogprobModel]:
 
 
 def build_score_model(spec: TrainSpec) -> tuple[PreTrainedModel, ScoreModel]:
-    """Load the reward model of `spec`, or put a new head on its language model, and wrap it to return scores."""
+    """Make the reward model of `spec` on the meta device, or a new head on its language model, and wrap it to return
+    scores."""
     if is_reward_model(spec.model):
-        model = load_score_model(spec.model, spec.dtype)
+        model = unfilled_score_model(spec.model, spec.dtype)
     else:
-        model = new_score_model(spec.model, spec.dtype, spec.head_seed)
+        model = unfilled_new_score_model(spec.model, spec.dtype, spec.head_seed)
     refuse_randomness(model)
-    refuse_other_scores(model)
+    _on_first_rank(lambda: refuse_other_scores(cut_down(model)))
     return model, ScoreModel(model, fp8=spec.trainer.fp8)
 
 
@@ -147,7 +155,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for parameter in (p for p in model.parameters() if p.requires_grad):
-        name, decays = getattr(parameter, "group_name", ""), parameter.dim() >= 2
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 its own is that of no values
+        name, decays = getattr(parameter, "group_name", ""), len(shape) >= 2
         marks = {"moe": True, "name": name} if name else {}
         group = groups.setdefault(
             (name, decays), {"params": [], "weight_decay": weight_decay if decays else 0.0} | marks
@@ -192,8 +201,52 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     }
 
 
-def _shard_experts(model: PreTrainedModel, trainer: TrainerConfig, *, drops: bool = False) -> None:
-    if trainer.expert_parallel_size > 1:
-        shard_experts(model, trainer.expert_parallel_size, drops=drops)
-        if trainer.fp8:
-            use_fp8_in_sharded_experts(model)
+def _on_first_rank(check: Callable[[], None]) -> None:
+    """Let the first rank check what is the same on all; every rank raises its ValueError."""
+    distributed = torch.distributed.is_initialized()
+    verdict: list[str | None] = [None]
+    if not distributed or torch.distributed.get_rank() == 0:
+        try:
+            check()
+        except ValueError as error:
+            verdict = [str(error)]
+    if distributed:
+        torch.distributed.broadcast_object_list(verdict)
+    if verdict[0] is not None:
+        raise ValueError(verdict[0])
+
+
+def _fill(model: PreTrainedModel, folder: Path, spec: TrainSpec, device: torch.device, *, drops: bool = False) -> None:
+    """Read the weights of `model` from the checkpoint; of each layer keep this rank's part before the next is read."""
+    trainer = spec.trainer
+    experts = (
+        ExpertSharding(model, trainer.expert_parallel_size, drops=drops) if trainer.expert_parallel_size > 1 else None
+    )
+    partition = _Partition(nn.Module(), config_dict_or_path=deepspeed_config(spec)) if trainer.zero_stage == 3 else None
+
+    def keep() -> None:
+        if experts is not None:
+            experts.shard()
+        if partition is not None:
+            partition.take(model, getattr(torch, spec.dtype))
+
+    fill(model, CheckpointReader(folder), device, keep)
+    if experts is not None and trainer.fp8:
+        use_fp8_in_sharded_experts(model)
+
+
+class _Partition(deepspeed.zero.Init):
+    """ZeRO-3's partition of weights that every rank holds whole, so none has to be sent."""
+
+    def take(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Keep this rank's part of the parameters that have values and are whole."""
+        whole: list[Any] = [x for x in model.parameters() if not (x.is_meta or hasattr(x, "ds_id"))]
+        for parameter in whole:
+            parameter.data = parameter.data.to(dtype)
+            if group := getattr(parameter, "group_name", None):
+                parameter.ds_zero_partition_process_group = expert_data_group(group)
+        self._convert_to_zero_parameters(whole)
+
+    def _zero_init_param(self, param: Any) -> None:
+        self._convert_to_deepspeed_param(param)
+        param.partition()

@@ -57,7 +57,7 @@ class TrainEngine:
         self.memory = StepMemory(self.device)  # before the model, whose memory it measures
         join_ranks(self.device)
         self.world_size = torch.distributed.get_world_size()
-        self._model, self.engine = build_engine(spec)
+        self._model, self.engine = build_engine(spec, self.device)
         model = self.engine.module
         self._mtp = model.mtp if isinstance(model, LogprobModel) else None
         self.balancer = Balancer(model.routers, spec.balance, self.device, expert_group(self._model))

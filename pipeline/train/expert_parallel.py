@@ -36,37 +36,51 @@ from pipeline.models.experts import EXPERT_PARALLEL_FAMILIES
 from pipeline.weights.fused import checkpoint_tensors
 
 
-def shard_experts(model: PreTrainedModel, size: int, *, drops: bool = False) -> None:
-    """Keep this rank's part of the experts of `model`; ranks r * size to r * size + size - 1 hold each expert once.
+class ExpertSharding:
+    """Lets a rank keep its part of the experts of `model`; ranks r * size to r * size + size - 1 hold each expert once.
 
-    drops: pairs of a token and an expert may be dropped (see pipeline.train.balancer); they are not sent.
-    Afterwards every rank must take part in every forward pass. Raises ValueError for a model without experts, of
-    another family than EXPERT_PARALLEL_FAMILIES, or whose number of experts `size` does not divide.
+    Afterwards every rank must take part in every forward pass.
     """
-    setting, families = f"trainer.expert_parallel_size={size}", ", ".join(EXPERT_PARALLEL_FAMILIES)
-    num_experts = getattr(model.config, "n_routed_experts", None)
-    if model.config.model_type not in EXPERT_PARALLEL_FAMILIES or not num_experts:
-        raise ValueError(
-            f"{setting} needs a mixture of experts of DeepSeek's ({families}), and the model "
-            f"is '{model.config.model_type}' with {num_experts or 'no'} routed experts; set it to 1"
-        )
-    if num_experts % size:
-        raise ValueError(f"{setting} must divide the model's {num_experts} routed experts")
-    on_accelerator = torch.cuda.is_available()
-    config = AutoEPConfig(enabled=True, autoep_size=size, use_grouped_mm=on_accelerator, load_balance_coeff=None)
-    auto_ep = AutoEP(model, config)
-    specs = auto_ep.ep_parser()
-    gates = [model.get_submodule(f"{spec.moe_module_name}.gate") for spec in specs]
-    auto_ep.replace_moe_layers(specs, ep_size=size, ep_rank=torch.distributed.get_rank() % size)
-    for spec, gate in zip(specs, gates, strict=True):
-        layer: Any = model.get_submodule(spec.moe_module_name)
-        del layer.router
-        layer.gate = gate
-        # Not a submodule, so that the gate's weights keep a single name.
-        layer.__dict__["router"] = partial(_route, gate, num_experts)
-        layer.set_deepspeed_parallelism()
-        if drops:
-            layer.__dict__["_forward"] = partial(_forward_kept, layer)
+
+    def __init__(self, model: PreTrainedModel, size: int, *, drops: bool = False) -> None:
+        """drops: pairs of a token and an expert may be dropped (see pipeline.train.balancer); they are not sent.
+
+        Raises ValueError for a model without experts, of another family than EXPERT_PARALLEL_FAMILIES, or whose number
+        of experts `size` does not divide.
+        """
+        setting, families = f"trainer.expert_parallel_size={size}", ", ".join(EXPERT_PARALLEL_FAMILIES)
+        num_experts = getattr(model.config, "n_routed_experts", None)
+        if model.config.model_type not in EXPERT_PARALLEL_FAMILIES or not num_experts:
+            raise ValueError(
+                f"{setting} needs a mixture of experts of DeepSeek's ({families}), and the model "
+                f"is '{model.config.model_type}' with {num_experts or 'no'} routed experts; set it to 1"
+            )
+        if num_experts % size:
+            raise ValueError(f"{setting} must divide the model's {num_experts} routed experts")
+        on_accelerator = torch.cuda.is_available()
+        config = AutoEPConfig(enabled=True, autoep_size=size, use_grouped_mm=on_accelerator, load_balance_coeff=None)
+        self._model, self._size, self._drops, self._num_experts = model, size, drops, num_experts
+        self._auto_ep = AutoEP(model, config)
+        self._whole = self._auto_ep.ep_parser()
+
+    def shard(self) -> None:
+        """Keep this rank's experts of the layers whose weights have values by now."""
+        for spec in list(self._whole):
+            block: Any = self._model.get_submodule(spec.moe_module_name)
+            if any(x.is_meta for x in block.parameters()):
+                continue
+            self._whole.remove(spec)
+            self._auto_ep.replace_moe_layers(
+                [spec], ep_size=self._size, ep_rank=torch.distributed.get_rank() % self._size
+            )
+            layer: Any = self._model.get_submodule(spec.moe_module_name)
+            del layer.router
+            layer.gate = block.gate
+            # Not a submodule, so that the gate's weights keep a single name.
+            layer.__dict__["router"] = partial(_route, block.gate, self._num_experts)
+            layer.set_deepspeed_parallelism()
+            if self._drops:
+                layer.__dict__["_forward"] = partial(_forward_kept, layer)
 
 
 def expert_group(model: nn.Module) -> Any | None:

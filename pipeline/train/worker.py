@@ -28,11 +28,12 @@ from rollout.device import DeviceState, Move
 from rollout.process import compute_environment, free_port, network_environment, num_threads, start_environment
 from rollout.types import CompletionColumns, GroupAddress, Routes, Transport
 
-START_TIMEOUT_SECONDS = 300.0
 NOTICE_SECONDS = 10.0
 """Longest that Ray takes to notice that the process of a rank ended."""
 WRITING = ("save", "save_hf")
 """Methods of TrainEngine that write a checkpoint."""
+STARTING = ("address", "build", "open_group")
+"""Methods of the start, which have a time limit of their own."""
 READING = ("build", "load", "load_teacher")
 """Methods that read one."""
 
@@ -128,7 +129,7 @@ class TrainingRanks:
     def __init__(self, spec: TrainSpec, *, resources: Sequence[Mapping[str, Any]]) -> None:
         """Start the ranks, each with its Ray options in `resources`, and wait until all are ready."""
         self._spec = spec
-        limit = max(START_TIMEOUT_SECONDS, spec.trainer.timeout_seconds)  # a large model takes long to load
+        limit = spec.trainer.start_timeout_seconds
         self.has_groups = False  # with the engines' workers
         self.transport: Transport | None = None  # None: the one that placement allows
         self._numbers = count()  # of batches
@@ -245,7 +246,9 @@ class TrainingRanks:
     def open_groups(self, num_workers: int) -> tuple[list[GroupAddress], list[Any]]:
         """Let each rank open a group with all `num_workers` workers of the engines. Returns the groups' addresses, and
         calls that end when the workers have joined."""
-        places = _get([rank.address.remote() for rank in self._ranks], "address", START_TIMEOUT_SECONDS)
+        places = _get(
+            [rank.address.remote() for rank in self._ranks], "address", self._spec.trainer.start_timeout_seconds
+        )
         self.has_groups = True
         addresses = [GroupAddress(host, port, 1 + num_workers) for _, host, port in places]
         pairs = zip(self._ranks, addresses, strict=True)
@@ -253,7 +256,7 @@ class TrainingRanks:
 
     def await_groups(self, calls: list[Any]) -> None:
         """Wait for the calls of `open_groups`."""
-        _get(calls, "open_group", START_TIMEOUT_SECONDS)
+        _get(calls, "open_group", self._spec.trainer.start_timeout_seconds)
 
     def weight_buckets(self, bucket_mib: float, engine_devices: Collection[str]) -> Iterator[list[Any]]:
         """Yield references to the weights in the object store: of each rank a bucket of about bucket_mib MiB (see
@@ -346,9 +349,10 @@ def _get(calls: list[Any], method: str, timeout: float) -> list[Any]:
     try:
         return ray.get(calls, timeout=timeout)
     except GetTimeoutError as error:
+        setting = "start_timeout_seconds" if method in STARTING else "timeout_seconds"
         raise RunStopped(
-            f"training ranks did not finish '{method}' within {timeout:.0f} s; raise trainer.timeout_seconds, or "
-            "look for a rank that hangs or was never placed"
+            f"training ranks did not finish '{method}' within {timeout:.0f} s; raise trainer.{setting}, or look for a "
+            "rank that hangs or was never placed"
         ) from error
     except RayTaskError as error:
         if isinstance(error.cause, ValueError) and method in READING:  # bad input: the engine's own error

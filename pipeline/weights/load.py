@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.auto_factory import _get_model_class
 from transformers.utils.logging import disable_progress_bar
 
 from configs.model import AnyDtype
 from pipeline.data.chat import turn_ends
 from pipeline.disk.files import new_folder
 from pipeline.models.mtp import DeepseekV3WithMtp, MtpLayer, new_mtp_layers
+from pipeline.weights.fill import fill
+from pipeline.weights.reader import CheckpointReader
 from pipeline.weights.shards import write_weights
 from rollout.checkpoint import is_in_fp8, mtp_depth, mtp_prefixes, resolve_dtype
 
@@ -33,23 +43,34 @@ def load_model(folder: str | Path, dtype: AnyDtype) -> PreTrainedModel:
 
     Example: `load_model("runs/demo/sft/hf", "float32")`
     """
+    model = unfilled_model(folder, dtype)
+    fill(model, CheckpointReader(Path(folder)), torch.device("cpu"))
+    return model
+
+
+def unfilled_model(folder: str | Path, dtype: AnyDtype) -> PreTrainedModel:
+    """Load the model of a checkpoint without its values, on the meta device; `fill` reads them.
+
+    Names and shapes of the checkpoint's tensors are checked. Raises ValueError as `load_model`.
+    """
     model, loading = load_with_info(folder, dtype, AutoModelForCausalLM)
     loading["unexpected_keys"] = without_mtp(model, loading["unexpected_keys"])
     refuse_faults(folder, loading)
     return model
 
 
-def load_with_mtp(folder: Path, dtype: AnyDtype, depth: int) -> tuple[PreTrainedModel, list[MtpLayer]]:
-    """Load a DeepSeek-V3 and its `depth` modules for multi-token prediction, new ones if the checkpoint has none.
+def unfilled_with_mtp(folder: Path, dtype: AnyDtype, depth: int) -> tuple[PreTrainedModel, list[MtpLayer]]:
+    """Load a DeepSeek-V3 and its `depth` modules for multi-token prediction without their values, as `unfilled_model`.
 
-    Raises ValueError for another architecture, another number of modules, and weights that don't fit.
+    If the checkpoint has no modules, new ones are made, with their values. Raises ValueError for another architecture,
+    another number of modules, and weights that don't fit.
     """
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != "deepseek_v3":
         raise ValueError(f"mtp needs a DeepSeek-V3 model, and '{folder}' is a {model_type}; remove mtp")
     num_modules = mtp_depth(folder)
     if num_modules == 0:
-        model = load_model(folder, dtype)
+        model = unfilled_model(folder, dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(NEW_MODULES_SEED)
             return model, new_mtp_layers(model, depth)
@@ -125,11 +146,57 @@ def end_with_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def load_with_info(folder: str | Path, dtype: AnyDtype, model_class: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Load a checkpoint by `model_class.from_pretrained`; return the model and `transformers`' loading info.
+    """Load a checkpoint on the meta device by `model_class.from_pretrained`, its configuration changed by `options`;
+    return the model and `transformers`' loading info. A checkpoint in FP8 gives the model that is trained from it.
 
-    Raises ValueError for weights in FP8, which `transformers` keeps or dequantises by the machine it is on.
+    Only the headers of the weights' files are read; from a folder, `from_pretrained` would read all.
     """
+    config: Any = AutoConfig.from_pretrained(folder, **options)
     if is_in_fp8(Path(folder)):
-        raise ValueError(f"'{folder}' is in FP8, which can't be trained: load the copy that `import_fp8` makes of it")
-    precision = getattr(torch, resolve_dtype(dtype, Path(folder)))
-    return model_class.from_pretrained(str(folder), dtype=precision, output_loading_info=True, **options)
+        del config.quantization_config
+    if mapping := getattr(model_class, "_model_mapping", None):
+        if type(config) not in mapping:
+            raise ValueError(f"Unrecognized configuration class {type(config).__name__} for {model_class.__name__}")
+        model_class = _get_model_class(config, mapping)
+    precision, reader = getattr(torch, resolve_dtype(dtype, Path(folder))), CheckpointReader(Path(folder))
+    names = {
+        name: torch.empty(shape, dtype=reader.dtypes[name], device="meta") for name, shape in reader.shapes.items()
+    }
+    model, loading = model_class.from_pretrained(
+        None, config=config, dtype=precision, state_dict=names, device_map={"": "meta"}, output_loading_info=True
+    )
+    model.config.name_or_path = str(folder)
+    if model.can_generate():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except OSError:  # the folder has none
+            file = {"config_file_name": "config.json", "_from_model_config": True}
+            model.generation_config = GenerationConfig.from_pretrained(folder, **file)
+    _compute_buffers(model)
+    _untie(model, reader)
+    return model, loading
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Compute the buffers that no checkpoint holds, such as frequencies of positions."""
+    for name, buffer in model.named_non_persistent_buffers():
+        path, _, leaf = name.rpartition(".")
+        model.get_submodule(path)._buffers[leaf] = torch.empty_like(buffer, device="cpu")
+    for module in model.modules():
+        module._is_hf_initialized = False  # pyright: ignore[reportArgumentType]
+    with torch.random.fork_rng(devices=[]):
+        model.initialize_weights()
+
+
+def _untie(model: Any, reader: CheckpointReader) -> None:
+    """Let tied weights be one, unless the checkpoint holds both with other values, as `transformers` does."""
+    for target, source in list(model.all_tied_weights_keys.items()):
+        if model.get_parameter(target) is model.get_parameter(source):
+            continue
+        with reader:
+            held = target in reader.shapes and source in reader.shapes
+            if held and torch.equal(reader.read(target), reader.read(source)):
+                module, _, leaf = target.rpartition(".")
+                setattr(model.get_submodule(module), leaf, model.get_parameter(source))
+            else:
+                del model.all_tied_weights_keys[target]

@@ -10,7 +10,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from configs.model import AnyDtype
 from pipeline.data.scored import with_pad
+from pipeline.weights.fill import fill
 from pipeline.weights.load import load_with_info, refuse_faults, save_hf, without_mtp
+from pipeline.weights.reader import CheckpointReader
 from rollout.checkpoint import is_reward_model
 
 _SCORE_HEAD = "score.weight"
@@ -24,6 +26,14 @@ def load_score_model(folder: str | Path, dtype: AnyDtype) -> PreTrainedModel:
 
     Example: `load_score_model("runs/demo/rm/hf", "float32")`
     """
+    model = unfilled_score_model(folder, dtype)
+    fill(model, CheckpointReader(Path(folder)), torch.device("cpu"))
+    return model
+
+
+def unfilled_score_model(folder: str | Path, dtype: AnyDtype) -> PreTrainedModel:
+    """Load the reward model of a checkpoint without its values, on the meta device; `fill` reads them. Raises
+    ValueError as `load_score_model`."""
     if not is_reward_model(Path(folder)):
         raise ValueError(f"checkpoint '{folder}' is no reward model: its architecture has no score; train one on it")
     model, loading = _load(folder, dtype)
@@ -33,7 +43,14 @@ def load_score_model(folder: str | Path, dtype: AnyDtype) -> PreTrainedModel:
 
 
 def new_score_model(folder: str | Path, dtype: AnyDtype, seed: int) -> PreTrainedModel:
-    """Put a new score head on the language model of a checkpoint.
+    """Put a new score head on the language model of a checkpoint, on the CPU (see `unfilled_new_score_model`)."""
+    model = unfilled_new_score_model(folder, dtype, seed)
+    fill(model, CheckpointReader(Path(folder)), torch.device("cpu"))
+    return model
+
+
+def unfilled_new_score_model(folder: str | Path, dtype: AnyDtype, seed: int) -> PreTrainedModel:
+    """Put a new score head on the language model of a checkpoint, whose values `fill` reads.
 
     The weights of the head are normal with standard deviation 1 / D, drawn with `seed`, so that the first scores are
     near 0 and the first loss is near log 2. Raises ValueError for weights that don't fit, and for an architecture that
@@ -46,8 +63,7 @@ def new_score_model(folder: str | Path, dtype: AnyDtype, seed: int) -> PreTraine
     _refuse_other_head(folder, model)
     head: Any = model.score
     weights = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed)) / head.weight.shape[1]
-    with torch.no_grad():
-        head.weight.copy_(weights)
+    head.weight = nn.Parameter(weights.to(model.dtype))
     model.config.problem_type = "regression"  # otherwise vLLM applies a sigmoid to the score
     return model
 

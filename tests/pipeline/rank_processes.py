@@ -16,6 +16,7 @@ FORKS.set_forkserver_preload(
         "tests.pipeline.distill_ranks",
         "tests.pipeline.fp8_ranks",
         "tests.pipeline.layout_ranks",
+        "tests.pipeline.load_ranks",
         "tests.pipeline.memory_ranks",
         "tests.pipeline.moments_ranks",
         "tests.pipeline.mtp_ranks",

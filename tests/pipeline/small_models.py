@@ -1,11 +1,23 @@
 """Checkpoints of tiny random models of each family, with weights large enough that a wrong one shows."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
+from pipeline.models.mtp import MtpLayer
 from pipeline.models.tokenizer import byte_tokenizer
+from pipeline.weights.fill import fill
+from pipeline.weights.load import unfilled_with_mtp
+from pipeline.weights.reader import CheckpointReader
 from pipeline.weights.reward_model import new_score_model, save_score_model
 
 IDS = {"vocab_size": 264, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -63,3 +75,13 @@ def small_reward_model(causal_lm: Path, folder: Path) -> Path:
     with torch.no_grad():
         model.score.weight.mul_(20)
     return save_score_model(model, byte_tokenizer(), folder)
+
+
+def load_with_mtp(folder: Path, depth: int) -> tuple[PreTrainedModel, list[MtpLayer]]:
+    """A DeepSeek-V3 and its modules for multi-token prediction, with their values, in float32."""
+    model, modules = unfilled_with_mtp(folder, "float32", depth)
+    layers: Any = model.base_model.layers
+    layers.extend(modules)
+    fill(model, CheckpointReader(folder), torch.device("cpu"))
+    del layers[-depth:]
+    return model, modules

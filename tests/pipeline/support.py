@@ -29,10 +29,11 @@ from pipeline.models.rounding import perturbed_rounding
 from pipeline.models.score import ScoreModel, refuse_other_scores
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.weights.fused import checkpoint_tensors
-from pipeline.weights.load import load_model, load_with_mtp
+from pipeline.weights.load import load_model
 from pipeline.weights.reward_model import new_score_model
 from rollout.weights import to_buckets
 from tests.pipeline.families import FAMILIES, random_model
+from tests.pipeline.small_models import load_with_mtp
 
 ANSWER, ENGINE_SECONDS = "GRPO ", 600.0
 YES, NOTHING, NOT_TRIED = "yes", "-", "not tried"
@@ -206,7 +207,7 @@ def _fp8(folder: Path) -> str:
 
 
 def _mtp(folder: Path) -> str:
-    model, layers = load_with_mtp(folder, "float32", 1)
+    model, layers = load_with_mtp(folder, 1)
     policy = LogprobModel(model, mtp=Mtp(model, layers, detached=False))
     answer = policy(*_tensors(_row(policy)))
     return _learns(-(answer.logprobs_N.sum() + answer.mtp_logprobs_KN.sum()), policy)

@@ -151,10 +151,16 @@ def test_weights_in_fp8_are_trained_and_saved_in_bfloat16(machine: None, tmp_pat
     assert load_file(tmp_path / "saved" / "model.safetensors").keys() == trained.keys()
 
 
-def test_weights_in_fp8_are_never_loaded_as_they_are(machine: None, tmp_path: Path) -> None:
-    export_fp8(small_causal_lm("llama", tmp_path / "plain"), tmp_path / "fp8")
-    with pytest.raises(ValueError, match=r"in FP8.*import_fp8"):
-        load_model(tmp_path / "fp8", "auto")
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
+def test_weights_in_fp8_are_read_as_those_of_their_copy(machine: None, family: str, tmp_path: Path) -> None:
+    export_fp8(small_causal_lm(family, tmp_path / "plain"), tmp_path / "fp8")
+    model = load_model(tmp_path / "fp8", "auto")
+    copy = load_model(import_fp8(tmp_path / "fp8", tmp_path / "copy"), "auto")
+    assert model.dtype == torch.bfloat16 and not hasattr(model.config, "quantization_config")
+    expected = copy.state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
 
 
 def test_other_blocks_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from configs.train import TrainerConfig
-from pipeline.train.expert_parallel import shard_experts
+from pipeline.train.expert_parallel import ExpertSharding
 from pipeline.weights.architecture import architecture_file
 from pipeline.weights.fresh import create_model
 from rollout.checkpoint import checkpoint_shapes
@@ -137,4 +137,4 @@ def test_layouts_that_cannot_be_are_refused() -> None:
     }
     dense = AutoModelForCausalLM.from_config(LlamaConfig(**small, vocab_size=32))
     with pytest.raises(ValueError, match=r"expert_parallel_size=2 .*'llama'"):
-        shard_experts(dense, 2)
+        ExpertSharding(dense, 2)

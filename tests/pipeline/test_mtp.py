@@ -22,11 +22,11 @@ from pipeline.train.losses import batch_loss
 from pipeline.weights.architecture import architecture_file
 from pipeline.weights.fresh import create_model
 from pipeline.weights.fused import checkpoint_tensors
-from pipeline.weights.load import load_model, load_with_mtp
+from pipeline.weights.load import load_model
 from pipeline.weights.reward_model import new_score_model
 from rollout.checkpoint import checkpoint_shapes, mtp_depth
 
-from .small_models import small_causal_lm
+from .small_models import load_with_mtp, small_causal_lm
 
 DEPTH, LAYERS = 2, 2
 
@@ -72,7 +72,7 @@ def trees() -> list[Tree]:
 
 
 def answer(folder: Path, *, detached: bool = False, mtp: bool = True) -> tuple[PreTrainedModel, MtpLogprobs]:
-    causal_lm, layers = load_with_mtp(folder, "float32", DEPTH)
+    causal_lm, layers = load_with_mtp(folder, DEPTH)
     modules = Mtp(causal_lm, layers, detached=detached) if mtp else None
     row = micro_batch(trees())
     token_ids_T, source_N, target_N = map(torch.from_numpy, (row.token_ids_T, row.source_N, row.target_N))
@@ -170,7 +170,7 @@ def test_what_is_detached_moves_nothing_of_the_main_model(folder: Path) -> None:
 
 
 def test_detached_modules_learn(folder: Path) -> None:
-    causal_lm, layers = load_with_mtp(folder, "float32", DEPTH)
+    causal_lm, layers = load_with_mtp(folder, DEPTH)
     mtp = Mtp(causal_lm, layers, detached=True)
     row = micro_batch([Tree(ids(9, 0), root_mask=[0] + [1] * 8)])
     token_ids_T, source_N, target_N = map(torch.from_numpy, (row.token_ids_T, row.source_N, row.target_N))
@@ -182,7 +182,7 @@ def test_detached_modules_learn(folder: Path) -> None:
 
 
 def test_names_are_those_of_deepseek_v3(folder: Path) -> None:
-    causal_lm, layers = load_with_mtp(folder, "float32", DEPTH)
+    causal_lm, layers = load_with_mtp(folder, DEPTH)
     held = load_file(folder / "model.safetensors")
     expected = {
         f"model.layers.{layer}.{part.format(expert)}.weight"
@@ -223,9 +223,9 @@ def test_fresh_modules_leave_the_fresh_model_as_it_was(folder: Path, tmp_path: P
 
 def test_modules_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mtp\.depth=1.*has 2 modules"):
-        load_with_mtp(folder, "float32", 1)
+        load_with_mtp(folder, 1)
     with pytest.raises(ValueError, match=r"DeepSeek-V3.*llama"):
-        load_with_mtp(small_causal_lm("llama", tmp_path / "llama"), "float32", 1)
+        load_with_mtp(small_causal_lm("llama", tmp_path / "llama"), 1)
     without = small_causal_lm("deepseek_v3", tmp_path / "without")
     with pytest.raises(ValueError, match=r"mtp_weight=0\.01"):
         detached_mtp(0.01, without)
@@ -240,7 +240,7 @@ def test_a_checkpoint_with_a_damaged_module_is_refused(folder: Path, tmp_path: P
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"missing_keys.*layers\.3\.hnorm"):
-        load_with_mtp(tmp_path, "float32", DEPTH)
+        load_with_mtp(tmp_path, DEPTH)
 
 
 def test_the_loss_by_hand() -> None:

@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.weights.load import load_with_mtp
 from rollout.checkpoint import checkpoint_shapes, mtp_depth
 
 from . import mtp_ranks
 from .rank_processes import run_ranks
-from .small_models import small_causal_lm
+from .small_models import load_with_mtp, small_causal_lm
 
 pytestmark = pytest.mark.ranks
 
@@ -51,7 +50,7 @@ def test_the_checkpoint_has_the_modules_and_a_sync_leaves_them_out(
     assert set(trace["sent"].tolist()) == set(checkpoint_shapes(model))
     held = load_file(folder / "model.safetensors")
     assert torch.equal(held["model.layers.4.embed_tokens.weight"], held["model.embed_tokens.weight"])
-    causal_lm, (layer,) = load_with_mtp(folder, "float32", 1)
+    causal_lm, (layer,) = load_with_mtp(folder, 1)
     assert torch.equal(layer.eh_proj.weight, held["model.layers.4.eh_proj.weight"])
     assert torch.equal(causal_lm.get_input_embeddings().weight, held["model.embed_tokens.weight"])
 

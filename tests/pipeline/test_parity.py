@@ -6,6 +6,7 @@ from torch import nn
 
 from pipeline.data.trees import micro_batch
 from pipeline.models.attention import Layout
+from pipeline.models.cut_down import cut_down
 from pipeline.models.logprobs import LogprobModel, refuse_other_logits
 from pipeline.models.parity import narrow_windows, probe_trees, sequences
 from pipeline.models.rounding import perturbed_rounding
@@ -48,6 +49,21 @@ def test_reward_models_that_carry_a_state_are_refused_too(family: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         with pytest.raises(ValueError, match="GatedDeltaNet"):
             refuse_other_scores(random_model(family, scored=True, dtype=dtype))
+
+
+def test_one_layer_of_each_kind_stands_for_a_model() -> None:
+    """The verdict of the start-up check, though most layers are gone and the weights are others."""
+    verdicts: dict[str, int] = {"Llama": 1, "OLMo 3": 2, "DeepSeek-V3": 2}
+    for family, kinds in verdicts.items():
+        settings = {"layer_types": ["sliding_attention", "full_attention"] * 3} if family == "OLMo 3" else {}
+        small = cut_down(random_model(family, num_hidden_layers=6, **settings).to("meta"))
+        assert small.config.num_hidden_layers == len(small.model.layers) == kinds
+        refuse_other_logits(small)
+    for family, reason in (("Gemma 2", "softcap"), ("Granite", "log-probabilities"), ("Qwen3-Next", "GatedDeltaNet")):
+        with pytest.raises(ValueError, match=reason):
+            refuse_other_logits(cut_down(random_model(family).to("meta")))
+    mixture = cut_down(random_model("Qwen3-MoE", moe_intermediate_size=16).to("meta")).model.layers[0].mlp.experts
+    assert not torch.equal(mixture.down_proj[0], mixture.down_proj[1])
 
 
 class Remembering(nn.Module):
