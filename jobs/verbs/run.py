@@ -1,25 +1,18 @@
 """`alignyard run` and `alignyard submit`: start a run."""
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from signal import SIGTERM
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
 from jobs.command import OUT, Address, Fresh, Output, Overrides, RecipeFile, StageFile, begin_anew, verb_app, write_json
-from pipeline.disk.ending import Ending
+from jobs.start import new_order, start_order
 
 if TYPE_CHECKING:
     from configs.stages import Recipe
-    from jobs.conductor import Order
     from pipeline.run.preview_placement import PlacementPreview
 
 app = verb_app()
@@ -76,7 +69,7 @@ def run(
     if fresh:
         folder = Path(recipe.runs_dir, recipe.name)
         begin_anew((folder / name for name in names), run=folder)
-    return _start(_order(recipe, address, **selection), detach=detach)
+    return start_order(new_order(recipe, address, **selection), detach=detach)
 
 
 @app.command()
@@ -103,134 +96,7 @@ def submit(
     config = load_config(file, overrides, STAGES[stage]).config
     folder = output or Path("runs") / Path(file).stem
     recipe = Recipe.model_validate({"name": folder.name, "runs_dir": str(folder.parent), "stages": {stage: config}})
-    return _start(_order(recipe, address), detach=True)
-
-
-def _order(recipe: "Recipe", address: str, **selection: str | None) -> "Order":
-    from jobs.conductor import Order
-    from jobs.submission import job_id
-
-    folder = Path(recipe.runs_dir, recipe.name).absolute()
-    job = job_id(recipe.name, "") if address else ""
-    return Order(recipe=recipe, folder=folder, working_directory=Path.cwd(), address=address, job=job, **selection)
-
-
-def _start(order: "Order", *, detach: bool) -> int:
-    return _run_on_cluster(order, detach) if order.address else _run_here(order, detach)
-
-
-def _run_on_cluster(order: "Order", detach: bool) -> int:
-    """Starts the conductor as a Ray job, and follows its output."""
-    from jobs.conductor import ORDER
-    from jobs.submission import Jobs, module_command
-    from pipeline.disk.lock import holder
-
-    jobs = Jobs(order.address)
-    writer = next((f"Ray job {job}" for job in jobs.running(order.folder, stages=False)), holder(order.folder))
-    if writer:
-        raise ValueError(
-            f"'{order.folder}' is being written by {writer}; wait for it, or end it by `alignyard stop "
-            f"{order.recipe.name} --address {order.address}`"
-        )
-    environment = {ORDER: order.model_dump_json(), "COLUMNS": str(OUT.width)}
-    command = module_command("jobs.conductor")
-    jobs.submit(command, job=order.job, run=order.recipe.name, folder=order.folder, environment=environment)
-    if detach:
-        return _print_started(order)
-    try:
-        jobs.follow(order.job, write)
-        while (details := jobs.ended(order.job)) is None:
-            time.sleep(0.2)
-    except KeyboardInterrupt:
-        jobs.stop([order.job])
-        raise
-    return Ending.FAULT if details.driver_exit_code is None else details.driver_exit_code
-
-
-def _run_here(order: "Order", detach: bool) -> int:
-    """Starts the conductor as a process of this machine, and follows its log."""
-    from jobs.conductor import ORDER
-    from pipeline.disk.run_record import LOG
-
-    file = order.folder / LOG
-    with _open_log(file) as log:
-        offset = log.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "jobs.conductor"],
-            env=os.environ | {ORDER: order.model_dump_json(), "COLUMNS": str(OUT.width)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # so that closing the terminal does not end it
-        )
-    if detach:
-        while process.poll() is None and not _has_started(order.folder, process.pid):
-            time.sleep(0.1)
-        if process.returncode:  # it refused the order or failed to start; its log has the reason
-            follow(file, offset, lambda: True)
-            return process.returncode
-        return _print_started(order)
-    try:
-        follow(file, offset, lambda: process.poll() is not None)
-    except KeyboardInterrupt:
-        process.send_signal(SIGTERM)
-        follow(file, file.stat().st_size, lambda: process.poll() is not None)
-    return process.wait()
-
-
-def _open_log(file: Path) -> BinaryIO:
-    """Opens the run's log for appending. Raises ValueError if it is not writable."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file.open("ab")
-    except OSError as error:
-        raise ValueError(
-            f"'{file.parent}' can't be written to ({error.strerror}); set runs_dir=DIR to a folder that can"
-        ) from error
-
-
-def _has_started(folder: Path, pid: int) -> bool:
-    """True once the conductor has accepted its order and starts stages."""
-    from pipeline.disk.run_record import RUN, RunRecord
-
-    if not (folder / RUN).is_file():
-        return False
-    record = RunRecord.read(folder)
-    return record.pid == pid and record.reason != "starting"
-
-
-def follow(file: Path, offset: int, ended: Callable[[], bool]) -> None:
-    """Prints `file` from `offset` on, and whatever is appended until `ended()`."""
-    with file.open("r", encoding="utf-8", errors="replace") as log:
-        log.seek(offset)
-        while True:
-            last = ended()  # before reading, so that no last line is missed
-            text = log.read()
-            write(text)
-            if last and not text:
-                return
-            if not text:
-                time.sleep(0.1)
-
-
-def write(text: str) -> None:
-    """Prints the output of another process unchanged. Ends this process if the reader has closed the pipe."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the rest when it exits
-        raise SystemExit(Ending.OUTPUT_CLOSED) from None
-
-
-def _print_started(order: "Order") -> int:
-    options = f" --address {order.address}" if order.address else ""
-    if not order.address and order.recipe.runs_dir != "runs":
-        options = f" --runs-dir {order.recipe.runs_dir}"
-    OUT.print(f"started {order.recipe.name} ({order.folder})", highlight=False, soft_wrap=True)
-    for verb in ("status", "logs -f", "stop"):
-        OUT.print(f"  alignyard {verb} {order.recipe.name}{options}", highlight=False, soft_wrap=True)
-    return 0
+    return start_order(new_order(recipe, address), detach=True)
 
 
 def _dry_run(recipe: "Recipe", selection: dict[str, str | None], cluster: str, json_file: Path | None) -> int:

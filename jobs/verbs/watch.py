@@ -4,9 +4,6 @@ The state of a run is read from its folder. Where that folder is on another mach
 cluster is asked instead.
 """
 
-import os
-import signal
-import socket
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +13,11 @@ from rich.text import Text
 from typer import Argument, Option
 
 from jobs.command import ERR, OUT, Address, RunName, RunsDir, plain_table, verb_app
-from jobs.verbs.run import follow, write
+from jobs.runs import all_records, find_run, stop_run
+from jobs.start import follow, write
 from pipeline.disk.ending import Ending
 from pipeline.disk.lock import holder
-from pipeline.disk.recorded import LINEAGE
-from pipeline.disk.run_record import CONSOLE, LOG, RUN, RunRecord, StageRecord, State, stage_alone
+from pipeline.disk.run_record import CONSOLE, LOG, RUN, RunRecord, StageRecord, State
 from pipeline.reports.files import duration
 
 if TYPE_CHECKING:
@@ -34,7 +31,6 @@ STATE_COLOURS = {
     State.RUNNING: "bold",
 }
 """Colours of our states and of Ray's job states; any other is red."""
-STOP_TIMEOUT_SECONDS = 90.0
 
 
 @app.command("list")
@@ -56,7 +52,7 @@ def list_runs(runs_dir: RunsDir = Path("runs"), address: Address = "") -> int:
             if not job.stage:
                 table.add_row(job.run, _state(job.state), "", _clock(job.started), job.folder)
     else:
-        records, damaged = _records(runs_dir)
+        records, damaged = all_records(runs_dir)
     for record in records:
         num_done = sum(stage.state == Ending.DONE.word for stage in record.stages.values())
         stages = f"{num_done} of {len(record.stages)} done"
@@ -84,7 +80,9 @@ def status(
     """
     if address:
         return _print_jobs(run, address)
-    record = _find_run(run, runs_dir)
+    if run is None:
+        _print_damaged(all_records(runs_dir)[1])
+    record = find_run(run, runs_dir)
     headline = Text(f"{record.name}: ") + _state(record.state)
     if record.state == State.RUNNING:
         headline.append(f" for {duration(time.time() - record.started)}")
@@ -149,7 +147,7 @@ def logs(
     """
     if address:
         return _print_job_log(run, address, stage or "", follow_log)
-    record = _find_run(run, runs_dir)
+    record = find_run(run, runs_dir)
     if not (Path(record.folder) / RUN).is_file():
         return _print_steps(Path(record.folder), follow_log)
     if stage is not None and stage not in record.stages:
@@ -216,10 +214,10 @@ def stop(run: RunName, runs_dir: RunsDir = Path("runs"), address: Address = "") 
       alignyard stop demo
     """
     if not address:
-        record = _find_run(run, runs_dir)
-        if not record.job:
-            return _stop_process(record)
-        address = record.address
+        record = find_run(run, runs_dir)
+        going_on = "stopped {}; `alignyard run` with the same recipe continues it"
+        OUT.print((going_on if stop_run(record) else "{} is not running").format(record.name), soft_wrap=True)
+        return 0
     from jobs.submission import Jobs
 
     server = Jobs(address)
@@ -229,56 +227,6 @@ def stop(run: RunName, runs_dir: RunsDir = Path("runs"), address: Address = "") 
     if survivors:
         OUT.print(f"did not stop: {', '.join(survivors)}", style="red", soft_wrap=True)
     return Ending.STOPPED if survivors else 0
-
-
-def _stop_process(record: RunRecord) -> int:
-    folder = Path(record.folder)
-    if not holder(folder):
-        OUT.print(f"{record.name} is not running")
-        return 0
-    if record.host != socket.gethostname():
-        raise ValueError(f"{record.name} runs on {record.host}; stop it there")
-    os.kill(record.pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
-    while holder(folder):
-        if time.monotonic() > deadline:
-            raise ValueError(f"{record.name} (process {record.pid}) has not stopped within {STOP_TIMEOUT_SECONDS:g} s")
-        time.sleep(0.1)
-    OUT.print(f"stopped {record.name}; `alignyard run` with the same recipe continues it")
-    return 0
-
-
-def _find_run(run: str | None, runs_dir: Path) -> RunRecord:
-    """The run by its name below `runs_dir` or by its folder, or else the newest. Raises ValueError if there is none."""
-    if run is None:
-        records, damaged = _records(runs_dir)
-        _print_damaged(damaged)
-        if not records:
-            raise ValueError(f"no runs below '{runs_dir}'; --runs-dir says where they are")
-        return records[-1]
-    folders = [runs_dir / run, Path(run)]
-    for folder in folders:
-        if (folder / RUN).is_file():
-            return RunRecord.read(folder)
-        if (alone := stage_alone(folder)) is not None:
-            return alone
-    places = " nor ".join(f"'{folder.absolute()}'" for folder in folders)
-    raise ValueError(
-        f"RUN='{run}' holds no run: there is no {RUN} in {places}; --runs-dir says where runs are, `alignyard list` "
-        "shows them"
-    )
-
-
-def _records(runs_dir: Path) -> tuple[list[RunRecord], dict[Path, str]]:
-    """The runs below a folder, oldest first, and the error message of each unreadable one by its folder."""
-    records: list[RunRecord] = []
-    damaged: dict[Path, str] = {}
-    for folder in sorted({file.parent for name in (RUN, LINEAGE) for file in runs_dir.glob(f"*/{name}")}):
-        try:
-            records.append(stage_alone(folder) or RunRecord.read(folder))
-        except ValueError as error:
-            damaged[folder] = str(error)
-    return sorted(records, key=lambda record: record.started), damaged
 
 
 def _print_damaged(damaged: dict[Path, str]) -> None:

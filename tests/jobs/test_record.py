@@ -15,9 +15,9 @@ import pytest
 from jobs.cli import main
 from jobs.command import OUT, begin_anew, exit_code, explain
 from jobs.conductor import Order, conduct
+from jobs.start import write
 from jobs.submission import Jobs, RunJob
 from jobs.verbs import run as run_verb
-from jobs.verbs.run import write
 from pipeline.disk.ending import Ending
 from pipeline.disk.lock import LOCK, locked
 from pipeline.disk.run_record import LOG, RUN, RunRecord, StageRecord
@@ -218,7 +218,7 @@ def test_other_faults_of_files_keep_their_traceback() -> None:
 
 
 def test_a_reader_that_closes_the_output_ends_the_writer_without_a_traceback() -> None:
-    program = f"from jobs.verbs.run import {write.__name__}\nfor _ in range(100000): write('a line of some length\\n')"
+    program = f"from jobs.start import {write.__name__}\nfor _ in range(100000): write('a line of some length\\n')"
     # vLLM, once imported here, preloads libgomp from a path in which ld.so takes no blanks.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     with subprocess.Popen(
@@ -353,7 +353,7 @@ def test_a_stage_begins_anew_and_its_earlier_results_are_kept(runs: Path, capsys
 
 
 def test_the_chosen_stages_of_a_run_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_verb, "_start", lambda *_, **__: 0)
+    monkeypatch.setattr(run_verb, "start_order", lambda *_, **__: 0)
     recipe = str(Path(__file__).parents[1] / "configs" / "recipe.yaml")
     for stage in ("warm", "reason"):
         (tmp_path / "small" / stage).mkdir(parents=True)

@@ -16,8 +16,8 @@ import httpx
 import pytest
 import torch
 
+from jobs import serving as servers
 from jobs.cli import main
-from jobs.verbs import serve
 from pipeline.data.chat import ChatFormat
 from pipeline.judging.scorer import Scorer
 from pipeline.models.tokenizer import load_tokenizer
@@ -86,7 +86,7 @@ def test_what_has_no_answer_is_refused_by_name(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_stage_stands_for_its_result(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "run" / "sft" / "hf")
-    assert serve.checkpoint_folder(str(folder.parent)) == serve.checkpoint_folder(str(folder)) == folder
+    assert servers.checkpoint_folder(str(folder.parent)) == servers.checkpoint_folder(str(folder)) == folder
 
 
 class Parrot(BaseHTTPRequestHandler):
@@ -157,7 +157,7 @@ def test_the_server_ends_with_the_conversation(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "health").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(serving, "server_command", lambda _, __, ___, port: [sys.executable, "-c", script, str(port)])
-    with serve.served(tmp_path, "mine") as url:
+    with servers.served(tmp_path, "mine") as url:
         assert httpx.get(f"{url}/health").is_success
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
@@ -184,10 +184,10 @@ def running_server(name: str, folder: Path, port: int) -> Iterator[None]:
     with (folder / "serve.log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        serve._await_health(server, f"http://127.0.0.1:{port}", name, folder / "serve.log")
+        servers._await_health(server, f"http://127.0.0.1:{port}", name, folder / "serve.log")
         yield
     finally:
-        serve._end(server)
+        servers._end(server)
 
 
 ANSWER = "42 pens, gladly"
