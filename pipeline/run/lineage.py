@@ -48,6 +48,7 @@ RECORDED_PACKAGES = (
 
 FREE_TO_CHANGE = (
     "trainer.timeout_seconds",
+    "trainer.start_timeout_seconds",
     "rollout.timeout_seconds",
     "trainer.max_restarts",
     "rollout.max_replacements",
