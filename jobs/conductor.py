@@ -28,11 +28,13 @@ from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
 from pipeline.cluster.actors import Node, describe_nodes
 from pipeline.cluster.demand import Demand, stage_demand
 from pipeline.cluster.machine import refuse_here
+from pipeline.cluster.room import lost_processes, ray_processes
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
 from pipeline.disk.lock import locked
 from pipeline.disk.recorded import read_figures
 from pipeline.disk.run_record import CONSOLE, RECIPE, RUN, RunRecord, StageRecord, State, refuse_other_recipe
+from pipeline.errors import RunStopped
 from pipeline.reports.files import duration
 
 ORDER = "ALIGNYARD_ORDER"
@@ -78,6 +80,8 @@ class Conductor:
         """Stages whose lines begin with their names, because another stage printed at the same time."""
         self._last_job_poll = time.monotonic()
         self._console = Console(soft_wrap=True)
+        self._ray = {} if order.address else ray_processes()
+        """Addresses of the processes of this run's own cluster, which don't come back."""
 
     def run(self) -> Ending:
         """Starts and awaits stages until nothing runs and nothing can start."""
@@ -94,7 +98,8 @@ class Conductor:
             raise
 
     def _stop(self) -> None:
-        survivors = self._jobs.stop([self._stages[name].job for name in self._running])
+        is_lost = bool(lost_processes(self._ray))  # then nobody answers, and the stages end with Ray
+        survivors = [] if is_lost else self._jobs.stop([self._stages[name].job for name in self._running])
         for name in list(self._running):
             self._record_result(name, StageResult(Ending.INTERRUPTED, "stopped"))
         if survivors:
@@ -161,7 +166,8 @@ class Conductor:
         return write
 
     def _await_result(self) -> None:
-        """Waits until at least one stage has ended, and records its result."""
+        """Waits until at least one stage has ended, and records its result. Raises RunStopped where a process of the
+        run's own Ray cluster is lost: Ray itself would end this process after a minute, without a word."""
         while True:
             poll_jobs = time.monotonic() - self._last_job_poll > JOB_POLL_SECONDS
             results = {name: self._result(name, poll_jobs) for name in self._running}
@@ -171,6 +177,8 @@ class Conductor:
             if any(results.values()):
                 return
             if poll_jobs:
+                if lost := lost_processes(self._ray):
+                    raise RunStopped(f"{lost}; the same command resumes the run")
                 self._last_job_poll = time.monotonic()
             time.sleep(RESULT_POLL_SECONDS)
 

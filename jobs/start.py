@@ -5,11 +5,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGTERM, Signals
 from typing import TYPE_CHECKING, BinaryIO
 
-from jobs.command import OUT
+from jobs.command import OUT, print_error
 from pipeline.disk.ending import Ending
 
 if TYPE_CHECKING:
@@ -59,7 +60,10 @@ def _run_on_cluster(order: "Order", detach: bool) -> int:
     except KeyboardInterrupt:
         jobs.stop([order.job])
         raise
-    return Ending.FAULT if details.driver_exit_code is None else details.driver_exit_code
+    if details.driver_exit_code is None:
+        _print_killed(f"Ray job {order.job}", f"({details.message})")
+        return Ending.FAULT
+    return details.driver_exit_code
 
 
 def _run_here(order: "Order", detach: bool) -> int:
@@ -83,14 +87,35 @@ def _run_here(order: "Order", detach: bool) -> int:
             time.sleep(0.1)
         if process.returncode:  # it refused the order or failed to start; its log has the reason
             follow(file, offset, lambda: True)
-            return process.returncode
+            return _exit_code(process, order)
         return _print_started(order)
     try:
         follow(file, offset, lambda: process.poll() is not None)
     except KeyboardInterrupt:
         process.send_signal(SIGTERM)
         follow(file, file.stat().st_size, lambda: process.poll() is not None)
-    return process.wait()
+    return _exit_code(process, order)
+
+
+def _exit_code(process: "subprocess.Popen[bytes]", order: "Order") -> int:
+    """The exit code of the conductor's process, with a message where it was killed and could print none."""
+    from pipeline.disk.run_record import RunRecord, State
+
+    code = process.wait()
+    is_killed = code < 0
+    with suppress(ValueError):  # no record yet, or a damaged one
+        record = RunRecord.read(order.folder)
+        is_killed |= record.state == State.KILLED and record.pid == process.pid
+    if is_killed:
+        _print_killed(f"process {process.pid}", f"by {Signals(-code).name}" if code < 0 else f"with exit code {code}")
+    return Ending.FAULT if is_killed else code
+
+
+def _print_killed(conductor: str, ended: str) -> None:
+    print_error(
+        f"the run's conductor ({conductor}) ended {ended} without a word, as after a kill or a lack of memory; its "
+        "stages end with it. The same command resumes the run"
+    )
 
 
 def _open_log(file: Path) -> BinaryIO:

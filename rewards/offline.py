@@ -15,8 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from configs.rewards import RewardPoolConfig, RewardSpec
-from rewards.pool.guard import RULE_MEMORY_GIB, Guard, inspect
+from rewards.pool.guard import Guard, inspect
+from rewards.pool.limits import memory_limits
 from rewards.types import Status, Task, Verdict
 
 _MAX_ROWS_AHEAD = 8
@@ -59,9 +62,11 @@ def count_completions(path: Path) -> int:
 
 def guard_factory(spec: RewardSpec, timeout_seconds: float) -> Callable[[], Guard]:
     """A function that makes guards with the limits of the reward's pool. Raises ValueError for a wrong spec."""
-    [placement] = inspect([spec], RewardPoolConfig(timeout_seconds=timeout_seconds)).values()
-    memory_gib = RULE_MEMORY_GIB if placement.pool == "rule" else None
-    return partial(Guard, [spec], timeout_seconds=timeout_seconds, memory_gib=memory_gib)
+    config = RewardPoolConfig(timeout_seconds=timeout_seconds)
+    [placement] = inspect([spec], config).values()
+    machine_gib = psutil.virtual_memory().total / 2**30
+    memory_gib, resident_gib = memory_limits(placement.pool, spec.label, config, machine_gib=machine_gib)
+    return partial(Guard, [spec], timeout_seconds=timeout_seconds, memory_gib=memory_gib, resident_gib=resident_gib)
 
 
 def judge_rows(

@@ -17,6 +17,9 @@ CONTRACT_ERROR = "contract error"
 """Outcome of an `infra_error` that a ContractError caused. It is final: in a second try with one completion, the one
 result could be taken for its score."""
 
+MEMORY_ERROR = "out of memory"
+"""Outcome of an `infra_error` of a judging process that reached its memory limit with its first completion."""
+
 
 class ContractError(ValueError):
     """Raised where a reward returns anything but one result for each completion."""

@@ -3,9 +3,10 @@
 import logging
 import os
 import shlex
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
@@ -27,6 +28,7 @@ from pipeline.errors import RunStopped
 MAX_WAIT_SECONDS = 24 * 3600.0
 """Longest that a stage waits for the resources it requests."""
 _POLL_SECONDS = 5.0
+_CONNECT_SECONDS = 3.0
 _SILENT_SECONDS = 2.0
 """Longest time without a word on the work that is waited for."""
 
@@ -67,6 +69,30 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def ray_processes() -> dict[str, tuple[str, int]]:
+    """Addresses of Ray's own processes by their names: its head, and the node manager of each live machine."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    managers = {
+        f"node manager (raylet) of {node['NodeManagerHostname']}": (node["NodeManagerAddress"], node["NodeManagerPort"])
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    return {"head process (gcs_server)": (host, int(port))} | managers
+
+
+def lost_processes(processes: Mapping[str, tuple[str, int]]) -> str:
+    """Name those of `processes` that refuse a connection, in a sentence; empty for none."""
+    lost: list[str] = []
+    for name, address in processes.items():
+        try:
+            socket.create_connection(address, _CONNECT_SECONDS).close()
+        except ConnectionRefusedError:
+            lost.append(name)
+        except OSError:  # a slow answer, as on a busy machine
+            continue
+    return f"Ray's {' and its '.join(lost)} ended, and with it what ran there" if lost else ""
 
 
 def quoted_interpreter() -> dict[str, str]:

@@ -54,6 +54,7 @@ FREE_TO_CHANGE = (
     "rollout.max_replacements",
     "checkpoint.*",
     "reward_pool.workers*",
+    "reward_pool.memory_gib*",
     "stop_on*",
 )
 """Settings that may change when a run resumes, since no figure depends on them."""

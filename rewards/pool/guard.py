@@ -25,17 +25,14 @@ from typing import Any, Self
 
 from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards.plugins.build import build_reward
+from rewards.pool.limits import DEFAULT_START_SECONDS, RULE_MEMORY_GIB, resident_bytes, start_limit
 from rewards.pool.serve import END, OUT_OF_MEMORY, Build, Form, ProcessConfig, Request
-from rewards.types import CONTRACT_ERROR, Placement, Status, Task, Verdict
+from rewards.types import CONTRACT_ERROR, MEMORY_ERROR, Placement, Status, Task, Verdict
 
-DEFAULT_START_SECONDS = 60.0
-"""Longest a judging process may take to build its rewards, and then to set up one that sets no `start_seconds`.
-Building takes 0.6 s for math and 2 s for reasoning_gym on an idle machine."""
-
-RULE_MEMORY_GIB = 2.0
-"""Address space of a process that judges by rules. The others start programs, which have limits of their own."""
-
+_MEMORY_CAUSE = "out of its"
 _EXIT_SECONDS = 5.0
+_WATCH_SECONDS = 0.2
+"""Seconds between two looks at a process's resident memory."""
 _STALL_SECONDS = 5
 """Longest the process may leave a message half read or half written."""
 _MAX_REPLY_BYTES = 1 << 20
@@ -45,8 +42,10 @@ _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from rewards.pool.serve import
 class _Process:
     """One judging process, from its start to its end. Raises what `Guard.start` raises."""
 
-    def __init__(self, config: ProcessConfig) -> None:
-        self._memory_gib = config.memory_gib
+    def __init__(self, config: ProcessConfig, resident_gib: float | None) -> None:
+        self._memory_gib, self._resident_gib = config.memory_gib, resident_gib
+        self._watched, self._is_too_large = 0.0, False
+        self._is_fresh = True  # until it has judged something
         self._number = 0
         local, remote = socket.socketpair()
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
@@ -85,6 +84,7 @@ class _Process:
             if index is None:
                 patience = float(content)
             else:
+                self._is_fresh = False
                 yield index, content
 
     def fail(self, error: Exception) -> Verdict:
@@ -93,7 +93,9 @@ class _Process:
             self.close()
             return Verdict(None, Status.TIMEOUT, str(error))
         if isinstance(error, EOFError | OSError):
-            return Verdict(None, Status.INFRA_ERROR, f"the judging process died: {self._post_mortem()}")
+            cause = self._post_mortem()
+            outcome = MEMORY_ERROR if self._is_fresh and cause.startswith(_MEMORY_CAUSE) else ""
+            return Verdict(None, Status.INFRA_ERROR, f"the judging process died: {cause}", outcome=outcome)
         self.close()
         return Verdict(None, Status.INFRA_ERROR, f"the judging process makes no sense: {error}")
 
@@ -106,12 +108,26 @@ class _Process:
         self._folder.cleanup()
 
     def _receive(self, patience: float) -> list[Any]:
-        if not self._channel.poll(patience):
-            raise TimeoutError(f"no verdict within {patience:g} s")
+        deadline = time.monotonic() + patience
+        self._watch_memory()
+        while not self._channel.poll(min(_WATCH_SECONDS, max(deadline - time.monotonic(), 0.0))):
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"no verdict within {patience:g} s")
+            self._watch_memory()
         number, index, content = json.loads(self._channel.recv_bytes(_MAX_REPLY_BYTES))
         if number != self._number:
             raise ValueError(f"a reply to request {number!r} instead of {self._number}")
         return [index, content]
+
+    def _watch_memory(self) -> None:
+        """Kill the process where its resident memory is beyond the limit. Raises EOFError then."""
+        if self._resident_gib is None or time.monotonic() - self._watched < _WATCH_SECONDS:
+            return
+        self._watched = time.monotonic()
+        if resident_bytes(self._popen.pid) > self._resident_gib * 2**30:
+            self._is_too_large = True
+            os.killpg(self._popen.pid, signal.SIGKILL)
+            raise EOFError
 
     def _receive_start(self, patience: float) -> dict[str, Any]:
         """The next reply about the start. Raises what `Guard.start` raises."""
@@ -121,7 +137,10 @@ class _Process:
             self.close()
             raise RuntimeError(f"no judging process within {patience:g} s") from None
         except (EOFError, OSError) as error:
-            raise RuntimeError(f"the judging process did not start: {self._post_mortem()}; see its stderr") from error
+            cause = self._post_mortem()
+            if cause.startswith(_MEMORY_CAUSE):
+                raise ValueError(f"the rewards can't be set up: the judging process is {cause}") from error
+            raise RuntimeError(f"the judging process did not start: {cause}; see its stderr") from error
         if "problem" in content:
             self.close()
             raise ValueError(content["problem"])
@@ -133,8 +152,9 @@ class _Process:
             self._popen.wait(_EXIT_SECONDS)
         code = self._popen.poll()
         self.close()
-        if code == OUT_OF_MEMORY and self._memory_gib is not None:
-            return f"out of its {self._memory_gib:g} GiB of memory"
+        if self._is_too_large or code == OUT_OF_MEMORY:
+            limit = self._resident_gib if self._is_too_large else self._memory_gib
+            return f"{_MEMORY_CAUSE} {limit or 0:g} GiB of memory (reward_pool.memory_gib)"
         if code is None:
             return "it neither answered nor ended"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -145,7 +165,8 @@ class Guard:
 
     specs: the rewards it judges with. build: a module's function that makes a reward from its spec, inside the process.
     timeout_seconds: wall-clock limit of one verdict, where the reward sets none for the task. memory_gib: address space
-    of the process, None for no limit. judges: False where it only checks tasks, so that no `model` reward is set up.
+    of the process, None for no limit. resident_gib: the same of its resident memory, which this process looks at while
+    it waits. judges: False where it only checks tasks, so that no `model` reward is set up.
 
     A guard belongs to one thread and serves one request at a time. Its thread need not be the main one, but must live
     as long as the guard: Linux ends the process with the thread that started it. `placements` is filled by the start.
@@ -161,10 +182,12 @@ class Guard:
         *,
         timeout_seconds: float,
         memory_gib: float | None = RULE_MEMORY_GIB,
+        resident_gib: float | None = None,
         build: Build = build_reward,
         judges: bool = True,
     ) -> None:
         self._config = ProcessConfig(list(specs), build, timeout_seconds, memory_gib, judges)
+        self._resident_gib = resident_gib
         self._process: _Process | None = None
         self.placements: dict[str, Placement] = {}
 
@@ -180,17 +203,17 @@ class Guard:
         Raises ValueError for a wrong spec or a reward that can't be built, and RuntimeError where the process dies or
         takes longer than DEFAULT_START_SECONDS, or than a reward's own `start_seconds`.
         """
-        self._process = _Process(self._config)
+        self._process = _Process(self._config, self._resident_gib)
         self.placements = self._process.placements
 
     def judge(self, label: str, task: Task, completions: Sequence[str]) -> list[Verdict]:
         """The verdicts of the reward `label` on completions of `task`.
 
         Equal completions are judged once. A failed one is judged a second time, alone or, by an async `score`, beside
-        the other failed ones; of a group that is compared all are. Two kinds of failure are not retried: a rule that
-        ran out of time would do so again, and a batch with a wrong number of results would pass unnoticed if its
-        completions came one by one. When the process is lost, the verdicts that came before are kept. A completion
-        takes at most two time limits and two starts.
+        the other failed ones; of a group that is compared all are. Three kinds of failure are not retried: a rule that
+        ran out of time, and a new process that ran out of memory, would do so again, and a batch with a wrong number of
+        results would pass unnoticed if its completions came one by one. When the process is lost, the verdicts that
+        came before are kept. A completion takes at most two time limits and two starts.
         Raises what `start` raises.
         """
         verdicts: dict[str, Verdict] = {}
@@ -251,7 +274,7 @@ class Guard:
         """Tell whether a second try may give another verdict."""
         if verdict.status is Status.TIMEOUT:
             return self.placements[label].pool != "rule"
-        return verdict.status is Status.INFRA_ERROR and verdict.outcome != CONTRACT_ERROR
+        return verdict.status is Status.INFRA_ERROR and verdict.outcome not in (CONTRACT_ERROR, MEMORY_ERROR)
 
     def _request(self, label: str, task: Task, texts: list[str]) -> tuple[dict[str, Verdict], dict[str, Verdict]]:
         """Send one request. The verdicts that came back, and a failed one for each text whose call lost the process.
@@ -356,17 +379,13 @@ def applicable(task: Task, labels: Sequence[str]) -> list[str]:
     return [label for label in labels if not task_labels or label in task_labels]
 
 
-def start_limit(placements: Iterable[Placement]) -> float:
-    """Seconds that one process may take to set up the rewards of `placements`."""
-    limits = [placement.start_seconds or DEFAULT_START_SECONDS for placement in placements]
-    return max(limits, default=DEFAULT_START_SECONDS)
-
-
 def refuse_idle_workers(config: RewardPoolConfig, placements: Iterable[Placement]) -> None:
-    """Raises ValueError where `reward_pool.workers` names a pool or label that none of the rewards uses."""
+    """Raises ValueError where `reward_pool.workers` or `memory_gib` names a pool or label that none of the rewards
+    uses."""
     used = sorted({placement.worker_group for placement in placements})
-    idle = sorted(set(config.workers) - set(used))
-    if idle:
-        raise ValueError(
-            f"reward_pool.workers.{idle[0]} has no effect: the rewards judge at {', '.join(used)}; remove or rename it"
-        )
+    for setting, names in (("workers", config.workers), ("memory_gib", config.memory_gib)):
+        if idle := sorted(set(names) - set(used)):
+            raise ValueError(
+                f"reward_pool.{setting}.{idle[0]} has no effect: the rewards judge at {', '.join(used)}; remove or "
+                "rename it"
+            )

@@ -15,12 +15,14 @@ from threading import Lock
 from typing import Any
 
 import ray
+from ray._common.utils import get_system_memory
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from configs.rewards import RewardPoolConfig, RewardSpec
+from configs.rewards import PoolName, RewardPoolConfig, RewardSpec
 from rewards.plugins.build import build_reward
 from rewards.pool.breaker import CircuitBreaker
-from rewards.pool.guard import RULE_MEMORY_GIB, Guard, applicable, inspect, start_limit
+from rewards.pool.guard import Guard, applicable, inspect
+from rewards.pool.limits import memory_limits, start_limit
 from rewards.pool.metrics import JobTimes, summarize, summarize_workers
 from rewards.pool.serve import Build
 from rewards.types import Placement, Status, Task, Verdict
@@ -48,8 +50,15 @@ class RewardWorker:
     Every wait of a guard ends, so a living actor finishes its jobs.
     """
 
-    def __init__(self, specs: list[RewardSpec], timeout_seconds: float, memory_gib: float | None, build: Build) -> None:
-        self._guard = Guard(specs, timeout_seconds=timeout_seconds, memory_gib=memory_gib, build=build)
+    def __init__(self, specs: list[RewardSpec], pool: PoolName, config: RewardPoolConfig, build: Build) -> None:
+        memory_gib, resident_gib = memory_limits(pool, specs[0].label, config, machine_gib=get_system_memory() / 2**30)
+        self._guard = Guard(
+            specs,
+            timeout_seconds=config.timeout_seconds,
+            memory_gib=memory_gib,
+            resident_gib=resident_gib,
+            build=build,
+        )
 
     def start(self) -> None:
         """Start the judging process. Raises ValueError for a wrong spec, RuntimeError where it can't be started."""
@@ -107,7 +116,7 @@ class _WorkerGroup:
     ) -> None:
         self.size = config.workers.get(name, 1)
         self.start_seconds = WORKER_START_SECONDS + start_limit(placements)
-        self._arguments = (specs, config.timeout_seconds, RULE_MEMORY_GIB if name == "rule" else None, build)
+        self._arguments = (specs, placements[0].pool, config, build)
         # A worker in the place of a lost one takes over its devices.
         anywhere = {"num_gpus": sum(map(_gpus, placements)), "scheduling_strategy": "SPREAD"}
         self._slots = list(slots[: self.size] or [anywhere] * self.size)

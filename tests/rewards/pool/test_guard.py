@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-import rewards.pool.guard
+import rewards.pool.limits
 from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards.pool.guard import Guard, Judges, inspect, refuse_idle_workers, unjudgeable
+from rewards.pool.limits import memory_limits
 from rewards.types import CONTRACT_ERROR, Placement, Status, Task, Verdict
 from tests.rewards import hostile
 
@@ -123,6 +124,49 @@ def test_the_detail_says_what_happened(behaviour: str, message: str) -> None:
     assert message in verdict.detail
 
 
+def test_a_process_that_maps_files_and_models_is_limited_by_its_resident_memory(tmp_path: Path) -> None:
+    file = tmp_path / "calls"
+    (tmp_path / "leak.py").write_text(
+        "import mmap, time\nkept = []\n"
+        "def leak(task, completion):\n"
+        "    reserved = mmap.mmap(-1, 2**33)\n"  # address space alone
+        f"    open({str(file)!r}, 'a').write(completion + ' ')\n"
+        "    kept.append(bytearray(int(completion) * 2**20))\n"
+        "    time.sleep(1.0 * (sum(map(len, kept)) > 2**29))\n    return 1.0\n"
+    )
+    spec = RewardSpec(name=f"{tmp_path}/leak.py:leak")
+    with Guard([spec], timeout_seconds=60.0, memory_gib=None, resident_gib=0.5) as guard:
+        assert scores(guard.judge("leak", TASK, ["201", "202"])) == [1.0, 1.0]
+        assert scores(guard.judge("leak", TASK, ["203"])) == [1.0]  # by the next process
+        assert file.read_text() == "201 202 203 203 "
+        [verdict] = guard.judge("leak", TASK, ["900"])
+        assert verdict.score is None and "out of its 0.5 GiB of memory (reward_pool.memory_gib)" in verdict.detail
+        assert scores(guard.judge("leak", TASK, ["1"])) == [1.0]
+
+
+def test_limits_of_memory_by_pool() -> None:
+    config = RewardPoolConfig(workers={"fair": 4}, memory_gib={"sandbox": 6})
+    assert memory_limits("rule", "math", config, machine_gib=64) == (2.0, None)
+    assert memory_limits("sandbox", "code", config, machine_gib=64) == (None, 6.0)
+    assert memory_limits("model", "fair", config, machine_gib=64) == (None, 8.0)
+    with pytest.raises(ValueError, match=r"reward_pool\.memory_gib\.sandbox has no effect"):
+        refuse_idle_workers(config, [Placement("fair", "model", 0, None)])
+
+
+def test_a_new_process_that_runs_out_of_memory_is_not_tried_again(tmp_path: Path) -> None:
+    file = tmp_path / "calls"
+    (tmp_path / "eats.py").write_text(
+        "def eats(task, completion):\n"
+        f"    open({str(file)!r}, 'a').write(completion)\n"
+        "    return float(len(bytearray(2**33)) if completion == 'x' else 1)\n"
+    )
+    with Guard([RewardSpec(name=f"{tmp_path}/eats.py:eats")], timeout_seconds=LIMIT) as guard:
+        assert scores(guard.judge("eats", TASK, ["x"])) == [None]
+        assert file.read_text() == "x"  # it would again
+        assert scores(guard.judge("eats", TASK, ["a", "x"])) == [1.0, None]
+    assert file.read_text() == "xaxx"  # the first may have taken the memory
+
+
 def test_verdicts_and_numbers_pass_through() -> None:
     assert judge("abstain", ["bad"])[0].status is Status.ABSTAIN
     assert scores(judge("true", ["bad"])) == [1.0]
@@ -215,7 +259,7 @@ def test_a_wrong_spec_is_a_value_error() -> None:
 def test_a_process_that_cannot_start_is_told_from_a_wrong_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="exit code 5"):
         Guard(hostile.specs("pid", setup="exit"), timeout_seconds=LIMIT, build=hostile.build).start()
-    monkeypatch.setattr(rewards.pool.guard, "DEFAULT_START_SECONDS", 1.0)
+    monkeypatch.setattr(rewards.pool.limits, "DEFAULT_START_SECONDS", 1.0)
     with pytest.raises(RuntimeError, match="within 1 s"):
         Guard(hostile.specs("pid", setup="hang"), timeout_seconds=LIMIT, build=hostile.build).start()
 

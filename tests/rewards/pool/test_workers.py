@@ -46,7 +46,7 @@ def scores(judged: GroupVerdicts, label: str) -> list[float | None]:
 
 
 def test_worker_without_ray() -> None:
-    worker = RewardWorker(hostile.specs("length", "raise"), 1.0, None, hostile.build)
+    worker = RewardWorker(hostile.specs("length", "raise"), "rule", RewardPoolConfig(), hostile.build)
     worker.start()
     first, second = worker.judge(Task("", ""), ["a", "bad"], ["length", "raise"])
     assert (first["length"].score, second["length"].score) == (1.0, 3.0)
