@@ -40,6 +40,7 @@ VERBS = {
     "data": ("data", "Show data as a model will see it."),
     "preferences": ("preferences", "Build preference data for reward models."),
     "reward": ("reward", "List, create, check and use rewards."),
+    "docs": ("docs", "Show a page of the documentation."),
     "doctor": ("doctor", "Check this machine and the installation."),
 }
 """The module in `jobs.verbs` of each verb, and its line in `alignyard --help`."""
