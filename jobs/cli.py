@@ -20,6 +20,7 @@ VERBS = {
     "list": ("watch", "List the runs."),
     "status": ("watch", "Show the stages of a run and their states."),
     "logs": ("watch", "Print the output of a run."),
+    "compare": ("compare", "Compare runs."),
     "stop": ("watch", "Stop a run."),
     "plan": ("plan", "Predict memory, layout and time of a recipe on a cluster."),
     "config": ("config", "Show a configuration and the origin of each value."),
