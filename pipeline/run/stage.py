@@ -19,14 +19,16 @@ from configs.references import resolve_references
 from configs.stages import ON_POLICY, RESULT_FOLDERS, AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.cluster.machine import refuse_here
+from pipeline.cluster.placement import StagePlacement
 from pipeline.cluster.room import wait_for_resources
 from pipeline.cluster.start import cluster_when_needed
+from pipeline.cluster.storage import refuse_unshared
 from pipeline.disk.files import write_atomic
 from pipeline.disk.lock import locked
 from pipeline.disk.recorded import FIGURES, begun, read_figures
 from pipeline.errors import RankLost, RunStopped
 from pipeline.reports.stage_page import write_html
-from pipeline.run.lineage import ValidationGate, check_lineage, write_lineage
+from pipeline.run.lineage import ValidationGate, check_lineage, input_paths, write_lineage
 from pipeline.stages.context import Context
 from pipeline.train.checkpoints import set_aside_damaged
 from pipeline.weights.resolve import with_dtypes
@@ -104,8 +106,12 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
     write_lineage(folder, folder.name, config, resolved, gate)
     context = Context((folder.parent if recipe else folder) / "evaluations", gate.resolved if gate else None)
 
+    def wait() -> StagePlacement | None:
+        refuse_unshared(folder, input_paths(folder, resolved, gate))
+        return wait_for_resources(resolved, recipe, warn)
+
     def launch() -> dict[str, float]:
-        with cluster_when_needed(lambda: wait_for_resources(resolved, recipe, warn)):
+        with cluster_when_needed(wait):
             return _module(config).launch(resolved, folder, context)
 
     try:
