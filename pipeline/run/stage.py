@@ -9,6 +9,7 @@ folder, and `launch` with the precision of the checkpoint for `dtype: auto`.
 import json
 from collections.abc import Callable
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -126,16 +127,29 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
 def _with_restarts(
     launch: Callable[[], dict[str, float]], config: AnyStage, folder: Path, warn: Callable[[str], None]
 ) -> dict[str, float]:
-    """Launch a stage, and again where the process of a rank or an engine ended, as often as its trainer allows."""
+    """Launch a stage, and again where the process of a rank or an engine ended, as often as its trainer allows.
+
+    Raises RunStopped where the nodes that are left can't run it.
+    """
     trainer: TrainerConfig | None = getattr(config, "trainer", None)
-    allowed = trainer.max_restarts if trainer else 0
-    for number in range(1, allowed + 1):
+    allowed, lost = trainer.max_restarts if trainer else 0, ""
+    for number in count(1):
         try:
             return launch()
         except (RankLost, EngineLost) as error:
-            warn(f"{folder.name}: {error}\nrestart {number} of {allowed} (trainer.max_restarts)")
+            if number > allowed:
+                raise
+            lost = str(error)
+            warn(f"{folder.name}: {lost}\nrestart {number} of {allowed} (trainer.max_restarts)")
             set_aside_damaged(folder, warn)
-    return launch()
+        except ValueError as refusal:
+            if not lost:
+                raise
+            raise RunStopped(
+                f"{folder.name}: {lost}\nthe nodes that are left can't run the stage: {refusal}; or bring the node "
+                "back or add another, and the same command goes on"
+            ) from refusal
+    raise AssertionError
 
 
 def resolve_stage(config: _StageT, folder: Path, recipe: Recipe | None) -> _StageT:
