@@ -63,6 +63,8 @@ class RolloutConfig(Settings):
     """CPU threads of one engine; 0 takes every core of the machine."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """Longest time for a generation or a sync; after it the run stops with the reason."""
+    start_timeout_seconds: float = Field(default=1800.0, gt=0)
+    """Longest time for an engine to start and load its weights."""
     max_replacements: int = Field(default=3, ge=0)
     """Engines that a stage replaces after their process ended, with their completions continued; one more stops it."""
 

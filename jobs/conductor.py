@@ -23,7 +23,7 @@ from configs.base import Settings
 from configs.graph import chosen, cut_off, graph, ready
 from configs.stages import Recipe
 from jobs.command import exit_code, explain, plain_table, quieten
-from jobs.shipment import Shipment
+from jobs.machine import stopped_processes
 from jobs.stage_job import RESULT_FILE, StageResult
 from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
 from pipeline.cluster.actors import Node, describe_nodes
@@ -55,8 +55,6 @@ class Order(Settings):
     """Absolute folder of the run."""
     working_directory: Path
     """Folder that relative paths of the recipe start from."""
-    shipment: Shipment | None = None
-    """The recipe's files, in the folder that the conductor's Ray job starts in; None on a cluster of its own."""
     start: str | None = None
     """The first stage to run (see configs.graph.chosen)."""
     until: str | None = None
@@ -85,6 +83,8 @@ class Conductor:
         self._console = Console(soft_wrap=True)
         self._ray = {} if order.address else ray_processes()
         """Addresses of the processes of this run's own cluster, which don't come back."""
+        self._stopped = set[int]()
+        """Processes of this run's own cluster that a signal stopped."""
 
     def run(self) -> Ending:
         """Starts and awaits stages until nothing runs and nothing can start."""
@@ -182,8 +182,17 @@ class Conductor:
             if poll_jobs:
                 if lost := lost_processes(self._ray):
                     raise RunStopped(f"{lost}; the same command resumes the run")
+                self._name_stopped()
                 self._last_job_poll = time.monotonic()
             time.sleep(RESULT_POLL_SECONDS)
+
+    def _name_stopped(self) -> None:
+        """Names each process of a run of its own cluster that a signal stopped: what waits for it would seem to hang.
+        Judging processes are killed and replaced at their limit."""
+        stopped = {} if self._order.address else stopped_processes()
+        for pid in stopped.keys() - self._stopped:
+            self._print(f"process {pid} ({stopped[pid]}) is stopped; `kill -CONT {pid}` lets it go on", style="yellow")
+        self._stopped = set(stopped)
 
     def _result(self, name: str, poll_job: bool) -> StageResult | None:
         """The result of a stage, or None while it runs. A killed stage leaves none on disk: its job's state tells."""
@@ -259,7 +268,6 @@ def conduct(order: Order) -> Ending:
 
 def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     from pipeline.cluster.room import nodes
-    from pipeline.cluster.storage import refuse_unshared
     from pipeline.run.dry_run import StageSelection, dry_run, refuse_problems
 
     record.address = record.address or jobs.address
@@ -267,11 +275,6 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     survivors = jobs.stop(jobs.running(order.folder, stages=True))
     if survivors:
         raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(survivors)}")
-    refuse_unshared(order.folder)
-    if order.shipment is not None:
-        folder = order.shipment.unpack(Path.cwd(), order.folder)
-        os.chdir(folder)
-        order = order.model_copy(update={"working_directory": folder})
     planned = dry_run(order.recipe, order.folder, StageSelection(order.start, order.until, order.only))
     cluster_nodes = nodes()
     refuse_problems(planned)
@@ -375,7 +378,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # works at once, until Ray's start replaces it
     quieten()
     order = Order.model_validate_json(os.environ.pop(ORDER))
-    if order.shipment is None:
+    if order.working_directory.is_dir():
         os.chdir(order.working_directory)
     return exit_code(lambda: conduct(order), resumes=True)
 

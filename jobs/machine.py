@@ -5,13 +5,13 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import permutations
+from pathlib import Path
 
 import psutil
 from packaging.version import Version
-
-from jobs.import_guard import set_up_command
 
 _GIB = 2**30
 DRIVERS = {"13": Version("580"), "12": Version("525.60")}
@@ -131,7 +131,7 @@ def _unusable(driver: str, torch_version: str, cuda: str | None) -> Finding:
     """A GPU that the driver shows and torch can't use."""
     oldest = DRIVERS.get((cuda or "").partition(".")[0])
     if cuda is None:
-        remedy = f"torch {torch_version} is a build for CPUs: {set_up_command('gpu')}"
+        remedy = f"torch {torch_version} is a build for CPUs: make setup EXTRA=gpu"
     elif oldest and Version(driver) < oldest:
         remedy = f"driver {driver} is too old for CUDA {cuda}: update it to {oldest} or newer"
     else:
@@ -147,3 +147,17 @@ def _driver_versions() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def stopped_processes() -> dict[int, str]:
+    """Names of the processes under this one that a signal stopped, by their numbers. Judging processes, and programs
+    under them, are left out: their guards kill them at their limits."""
+    stopped: dict[int, str] = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_STOPPED:
+                continue
+            if not any("rewards.pool.serve" in word for own in [process, *process.parents()] for word in own.cmdline()):
+                words = process.cmdline()
+                stopped[process.pid] = words[words.index("-m") + 1] if "-m" in words[:4] else Path(words[0]).name
+    return stopped

@@ -21,7 +21,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.command import QUIET_ENVIRONMENT
-from pipeline.cluster.room import announced, quoted_interpreter
+from pipeline.cluster.room import announced, quoted_interpreter, silence_ray
 from pipeline.errors import RunStopped
 
 UNREACHABLE_SECONDS = 60.0
@@ -47,6 +47,7 @@ def cluster_with_jobs() -> Iterator[str]:
         # Ray's processes end with the thread that started them, so this must be the main thread.
         with _free_agent_port(), announced("starting Ray"):
             context = ray.init(address="local", include_dashboard=True, dashboard_port=0, **quiet)
+    silence_ray()
     try:
         yield f"http://{context.dashboard_url}"
     finally:
@@ -88,7 +89,10 @@ def stage_command(run: Path, stage: str, working_directory: Path) -> str:
     It sets RAY_ADDRESS, since Ray would give the job the cluster that was started last on the machine.
     """
     address, folder = ray.get_runtime_context().gcs_address, shlex.quote(str(working_directory))
-    return f"cd {folder} && export RAY_ADDRESS={address} && {module_command('jobs.stage_job', str(run), stage)}"
+    return (
+        f"{{ [ ! -d {folder} ] || cd {folder}; }} && export RAY_ADDRESS={address} && "
+        f"{module_command('jobs.stage_job', str(run), stage)}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,25 +135,15 @@ class Jobs:
         self._silent_since: float | None = None
 
     def submit(
-        self,
-        command: str,
-        *,
-        job: str,
-        run: str,
-        folder: Path,
-        stage: str = "",
-        environment: Mapping[str, str],
-        package: Path | None = None,
+        self, command: str, *, job: str, run: str, folder: Path, stage: str = "", environment: Mapping[str, str]
     ) -> None:
         """Starts `command` as the Ray job `job` of a run: of a stage, or of the conductor if `stage` is empty.
 
-        package: a folder here, in a copy of which the job starts. Raises RunStopped when the cluster has accepted no
-        job for a minute.
+        Raises RunStopped when the cluster has accepted no job for a minute.
         """
         quiet = {name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()}
         stopping = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS)}
-        runtime_env: dict[str, Any] = {"env_vars": {**quiet, **environment, **stopping}, **quoted_interpreter()}
-        runtime_env |= {"working_dir": str(package)} if package else {}
+        runtime_env = {"env_vars": {**quiet, **environment, **stopping}, **quoted_interpreter()}
         metadata = {RUN_KEY: run, FOLDER_KEY: str(folder), STAGE_KEY: stage}
         deadline = time.monotonic() + UNREACHABLE_SECONDS
         while True:

@@ -20,6 +20,9 @@ result could be taken for its score."""
 MEMORY_ERROR = "out of memory"
 """Outcome of an `infra_error` of a judging process that reached its memory limit with its first completion."""
 
+STALLED = "stalled"
+"""Outcome of a `timeout` of a judging process that got no processor, as on a machine that swaps."""
+
 
 class ContractError(ValueError):
     """Raised where a reward returns anything but one result for each completion."""

@@ -4,20 +4,30 @@ Every call has a timeout, and every error names the engine.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+import rich
+from ray._private.state import actors
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig
-from rollout.process import compute_environment, num_threads, start_environment
+from rollout.process import compute_environment, killed_by_kernel, num_threads, start_environment
 from rollout.queue import Progress
 from rollout.types import Completion, CompletionColumns, GroupAddress, Routes, StoredCompletion, narrow_routes
 
-TIMEOUT_REMEDY = "; raise rollout.timeout_seconds if it needs longer"
-"""Ending of an error about a call that takes too long."""
+START = "its start"
+"""Name of the calls that start an engine, which have a limit of their own."""
+
+
+MEMORY_REMEDY = (
+    "lack of memory: lower rollout.kv_cache_gib, rollout.max_num_seqs or trainer.micro_batch_tokens, or shard further"
+)
 
 
 class RolloutError(Exception):
@@ -98,7 +108,6 @@ class EngineActors:
         self._config = config
         own = resources or [{"num_cpus": 0.1}] * config.num_engines
         self._actors = [ray.remote(self.actor).options(**_with_environment(each)) for each in own]
-        self._has_devices = any("scheduling_strategy" in each and each.get("num_gpus") is not None for each in own)
         self._arguments, self._options = arguments, options
         self._lost: dict[int, EngineLost] = {}
         self.num_replaced = 0
@@ -115,12 +124,8 @@ class EngineActors:
 
     def _replace(self) -> list[int]:
         """Start an engine for each that was lost, and return their numbers. Raises RolloutError where more were lost
-        than `max_replacements`, EngineLost for one whose devices left the cluster with their node."""
+        than `max_replacements`."""
         numbers = sorted(self._lost)
-        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        for number in numbers:
-            if self._has_devices and self._nodes[number] not in nodes:
-                raise EngineLost(f"{self._lost[number]}\nits devices left the cluster with their node")
         if self.num_replaced + len(numbers) > self._config.max_replacements:
             cause = self._lost[numbers[0]]
             raise RolloutError(
@@ -128,6 +133,9 @@ class EngineActors:
                 f"rollout.max_replacements={self._config.max_replacements} allows no more"
             ) from cause
         for number in numbers:
+            allowed = f"rollout.max_replacements={self._config.max_replacements}"
+            text = f"{self._lost[number]}; it is replaced, and its completions go on ({allowed})"
+            rich.get_console().print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
             ray.kill(self._engines[number])  # the process may live where only its connection was lost
             del self._lost[number]
         self._start(numbers)
@@ -138,7 +146,7 @@ class EngineActors:
         for number in numbers:
             self._engines[number] = self._actors[number].remote()
         for number in numbers:
-            self._nodes[number] = self._get(self._engines[number].node_id.remote(), number, "its start")
+            self._nodes[number] = self._get(self._engines[number].node_id.remote(), number, START)
         started = [
             self._engines[number].start.remote(
                 self._nodes.count(self._nodes[number]),
@@ -149,7 +157,7 @@ class EngineActors:
             for number in numbers
         ]
         for number, call in zip(numbers, started, strict=True):
-            self.devices[number] = self._get(call, number, "its start")
+            self.devices[number] = self._get(call, number, START)
 
     def _call_all(self, method: str, *args: Any) -> list[Any]:
         return self._gather([engine.call.remote(method, *args) for engine in self._engines], f"'{method}'")
@@ -159,17 +167,56 @@ class EngineActors:
 
     def _get(self, ref: Any, number: int, call: str) -> Any:
         """Return a call's value. Raises RolloutError naming the engine when it times out or the engine died."""
+        setting = "start_timeout_seconds" if call == START else "timeout_seconds"
+        seconds: float = getattr(self._config, setting)
         try:
-            return ray.get(ref, timeout=self._config.timeout_seconds)
+            return ray.get(ref, timeout=seconds)
         except GetTimeoutError as error:
             raise RolloutError(
-                f"rollout engine {number}: no end of {call} for {self._config.timeout_seconds:g} s{TIMEOUT_REMEDY}"
+                f"rollout {self._name(number)}: no end of {call} for {seconds:g} s; raise rollout.{setting} if it "
+                "needs longer"
             ) from error
         except RayTaskError as error:
+            if is_out_of_memory(error):
+                raise RolloutError(f"rollout engine {number}, {call}: {MEMORY_REMEDY} ({error.cause})") from error
             raise error.cause from error  # the engine's own error, without Ray's wrapper
         except RayError as error:
-            self._lost[number] = EngineLost(f"rollout engine {number} was lost in {call}: {error}")
+            self._lost[number] = EngineLost(f"rollout engine {number} was lost in {call}: {death(error)}")
             raise self._lost[number] from error
+
+    def _name(self, number: int) -> str:
+        return f"engine {number} ({actor_process(self._engines[number]._actor_id)})"
+
+
+def actor_process(actor_id: ray.ActorID) -> str:
+    """Name an actor's process and its machine, and on this machine the state that the kernel gives: "stopped" for one
+    that was sent SIGSTOP, "running" or "sleeping" for one that computes or waits."""
+    entry: dict[str, Any] = actors(actor_id.hex())
+    pid, address = entry.get("Pid", 0), entry.get("Address", {}).get("IPAddress", "")
+    if not pid:
+        return "not placed yet"
+    state = ""
+    if address == ray.util.get_node_ip_address():
+        with suppress(psutil.NoSuchProcess):
+            state = f", {psutil.Process(pid).status()}"
+    return f"process {pid} on {address}{state}"
+
+
+def death(error: RayError) -> str:
+    """Describe the end of an actor's process in a line, of the dozen that Ray's error has."""
+    found = dict(re.findall(r"^\s*(pid|ip): (\S+)$", str(error), re.MULTILINE))
+    process = f"process {found.get('pid', '?')} on {found.get('ip', '?')}"
+    if isinstance(error, OutOfMemoryError) or killed_by_kernel(int(found.get("pid", 0))):
+        return f"{process} was ended for {MEMORY_REMEDY}"
+    cause = str(error).splitlines()[-1]
+    if "worker process has died" in cause:
+        return f"{process} ended without a word, as after a kill or a lack of memory"
+    return f"{process} ended: {cause}"
+
+
+def is_out_of_memory(error: RayTaskError) -> bool:
+    """True where a call failed for lack of memory of a device or of the process."""
+    return type(error.cause).__name__ in ("OutOfMemoryError", "MemoryError")
 
 
 def _with_environment(options: Mapping[str, Any]) -> dict[str, Any]:

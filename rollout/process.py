@@ -5,7 +5,9 @@ What depends on the machine is computed on the machine that the process is on, b
 
 import os
 import random
+import re
 import socket
+import time
 from contextlib import suppress
 
 import psutil
@@ -13,6 +15,8 @@ import psutil
 PORTS = range(20_000, 32_000)
 """Between the ports of Ray's workers and those that Linux gives to outgoing connections, so that a free port stays free
 until the process that it was chosen for binds it."""
+
+_RECENT_SECONDS = 300.0
 
 
 def num_threads(configured: int, *, sharers: int = 1) -> int:
@@ -61,3 +65,23 @@ def free_port() -> int:
             probe.bind(("", port))
             return port
     raise OSError(f"none of twenty ports between {PORTS.start} and {PORTS.stop} is free")
+
+
+def killed_by_kernel(pid: int) -> bool:
+    """True where this machine's kernel says that it ended the process in the last minutes for lack of memory. Without
+    the right to read its log, False."""
+    record = re.compile(rf"\d+,\d+,(\d+),.*Killed process {pid} \(".encode())
+    try:
+        log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        while True:
+            with suppress(BrokenPipeError):  # records were overwritten meanwhile
+                found = record.match(os.read(log, 8192))
+                if found and time.monotonic() - int(found[1]) / 1e6 < _RECENT_SECONDS:
+                    return True
+    except OSError:  # the end of the log
+        return False
+    finally:
+        os.close(log)

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from configs.sampling import SamplingConfig
-from rollout.actors import TIMEOUT_REMEDY, EngineActors, EngineLost, RolloutError
+from rollout.actors import EngineActors, EngineLost, RolloutError
 from rollout.queue import GenerationQueue, Progress
 from rollout.requests import refuse_equal_completions, refuse_prompts
 from rollout.types import StoredCompletion, StoredGroup
@@ -70,9 +70,10 @@ class PullingEngines(EngineActors):
                     self._replace_and_restore()
                     deadline = time.monotonic() + self._config.timeout_seconds
                 if not self._turn(deadline - time.monotonic()):
-                    late = ", ".join(map(str, sorted(self._calls.values())))
+                    late = ", ".join(map(self._name, sorted(self._calls.values())))
                     raise RolloutError(
-                        f"rollout engine {late}: not finished within {self._config.timeout_seconds:g} s{TIMEOUT_REMEDY}"
+                        f"rollout {late}: not finished within {self._config.timeout_seconds:g} s; raise "
+                        "rollout.timeout_seconds if it needs longer"
                     )
         finally:
             for number in self._queue.drop(ticket):

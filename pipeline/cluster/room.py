@@ -14,7 +14,9 @@ from typing import Any
 
 import ray
 import rich
+from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
+from ray.exceptions import RayError
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
 
@@ -24,6 +26,7 @@ from pipeline.cluster.demand import Demand, stage_demand
 from pipeline.cluster.placement import StagePlacement
 from pipeline.disk.home import replace_read_only_home
 from pipeline.errors import RunStopped
+from rollout.actors import RolloutError
 
 MAX_WAIT_SECONDS = 24 * 3600.0
 """Longest that a stage waits for the resources it requests."""
@@ -56,7 +59,8 @@ def announced(work: str) -> Iterator[None]:
 def cluster() -> Iterator[None]:
     """Join the Ray cluster at RAY_ADDRESS, or start a local one that ends with the block.
 
-    PYTHONPATH puts this installation before any folder of the user's named like one of our packages.
+    PYTHONPATH puts this installation before any folder of the user's named like one of our packages. Raises RunStopped
+    where the block fails because a process of Ray was lost: the block's own error names a rank or engine lost with it.
     """
     home = str(Path(__file__).parents[2])
     environment = {"PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])}
@@ -65,19 +69,35 @@ def cluster() -> Iterator[None]:
     replace_read_only_home()
     with announced("starting Ray" if local else "joining the Ray cluster"):
         ray.init(runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR, **local)
+    silence_ray()
+    processes = ray_processes()
     try:
         yield
+    except (RayError, RunStopped, RolloutError) as error:
+        if lost := lost_processes(processes):
+            raise RunStopped(f"{lost}; the same command resumes the run") from error
+        raise
     finally:
         ray.shutdown()
 
 
+def silence_ray() -> None:
+    """Keep what Ray prints about its own processes, such as the last 20 lines of a raylet's log, off the console: an
+    error of ours names the process. Ray 2.60 prints it in spite of `log_to_driver=False` (`listen_error_messages` in
+    ray/_private/worker.py), and its log files have it."""
+    worker: Any = ray_worker
+    worker.print_to_stdstream = lambda *_, **__: None
+
+
 def ray_processes() -> dict[str, tuple[str, int]]:
-    """Addresses of Ray's own processes by their names: its head, and the node manager of each live machine."""
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    """Addresses of the processes of Ray that no process here can do without, by their names: its head, and the node
+    manager of this machine."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
     managers = {
         f"node manager (raylet) of {node['NodeManagerHostname']}": (node["NodeManagerAddress"], node["NodeManagerPort"])
         for node in ray.nodes()
-        if node["Alive"]
+        if node["NodeID"] == context.get_node_id()
     }
     return {"head process (gcs_server)": (host, int(port))} | managers
 

@@ -24,6 +24,7 @@ from pipeline.disk.checksums import write_checksums
 from pipeline.disk.files import new_folder
 from pipeline.errors import RankLost, RunStopped
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
+from rollout.actors import MEMORY_REMEDY, actor_process, death, is_out_of_memory
 from rollout.device import DeviceState, Move
 from rollout.process import compute_environment, free_port, network_environment, num_threads, start_environment
 from rollout.types import CompletionColumns, GroupAddress, Routes, Transport
@@ -350,9 +351,11 @@ def _get(calls: list[Any], method: str, timeout: float) -> list[Any]:
         return ray.get(calls, timeout=timeout)
     except GetTimeoutError as error:
         setting = "start_timeout_seconds" if method in STARTING else "timeout_seconds"
+        _, late = ray.wait(calls, num_returns=len(calls), timeout=0)
+        names = ", ".join(f"rank {calls.index(call)} ({actor_process(call.task_id().actor_id())})" for call in late)
         raise RunStopped(
-            f"training ranks did not finish '{method}' within {timeout:.0f} s; raise trainer.{setting}, or look for a "
-            "rank that hangs or was never placed"
+            f"training ranks did not finish '{method}' within {timeout:g} s; late: {names}; raise trainer.{setting} if "
+            "it needs longer"
         ) from error
     except RayTaskError as error:
         if isinstance(error.cause, ValueError) and method in READING:  # bad input: the engine's own error
@@ -362,11 +365,12 @@ def _get(calls: list[Any], method: str, timeout: float) -> list[Any]:
                 f"a training rank could not write in '{method}': {error.cause}; make room, and the same command "
                 "resumes from the last checkpoint"
             ) from error
-        if (death := _death(calls)) is not None:  # the others then fail too, since they wait for it
-            raise RankLost(f"a training rank died in '{method}': {death}") from death
-        raise RunStopped(f"a training rank failed in '{method}': {error}") from error
+        if (lost := _death(calls)) is not None:  # the others then fail too, since they wait for it
+            raise RankLost(f"a training rank died in '{method}': {death(lost)}") from lost
+        cause = f"{MEMORY_REMEDY} ({error.cause})" if is_out_of_memory(error) else error
+        raise RunStopped(f"a training rank failed in '{method}': {cause}") from error
     except RayError as error:
-        raise RankLost(f"a training rank died in '{method}': {error}") from error
+        raise RankLost(f"a training rank died in '{method}': {death(error)}") from error
 
 
 def _death(calls: list[Any]) -> RayActorError | None:

@@ -25,9 +25,9 @@ from typing import Any, Self
 
 from configs.rewards import RewardPoolConfig, RewardSpec
 from rewards.plugins.build import build_reward
-from rewards.pool.limits import DEFAULT_START_SECONDS, RULE_MEMORY_GIB, resident_bytes, start_limit
+from rewards.pool import limits
 from rewards.pool.serve import END, OUT_OF_MEMORY, Build, Form, ProcessConfig, Request
-from rewards.types import CONTRACT_ERROR, MEMORY_ERROR, Placement, Status, Task, Verdict
+from rewards.types import CONTRACT_ERROR, MEMORY_ERROR, STALLED, Placement, Status, Task, Verdict
 
 _MEMORY_CAUSE = "out of its"
 _EXIT_SECONDS = 5.0
@@ -62,10 +62,10 @@ class _Process:
                 start_new_session=True,  # one session, so that a kill reaches what a checker started
             )
         self._channel.send(config)
-        built = self._receive_start(DEFAULT_START_SECONDS)
+        built = self._receive_start(limits.DEFAULT_START_SECONDS)
         self.forms: dict[str, Form] = built["forms"]
         self.placements = {label: Placement(label, *rest) for label, *rest in built["placements"]}
-        self._receive_start(start_limit(self.placements.values()))
+        self._receive_start(limits.start_limit(self.placements.values()))
 
     def replies(
         self, label: str, tasks: list[Task], completions: list[str] | None, patience: float
@@ -91,7 +91,7 @@ class _Process:
         """End the process after an error of `replies`. The verdict on what it had not judged yet."""
         if isinstance(error, TimeoutError):
             self.close()
-            return Verdict(None, Status.TIMEOUT, str(error))
+            return Verdict(None, Status.TIMEOUT, error.args[0], outcome=error.args[1])
         if isinstance(error, EOFError | OSError):
             cause = self._post_mortem()
             outcome = MEMORY_ERROR if self._is_fresh and cause.startswith(_MEMORY_CAUSE) else ""
@@ -108,11 +108,12 @@ class _Process:
         self._folder.cleanup()
 
     def _receive(self, patience: float) -> list[Any]:
-        deadline = time.monotonic() + patience
+        deadline, computed = time.monotonic() + patience, limits.cpu_seconds(self._popen.pid)
         self._watch_memory()
         while not self._channel.poll(min(_WATCH_SECONDS, max(deadline - time.monotonic(), 0.0))):
             if time.monotonic() >= deadline:
-                raise TimeoutError(f"no verdict within {patience:g} s")
+                stalled = limits.is_stalled(self._popen.pid, patience, limits.cpu_seconds(self._popen.pid) - computed)
+                raise TimeoutError(f"no verdict within {patience:g} s", STALLED if stalled else "")
             self._watch_memory()
         number, index, content = json.loads(self._channel.recv_bytes(_MAX_REPLY_BYTES))
         if number != self._number:
@@ -124,7 +125,7 @@ class _Process:
         if self._resident_gib is None or time.monotonic() - self._watched < _WATCH_SECONDS:
             return
         self._watched = time.monotonic()
-        if resident_bytes(self._popen.pid) > self._resident_gib * 2**30:
+        if limits.resident_bytes(self._popen.pid) > self._resident_gib * 2**30:
             self._is_too_large = True
             os.killpg(self._popen.pid, signal.SIGKILL)
             raise EOFError
@@ -181,7 +182,7 @@ class Guard:
         specs: Sequence[RewardSpec],
         *,
         timeout_seconds: float,
-        memory_gib: float | None = RULE_MEMORY_GIB,
+        memory_gib: float | None = limits.RULE_MEMORY_GIB,
         resident_gib: float | None = None,
         build: Build = build_reward,
         judges: bool = True,
@@ -211,9 +212,9 @@ class Guard:
 
         Equal completions are judged once. A failed one is judged a second time, alone or, by an async `score`, beside
         the other failed ones; of a group that is compared all are. Three kinds of failure are not retried: a rule that
-        ran out of time, and a new process that ran out of memory, would do so again, and a batch with a wrong number of
-        results would pass unnoticed if its completions came one by one. When the process is lost, the verdicts that
-        came before are kept. A completion takes at most two time limits and two starts.
+        ran out of time though it had a processor, and a new process that ran out of memory, would do so again, and a
+        batch with a wrong number of results would pass unnoticed if its completions came one by one. When the process
+        is lost, the verdicts that came before are kept. A completion takes at most two time limits and two starts.
         Raises what `start` raises.
         """
         verdicts: dict[str, Verdict] = {}
@@ -246,7 +247,7 @@ class Guard:
         problems: list[str | None] = []
         faults: list[str] = []
         try:
-            for _, (problem, fault) in process.replies(label, list(tasks), None, DEFAULT_START_SECONDS):
+            for _, (problem, fault) in process.replies(label, list(tasks), None, limits.DEFAULT_START_SECONDS):
                 if fault is None:
                     problems.append(problem)
                 else:
@@ -273,7 +274,7 @@ class Guard:
     def _may_change(self, label: str, verdict: Verdict) -> bool:
         """Tell whether a second try may give another verdict."""
         if verdict.status is Status.TIMEOUT:
-            return self.placements[label].pool != "rule"
+            return self.placements[label].pool != "rule" or verdict.outcome == STALLED
         return verdict.status is Status.INFRA_ERROR and verdict.outcome not in (CONTRACT_ERROR, MEMORY_ERROR)
 
     def _request(self, label: str, task: Task, texts: list[str]) -> tuple[dict[str, Verdict], dict[str, Verdict]]:

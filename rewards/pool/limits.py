@@ -1,7 +1,10 @@
 """Limits of judging processes: memory, by their pools, and the time to start."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from configs.rewards import PoolName, RewardPoolConfig
 from rewards.types import Placement
@@ -40,6 +43,24 @@ def resident_bytes(pid: int) -> int:
         return 0
     fields = (line.split() for line in lines if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:")))
     return sum(int(kib) * 1024 for _, kib, _ in fields)
+
+
+def cpu_seconds(pid: int) -> float:
+    """The processor time of a process so far; 0 for one that is gone."""
+    with suppress(psutil.Error):
+        times = psutil.Process(pid).cpu_times()
+        return times.user + times.system
+    return 0.0
+
+
+def is_stalled(pid: int, seconds: float, computed: float) -> bool:
+    """True for a process that did not judge for `seconds` because it got no processor: one that was stopped, or that is
+    ready to run or waits for a page, and computed for less than half of the time. One that sleeps waits for itself."""
+    with suppress(psutil.Error):
+        status = psutil.Process(pid).status()
+        is_held = status in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+        return status == psutil.STATUS_STOPPED or (is_held and computed < seconds / 2)
+    return False
 
 
 def start_limit(placements: Iterable[Placement]) -> float:

@@ -103,6 +103,17 @@ def test_what_an_engine_raises_comes_through(pool: RolloutPool, folder: Path) ->
         pool.prompt_logprobs(PROMPTS)
 
 
+def test_a_stopped_engine_is_called_so(pool: RolloutPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = ray.get(pool._engines[1].__ray_call__.remote(lambda _: os.getpid()))
+    monkeypatch.setattr(pool, "_config", CONFIG.model_copy(update={"timeout_seconds": 2}))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(RolloutError, match=rf"engine 1 \(process {pid} on \S+, stopped\): .* for 2 s; raise"):
+            pool.metrics()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_a_lost_engine_is_replaced_and_its_work_continued(
     pool: RolloutPool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,5 +151,5 @@ def test_more_lost_engines_than_are_replaced_are_named(pool: RolloutPool, monkey
 
 
 def test_a_late_engine_is_named(pool: RolloutPool, folder: Path) -> None:
-    with pytest.raises(RolloutError, match=r"engine 0: .*raise rollout\.timeout_seconds"):
-        RolloutPool(folder, CONFIG.model_copy(update={"timeout_seconds": 0.5}), "float32", seed=0)
+    with pytest.raises(RolloutError, match=r"engine 0 \(.*\): .* start .*raise rollout\.start_timeout_seconds"):
+        RolloutPool(folder, CONFIG.model_copy(update={"start_timeout_seconds": 0.5}), "float32", seed=0)

@@ -167,6 +167,22 @@ def test_a_new_process_that_runs_out_of_memory_is_not_tried_again(tmp_path: Path
     assert file.read_text() == "xaxx"  # the first may have taken the memory
 
 
+def test_a_rule_that_got_no_processor_is_asked_again(tmp_path: Path) -> None:
+    file = tmp_path / "calls"  # of a rule that a signal stops; one that sleeps is not asked again
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\n"
+        "def slow(task, completion):\n"
+        f"    tried = open({str(file)!r}, 'a+').seek(0) or open({str(file)!r}).read().count(completion)\n"
+        f"    open({str(file)!r}, 'a').write(completion)\n"
+        "    if completion == 's':\n        time.sleep(600)\n"
+        "    if not tried:\n        os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    return 1.0\n"
+    )
+    with Guard([RewardSpec(name=f"{tmp_path}/slow.py:slow")], timeout_seconds=SHORT) as guard:
+        assert scores(guard.judge("slow", TASK, ["h", "s"])) == [1.0, None]
+    assert file.read_text().count("h") == 2 and file.read_text().count("s") == 1
+
+
 def test_verdicts_and_numbers_pass_through() -> None:
     assert judge("abstain", ["bad"])[0].status is Status.ABSTAIN
     assert scores(judge("true", ["bad"])) == [1.0]
