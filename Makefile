@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast fast-tests test-slow test-faults test-portable test-peers test-gpu demo-table docs lock-gpu
+.PHONY: setup demo test types fast fast-tests test-slow test-faults test-portable test-peers test-gpu demo-table wheel docs lock-gpu
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -58,6 +58,13 @@ test-peers: setup
 # tests the script without a GPU. Not after setup: half of it runs with torch, transformers and deepspeed alone.
 test-gpu:
 	@$$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3) -m tests.gpu.run $(if $(CPU),--cpu) $(ONLY)
+
+# The package for pip, in dist/. A commit with a tag is a release: the tag has to be the version. Without build/, into which
+# setuptools copies modules and from which it never removes one.
+wheel: setup
+	@tag=$$(git describe --tags --exact-match 2>/dev/null || true); version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
+		[ -z "$$tag" ] || [ "$$tag" = "v$$version" ] || { echo "tag $$tag, but pyproject.toml says $$version" >&2; exit 1; }
+	@rm -rf build && $(ACTIVATE) python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . && rm -rf build && ls dist
 
 docs: setup
 	$(ACTIVATE) python -m configs.documentation docs/configs.md

@@ -20,6 +20,7 @@ VERBS = {
     "list": ("watch", "List the runs."),
     "status": ("watch", "Show the stages of a run and their states."),
     "logs": ("watch", "Print the output of a run."),
+    "compare": ("compare", "Compare runs."),
     "stop": ("watch", "Stop a run."),
     "plan": ("plan", "Predict memory, layout and time of a recipe on a cluster."),
     "config": ("config", "Show a configuration and the origin of each value."),
@@ -40,6 +41,7 @@ VERBS = {
     "data": ("data", "Show data as a model will see it."),
     "preferences": ("preferences", "Build preference data for reward models."),
     "reward": ("reward", "List, create, check and use rewards."),
+    "docs": ("docs", "Show a page of the documentation."),
     "doctor": ("doctor", "Check this machine and the installation."),
 }
 """The module in `jobs.verbs` of each verb, and its line in `alignyard --help`."""

@@ -58,6 +58,7 @@ Fresh = Annotated[
     bool, Option("--fresh", help="Begin anew; earlier results are kept in a folder before-N beside them.")
 ]
 JsonFile = Annotated[Path | None, Option("--json", metavar="FILE", help="Also write the results to this file.")]
+PageFile = Annotated[Path | None, Option("--page", metavar="FILE", help="Write this HTML page, too.")]
 Address = Annotated[
     str,
     Option(
@@ -149,6 +150,11 @@ def one_line(text: str, width: int, tail: int = 0) -> str:
 def visible(text: str) -> str:
     """Untrusted text without characters that control a terminal; lines and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def spark_levels() -> str:
+    """The characters of a curve in the terminal, lowest first."""
+    return "▁▂▃▄▅▆▇█" if OUT.encoding.startswith("utf") else "_.-=+*#@"
 
 
 def begin_anew(folders: Iterable[Path], run: Path | None = None) -> None:

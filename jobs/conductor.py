@@ -24,6 +24,7 @@ from configs.graph import chosen, cut_off, graph, ready
 from configs.stages import Recipe
 from jobs.command import exit_code, explain, plain_table, quieten
 from jobs.machine import stopped_processes
+from jobs.shipment import Shipment
 from jobs.stage_job import RESULT_FILE, StageResult
 from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
 from pipeline.cluster.actors import Node, describe_nodes
@@ -55,6 +56,8 @@ class Order(Settings):
     """Absolute folder of the run."""
     working_directory: Path
     """Folder that relative paths of the recipe start from."""
+    shipment: Shipment | None = None
+    """The recipe's files, in the folder that the conductor's Ray job starts in; None on a cluster of its own."""
     start: str | None = None
     """The first stage to run (see configs.graph.chosen)."""
     until: str | None = None
@@ -268,6 +271,7 @@ def conduct(order: Order) -> Ending:
 
 def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     from pipeline.cluster.room import nodes
+    from pipeline.cluster.storage import refuse_unshared
     from pipeline.run.dry_run import StageSelection, dry_run, refuse_problems
 
     record.address = record.address or jobs.address
@@ -275,6 +279,11 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     survivors = jobs.stop(jobs.running(order.folder, stages=True))
     if survivors:
         raise ValueError(f"jobs of an earlier run into '{order.folder}' don't stop: {', '.join(survivors)}")
+    refuse_unshared(order.folder)
+    if order.shipment is not None:
+        folder = order.shipment.unpack(Path.cwd(), order.folder)
+        os.chdir(folder)
+        order = order.model_copy(update={"working_directory": folder})
     planned = dry_run(order.recipe, order.folder, StageSelection(order.start, order.until, order.only))
     cluster_nodes = nodes()
     refuse_problems(planned)
@@ -378,7 +387,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # works at once, until Ray's start replaces it
     quieten()
     order = Order.model_validate_json(os.environ.pop(ORDER))
-    if order.working_directory.is_dir():
+    if order.shipment is None:
         os.chdir(order.working_directory)
     return exit_code(lambda: conduct(order), resumes=True)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 from packaging.version import Version
 
+from jobs.import_guard import set_up_command
+
 _GIB = 2**30
 DRIVERS = {"13": Version("580"), "12": Version("525.60")}
 """Oldest NVIDIA driver by CUDA's major version, of the table "minor version compatibility" in NVIDIA's guide."""
@@ -131,7 +133,7 @@ def _unusable(driver: str, torch_version: str, cuda: str | None) -> Finding:
     """A GPU that the driver shows and torch can't use."""
     oldest = DRIVERS.get((cuda or "").partition(".")[0])
     if cuda is None:
-        remedy = f"torch {torch_version} is a build for CPUs: make setup EXTRA=gpu"
+        remedy = f"torch {torch_version} is a build for CPUs: {set_up_command('gpu')}"
     elif oldest and Version(driver) < oldest:
         remedy = f"driver {driver} is too old for CUDA {cuda}: update it to {oldest} or newer"
     else:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGTERM, Signals
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
 from jobs.command import OUT, print_error
@@ -26,7 +27,8 @@ def new_order(recipe: "Recipe", address: str, **selection: str | None) -> "Order
 
     folder = Path(recipe.runs_dir, recipe.name).absolute()
     job = job_id(recipe.name, "") if address else ""
-    return Order(recipe=recipe, folder=folder, working_directory=Path.cwd(), address=address, job=job, **selection)
+    order = Order(recipe=recipe, folder=folder, working_directory=Path.cwd(), address=address, job=job)
+    return order.model_copy(update=selection)
 
 
 def start_order(order: "Order", *, detach: bool) -> int:
@@ -38,6 +40,7 @@ def start_order(order: "Order", *, detach: bool) -> int:
 def _run_on_cluster(order: "Order", detach: bool) -> int:
     """Starts the conductor as a Ray job, and follows its output."""
     from jobs.conductor import ORDER
+    from jobs.shipment import pack_files
     from jobs.submission import Jobs, module_command
     from pipeline.disk.lock import holder
 
@@ -48,9 +51,16 @@ def _run_on_cluster(order: "Order", detach: bool) -> int:
             f"'{order.folder}' is being written by {writer}; wait for it, or end it by `alignyard stop "
             f"{order.recipe.name} --address {order.address}`"
         )
-    environment = {ORDER: order.model_dump_json(), "COLUMNS": str(OUT.width)}
-    command = module_command("jobs.conductor")
-    jobs.submit(command, job=order.job, run=order.recipe.name, folder=order.folder, environment=environment)
+    with TemporaryDirectory(prefix="alignyard-") as package:
+        order = order.model_copy(update={"shipment": pack_files(order.recipe, Path(package))})
+        jobs.submit(
+            module_command("jobs.conductor"),
+            job=order.job,
+            run=order.recipe.name,
+            folder=order.folder,
+            environment={ORDER: order.model_dump_json(), "COLUMNS": str(OUT.width)},
+            package=Path(package),
+        )
     if detach:
         return _print_started(order)
     try:

@@ -89,10 +89,7 @@ def stage_command(run: Path, stage: str, working_directory: Path) -> str:
     It sets RAY_ADDRESS, since Ray would give the job the cluster that was started last on the machine.
     """
     address, folder = ray.get_runtime_context().gcs_address, shlex.quote(str(working_directory))
-    return (
-        f"{{ [ ! -d {folder} ] || cd {folder}; }} && export RAY_ADDRESS={address} && "
-        f"{module_command('jobs.stage_job', str(run), stage)}"
-    )
+    return f"cd {folder} && export RAY_ADDRESS={address} && {module_command('jobs.stage_job', str(run), stage)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +132,25 @@ class Jobs:
         self._silent_since: float | None = None
 
     def submit(
-        self, command: str, *, job: str, run: str, folder: Path, stage: str = "", environment: Mapping[str, str]
+        self,
+        command: str,
+        *,
+        job: str,
+        run: str,
+        folder: Path,
+        stage: str = "",
+        environment: Mapping[str, str],
+        package: Path | None = None,
     ) -> None:
         """Starts `command` as the Ray job `job` of a run: of a stage, or of the conductor if `stage` is empty.
 
-        Raises RunStopped when the cluster has accepted no job for a minute.
+        package: a folder here, in a copy of which the job starts. Raises RunStopped when the cluster has accepted no
+        job for a minute.
         """
         quiet = {name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()}
         stopping = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS)}
-        runtime_env = {"env_vars": {**quiet, **environment, **stopping}, **quoted_interpreter()}
+        runtime_env: dict[str, Any] = {"env_vars": {**quiet, **environment, **stopping}, **quoted_interpreter()}
+        runtime_env |= {"working_dir": str(package)} if package else {}
         metadata = {RUN_KEY: run, FOLDER_KEY: str(folder), STAGE_KEY: stage}
         deadline = time.monotonic() + UNREACHABLE_SECONDS
         while True:

@@ -108,6 +108,7 @@ class EngineActors:
         self._config = config
         own = resources or [{"num_cpus": 0.1}] * config.num_engines
         self._actors = [ray.remote(self.actor).options(**_with_environment(each)) for each in own]
+        self._has_devices = any("scheduling_strategy" in each and each.get("num_gpus") is not None for each in own)
         self._arguments, self._options = arguments, options
         self._lost: dict[int, EngineLost] = {}
         self.num_replaced = 0
@@ -124,8 +125,12 @@ class EngineActors:
 
     def _replace(self) -> list[int]:
         """Start an engine for each that was lost, and return their numbers. Raises RolloutError where more were lost
-        than `max_replacements`."""
+        than `max_replacements`, EngineLost for one whose devices left the cluster with their node."""
         numbers = sorted(self._lost)
+        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for number in numbers:
+            if self._has_devices and self._nodes[number] not in nodes:
+                raise EngineLost(f"{self._lost[number]}\nits devices left the cluster with their node")
         if self.num_replaced + len(numbers) > self._config.max_replacements:
             cause = self._lost[numbers[0]]
             raise RolloutError(

@@ -90,7 +90,7 @@ def refuse_unpatched_workers() -> None:
     if not any(point.name == PLUGIN for point in entry_points(group="vllm.general_plugins")):
         raise RuntimeError(
             f"vLLM's workers don't find the plug-in '{PLUGIN}', whose patches vLLM {PATCHED_VLLM} needs on the CPU: "
-            "the installation is older than the source; run make setup"
+            "the installation is older than the source; install alignyard again (in a checkout: make setup)"
         )
     if envs.VLLM_PLUGINS is not None and PLUGIN not in envs.VLLM_PLUGINS:
         raise RuntimeError(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Option
 
-from jobs.command import OUT, one_line, verb_app, visible
+from jobs.command import OUT, PageFile, one_line, verb_app, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,7 +37,7 @@ def show_data(
         str | None, Option(metavar="CONFIG", help="A stage's YAML file, whose model and settings read the rows.")
     ] = None,
     rows: Annotated[int, Option(metavar="N", help="Number of rows to show.")] = 3,
-    page: Annotated[Path | None, Option(metavar="FILE", help="Write this HTML page, too.")] = None,
+    page: PageFile = None,
 ) -> int:
     """Show the first rows of a file, the form that was recognised, and what is bad and why.
 

@@ -8,6 +8,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from jobs.command import OUT, plain_table, verb_app
+from jobs.import_guard import IS_CHECKOUT, set_up_command
 from jobs.machine import Finding, machine
 from rewards.sandbox.box import Sandbox
 from rewards.sandbox.toolchains import LANGUAGES
@@ -18,6 +19,7 @@ PURPOSE_OF_EXTRA = {
     "cpu": "rollouts and training on the CPU",
     "gpu": "rollouts and training on GPUs",
     "gguf": "alignyard import-gguf",
+    "lm-eval": "suites of lm-eval",
     "dev": "make test",
 }
 REQUIRED_EXTRAS = ("", "cpu", "gpu")
@@ -47,13 +49,13 @@ def report(console: Console) -> int:
     console.print(table)
     lacking = [finding.subject for finding in findings if finding.missing and finding.required]
     if lacking:
-        console.print(f"missing: {', '.join(lacking)}; make setup installs the Python packages", style="red")
+        console.print(f"missing: {', '.join(lacking)}; packages: {set_up_command()}", style="red", soft_wrap=True)
     return 1 if lacking else 0
 
 
 def packages() -> Iterator[Finding]:
     """Every package that alignyard requires on this kind of machine, compared with the version it pins."""
-    extras = ("", "gpu" if _installed_version("vllm") else "cpu", "gguf", "dev")
+    extras = ("", "gpu" if _installed_version("vllm") else "cpu", "gguf", "dev" if IS_CHECKOUT else "lm-eval")
     for requirement in map(Requirement, requires("alignyard") or []):
         marker = requirement.marker
         extra = next((extra for extra in extras if marker is None or marker.evaluate({"extra": extra})), None)
@@ -68,10 +70,6 @@ def packages() -> Iterator[Finding]:
             missing=wrong,
             required=extra in REQUIRED_EXTRAS,
         )
-    torch, torchvision = _installed_version("torch"), _installed_version("torchvision")
-    if torch and torchvision and "+cpu" in torch and "+cpu" not in torchvision:
-        remedy = "import transformers, which this CUDA build breaks: pip uninstall torchvision"
-        yield Finding("torchvision", torchvision, remedy, missing=True, required=True)
 
 
 def compiler() -> Iterator[Finding]:

@@ -42,7 +42,8 @@ def run(
 
     Without an address the run starts its own Ray cluster on this machine, which ends with it. It goes on when the
     terminal closes; Ctrl-C stops it. With --address (or RAY_ADDRESS) everything runs on that cluster: its machines
-    need alignyard installed and must share the file system of <runs_dir>. status, logs and stop work from any shell.
+    need alignyard installed and must share <runs_dir>. Plug-ins, templates and data that the recipe names by relative
+    paths travel with the run, 100 MiB at most. status, logs and stop work from any shell.
 
     \b
     Examples:
@@ -68,6 +69,11 @@ def run(
         return _dry_run(recipe, selection, cluster, json_file)
     if fresh:
         folder = Path(recipe.runs_dir, recipe.name)
+        if address and not folder.is_dir():
+            raise ValueError(
+                f"--fresh: there is no '{folder.absolute()}' on this machine; leave --fresh out where the run is new, "
+                "or give the command on a machine that shares the folder"
+            )
         begin_anew((folder / name for name in names), run=folder)
     return start_order(new_order(recipe, address, **selection), detach=detach)
 

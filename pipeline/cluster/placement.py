@@ -5,8 +5,10 @@ take turns on the same devices, half of each; separate, and where a device has o
 have devices of their own, which several share if each takes a fraction.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import ceil
 
 from pipeline.cluster.actors import ActorGroup, ActorKind, Node, describe_nodes
@@ -98,6 +100,16 @@ def place(
     placement = StagePlacement([_with_bytes(actor, actor_bytes or {}) for actor in actors], devices)
     _refuse_overfull(placement, {node.key: node for node in nodes})
     return placement
+
+
+def spread(count: int, nodes: Sequence[Node]) -> list[Node]:
+    """Return the node of each of `count` processes without GPUs: blocks in the order of the nodes, by their cores.
+
+    Example:
+        spread(3, [Node("a", 2, 0, 2, 0), Node("b", 1, 0, 1, 0)])  # a, a, b
+    """
+    ends = list(accumulate(node.cpus for node in nodes))
+    return [nodes[min(bisect_right(ends, number / count * ends[-1]), len(nodes) - 1)] for number in range(count)]
 
 
 def _all(groups: Sequence[ActorGroup]) -> Iterator[tuple[ActorGroup, int]]:

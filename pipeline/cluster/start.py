@@ -1,7 +1,7 @@
 """Start the training ranks, rollout engines and judges of a stage on a Ray cluster, and end them with the stage.
 
 On a cluster with GPUs every actor gets the devices of the stage's placement (`pipeline.cluster.bundles`), and engines
-start before ranks. Without GPUs all start at once and take turns on the cores.
+start before ranks. Without GPUs all start at once and take turns on the cores of all nodes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.model import AnyDtype
 from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import RolloutConfig
 from pipeline.cluster.bundles import StageDevices
 from pipeline.cluster.demand import CPU_SHARE
-from pipeline.cluster.placement import StagePlacement
-from pipeline.cluster.room import announced, cluster
+from pipeline.cluster.placement import StagePlacement, spread
+from pipeline.cluster.room import announced, cluster, nodes
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
 from rewards.plugins.names import absolute
@@ -66,7 +67,7 @@ def start_ranks(spec: TrainSpec) -> TrainingRanks:
     if spec.trainer.offload and not _has_gpus():
         raise ValueError("trainer.offload has no effect without a GPU; remove it")
     if (devices := _devices.get()) is None:
-        resources = [_whole_devices(1)] * spec.trainer.num_ranks
+        resources = _without_placement(spec.trainer.num_ranks, 1)
     else:
         if devices.placement.of("engine"):
             devices.engines_started.result()
@@ -100,7 +101,7 @@ def start_rollout(
                 f"{'routes' if with_routes else 'kept tokens'} in a single process only; set it to 1, or {remedy}"
             )
     devices = _devices.get()
-    resources = devices.engines() if devices else [_whole_devices(config.tensor_parallel_size)] * config.num_engines
+    resources = devices.engines() if devices else _without_placement(config.num_engines, config.tensor_parallel_size)
     try:
         with announced(f"starting {config.num_engines} vLLM engine{'s' if config.num_engines > 1 else ''}"):
             pool = RolloutPool(
@@ -166,6 +167,13 @@ def _has_gpus() -> bool:
     return ray.cluster_resources().get("GPU", 0) >= 1
 
 
-def _whole_devices(count: int) -> dict[str, Any]:
-    """Ray resources of a rank or engine outside a stage, such as a benchmark's."""
-    return {"num_cpus": 1, "num_gpus": count} if _has_gpus() else CPU_SHARE
+def _without_placement(count: int, num_gpus: int) -> list[dict[str, Any]]:
+    """Ray options of `count` ranks or engines: on GPUs outside a stage, such as a benchmark's; else on all nodes by
+    their cores. Ray alone would fill a node by half before it takes the next, ten processes at our CPU_SHARE."""
+    if _has_gpus():
+        return [{"num_cpus": 1, "num_gpus": num_gpus}] * count
+    # Soft: a process that replaces a lost one starts elsewhere where its node is gone.
+    return [
+        CPU_SHARE | {"scheduling_strategy": NodeAffinitySchedulingStrategy(node.node_id, soft=True)}
+        for node in spread(count, nodes())
+    ]

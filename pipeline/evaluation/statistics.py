@@ -1,7 +1,9 @@
 """Figures of evaluations as pure functions of counts."""
 
 import math
-from statistics import NormalDist
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, variance
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -57,3 +59,46 @@ def bits_per_byte(total_nll_nats: float, num_bytes: int) -> float:
     if num_bytes < 1:
         raise ValueError(f"bits per byte needs num_bytes >= 1, got {num_bytes}")
     return total_nll_nats / (math.log(2) * num_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class MeanDifference:
+    """The difference of two means, with the interval of `welch_test` and its two-sided p; None where neither sample has
+    any spread."""
+
+    difference: float
+    low: float
+    high: float
+    p: float | None
+
+
+def welch_test(sample: Sequence[float], other: Sequence[float], confidence: float = 0.95) -> MeanDifference:
+    """Test whether two samples have the same mean, without the assumption that they spread alike (Welch, 1947): the
+    test that Colas, Sigaud and Oudeyer (arXiv:1904.06979) recommend for runs over few seeds.
+
+    Raises ValueError for fewer than two values.
+
+    Example:
+        welch_test([0.61, 0.58, 0.64], [0.52, 0.55, 0.49]).p  # 0.021
+    """
+    import mpmath  # 0.2 s
+
+    if min(len(sample), len(other)) < 2:
+        raise ValueError(f"a test needs two values of each sample, got {len(sample)} and {len(other)}")
+    difference = fmean(sample) - fmean(other)
+    parts = [variance(values) / len(values) for values in (sample, other)]
+    error = math.sqrt(sum(parts))
+    if not error:
+        return MeanDifference(difference, difference, difference, None)
+    freedom = error**4 / sum(p**2 / (len(values) - 1) for p, values in zip(parts, (sample, other), strict=True))
+
+    def tails(t: float) -> float:
+        """Chance that Student's t lies beyond +-t."""
+        return float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
+
+    low, high = 0.0, 1e4  # bisection for the quantile
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tails(middle) > 1 - confidence else (low, middle)
+    half = high * error
+    return MeanDifference(difference, difference - half, difference + half, tails(difference / error))

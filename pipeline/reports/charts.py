@@ -89,3 +89,19 @@ def svg_points(points: Points, chart: LineChart) -> str:
         points = [(fmean(step for step, _ in part), fmean(value for _, value in part)) for part in parts]
     x, y = chart.steps, chart.values
     return " ".join(f"{44 + 308 * x.share(step):.1f},{150 - 142 * y.share(value):.1f}" for step, value in points)
+
+
+def sparkline(points: Points, chart: LineChart, levels: str, width: int) -> str:
+    """The points in `width` characters from `levels`, lowest first, on the common axes of the chart's series. A column
+    without a point repeats the one before; those outside of the points' steps are blank."""
+    columns: dict[int, list[float]] = {}
+    for step, value in points:
+        columns.setdefault(round(chart.steps.share(step) * (width - 1)), []).append(value)
+    values = [value for series in chart.series.values() for _, value in series]
+    axis = Axis(min(values), max(values))
+    text, character = "", " "
+    for column in range(max(columns) + 1):
+        if column in columns:
+            character = levels[round(axis.share(fmean(columns[column])) * (len(levels) - 1))]
+        text += character
+    return text

@@ -94,9 +94,9 @@ HEADLINE = {
     "eval/*/accuracy": "{} accuracy",
     "reward_model/accuracy": "accuracy in training",
     "dpo/accuracy": "accuracy in training",
+    "loss/reverse_kl_mean": "divergence from the teachers",
     "rollout/length/mean": "tokens a completion",
     "loss/kl_mean": "divergence",
-    "loss/reverse_kl_mean": "divergence from the teachers",
     "time/step_seconds": "seconds a step",
 }
 """Keys and names of the figures to see first, in this order; at most `_HEADLINE_FIGURES` of them."""
@@ -144,9 +144,13 @@ def seconds_by_phase(rows: Sequence[MetricsRow]) -> dict[str, float]:
 def headline(rows: Sequence[MetricsRow]) -> list[tuple[str, float | None, float]]:
     """Name, start and end of the figures to see first: means over the first and the last twentieth of the steps. A
     figure that was measured once has no start."""
-    series = list(_series(HEADLINE, _points(rows)).items())[:_HEADLINE_FIGURES]
-    ends = [(name, len(points), *_ends(points)) for name, points in series]
+    ends = [(name, len(points), *_ends(points)) for name, points in headline_series(rows).items()]
     return [(name, first if count > 1 else None, last) for name, count, first, last in ends]
+
+
+def headline_series(rows: Sequence[MetricsRow]) -> dict[str, Points]:
+    """The points of the figures to see first, by name."""
+    return dict(list(_series(HEADLINE, _points(rows)).items())[:_HEADLINE_FIGURES])
 
 
 def trend(rows: Sequence[MetricsRow]) -> str:

@@ -37,10 +37,10 @@ _INVISIBLE = re.compile(
 """Control characters, marks that turn the direction of the text after them, and halves of surrogate pairs."""
 
 
-def write_page(folder: Path, template: str, **values: Any) -> None:
-    """Write `report.html` of `folder`. Every template needs `title`, and `reload`: whether the browser is to load the
-    page again every 20 seconds."""
-    write_atomic(folder / REPORT, _ENVIRONMENT.get_template(template).render(values) + "\n")
+def write_page(file: Path, template: str, **values: Any) -> None:
+    """Write the page `file`. Every template needs `title`, and `reload`: whether the browser is to load the page again
+    every 20 seconds."""
+    write_atomic(file, _ENVIRONMENT.get_template(template).render(values) + "\n")
 
 
 def _visible(value: Any) -> Any:

@@ -66,14 +66,14 @@ def write_recipe_html(record: RunRecord) -> None:
     first, last = (evaluations[0], evaluations[-1]) if len(evaluations) > 1 else (None, None)
     lineages = {name: lineage for name in record.stages if (lineage := read_json_or_none(run / name / LINEAGE))}
     write_page(
-        run,
+        run / REPORT,
         "run.html",
         title=run.resolve().name,
         reload=record.state == State.RUNNING,
         record=record,
         done=sum(stage.state == Ending.DONE.word for stage in record.stages.values()),
         seconds={name: _seconds(run / name, stage, now) for name, stage in record.stages.items()},
-        results={name: _result(run / name, stage) for name, stage in record.stages.items()},
+        results={name: stage_result(run / name, stage) for name, stage in record.stages.items()},
         pages={name for name in record.stages if (run / name / REPORT).is_file()},
         total_seconds=(record.ended or now) - record.started,
         evaluations=evaluations,
@@ -92,7 +92,7 @@ def _seconds(folder: Path, stage: StageRecord, now: float) -> float:
     return sum(row.get(STEP_SECONDS, 0.0) for row in read_metrics(folder))
 
 
-def _result(folder: Path, stage: StageRecord) -> str:
+def stage_result(folder: Path, stage: StageRecord) -> str:
     """One line on what came of a stage."""
     if decision := read_decision(folder):
         outcomes = ", ".join(f"{ruling.rule.figure} {ruling.outcome}" for ruling in decision.rulings)

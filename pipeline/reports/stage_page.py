@@ -14,7 +14,7 @@ from pipeline.reports.alarms import Alarms
 from pipeline.reports.charts import Interval
 from pipeline.reports.curves import STEP_SECONDS, headline, line_charts, seconds_by_phase
 from pipeline.reports.files import EXPERT_LOAD, MetricsRow, data_hashes, read_metrics
-from pipeline.reports.page import write_page
+from pipeline.reports.page import REPORT, write_page
 from pipeline.reports.results import by_suite, calibration, data_cards, kept_and_dropped
 from pipeline.reports.samples import before_and_after, compare, extremes, failures, outcomes, read_rollouts
 
@@ -30,7 +30,7 @@ def write_html(folder: Path) -> None:
     documents = (folder / CONFIG, folder / LINEAGE)
     samples = [record for records in steps.values() for record in records]
     write_page(
-        folder,
+        folder / REPORT,
         "stage.html",
         title=f"{stage} of {run}",
         reload=figures is None and undecided,

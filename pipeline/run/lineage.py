@@ -36,7 +36,7 @@ from pipeline.models.tokenizer import load_tokenizer
 from pipeline.run.sources import reward_files, source_hash
 from pipeline.weights.finite import refuse_nonfinite
 from pipeline.weights.resolve import resolve_model
-from rewards.plugins.names import LANGUAGE_MODEL, MODEL_KINDS, REWARD_MODEL
+from rewards.plugins.names import LANGUAGE_MODEL, MODEL_KINDS, REWARD_MODEL, locate, source_file
 
 # fmt: off
 RECORDED_PACKAGES = (
@@ -164,6 +164,16 @@ def check_lineage(folder: Path, config: AnyStage, resolved: AnyStage, gate: Vali
             f"inputs of '{folder}' have changed since: {', '.join(changed)}. Restore them to resume the run, or give "
             "the run another name; --fresh begins anew and keeps the results"
         )
+
+
+def input_paths(folder: Path, resolved: AnyStage, gate: ValidationGate | None = None) -> list[Path]:
+    """List what processes on other nodes read: the folders of all models, and the files of rewards and rubrics."""
+    inputs = _inputs(resolved, gate)
+    paths = [model.folder for model in _models(inputs, folder)]
+    for spec in _reward_specs(inputs):
+        paths += [source_file(spec)] if locate(spec.name).is_file else []
+        paths += [Path(spec.args["rubric_file"]).expanduser()] if spec.args.get("rubric_file") else []
+    return list(dict.fromkeys(path.absolute() for path in paths))
 
 
 def _inputs(resolved: AnyStage, gate: ValidationGate | None) -> dict[str, Any]:
@@ -306,10 +316,15 @@ def _recorded_path(path: Path, folder: Path) -> str:
 
 def _rewards(inputs: Mapping[str, Any]) -> dict[str, str]:
     """Hash the source files of each reward, by its name."""
+    return {spec.name: source_hash(reward_files(spec)) for spec in _reward_specs(inputs)}
+
+
+def _reward_specs(inputs: Mapping[str, Any]) -> list[RewardSpec]:
+    """List the rewards of a stage and of its suites."""
     specs: list[RewardSpec] = []
     for _, node in walk(inputs):
         specs += [node] if isinstance(node, RewardSpec) else node.rewards() if isinstance(node, BaseSuite) else []
-    return {spec.name: source_hash(reward_files(spec)) for spec in specs}
+    return specs
 
 
 def _to_json(value: Any) -> str:

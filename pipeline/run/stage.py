@@ -9,6 +9,7 @@ folder, and `launch` with the precision of the checkpoint for `dtype: auto`.
 import json
 from collections.abc import Callable
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,14 +20,16 @@ from configs.references import resolve_references
 from configs.stages import ON_POLICY, RESULT_FOLDERS, AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.cluster.machine import refuse_here
+from pipeline.cluster.placement import StagePlacement
 from pipeline.cluster.room import wait_for_resources
 from pipeline.cluster.start import cluster_when_needed
+from pipeline.cluster.storage import refuse_unshared
 from pipeline.disk.files import write_atomic
 from pipeline.disk.lock import locked
 from pipeline.disk.recorded import FIGURES, begun, read_figures
 from pipeline.errors import RankLost, RunStopped
 from pipeline.reports.stage_page import write_html
-from pipeline.run.lineage import ValidationGate, check_lineage, write_lineage
+from pipeline.run.lineage import ValidationGate, check_lineage, input_paths, write_lineage
 from pipeline.stages.context import Context
 from pipeline.train.checkpoints import set_aside_damaged
 from pipeline.weights.resolve import with_dtypes
@@ -104,8 +107,12 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
     write_lineage(folder, folder.name, config, resolved, gate)
     context = Context((folder.parent if recipe else folder) / "evaluations", gate.resolved if gate else None)
 
+    def wait() -> StagePlacement | None:
+        refuse_unshared(folder, input_paths(folder, resolved, gate))
+        return wait_for_resources(resolved, recipe, warn)
+
     def launch() -> dict[str, float]:
-        with cluster_when_needed(lambda: wait_for_resources(resolved, recipe, warn)):
+        with cluster_when_needed(wait):
             return _module(config).launch(resolved, folder, context)
 
     try:
@@ -120,16 +127,29 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
 def _with_restarts(
     launch: Callable[[], dict[str, float]], config: AnyStage, folder: Path, warn: Callable[[str], None]
 ) -> dict[str, float]:
-    """Launch a stage, and again where the process of a rank or an engine ended, as often as its trainer allows."""
+    """Launch a stage, and again where the process of a rank or an engine ended, as often as its trainer allows.
+
+    Raises RunStopped where the nodes that are left can't run it.
+    """
     trainer: TrainerConfig | None = getattr(config, "trainer", None)
-    allowed = trainer.max_restarts if trainer else 0
-    for number in range(1, allowed + 1):
+    allowed, lost = trainer.max_restarts if trainer else 0, ""
+    for number in count(1):
         try:
             return launch()
         except (RankLost, EngineLost) as error:
-            warn(f"{folder.name}: {error}\nrestart {number} of {allowed} (trainer.max_restarts)")
+            if number > allowed:
+                raise
+            lost = str(error)
+            warn(f"{folder.name}: {lost}\nrestart {number} of {allowed} (trainer.max_restarts)")
             set_aside_damaged(folder, warn)
-    return launch()
+        except ValueError as refusal:
+            if not lost:
+                raise
+            raise RunStopped(
+                f"{folder.name}: {lost}\nthe nodes that are left can't run the stage: {refusal}; or bring the node "
+                "back or add another, and the same command goes on"
+            ) from refusal
+    raise AssertionError
 
 
 def resolve_stage(config: _StageT, folder: Path, recipe: Recipe | None) -> _StageT:

@@ -5,11 +5,12 @@ An actor holds a `rewards.pool.guard.Guard`; the reward itself runs in the guard
 a model. Every group of workers has its own queue, so a slow reward delays no other.
 """
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -59,14 +60,26 @@ class RewardWorker:
             resident_gib=resident_gib,
             build=build,
         )
+        self._place = _node_in_words()
 
     def start(self) -> None:
-        """Start the judging process. Raises ValueError for a wrong spec, RuntimeError where it can't be started."""
-        self._guard.start()
+        """Start the judging process. Raises ValueError for a wrong spec or a node without what a reward needs,
+        RuntimeError where it can't be started."""
+        try:
+            self._guard.start()
+        except (ValueError, RuntimeError) as error:
+            kind = ValueError if isinstance(error, ValueError) else RuntimeError
+            raise kind(f"{error}{self._place}") from error
 
     def judge(self, task: Task, completions: list[str], labels: list[str]) -> GroupVerdicts:
-        """The verdicts of the rewards in `labels`."""
-        verdicts = [self._guard.judge(label, task, completions) for label in labels]
+        """The verdicts of the rewards in `labels`; those without a score name this worker's node."""
+        verdicts = [
+            [
+                replace(verdict, detail=f"{verdict.detail}{self._place}") if verdict.failed else verdict
+                for verdict in self._guard.judge(label, task, completions)
+            ]
+            for label in labels
+        ]
         return [dict(zip(labels, row, strict=True)) for row in zip(*verdicts, strict=True)]
 
     def alive(self) -> None:
@@ -75,6 +88,12 @@ class RewardWorker:
     def close(self) -> None:
         """End the judging process and remove its files."""
         self._guard.close()
+
+
+def _node_in_words() -> str:
+    """Name this node, empty on a cluster of one: a toolchain that it lacks may be on the others."""
+    several = ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1
+    return f" (on node {os.uname().nodename})" if several else ""
 
 
 @dataclass(frozen=True)

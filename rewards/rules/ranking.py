@@ -21,9 +21,10 @@ class RankingReward(Settings):
 
     def score(self, task: Task, completion: str) -> Verdict:
         answer = answer_alone(completion)
+        count = len(task.truth)
         for place, form in enumerate(task.truth):
             if re.fullmatch(form, answer):
-                return Verdict(1 - place / len(task.truth), outcome=f"place {place + 1}")
+                return Verdict((count - place) / count, outcome=f"place {place + 1}")  # 1 - 4 / 5 is below 0.2
         return Verdict(0.0, outcome="no form")
 
     def check(self, task: Task) -> None:

@@ -65,3 +65,21 @@ def test_a_folder_that_is_not_on_the_path_does_no_harm(tmp_path: Path) -> None:
 def test_the_installed_packages_pass() -> None:
     check_imports()
     assert all((INSTALL_FOLDER / package).is_dir() for package in GUARDED_PACKAGES)
+
+
+@pytest.mark.parametrize("torch", ["2.13.0+cpu", "2.13.0"])
+def test_packages_built_for_cuda_are_named_beside_a_torch_for_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: str
+) -> None:
+    """`transformers` would fail in its import of torchvision, with a traceback about an operator."""
+    for package, build in (("torchvision", "+cu130"), ("torchaudio", "+cpu")):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        (tmp_path / package / "version.py").write_text(f"__version__ = '0.28.0{build}'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("jobs.import_guard.version", lambda _: torch)
+    if torch.endswith("+cpu"):
+        with pytest.raises(ValueError, match=r"torchvision: built for CUDA.*pip uninstall torchvision$"):
+            check_imports()
+    else:
+        check_imports()

@@ -75,6 +75,18 @@ def test_a_stage_whose_rank_died_starts_again_as_often_as_its_trainer_allows(
     assert launched.count == 7
 
 
+def test_nodes_that_cannot_take_over_stop_the_stage_with_both_reasons(
+    tmp_path: Path, model: Path, launched: Launched
+) -> None:
+    launched.errors = [
+        ValueError("asks for 2 GPUs, the cluster has 1"),
+        RankLost("a training rank died: its node died"),
+    ]
+    with pytest.raises(RunStopped, match="its node died\nthe nodes that are left can't run the stage: asks for 2 GPUs"):
+        run_stage(sft(model, trainer={"max_restarts": 3}), tmp_path / "run")
+    assert launched.count == 2
+
+
 def test_a_stage_that_stops_itself_is_not_started_again(tmp_path: Path, model: Path, launched: Launched) -> None:
     launched.error = RunStopped("the gradient is not finite")
     with pytest.raises(RunStopped, match="gradient"):

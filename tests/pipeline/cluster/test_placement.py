@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.cluster.actors import ActorGroup, ActorKind, Node
-from pipeline.cluster.placement import ActorBytes, DeviceKey, StagePlacement, place
+from pipeline.cluster.placement import ActorBytes, DeviceKey, StagePlacement, place, spread
 
 GIB = 2**30
 
@@ -142,3 +142,19 @@ def test_a_device_holds_its_actors_in_every_phase() -> None:
         placed([ranks(1), engines(1)], machines(1, device_memory=65 * GIB), actor_bytes=sizes)
     apart = placed([ranks(1), engines(1)], machines(2, device_memory=65 * GIB), separate=True, actor_bytes=sizes)
     assert len(apart.bundles()) == 2
+
+
+@pytest.mark.parametrize(
+    "count, cores, expected",
+    [
+        (1, [2, 2], "0"),
+        (2, [1, 1], "01"),
+        (3, [2, 1], "001"),
+        (4, [1, 1, 2], "0122"),
+        (2, [0, 4], "11"),
+        (2, [0, 0], "11"),
+    ],
+)
+def test_without_gpus_processes_spread_by_cores(count: int, cores: list[float], expected: str) -> None:
+    nodes = [Node(str(number), cpus, 0, cpus, 0) for number, cpus in enumerate(cores)]
+    assert "".join(node.name for node in spread(count, nodes)) == expected

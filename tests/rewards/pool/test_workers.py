@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 import rewards.pool.workers
 from configs.rewards import RewardPoolConfig, RewardSpec
 from pipeline.cluster.room import quoted_interpreter
+from rewards.plugins.build import build_reward
 from rewards.pool.workers import GroupVerdicts, RewardPool, RewardWorker
 from rewards.types import Placement, RewardsUnavailable, Status, Task
 from tests.rewards import hostile
@@ -52,6 +53,18 @@ def test_worker_without_ray() -> None:
     assert (first["length"].score, second["length"].score) == (1.0, 3.0)
     assert first["raise"].score == 1.0 and second["raise"].status is Status.INFRA_ERROR
     assert worker.judge(Task("", ""), [], ["length"]) == []
+
+
+def test_failures_name_the_node_on_a_cluster_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewards.pool.workers._node_in_words", lambda: " (on node beta)")
+    worker = RewardWorker(hostile.specs("length", "raise"), "rule", RewardPoolConfig(), hostile.build)
+    worker.start()
+    [verdicts] = worker.judge(Task("", ""), ["bad"], ["length", "raise"])
+    assert verdicts["raise"].detail.endswith(" (on node beta)") and verdicts["length"].detail == ""
+    worker.close()
+    unknown = RewardWorker([RewardSpec(name="rules/none.py:none")], "rule", RewardPoolConfig(), build_reward)
+    with pytest.raises(ValueError, match=r"no file 'rules/none.py'.* \(on node beta\)$"):
+        unknown.start()
 
 
 def test_groups_come_back_by_index_with_the_rewards_that_apply(start: Any) -> None:
