@@ -98,7 +98,7 @@ class RolloutEngine:
         self.name, self.state, self._config = name, DeviceState.AWAKE, config
         num_bytes = getattr(torch, dtype).itemsize * sum(map(math.prod, shapes.values()))
         self._memory = EngineMemory(self._llm, name, weight_bytes=num_bytes, on_cpu=current_platform.is_cpu())
-        self.receiver = WeightReceiver(self._llm, shapes)
+        self.receiver = WeightReceiver(self._llm, shapes, self._memory.ledger)
         _round_to_fp8_without_amx(self, self._llm, config, _tensors_of(model, shapes))
 
     @needs(DeviceState.AWAKE)

@@ -19,19 +19,22 @@ _ORIGIN = {DeviceState.WEIGHTS: DeviceState.ASLEEP, DeviceState.AWAKE: DeviceSta
 
 
 class EngineMemory:
-    """The memory of one engine on its device. The engine is awake at first, with the weights of its checkpoint."""
+    """The memory of one engine on its device. The engine is awake at first, with the weights of its checkpoint.
+
+    ledger: of a simulated device, else None.
+    """
 
     def __init__(self, llm: Any, name: str, *, weight_bytes: int, on_cpu: bool) -> None:
         """llm: vLLM's LLM. On a CPU nothing moves, except on a simulated device."""
         self._llm, self._name, self._on_cpu = llm, name, on_cpu
         self._has_weights = True
-        self._ledger = Ledger.of_environment(name)
-        self._sizes = {"weights": weight_bytes} | (self._llm.collective_rpc(working_sizes)[0] if self._ledger else {})
+        self.ledger = Ledger.of_environment(name)
+        self._sizes = {"weights": weight_bytes} | (self._llm.collective_rpc(working_sizes)[0] if self.ledger else {})
         self._enter(DeviceState.AWAKE)
 
     def loaded(self) -> None:
         """Note that the weights were loaded. Raises DeviceError on a simulated device where some were not."""
-        lost = [*chain(*self._llm.collective_rpc(lost_weights))] if self._ledger else []
+        lost = [*chain(*self._llm.collective_rpc(lost_weights))] if self.ledger else []
         if lost:
             raise DeviceError(f"{self._name} lost {len(lost)} tensors in its sleep that no sync loaded: {lost}")
         self._has_weights = True
@@ -50,9 +53,9 @@ class EngineMemory:
             self._llm.sleep(level=2)
         elif not self._on_cpu:
             self._llm.wake_up(tags=["weights" if new == DeviceState.WEIGHTS else "kv_cache"])
-        elif self._ledger and new == DeviceState.ASLEEP:
+        elif self.ledger and new == DeviceState.ASLEEP:
             self._llm.collective_rpc(discard_memory)
-        if new == DeviceState.AWAKE and (self._ledger or not self._on_cpu):
+        if new == DeviceState.AWAKE and (self.ledger or not self._on_cpu):
             self._llm.collective_rpc(clear_kv_cache)
         self._has_weights &= new != DeviceState.ASLEEP
         moved = [abs(after - before) for after, before in zip(self._free_bytes(), free_bytes, strict=True)]
@@ -60,10 +63,10 @@ class EngineMemory:
 
     def _enter(self, state: DeviceState) -> int:
         """Enter the memory of `state` into the ledger of a simulated device; return the bytes that come or leave."""
-        if self._ledger is None:
+        if self.ledger is None:
             return 0
         kinds = {DeviceState.AWAKE: [*self._sizes], DeviceState.WEIGHTS: ["weights"], DeviceState.ASLEEP: []}[state]
-        return self._ledger.hold({kind: size if kind in kinds else 0 for kind, size in self._sizes.items()})
+        return self.ledger.hold({kind: size if kind in kinds else 0 for kind, size in self._sizes.items()})
 
     def _free_bytes(self) -> list[int]:
         """Return the free bytes of each worker's device."""

@@ -28,7 +28,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from rollout.broadcast import AnyBucket, BroadcastBucket, broadcast, open_group
-from rollout.device import DeviceError
+from rollout.device import DeviceError, Ledger
 from rollout.device_memory import SharedBucket, SharedMemory, device_name, views
 from rollout.types import GroupAddress, ReceivedWeights, SyncError
 from rollout.weights import Bucket, HeldBytes, Manifest, as_tensor, open_tensor
@@ -177,10 +177,12 @@ class WeightReceiver:
 
     seconds = 0.0
 
-    def __init__(self, llm: LLM, expected: Mapping[str, tuple[int, ...]]) -> None:
-        self._llm, self._expected = llm, expected
+    def __init__(self, llm: LLM, expected: Mapping[str, tuple[int, ...]], ledger: Ledger | None) -> None:
+        """ledger: of a simulated device, into which the buckets of a sync are entered."""
+        self._llm, self._expected, self._ledger = llm, expected, ledger
         self._in_process = llm.llm_engine.vllm_config.parallel_config.world_size == 1
         self._manifest: Manifest | None = None
+        self._bucket_bytes = 0
         llm.collective_rpc("init_weight_transfer_engine", args=({},))
 
     def devices(self) -> list[str]:
@@ -214,6 +216,7 @@ class WeightReceiver:
             for bucket in buckets:
                 if bucket.records:  # a rank with nothing to send sends an empty bucket
                     self._manifest.add(bucket.records)
+                    self._enter(_num_bytes(bucket))
                     self._load(bucket)
 
     def end(self) -> ReceivedWeights:
@@ -222,6 +225,7 @@ class WeightReceiver:
         records = self._manifest.complete()
         with self._timer():
             held: list[int] = self._llm.collective_rpc("end_sync")
+        self._enter(0)
         self._manifest = None
         return ReceivedWeights(records, max(held))
 
@@ -230,6 +234,12 @@ class WeightReceiver:
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
+
+    def _enter(self, num_bytes: int) -> None:
+        """Enter a bucket into the ledger; the one before it may still be in use, unless this is the end."""
+        if self._ledger is not None:
+            self._ledger.hold({"sync": num_bytes and num_bytes + self._bucket_bytes})
+        self._bucket_bytes = num_bytes
 
     def _load(self, bucket: AnyBucket) -> None:
         """Load one bucket, without its bytes in a message to another process."""
@@ -241,6 +251,10 @@ class WeightReceiver:
         del memory  # the workers have mapped it
         if fault := next(filter(None, faults), ""):
             raise SyncError(fault)
+
+
+def _num_bytes(bucket: AnyBucket) -> int:
+    return sum(as_tensor(each).nbytes for each in bucket.payloads) if isinstance(bucket, Bucket) else sum(bucket.sizes)
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, StreamTransferEngine)

@@ -67,8 +67,9 @@ class TrainEngine:
         self.name, self.state = f"rank {torch.distributed.get_rank()}", DeviceState.AWAKE
         self._has_gradient = False
         self._vocab_size = 0 if spec.is_reward_model else int(self._model.config.get_text_config().vocab_size)
-        self._residence = Residence(self.engine, self.reference, self.device, Ledger.of_environment(self.name))
-        self.sender = WeightSender(self._model, spec.trainer, self.device)
+        ledger = Ledger.of_environment(self.name)
+        self._residence = Residence(self.engine, self.reference, self.device, ledger)
+        self.sender = WeightSender(self._model, spec.trainer, self.device, ledger)
 
     @needs(*DeviceState)
     def to(self, state: DeviceState) -> Move:

@@ -19,6 +19,7 @@ from pipeline.train.expert_parallel import as_fused, pop_own_experts
 from pipeline.train.state import gathered, layers
 from pipeline.weights.fused import checkpoint_tensors
 from rollout.broadcast import AnyBucket, BroadcastBucket, broadcast, open_group
+from rollout.device import Ledger
 from rollout.device_memory import SharedBucket, SharedMemory, device_name
 from rollout.types import GroupAddress, Transport
 from rollout.weights import as_bytes, divide, make_record, to_bucket
@@ -32,8 +33,12 @@ class WeightSender:
         loading.
     """
 
-    def __init__(self, model: PreTrainedModel, trainer: TrainerConfig, device: torch.device) -> None:
+    def __init__(
+        self, model: PreTrainedModel, trainer: TrainerConfig, device: torch.device, ledger: Ledger | None
+    ) -> None:
+        """ledger: of a simulated device, into which the memory of a sync is entered."""
         self.held_bytes = 0
+        self._ledger = ledger
         self._model, self._trainer, self._device = model, trainer, device
         self._rank, self._world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._tied = set(model.all_tied_weights_keys)
@@ -76,6 +81,7 @@ class WeightSender:
         """Free what a sync holds, also one that an error interrupted."""
         if self._buckets:
             self._buckets.close()
+            self._enter(0)
         self._buckets, self._memories = None, []
         if self._device.type == "cuda":
             torch.cuda.ipc_collect()
@@ -91,9 +97,15 @@ class WeightSender:
                 parts = list(divide(self._share(index, tensors).items(), bucket_mib))
                 for part in [*parts, *[[]] * (_largest(len(parts), self._device) - len(parts))]:
                     size = sum(tensor.nbytes for _, tensor in part)
-                    self.held_bytes = max(self.held_bytes, copied + before + size)
+                    self._enter(copied + before + size)
                     before = size
                     yield self._pack(part)
+
+    def _enter(self, num_bytes: int) -> None:
+        """Count the bytes that the sync takes from now on."""
+        self.held_bytes = max(self.held_bytes, num_bytes)
+        if self._ledger is not None:
+            self._ledger.hold({"sync": num_bytes})
 
     def _share(self, index: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what this rank sends of a gathered layer."""

@@ -141,8 +141,8 @@ def test_training_validation_and_gate_pass_with_room_for_one_owner(device: Path,
     decision = gate.run(judge, results["candidate"], results["parent"], None, dict.fromkeys(results, ""), {}, None)
     assert decision.action == "promote"
     kinds = held(device)
-    assert kinds["rank 0"] - {"gradients"} == {"weights", "optimizer", "reference", "logits"}
-    assert kinds["rollout engine 0"] == {"weights", "KV cache", "logits"}
+    assert kinds["rank 0"] - {"gradients"} == {"weights", "optimizer", "reference", "logits", "sync"}
+    assert kinds["rollout engine 0"] == {"weights", "KV cache", "logits", "sync"}
     # The gate's engine read `hf/`, the stage's engines got the trainer's weights.
     assert results["candidate"]["text"].figures["bits_per_byte"] == pytest.approx(
         last["validation/text/bits_per_byte"], abs=1e-6

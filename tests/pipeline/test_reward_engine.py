@@ -45,7 +45,7 @@ def assert_same(trace: Trace, other: Trace) -> None:
     assert trace["rows"] > other["rows"]
     np.testing.assert_allclose(trace["steps"], other["steps"], rtol=2e-4, atol=1e-6)
     np.testing.assert_allclose(trace["weights"], other["weights"], atol=2e-5)
-    np.testing.assert_allclose(trace["scores"], other["scores"], atol=1e-4)  # all weights' rounding at once
+    np.testing.assert_allclose(trace["scores"], other["scores"], atol=3e-4)  # all weights' rounding at once
 
 
 @pytest.mark.parametrize(("ranks", "zero", "tokens", "experts"), [(1, "2", 30, 1), (2, "0,3", 60, 1), (2, "3", 60, 2)])
