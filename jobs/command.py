@@ -53,6 +53,7 @@ RecipeFile = Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the
 StageFile = Annotated[str, Argument(metavar="CONFIG", help="A YAML file with the stage's `type` and its keys.")]
 RunsDir = Annotated[Path, Option(metavar="DIR", help="The folder of the runs.")]
 RunName = Annotated[str, Argument(metavar="RUN", help="Name or folder of the run.")]
+StageOption = Annotated[str | None, Option("--stage", metavar="STAGE", help="Look at this stage alone.")]
 Output = Annotated[Path | None, Option(metavar="DIR", help="Folder of the run. [default: runs/<name of CONFIG>]")]
 Fresh = Annotated[
     bool, Option("--fresh", help="Begin anew; earlier results are kept in a folder before-N beside them.")

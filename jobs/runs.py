@@ -34,6 +34,16 @@ def find_run(run: str | None, runs_dir: Path) -> RunRecord:
     )
 
 
+def stage_folders(record: RunRecord, only: str | None = None) -> dict[str, Path]:
+    """The folders of a run's stages by name, or the one of the stage `only`. Raises ValueError for an unknown stage."""
+    folder = Path(record.folder)
+    is_alone = not (folder / RUN).is_file()
+    folders = {name: folder if is_alone else folder / name for name in record.stages}
+    if only is not None and only not in folders:
+        raise ValueError(f"--stage {only}: stages of {record.name}: {', '.join(folders)}")
+    return folders if only is None else {only: folders[only]}
+
+
 def all_records(runs_dir: Path) -> tuple[list[RunRecord], dict[Path, str]]:
     """The runs below a folder, oldest first, and the error message of each unreadable one by its folder."""
     records: list[RunRecord] = []

@@ -115,7 +115,7 @@ _HEADLINE_FIGURES = 8
 
 def line_charts(rows: Sequence[MetricsRow]) -> dict[str, list[LineChart]]:
     """The charts of each section, without those that have no points."""
-    points = _points(rows)
+    points = metric_points(rows)
     looks = {name: number for number, name in enumerate(_series(REWARDS, points))}
     charts = {section: list(section_charts) for section, section_charts in CHARTS.items()}
     charts["What it learns"] += [
@@ -134,7 +134,7 @@ def line_charts(rows: Sequence[MetricsRow]) -> dict[str, list[LineChart]]:
 
 def seconds_by_phase(rows: Sequence[MetricsRow]) -> dict[str, float]:
     """Seconds that each phase took in all steps; `other` is the time that no phase has counted."""
-    keys = {match[1]: key for key in _points(rows) if (match := re.fullmatch(r"time/(\w+)_seconds", key))}
+    keys = {match[1]: key for key in metric_points(rows) if (match := re.fullmatch(r"time/(\w+)_seconds", key))}
     phases = {phase: math.fsum(row.get(key, 0.0) for row in rows) for phase, key in keys.items()}
     total = phases.pop("step", 0.0)
     phases["other"] = total - math.fsum(phases.values())
@@ -150,19 +150,19 @@ def headline(rows: Sequence[MetricsRow]) -> list[tuple[str, float | None, float]
 
 def headline_series(rows: Sequence[MetricsRow]) -> dict[str, Points]:
     """The points of the figures to see first, by name."""
-    return dict(list(_series(HEADLINE, _points(rows)).items())[:_HEADLINE_FIGURES])
+    return dict(list(_series(HEADLINE, metric_points(rows)).items())[:_HEADLINE_FIGURES])
 
 
 def trend(rows: Sequence[MetricsRow]) -> str:
     """The curve that stands for the stage in words: `reward 0.3 → 0.7`; empty for a stage without one."""
-    for name, points in _series(TREND, _points(rows)).items():
+    for name, points in _series(TREND, metric_points(rows)).items():
         if len(points) > 1:
             first, last = _ends(points)
             return f"{name} {first:.3g} → {last:.3g}"
     return ""
 
 
-def _points(rows: Sequence[MetricsRow]) -> dict[str, Points]:
+def metric_points(rows: Sequence[MetricsRow]) -> dict[str, Points]:
     """The finite (step, value) points of every key, at least one. A share of outcomes that a step lacks is 0, since no
     verdict had that outcome."""
     points: dict[str, list[tuple[float, float]]] = {}

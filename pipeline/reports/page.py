@@ -30,7 +30,7 @@ _COLORS = (
 )
 """Colours of the states of stages and the verdicts of gates; the other states are grey."""
 _MAX_CHARACTERS = 4000
-"""Longest text of a sample that a page holds."""
+"""Longest text of a sample that a page or a terminal shows."""
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
@@ -62,7 +62,8 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if size >= 1e-3 or value == 0 else f"{value:.1e}".replace("e-0", "e-")
 
 
-def _elide(text: str) -> str:
+def elide(text: str) -> str:
+    """`text`, without its middle where it is too long to read."""
     if len(text) <= _MAX_CHARACTERS:
         return text
     half = _MAX_CHARACTERS // 2
@@ -82,7 +83,7 @@ def _environment() -> Environment:
         "color": lambda state: _COLORS.get(state, "idle"),
         "digits": _digits,
         "duration": duration,
-        "elide": _elide,
+        "elide": elide,
         "short": _short,
         "weights_hash": weights_hash,
     }

@@ -38,11 +38,17 @@ class Card:
 
 def read_rollouts(folder: Path) -> dict[int, list[SampleRecord]]:
     """Samples in a stage's `rollouts/` by step, of at most 100 steps evenly spread from the first to the last."""
-    files = sorted((folder / ROLLOUTS).glob("step-*.jsonl"))
+    files = list(rollout_files(folder).items())
     stride = max((len(files) - 1) / (_FILES_READ - 1), 1)
     files = [files[round(number * stride)] for number in range(min(len(files), _FILES_READ))]
-    steps = {int(file.stem.removeprefix("step-")): read_json_lines(file) for file in files}
+    steps = {step: read_json_lines(file) for step, file in files}
     return {step: records for step, records in steps.items() if records}
+
+
+def rollout_files(folder: Path) -> dict[int, Path]:
+    """The files in a stage's `rollouts/` by step, rising."""
+    files = {int(file.stem.removeprefix("step-")): file for file in (folder / ROLLOUTS).glob("step-*.jsonl")}
+    return dict(sorted(files.items()))
 
 
 def compare(before: Path, after: Path, names: tuple[str, str]) -> list[tuple[str, str, list[Card]]]:
@@ -110,9 +116,9 @@ def _median_answer(steps: Mapping[int, Sequence[SampleRecord]], step: int, promp
     group = [record for record in steps[step] if record["prompt"] == prompt]
     ranking = _rising(group)
     if not ranking:
-        return _rollout_answer(f"step {step}", group[0])
+        return rollout_answer(f"step {step}", group[0])
     mean = fmean(record["reward"] for record in ranking)
-    return _rollout_answer(f"step {step}", ranking[len(ranking) // 2], f"; mean of {len(ranking)}: {mean:.3g}")
+    return rollout_answer(f"step {step}", ranking[len(ranking) // 2], f"; mean of {len(ranking)}: {mean:.3g}")
 
 
 def extremes(records: Sequence[SampleRecord]) -> dict[str, list[Card]]:
@@ -125,7 +131,7 @@ def extremes(records: Sequence[SampleRecord]) -> dict[str, list[Card]]:
         for record in group:
             first_of_prompt.setdefault(record["prompt"], record)
         cards[title] = [
-            Card(prompt, [_rollout_answer(f"ended by {record['finish_reason']}", record)])
+            Card(prompt, [rollout_answer(f"ended by {record['finish_reason']}", record)])
             for prompt, record in list(first_of_prompt.items())[:_CARDS]
         ]
     return cards
@@ -135,7 +141,8 @@ def _rising(records: Iterable[SampleRecord]) -> list[SampleRecord]:
     return sorted((record for record in records if record["reward"] is not None), key=lambda record: record["reward"])
 
 
-def _rollout_answer(heading: str, record: SampleRecord, note: str = "") -> CardAnswer:
+def rollout_answer(heading: str, record: SampleRecord, note: str = "") -> CardAnswer:
+    """A completion of a rollout with its reward, the words of its verdicts, and a `note` behind them."""
     lines: list[str] = []
     for label, verdict in record["verdicts"].items():
         outcome = verdict["outcome"] or verdict["status"].replace("_", " ")
@@ -150,9 +157,13 @@ def outcomes(records: Sequence[SampleRecord]) -> dict[str, Counter[str]]:
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         for label, verdict in record["verdicts"].items():
-            status = verdict["status"].replace("_", " ")
-            counts[label][status if verdict["score"] is None else verdict["outcome"] or "judged"] += 1
+            counts[label][verdict_word(verdict)] += 1
     return counts
+
+
+def verdict_word(verdict: Mapping[str, Any]) -> str:
+    """The outcome of a verdict; its status where it has no score."""
+    return verdict["status"].replace("_", " ") if verdict["score"] is None else verdict["outcome"] or "judged"
 
 
 def failures(records: Sequence[SampleRecord]) -> list[tuple[str, str, str, int]]:
