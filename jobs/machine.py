@@ -159,7 +159,9 @@ def stopped_processes() -> dict[int, str]:
         with suppress(psutil.Error):
             if process.status() != psutil.STATUS_STOPPED:
                 continue
-            if not any("rewards.pool.serve" in word for own in [process, *process.parents()] for word in own.cmdline()):
+            if not any(
+                "rewards.pool.supervise" in word for own in [process, *process.parents()] for word in own.cmdline()
+            ):
                 words = process.cmdline()
                 stopped[process.pid] = words[words.index("-m") + 1] if "-m" in words[:4] else Path(words[0]).name
     return stopped

@@ -10,18 +10,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import ray
-from ray._private import parameter
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.command import QUIET_ENVIRONMENT
-from pipeline.cluster.room import announced, quoted_interpreter, silence_ray
+from pipeline.cluster.room import quoted_interpreter, ray_cluster
+from pipeline.disk.home import restrict_token
 from pipeline.errors import RunStopped
 
 UNREACHABLE_SECONDS = 60.0
@@ -40,32 +39,8 @@ def cluster_with_jobs() -> Iterator[str]:
 
     A new cluster ends with the block, or with this process.
     """
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if "RAY_ADDRESS" in os.environ:
-        context = ray.init(**quiet)
-    else:
-        # Ray's processes end with the thread that started them, so this must be the main thread.
-        with _free_agent_port(), announced("starting Ray"):
-            context = ray.init(address="local", include_dashboard=True, dashboard_port=0, **quiet)
-    silence_ray()
-    try:
+    with ray_cluster(include_dashboard=True) as context:
         yield f"http://{context.dashboard_url}"
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _free_agent_port() -> Iterator[None]:
-    """While the block runs, `ray.init` takes any free port for the agent that starts jobs.
-
-    `ray.init` has no argument for it. With the default port, the second cluster on a machine would start no jobs.
-    """
-    original: Any = parameter.RayParams
-    parameter.RayParams = partial(original, dashboard_agent_listen_port=0)
-    try:
-        yield
-    finally:
-        parameter.RayParams = original
 
 
 def job_id(run: str, stage: str) -> str:
@@ -118,6 +93,7 @@ class Jobs:
     def __init__(self, address: str) -> None:
         """Raises ValueError if no job server answers at `address`, such as http://head:8265."""
         self.address = address
+        restrict_token()
         logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
         os.environ.pop("RAY_ADDRESS", None)  # the client would prefer it to `address`
         try:

@@ -5,11 +5,14 @@ a model (vllm/plugins/__init__.py, v1/worker/worker_base.py, 0.32.0): so also in
 `vllm serve`, and for a user's own `LLM(...)`. VLLM_PLUGINS="" turns plug-ins off.
 """
 
+from rollout.process import bind_stores
 from rollout.version import is_patched_release
 
 
 def patch_cpu_build() -> None:
-    """Patch vLLM in this process where it runs on the CPU, in the release that the patches were made for."""
+    """Patch vLLM in this process where it runs on the CPU, in the release that the patches were made for; on every
+    device, keep the stores of its process groups on the loopback interface."""
+    bind_stores()
     import vllm
     from vllm.platforms import current_platform
 

@@ -9,6 +9,8 @@ import re
 import socket
 import time
 from contextlib import suppress
+from importlib import import_module
+from typing import Any
 
 import psutil
 
@@ -17,6 +19,7 @@ PORTS = range(20_000, 32_000)
 until the process that it was chosen for binds it."""
 
 _RECENT_SECONDS = 300.0
+_CREATE_STORE = "_create_c10d_store"
 
 
 def num_threads(configured: int, *, sharers: int = 1) -> int:
@@ -85,3 +88,27 @@ def killed_by_kernel(pid: int) -> bool:
         return False
     finally:
         os.close(log)
+
+
+def bind_stores() -> None:
+    """Let a store of torch with a loopback address, by which the processes of a group find each other, listen at that
+    address only.
+
+    torch 2.13 listens at every address of the machine, and a store has no password: anyone who reaches its port could
+    read and change its keys.
+    """
+    from torch._C._distributed_c10d import TCPStore
+
+    rendezvous = import_module("torch.distributed.rendezvous")  # a function of the package has the same name
+    original: Any = getattr(rendezvous, _CREATE_STORE)
+    if original.__module__ == __name__:
+        return
+
+    def create_store(hostname: str, port: int, rank: int, world_size: int, timeout: Any, use_libuv: bool = True) -> Any:
+        if rank != 0 or hostname not in ("127.0.0.1", "localhost"):
+            return original(hostname, port, rank, world_size, timeout, use_libuv)
+        listener = socket.create_server(("127.0.0.1", port)).detach()  # the store closes it
+        options: dict[str, Any] = {"timeout": timeout, "multi_tenant": True, "use_libuv": use_libuv}
+        return TCPStore("127.0.0.1", port, world_size, is_master=True, master_listen_fd=listener, **options)
+
+    setattr(rendezvous, _CREATE_STORE, create_store)

@@ -49,7 +49,7 @@ def own_ray() -> Iterator[None]:
 
     Not pytest's own temporary folder: the paths of Ray's sockets must stay short.
     """
-    folder = tempfile.mkdtemp(prefix="ray-")
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         yield

@@ -1,10 +1,13 @@
-"""Join a Ray cluster, list its nodes, and wait until a stage's resources are free."""
+"""Join or start a Ray cluster, list its nodes, and wait until a stage's resources are free."""
 
+import getpass
 import logging
 import os
 import shlex
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +17,10 @@ from typing import Any
 
 import ray
 import rich
+from ray._private import parameter, ray_constants
 from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
+from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue]  it is compiled
 from ray.exceptions import RayError
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
@@ -24,7 +29,7 @@ from configs.stages import AnyStage, Recipe
 from pipeline.cluster.actors import Node
 from pipeline.cluster.demand import Demand, stage_demand
 from pipeline.cluster.placement import StagePlacement
-from pipeline.disk.home import replace_read_only_home
+from pipeline.disk.home import replace_read_only_home, write_token
 from pipeline.errors import RunStopped
 from rollout.actors import RolloutError
 
@@ -34,6 +39,12 @@ _POLL_SECONDS = 5.0
 _CONNECT_SECONDS = 3.0
 _SILENT_SECONDS = 2.0
 """Longest time without a word on the work that is waited for."""
+_FOLDER_PREFIX = "ay-ray-"
+_REMOVE = 'cat; for try in 1 2 3 4 5 6 7 8 9; do rm -rf "$1"; [ -e "$1" ] || exit 0; sleep 1; done'
+"""Waits for the end of its input, then removes a folder, in several tries: the last processes may still write to it."""
+_MAX_PARENT_BYTES = 18
+"""Longest path of a folder for Ray's sessions. The path of a socket has 107 bytes at most, of which 89 go to
+ay-ray-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_TaskEventsHead."""
 
 
 @contextmanager
@@ -64,19 +75,32 @@ def cluster() -> Iterator[None]:
     """
     home = str(Path(__file__).parents[2])
     environment = {"PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     runtime_env = {"env_vars": environment, **quoted_interpreter()}
     replace_read_only_home()
-    with announced("starting Ray" if local else "joining the Ray cluster"):
-        ray.init(runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR, **local)
+    with ray_cluster(include_dashboard=False, runtime_env=runtime_env):
+        processes = ray_processes()
+        try:
+            yield
+        except (RayError, RunStopped, RolloutError) as error:
+            if lost := lost_processes(processes):
+                raise RunStopped(f"{lost}; the same command resumes the run") from error
+            raise
+
+
+@contextmanager
+def ray_cluster(*, include_dashboard: bool, **options: Any) -> Iterator[Any]:
+    """Join the Ray cluster at RAY_ADDRESS, or start one of this machine alone, and leave it, or end it, with the block;
+    yield Ray's context. include_dashboard: for a cluster that is started. options: further ones of `ray.init`."""
+    options |= {"log_to_driver": False, "logging_level": logging.ERROR}
     silence_ray()
-    processes = ray_processes()
+    if "RAY_ADDRESS" not in os.environ:
+        with local_cluster(include_dashboard=include_dashboard, **options) as context:
+            yield context
+        return
+    with announced("joining the Ray cluster"):
+        context = ray.init(**options)
     try:
-        yield
-    except (RayError, RunStopped, RolloutError) as error:
-        if lost := lost_processes(processes):
-            raise RunStopped(f"{lost}; the same command resumes the run") from error
-        raise
+        yield context
     finally:
         ray.shutdown()
 
@@ -87,6 +111,103 @@ def silence_ray() -> None:
     ray/_private/worker.py), and its log files have it."""
     worker: Any = ray_worker
     worker.print_to_stdstream = lambda *_, **__: None
+
+
+@contextmanager
+def local_cluster(**options: Any) -> Iterator[Any]:
+    """Start a Ray cluster of this machine alone, which ends with the block or with this process; yield Ray's context.
+
+    Only this user reaches it: it listens on the loopback interface, every request needs the token, and its session and
+    its processes' temporary files are in a folder that others can't open, removed with the cluster. options: those of
+    `ray.init`. Call it in the main thread, since Ray's processes end with the thread that started them. Raises
+    ValueError for a RAY_TMPDIR with too long a path.
+    """
+    write_token()
+    with _private_folder() as folder:
+        sessions, temporary = folder / "r", folder / "tmp"
+        for path in (sessions, temporary):
+            path.mkdir()
+        environment = {
+            "RAY_AUTH_MODE": "token",
+            # Gives this machine the address 127.0.0.1, at which all of Ray's servers listen then.
+            ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+            "VLLM_HOST_IP": "127.0.0.1",  # vLLM compares its own address with Ray's
+            "TMPDIR": str(temporary),
+        }
+        if (kernels := _kernel_cache()) is not None:
+            environment["TORCHINDUCTOR_CACHE_DIR"] = kernels
+        with _environment(environment):
+            with announced("starting Ray"):
+                context = ray.init(address="local", dashboard_port=0, _temp_dir=str(sessions), **options)
+            yield context
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Make a folder that only this user can open, removed at the end of the block or of this process."""
+    folder = tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=_sessions_parent())
+    # The shell reads the end of its input once this process is gone, whatever ended it.
+    with subprocess.Popen(
+        ["/bin/sh", "-c", _REMOVE, "sh", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ):
+        yield Path(folder)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """While the block runs, `ray.init` starts a cluster with these environment variables; it is shut down at the end.
+
+    Ray reads some of them when it is imported. The agent that starts jobs takes any free port, for which `ray.init` has
+    no argument: with the default port, the second cluster on a machine would start no jobs.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    original: Any = parameter.RayParams
+    spans_nodes = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(variables)
+    try:
+        Config.initialize("")
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        parameter.RayParams = lambda **options: original(**options, dashboard_agent_listen_port=0)
+        yield
+    finally:
+        ray.shutdown()
+        parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER = original, spans_nodes
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        Config.initialize("")
+
+
+def _sessions_parent() -> Path:
+    """Return RAY_TMPDIR, or else the folder of temporary files, or /tmp where the path of that one is too long."""
+    requested = os.environ.get("RAY_TMPDIR", "")
+    if len(os.fsencode(requested)) > _MAX_PARENT_BYTES:
+        raise ValueError(
+            f"RAY_TMPDIR='{requested}' has more than {_MAX_PARENT_BYTES} bytes, too many for Ray's sockets in it; set "
+            "it to a folder with a shorter path"
+        )
+    folder = requested or tempfile.gettempdir()
+    return Path(folder if len(os.fsencode(folder)) <= _MAX_PARENT_BYTES else "/tmp")
+
+
+def _kernel_cache() -> str | None:
+    """Return the folder with this machine's compiled kernels, as torch names it where TMPDIR is not set; later runs use
+    them again. None where others could put code into it."""
+    if configured := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return configured
+    try:
+        folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.stat(follow_symlinks=False)
+    except (OSError, KeyError):  # a user without a name, a folder that is none
+        return None
+    return str(folder) if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
 
 
 def ray_processes() -> dict[str, tuple[str, int]]:

@@ -29,6 +29,7 @@ from pipeline.weights.load import unfilled_model, unfilled_with_mtp
 from pipeline.weights.reader import CheckpointReader
 from pipeline.weights.reward_model import unfilled_new_score_model, unfilled_score_model
 from rollout.checkpoint import is_reward_model
+from rollout.process import bind_stores
 
 import deepspeed  # isort: skip  after pipeline.weights.load, which sets DS_ACCELERATOR
 from deepspeed.utils.groups import _get_expert_data_parallel_group as expert_data_group  # isort: skip
@@ -53,6 +54,7 @@ def prepare_torch(deterministic: bool | Literal["auto"]) -> torch.device:
 
 def join_ranks(device: torch.device) -> None:
     """Join the process group of RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the environment."""
+    bind_stores()
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
 
 

@@ -33,16 +33,25 @@ _DECIMALS = 6
 _EXACT = Context(prec=2500)
 """Precise enough to subtract any two numbers that _NUMBER matches without rounding."""
 
-_ACCEPTED, _REJECTED = 0, (1, 2)
+_ACCEPTED, _REJECTED, _DATA_ERROR, _OTHER_ERROR = 0, (1, 2), 86, 87
+"""Exit codes of a checker. The last two are the wrapper's; any other is a checker's own word that it failed."""
 _PYTHON_CHECKER = """\
 import os, sys, traceback
-def fault(*error):
-    traceback.print_exception(*error)
-    os._exit(3)
+reads = []
+def audit(event, arguments):
+    if event == "open" and os.path.basename(str(arguments[0])) == "output":
+        reads.append(event)
+def fault(kind, error, trace):
+    data = (AssertionError, ValueError, LookupError, ArithmeticError, EOFError, StopIteration, RecursionError)
+    traceback.print_exception(kind, error, trace)
+    sys.stderr.flush()
+    os._exit({data_error} if reads and issubclass(kind, data) else {other_error})
+sys.addaudithook(audit)
 sys.excepthook = fault
 exec(compile({source!r}, "checker.py", "exec"))
 """
-"""Wrapper of a checker in Python: an uncaught exception would end it with 1, which means rejection."""
+"""Wrapper of a checker in Python, which an uncaught exception would end with 1, a rejection. _DATA_ERROR: an exception
+that wrong data cause, raised after the output was opened."""
 
 
 class CompileError(Exception):
@@ -53,11 +62,14 @@ class Executable:
     """A program in its folder. An interpreted one is checked only when a run fails, which saves a box.
 
     The constructor, `compile` and `run` raise CompileError if the source does not compile, and RuntimeError if a box
-    breaks.
+    breaks. compiling: limits of the compiler.
     """
 
-    def __init__(self, sandbox: Sandbox, language: str, source: str, folder: Path, *, memory_mb: int) -> None:
+    def __init__(
+        self, sandbox: Sandbox, language: str, source: str, folder: Path, *, memory_mb: int, compiling: Limits
+    ) -> None:
         self.folder = folder
+        self._compiling = compiling
         self._sandbox = sandbox
         self._toolchain = find_toolchain(language)
         self._program = plan_program(language, source, memory_mb)
@@ -72,12 +84,11 @@ class Executable:
             return
         self._compiled = True
         runtime, command = self._toolchain.compiling, self._program.compile
-        result = self._sandbox.run(command, folder=self.folder, limits=COMPILE, runtime=runtime, writable=True)
+        result = self._sandbox.run(command, folder=self.folder, limits=self._compiling, runtime=runtime, writable=True)
         if result.reason is not ExitReason.EXITED or result.exit_code != 0:
             message = clip((result.stderr or result.stdout).decode(errors="replace"), 500)
-            raise CompileError(
-                message if result.reason is ExitReason.EXITED else f"the compiler ended by {result.reason}: {message}"
-            )
+            how = _how_it_failed(result, self._compiling)
+            raise CompileError(message if result.reason is ExitReason.EXITED else f"the compiler: {how}: {message}")
 
     def run(self, limits: Limits, *, stdin: bytes = b"", arguments: Sequence[str] = ()) -> RunResult:
         """Run the program once."""
@@ -88,15 +99,23 @@ class Executable:
         return result
 
 
-def judge_cases(sandbox: Sandbox, truth: Truth, source: str, limits: Limits, *, stop: bool) -> CodeResult:
-    """Compile `source` and run it on `truth.cases`, each within `limits`; stop: at the first failure.
+def judge_cases(
+    sandbox: Sandbox, truth: Truth, source: str, limits: Limits, compiling: Limits, *, stop: bool
+) -> CodeResult:
+    """Compile `source` within `compiling` and run it on `truth.cases`, each within `limits`.
 
-    Raises RuntimeError if there is no result: a box broke, or the checker failed.
+    stop: at the first failure. A checker that raises, crashes or meets a limit is tried on the case's answer. If it
+    accepts or rejects that, the output is at fault, and wrong. If the case has no answer, the output is at fault for an
+    exception in Python that wrong data cause, raised after the output was opened.
+
+    Raises RuntimeError if there is no result: a box broke, or the checker itself failed.
     """
     total = len(truth.cases) or 1
     with TemporaryDirectory(prefix="alignyard-") as folder:
         try:
-            program = Executable(sandbox, truth.language, source, Path(folder), memory_mb=limits.memory_mb)
+            program = Executable(
+                sandbox, truth.language, source, Path(folder), memory_mb=limits.memory_mb, compiling=compiling
+            )
             if truth.compile_only:
                 program.compile()
                 return CodeResult(CodeOutcome.PASSED, 1, 1)
@@ -166,7 +185,8 @@ def _run_case(
         how = _how_it_failed(result, limits)
         return _OUTCOMES.get(result.reason, CodeOutcome.CRASH), f"{how}: {message}" if message else how
     if checker:
-        reason = _rejection(sandbox, checker, {"input": stdin, "output": result.stdout, "answer": expected})
+        answer = None if case.stdout is None else expected
+        reason = _rejection(sandbox, checker, stdin, result.stdout, answer)
         return None if reason is None else (CodeOutcome.WRONG_ANSWER, f"the checker says {reason!r}")
     if same_output(expected, result.stdout):
         return None
@@ -205,25 +225,56 @@ class _CompiledChecker:
     lock: Lock = field(default_factory=Lock)
 
 
-def _rejection(sandbox: Sandbox, checker: Checker, files: dict[str, bytes]) -> str | None:
-    """Return why the checker rejects an output, or None. Raises RuntimeError if it neither accepts nor rejects."""
+def _rejection(sandbox: Sandbox, checker: Checker, stdin: bytes, output: bytes, answer: bytes | None) -> str | None:
+    """Return why the checker rejects an output, or None. Raises RuntimeError if the checker itself failed; see
+    `judge_cases`."""
+    result = _run_checker(sandbox, checker, stdin, output, answer or b"")
+    if _judges(result):
+        return None if result.exit_code == _ACCEPTED else clip(_message(result))
+    fault = f"{_how_it_failed(result, CHECKING)}: {clip(_message(result)[-200:])}"
+    data_error = result.exit_code == _DATA_ERROR
+    if result.exit_code not in (None, _DATA_ERROR, _OTHER_ERROR) or (answer is None and not data_error):
+        raise RuntimeError(f"the checker failed: {fault}")
+    if answer is not None:
+        on_answer = _fault_on_answer(sandbox, checker.language, checker.source, stdin, answer)
+        if on_answer:
+            raise RuntimeError(f"the checker failed, on the answer of the case too: {on_answer}")
+    return f"it failed on this output: {fault}"
+
+
+@lru_cache(maxsize=64)
+def _fault_on_answer(sandbox: Sandbox, language: str, source: str, stdin: bytes, answer: bytes) -> str:
+    """Return how the checker fails on a case's answer, or "" if it accepts or rejects it."""
+    result = _run_checker(sandbox, Checker(language=language, source=source), stdin, answer, answer)
+    return "" if _judges(result) else f"{_how_it_failed(result, CHECKING)}: {clip(_message(result)[-200:])}"
+
+
+def _run_checker(sandbox: Sandbox, checker: Checker, stdin: bytes, output: bytes, answer: bytes) -> RunResult:
     compiled = _compiled_checker(sandbox, checker.language, checker.source)
+    files = {"input": stdin, "output": output, "answer": answer}
     with compiled.lock:
         for name, content in files.items():
             (compiled.program.folder / name).write_bytes(content)
-        result = compiled.program.run(CHECKING, arguments=list(files))
-    message = (result.stderr or result.stdout).decode(errors="replace")
-    if result.reason is not ExitReason.EXITED or result.exit_code not in (_ACCEPTED, *_REJECTED):
-        raise RuntimeError(f"the checker failed: {result.reason}, exit code {result.exit_code}: {clip(message[-200:])}")
-    return None if result.exit_code == _ACCEPTED else clip(message)
+        return compiled.program.run(CHECKING, arguments=list(files))
+
+
+def _judges(result: RunResult) -> bool:
+    """Return whether a checker accepted or rejected the output."""
+    return result.reason is ExitReason.EXITED and result.exit_code in (_ACCEPTED, *_REJECTED)
+
+
+def _message(result: RunResult) -> str:
+    return (result.stderr or result.stdout).decode(errors="replace")
 
 
 @lru_cache(maxsize=16)
 def _compiled_checker(sandbox: Sandbox, language: str, source: str) -> _CompiledChecker:
     folder = TemporaryDirectory(prefix="alignyard-")
-    source = _PYTHON_CHECKER.format(source=source) if language == "python" else source
+    if language == "python":
+        source = _PYTHON_CHECKER.format(source=source, data_error=_DATA_ERROR, other_error=_OTHER_ERROR)
+    limits = {"memory_mb": CHECKING.memory_mb, "compiling": COMPILE}
     try:
-        program = Executable(sandbox, language, source, Path(folder.name), memory_mb=CHECKING.memory_mb)
+        program = Executable(sandbox, language, source, Path(folder.name), **limits)
         program.compile()  # now, so that its fault is not taken for the judged program's
     except CompileError as error:
         raise RuntimeError(f"the checker does not compile: {error}") from error

@@ -1,5 +1,6 @@
 """The code reward: a program compiles, prints the expected output, or passes unit tests."""
 
+from dataclasses import replace
 from functools import cache
 from typing import ClassVar, Literal
 
@@ -45,6 +46,9 @@ class CodeReward(Settings):
     wall-clock limit is three times that and a second."""
     memory_mb: int = Field(default=512, ge=16)
     """Memory of a program in MiB, beside its runtime's, unless the task sets its own limit."""
+    compile_seconds: float | None = Field(default=None, gt=0)
+    """CPU seconds, rounded up, of each process of a compiler; by default twice those of the program and 5. A program
+    that takes longer does not compile."""
     output_kb: int = Field(default=1024, ge=1)
     """Output of a program in KiB, beyond twice the expected output."""
 
@@ -69,9 +73,9 @@ class CodeReward(Settings):
         truth = read_truth(task.truth)
         limits = limits_of_tests(self._limits(truth)) if truth.tests else self._limits(truth)
         runs = [limits] * max(len(truth.cases), 1)
-        compilations = [] if truth.tests else [COMPILE]
+        compilations = [] if truth.tests else [self._compiler_limits(limits)]
         if truth.checker:
-            runs += [CHECKING] * len(truth.cases)
+            runs += [CHECKING] * len(truth.cases) * 2  # a checker that fails on an output is tried on the answer
             compilations.append(COMPILE)
         return sum(limits.wall_seconds + _BOX_SECONDS for limits in [*runs, *compilations])
 
@@ -86,8 +90,11 @@ class CodeReward(Settings):
     def judge_source(self, task: Task, source: str) -> Verdict:
         """Judge a program by `task.truth`; see the class."""
         truth = read_truth(task.truth)
-        judge = judge_tests if truth.tests else judge_cases
-        result = judge(_sandbox(self.sandbox), truth, source, self._limits(truth), stop=self.credit == "all")
+        sandbox, limits, stop = _sandbox(self.sandbox), self._limits(truth), self.credit == "all"
+        if truth.tests:
+            result = judge_tests(sandbox, truth, source, limits, stop=stop)
+        else:
+            result = judge_cases(sandbox, truth, source, limits, self._compiler_limits(limits), stop=stop)
         share = result.passed / result.total
         score = share if self.credit == "fraction" else float(result.outcome is CodeOutcome.PASSED)
         return Verdict(score, detail=result.detail, outcome=result.outcome)
@@ -98,6 +105,9 @@ class CodeReward(Settings):
             memory_mb=truth.memory_mb or self.memory_mb,
             output_kb=self.output_kb,
         )
+
+    def _compiler_limits(self, limits: Limits) -> Limits:
+        return replace(COMPILE, seconds=self.compile_seconds or 2 * limits.seconds + 5)
 
 
 @cache

@@ -38,10 +38,10 @@ class Case(Settings):
 class Checker(Settings):
     """A program that judges an output.
 
-    Its arguments are three file names: input, output, answer. It exits with 0 to accept, 1 or 2 to reject; any other
-    end is the checker's own failure, and so is an uncaught exception in Python. In other languages an uncaught
-    exception may exit with 1 or 2 too, so catch it. The output may be any bytes. The text on stderr, or else on stdout,
-    is shown as the reason.
+    Its arguments are three file names: input, output, answer. It exits with 0 to accept, 1 or 2 to reject. The output
+    may be any bytes. The text on stderr, or else on stdout, is shown as the reason. Any other end, such as an uncaught
+    exception in Python, rejects the output if that caused it, else it is the checker's own failure
+    (`rewards.code.cases.judge_cases`). In other languages an uncaught exception may exit with 1 or 2.
     """
 
     language: str
@@ -144,6 +144,8 @@ class Truth(Settings):
             for number, case in enumerate(self.cases):
                 if case.stdout is None:
                     raise ValueError(f"cases.{number}.stdout: missing; give what is to be printed, or a checker")
+            if not any((case.stdout or "").strip() for case in self.cases):
+                raise ValueError("cases: every stdout is blank, so a program that prints nothing passes; give outputs")
         if self.tests:
             self._check_tests()
         elif self.entry_point or self.classes or self.setup:

@@ -36,7 +36,9 @@ _WATCH_SECONDS = 0.2
 _STALL_SECONDS = 5
 """Longest the process may leave a message half read or half written."""
 _MAX_REPLY_BYTES = 1 << 20
-_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from rewards.pool.serve import serve; serve({fd})"
+_BOOTSTRAP = (
+    "import sys; sys.path[:] = {path!r}; from rewards.pool.supervise import supervise; supervise({fd}, {folder!r})"
+)
 
 
 class _Process:
@@ -52,16 +54,19 @@ class _Process:
             local.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _STALL_SECONDS, 0))
         self._channel = Connection(local.detach())
         self._folder = TemporaryDirectory(prefix="alignyard-judge-", ignore_cleanup_errors=True)
+        program = _BOOTSTRAP.format(path=sys.path, fd=remote.fileno(), folder=self._folder.name)
         with remote:
             self._popen = subprocess.Popen(
-                [sys.executable, "-u", "-c", _BOOTSTRAP.format(path=sys.path, fd=remote.fileno())],
+                [sys.executable, "-u", "-c", program],
                 pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # a checker's prints must not mix with this program's output
                 env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": self._folder.name},  # removed after a kill too
-                start_new_session=True,  # one session, so that a kill reaches what a checker started
+                start_new_session=True,  # Ctrl-C in the terminal is the guard's to handle
             )
         self._channel.send(config)
+        self._pid = 0  # of the judging process, whose first message has it
+        self._pid = self._receive_start(limits.DEFAULT_START_SECONDS)["pid"]
         built = self._receive_start(limits.DEFAULT_START_SECONDS)
         self.forms: dict[str, Form] = built["forms"]
         self.placements = {label: Placement(label, *rest) for label, *rest in built["placements"]}
@@ -101,18 +106,21 @@ class _Process:
 
     def close(self) -> None:
         """Kill the process and what it started."""
-        with suppress(ProcessLookupError):  # already gone and reaped
-            os.killpg(self._popen.pid, signal.SIGKILL)
-        self._popen.wait(_EXIT_SECONDS)
+        self._popen.terminate()
+        try:
+            self._popen.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()  # the kernel then kills the judging process too
+            self._popen.wait(_EXIT_SECONDS)
         self._channel.close()
         self._folder.cleanup()
 
     def _receive(self, patience: float) -> list[Any]:
-        deadline, computed = time.monotonic() + patience, limits.cpu_seconds(self._popen.pid)
+        deadline, computed = time.monotonic() + patience, limits.cpu_seconds(self._pid)
         self._watch_memory()
         while not self._channel.poll(min(_WATCH_SECONDS, max(deadline - time.monotonic(), 0.0))):
             if time.monotonic() >= deadline:
-                stalled = limits.is_stalled(self._popen.pid, patience, limits.cpu_seconds(self._popen.pid) - computed)
+                stalled = limits.is_stalled(self._pid, patience, limits.cpu_seconds(self._pid) - computed)
                 raise TimeoutError(f"no verdict within {patience:g} s", STALLED if stalled else "")
             self._watch_memory()
         number, index, content = json.loads(self._channel.recv_bytes(_MAX_REPLY_BYTES))
@@ -125,9 +133,9 @@ class _Process:
         if self._resident_gib is None or time.monotonic() - self._watched < _WATCH_SECONDS:
             return
         self._watched = time.monotonic()
-        if limits.resident_bytes(self._popen.pid) > self._resident_gib * 2**30:
+        if limits.resident_bytes(self._pid) > self._resident_gib * 2**30:
             self._is_too_large = True
-            os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.terminate()
             raise EOFError
 
     def _receive_start(self, patience: float) -> dict[str, Any]:

@@ -5,15 +5,12 @@ plain numbers and text, so that the guard unpickles nothing that comes from a re
 """
 
 import asyncio
-import ctypes
 import inspect
 import json
 import math
 import os
 import re
 import resource
-import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -36,7 +33,6 @@ _MAX_DETAIL_CHARS, _MAX_OUTCOME_CHARS = 2000, 60
 _GRACE_SECONDS = 1.0
 """Time after their limit in which completions that are awaited together report their timeouts."""
 
-_PR_SET_PDEATHSIG = 1
 # All control characters but tab and newline, marks that reverse the direction of text, and lone surrogates.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _OWN_FILES = (__file__, inspect.getfile(Verdict))
@@ -76,12 +72,11 @@ class Request:
 
 
 def serve(fd: int) -> None:
-    """Build the rewards, send their placements and forms, set them up, then answer requests until the guard hangs up.
+    """Send this process's id, build the rewards, send their placements and forms, set them up, then answer requests.
 
-    Where a reward can't be built or set up, the reply is `{"problem": message}` and the process ends.
+    The process ends when the guard hangs up. Where a reward can't be built or set up, the reply is `{"problem":
+    message}`, and the process ends too.
     """
-    if sys.platform == "linux":  # ends this process with the guard, even while a reward hangs in C code
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     channel = Connection(fd)
     config: ProcessConfig = channel.recv()
     if config.memory_gib is not None:
@@ -98,6 +93,7 @@ def _serve(channel: Connection, config: ProcessConfig) -> None:
         channel.send_bytes(json.dumps([number, index, content]).encode())
 
     number = 0
+    send(None, {"pid": os.getpid()})
     try:
         rewards = {spec.label: _start(spec.label, lambda spec=spec: config.build(spec)) for spec in config.specs}
         placements = {label: _placement(label, reward) for label, reward in rewards.items()}

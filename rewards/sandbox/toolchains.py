@@ -19,7 +19,7 @@ from rewards.sandbox.bubblewrap import SYSTEM, Runtime
 from rewards.sandbox.process import Limits
 
 COMPILE = Limits(seconds=30, memory_mb=1024, output_kb=256, disk_mb=256)
-"""Limits of compilers."""
+"""Limits of the compilers of trusted programs."""
 INTEGERS = ("-X", "int_max_str_digits=0")
 """Lets Python print integers of any length; the limits of time and memory hold anyway."""
 

@@ -204,7 +204,7 @@ def _address(run: Run, port: int) -> str:
     return next(word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--gcs-address=")) or str(port)
 
 
-ENGINE, RANK, WORKER, JUDGE = "ray::EngineActor", "ray::TrainActor", "ray::RewardWorker", "rewards.pool.serve"
+ENGINE, RANK, WORKER, JUDGE = "ray::EngineActor", "ray::TrainActor", "ray::RewardWorker", "rewards.pool.supervise"
 RAYLET = r"Ray's node manager \(raylet\) of .* ended"
 HALTED = r"process \d+ \(.*\) is stopped"
 REPLACED, RESTARTED = r"rollout engine 0 .* replaced", r"a training rank died in .*restart \d+ of"

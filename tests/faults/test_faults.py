@@ -43,7 +43,7 @@ def test_faults_that_are_not_injected_keep_their_rows() -> None:
 
 def test_processes_that_a_signal_stopped_are_named_but_for_those_that_judge() -> None:
     sleep = "import time; time.sleep(600)"
-    judge = f"import subprocess, sys; 'rewards.pool.serve'; subprocess.run([sys.executable, '-c', {sleep!r}])"
+    judge = f"import subprocess, sys; 'rewards.pool.supervise'; subprocess.run([sys.executable, '-c', {sleep!r}])"
     processes = [subprocess.Popen([sys.executable, "-c", program]) for program in (sleep, sleep, judge)]
     programs, deadline = b"", time.monotonic() + 60
     try:

@@ -1,6 +1,7 @@
 """A faulty weight sync stops the run: one stale expert in one layer is enough."""
 
 import math
+import os
 import pickle
 import re
 import sys
@@ -28,6 +29,7 @@ from pipeline.grpo.sync import expect, halves, probe_sequences, prove, sync_weig
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
 from pipeline.weights.fresh import create_model
+from rewards.sandbox.cgroup import family
 from rollout.broadcast import BroadcastBucket
 from rollout.checkpoint import checkpoint_shapes
 from rollout.device import DeviceError, DeviceState
@@ -35,6 +37,7 @@ from rollout.device_memory import SharedBucket
 from rollout.pool import RolloutPool
 from rollout.types import GroupAddress
 from rollout.weights import Bucket, open_bucket, to_buckets
+from tests.sockets import exposed
 
 pytestmark = [pytest.mark.engine, pytest.mark.ranks]
 
@@ -114,6 +117,11 @@ def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[TrainingRa
     # without the sync they no longer do, so the agreement above was not for want of change
     with pytest.raises(RunStopped, match="not proven"):
         prove(map(partial(expect, pair[0], MEASURED), halves(PROBE)), pair[1], MEASURED, version=3)
+
+
+def test_ranks_and_engines_listen_to_this_machine_alone(pair: tuple[TrainingRanks, RolloutPool]) -> None:
+    """Of two ranks, the first has a store of torch's process group, and so does the first of an engine's processes."""
+    assert exposed(family(os.getpid())) == []
 
 
 def test_a_resumed_run_has_the_same_bound(

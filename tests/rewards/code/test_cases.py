@@ -98,8 +98,9 @@ def test_outcomes(reward: CodeReward, source: str, outcome: str, message: str) -
 
 
 def test_a_crash_is_no_empty_output(reward: CodeReward) -> None:
-    assert judged(reward, "raise ValueError", cases=[{"stdout": ""}]).outcome == "crash"
-    assert judged(reward, "pass", cases=[{"stdout": ""}]).outcome == "passed"
+    cases = [{"stdin": "", "stdout": ""}, {"stdin": "1", "stdout": "1"}]
+    assert judged(reward, "print(int(input()))", cases=cases).outcome == "crash"
+    assert judged(reward, "import sys\nprint(sys.stdin.read())", cases=cases).outcome == "passed"
 
 
 def test_a_fraction_of_the_cases() -> None:
@@ -203,10 +204,10 @@ def test_a_checker_in_another_language_and_without_an_answer(reward: CodeReward)
     ("checker", "message"),
     [
         ("raise SystemExit(3)", "checker failed: .*exit code 3"),
-        ("raise ValueError", "checker failed: .*ValueError"),
-        ("import os\nos.abort()", "checker failed: crash"),
-        ("while True: pass", "checker failed: time limit"),
-        ("print(", "checker failed: .*SyntaxError"),
+        ("raise ValueError", "checker failed, on the answer .*ValueError"),
+        ("import os\nos.abort()", "checker failed, on the answer .*crash"),
+        ("while True: pass", "checker failed, on the answer .*time limit"),
+        ("print(", "checker failed, on the answer .*SyntaxError"),
     ],
 )
 def test_a_failing_checker_is_no_score(
@@ -215,3 +216,88 @@ def test_a_failing_checker_is_no_score(
     monkeypatch.setattr(cases, "CHECKING", Limits(seconds=1))
     with pytest.raises(RuntimeError, match=message):
         judged(reward, SUM, checker={"language": "python", "source": checker})
+
+
+# The usual way to write one: it asserts, and reads numbers as if there could be nothing else.
+ASSERTING = """
+import sys
+given, output, answer = (open(name).read() for name in sys.argv[1:])
+values = [int(line) for line in output.split()]
+assert sum(values) == int(given), "a wrong sum"
+values[1]
+"""
+
+
+@pytest.mark.parametrize("answer", ["3 4", None], ids=["with an answer", "without"])
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("3 4", ""),
+        ("3 5", "AssertionError: a wrong sum"),
+        ("nonsense", "ValueError: invalid literal"),
+        ("7", "IndexError"),
+    ],
+)
+def test_an_output_that_a_checker_fails_on_is_wrong(
+    reward: CodeReward, output: str, message: str, answer: str | None
+) -> None:
+    """Else a policy would escape a bad score by printing nonsense."""
+    truth = {"cases": [{"stdin": "7", "stdout": answer}], "checker": {"language": "python", "source": ASSERTING}}
+    verdict = judged(reward, f"print({output!r})", **truth)
+    assert (verdict.score, verdict.outcome) == ((0.0, "wrong answer") if message else (1.0, "passed"))
+    assert message in verdict.detail
+
+
+@pytest.mark.parametrize("answer", ["3 4", None], ids=["with an answer", "without"])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("assert False, 'at import'" + ASSERTING, "at import"),
+        ("int('at import')" + ASSERTING, "at import"),
+        (ASSERTING + "\nundefined", "NameError"),
+        (ASSERTING + "\nsys.exit(3)", "exit code 3"),  # as testlib's checkers say that they failed
+    ],
+)
+def test_a_checker_that_fails_by_itself_is_no_score(
+    reward: CodeReward, broken: str, message: str, answer: str | None
+) -> None:
+    truth = {"cases": [{"stdin": "7", "stdout": answer}], "checker": {"language": "python", "source": broken}}
+    with pytest.raises(RuntimeError, match=message):
+        judged(reward, "print(3, 4)", **truth)
+
+
+def test_an_output_on_which_a_compiled_checker_crashes_is_wrong(reward: CodeReward) -> None:
+    source = """
+    #include <cstdlib>
+    #include <fstream>
+    int main(int, char** names) {
+        int n;
+        if (!(std::ifstream(names[2]) >> n)) std::abort();
+        return n != 7;
+    }"""
+    checker = {"language": "cpp", "source": source}
+    with_answer, without = {"stdin": "", "stdout": "7"}, {"stdin": ""}
+    assert judged(reward, "print('x')", cases=[with_answer], checker=checker).outcome == "wrong answer"
+    assert judged(reward, "print(7)", cases=[with_answer], checker=checker).score == 1.0
+    with pytest.raises(RuntimeError, match="crash"):
+        judged(reward, "print('x')", cases=[without], checker=checker)
+
+
+def test_a_program_that_takes_long_to_compile_does_not_compile() -> None:
+    """Its limit follows from the task's, and can be set."""
+    endless = "constexpr long f(long n) { return n < 2 ? n : f(n - 1) + f(n - 2); } static_assert(f(60) > 0);"
+    flags = '#pragma GCC optimize("O0")\n'
+    reward = CodeReward(compile_seconds=1)
+    reward.setup()
+    verdict = judged(reward, flags + endless + "int main() {}", language="cpp", time_limit=1.0)
+    assert (verdict.score, verdict.outcome) == (0.0, "compile error")
+    task = Task("", {"language": "cpp", "cases": CASES, "time_limit": 1.0})
+    fast, slow = CodeReward().time_limit(task), CodeReward(compile_seconds=30).time_limit(task)
+    assert slow - fast == 3 * (30 - 7)
+
+
+def test_a_task_that_a_silent_program_solves_is_refused(reward: CodeReward) -> None:
+    blank: list[dict[str, str]] = [{"stdin": "1", "stdout": "\n\n"}, {"stdin": "2", "stdout": ""}]
+    with pytest.raises(ValueError, match="every stdout is blank"):
+        judged(reward, "pass", cases=blank)
+    assert judged(reward, "print(input() if 0 else '')", cases=[*blank, *CASES]).score == 0.0
