@@ -11,8 +11,8 @@ demo: setup
 	@$(ACTIVATE) alignyard run demo
 
 test: setup
-	$(ACTIVATE) ruff check $(ROOMS) tests
-	$(ACTIVATE) ruff format --check $(ROOMS) tests
+	$(ACTIVATE) ruff check alignyard.py $(ROOMS) tests
+	$(ACTIVATE) ruff format --check alignyard.py $(ROOMS) tests
 	$(ACTIVATE) lint-imports
 	@$(MAKE) --no-print-directory -j 2 types fast-tests
 

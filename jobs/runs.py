@@ -1,15 +1,20 @@
-"""Runs on disk: found by name or folder, listed, stopped."""
+"""Runs on disk: found by name or folder, listed, stopped, and read as data frames."""
 
 import os
 import signal
 import socket
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from pipeline.disk.ending import Ending
 from pipeline.disk.lock import holder
-from pipeline.disk.recorded import LINEAGE
-from pipeline.disk.run_record import RUN, RunRecord, stage_alone
-from pipeline.errors import RunStopped
+from pipeline.disk.recorded import LINEAGE, read_figures
+from pipeline.disk.run_record import CONSOLE, LOG, RUN, RunRecord, State, stage_alone
+from pipeline.errors import DecisionNeeded, RunStopped
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 STOP_TIMEOUT_SECONDS = 90.0
 
@@ -87,3 +92,161 @@ def _stop_process(record: RunRecord) -> bool:
             raise RunStopped(f"{record.name} (process {record.pid}) has not stopped within {STOP_TIMEOUT_SECONDS:g} s")
         time.sleep(0.1)
     return True
+
+
+def ended_well(folder: Path, code: int) -> "Run":
+    """The run in `folder`. Raises the exception that an exit code other than 0 stands for, with the run's reason."""
+    if code == 0:
+        return Run(folder)
+    reason = RunRecord.read(folder).reason if (folder / RUN).is_file() else ""
+    if not reason:  # a run that was refused has none; its message is the last line of the log
+        lines = (folder / LOG).read_text(encoding="utf-8").splitlines() if (folder / LOG).is_file() else []
+        reason = next((line.removeprefix("alignyard: ") for line in reversed(lines) if line.strip()), "no reason known")
+    errors = {Ending.WRONG_INPUT: ValueError, Ending.STOPPED: RunStopped, Ending.UNDECIDED: DecisionNeeded}
+    if code == Ending.INTERRUPTED:
+        raise KeyboardInterrupt(reason)
+    raise errors.get(Ending(code), RuntimeError)(reason)
+
+
+class Run:
+    """A run on disk, or a stage that was run alone. Every call reads the files anew, so it may still be going on.
+
+    >>> demo = open_run("demo")
+    >>> demo.stages()["state"].to_dict()
+    {'sft': 'done'}
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises ValueError for a folder without a run."""
+        self.folder = Path(folder).absolute()
+        self.record()
+
+    def __repr__(self) -> str:
+        """`Run('demo', done, .../runs/demo)`."""
+        return f"Run({self.name!r}, {self.state}, {self.folder})"
+
+    def record(self) -> RunRecord:
+        """The state of the run as its folder has it now."""
+        return find_run(str(self.folder), Path())
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.folder.name
+
+    @property
+    def state(self) -> str:
+        """`running`, `done`, `failed`, `stopped itself`, `interrupted`, ... as `alignyard status` shows it."""
+        return self.record().state
+
+    def stages(self) -> "DataFrame":
+        """The stages by name: type, state, reason, started, ended, reused."""
+        import pandas as pd
+
+        rows = {
+            name: {
+                "type": stage.type,
+                "state": stage.state,
+                "reason": stage.reason,
+                "started": _time(stage.started),
+                "ended": _time(stage.ended),
+                "reused": stage.reused,
+            }
+            for name, stage in self.record().stages.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def metrics(self, stage: str | None = None) -> "DataFrame":
+        """The figures of each step, a column a metric, by step; of all stages by (stage, step).
+
+        >>> open_run("demo").metrics("sft")["loss/nll_mean"].tolist()
+        [5.5, 5.0]
+        """
+        import pandas as pd
+
+        from pipeline.reports.files import read_metrics
+
+        frames = {name: pd.DataFrame(read_metrics(folder)) for name, folder in self._folders(stage).items()}
+        indexed = {name: frame.set_index("step") for name, frame in frames.items() if len(frame)}
+        if not indexed:
+            return pd.DataFrame()
+        if stage is not None or self._is_alone:
+            return next(iter(indexed.values()))
+        return pd.concat(indexed, names=["stage"])
+
+    def figures(self) -> "DataFrame":
+        """The last figures of each finished stage: a row a figure, a column a stage.
+
+        >>> open_run("demo").figures().loc["loss/nll_mean", "sft"]
+        np.float64(5.0)
+        """
+        import pandas as pd
+
+        figures = {name: read_figures(folder) for name, folder in self._folders().items()}
+        return pd.DataFrame({name: values for name, values in figures.items() if values is not None})
+
+    def rollouts(self, stage: str | None = None) -> "DataFrame":
+        """Sampled completions with their scores and verdicts, of at most 100 steps; of all stages by default.
+
+        >>> open_run("demo").rollouts().empty
+        True
+        """
+        import pandas as pd
+
+        from pipeline.reports.samples import read_rollouts
+
+        rows = [
+            {"stage": name, "step": step, **sample}
+            for name, folder in self._folders(stage).items()
+            for step, samples in read_rollouts(folder).items()
+            for sample in samples
+        ]
+        return pd.DataFrame(rows)
+
+    def checkpoint(self, stage: str | None = None) -> Path:
+        """The folder of a stage's model, for `generate`, `evaluate`, `serve` and `transformers`; of the last stage that
+        has one by default. Raises ValueError where there is none."""
+        from jobs.serving import checkpoint_folder
+
+        folders = list(self._folders(stage).values())
+        if stage is None:
+            folders = [folder for folder in folders if (folder / "hf" / "config.json").is_file()][-1:] or folders[-1:]
+        return checkpoint_folder(str(folders[0]))
+
+    def log(self, stage: str | None = None) -> str:
+        """The output so far, of the run or of one stage; empty for a stage that was run alone, which printed it."""
+        file = self.folder / LOG if stage is None else self._folders(stage)[stage] / CONSOLE
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+    def wait(self, timeout: float | None = None) -> "Run":
+        """Wait until the run is over. Raises as `run`, and TimeoutError after `timeout` seconds, while the run goes
+        on."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (record := self.record()).state == State.RUNNING:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name} still runs after {timeout:g} s")
+            time.sleep(0.5)
+        if not record.exit_code and record.state != Ending.DONE.word:
+            raise RunStopped(f"{self.name} is {record.state}: {record.reason}")
+        return ended_well(self.folder, record.exit_code or 0)
+
+    def stop(self) -> bool:
+        """Stop the run; `run` and `submit` continue it. Returns False where it is not running."""
+        return stop_run(self.record())
+
+    @property
+    def _is_alone(self) -> bool:
+        return not (self.folder / RUN).is_file()
+
+    def _folders(self, stage: str | None = None) -> dict[str, Path]:
+        """The folder of each stage, or of one. Raises ValueError for a stage that the run doesn't have."""
+        names = list(self.record().stages)
+        if stage is not None and stage not in names:
+            raise ValueError(f"stage='{stage}': the stages of {self.name} are {', '.join(names)}")
+        return {name: self.folder if self._is_alone else self.folder / name for name in names if stage in (None, name)}
+
+
+def _time(seconds: float | None) -> Any:
+    import pandas as pd
+
+    return None if seconds is None else pd.Timestamp(seconds, unit="s")

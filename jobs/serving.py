@@ -45,6 +45,19 @@ def checkpoint_folder(name: str) -> Path:
     return resolve_model(ModelConfig(path=name), workdir=folder, keep_fp8=True)
 
 
+def policy_folder(name: str) -> Path:
+    """The folder of a checkpoint that answers. Raises ValueError as checkpoint_folder, and for a reward model."""
+    from rollout.checkpoint import is_reward_model
+
+    folder = checkpoint_folder(name)
+    if is_reward_model(folder):
+        raise ValueError(
+            f"'{name}' is a reward model, which answers nothing; score with it: `alignyard reward score reward_model "
+            f"path={folder} --data FILE --out FILE`, or `alignyard serve {name}`"
+        )
+    return folder
+
+
 @contextmanager
 def served(folder: Path, name: str) -> Iterator[str]:
     """Serve a checkpoint on a free port while the block runs; yields the server's address.

@@ -1,10 +1,11 @@
-"""Start a run: its order, the conductor that carries it out, and the output of that process."""
+"""Start a run: its configuration, its order, the conductor that carries it out, and the output of that process."""
 
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGTERM, Signals
@@ -15,8 +16,40 @@ from jobs.command import OUT, print_error
 from pipeline.disk.ending import Ending
 
 if TYPE_CHECKING:
-    from configs.stages import Recipe
+    from configs.evaluation import EvalConfig
+    from configs.load import LoadedConfig
+    from configs.stages import AnyStage, Recipe
     from jobs.conductor import Order
+
+
+def load_any(file: str, overrides: Sequence[str]) -> "LoadedConfig[Recipe] | LoadedConfig[AnyStage]":
+    """Loads a recipe or, where the file has a `type`, the configuration of one stage. Raises ValueError as
+    configs.load.load_config."""
+    from configs.load import find_config, load_config, read_yaml
+    from configs.stages import STAGES, Recipe
+
+    stage = read_yaml(find_config(file)).get("type")
+    return load_config(file, overrides, STAGES.get(str(stage), Recipe))  # pyright: ignore[reportReturnType]
+
+
+def recipe_of(config: "AnyStage", folder: Path) -> "Recipe":
+    """A recipe whose run, in `folder`, is this stage alone."""
+    from configs.stages import Recipe
+
+    stages = {config.type: config}
+    return Recipe.model_validate({"name": folder.name, "runs_dir": str(folder.parent), "stages": stages})
+
+
+def evaluation_of(checkpoint: str, suite: str, overrides: Sequence[str]) -> "tuple[EvalConfig, Path]":
+    """The evaluation of a checkpoint by the suites of a file, and the folder of its results below runs/."""
+    from configs.evaluation import EvalConfig
+    from configs.load import load_config
+
+    # A running stage may replace its checkpoint folder meanwhile: evaluate the present one, behind any link.
+    path = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
+    config = load_config(suite, [f"model.path={json.dumps(path)}", *overrides], EvalConfig).config
+    # All checkpoints end in the same few folder names, so the run is named for the last three.
+    return config, Path("runs", "-".join([Path(suite).stem, *Path(path).resolve().parts[1:][-3:]]))
 
 
 def new_order(recipe: "Recipe", address: str, **selection: str | None) -> "Order":

@@ -8,7 +8,7 @@ import json
 import pickle
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,8 @@ from rewards.pool.guard import Guard, inspect
 from rewards.pool.limits import memory_limits
 from rewards.types import Status, Task, Verdict
 
+BAD_ROW = "bad_row"
+"""The status of a row that could not be judged."""
 _MAX_ROWS_AHEAD = 8
 """Rows that a worker may be ahead of the oldest row without a verdict."""
 
@@ -53,6 +55,13 @@ def read_completions(path: Path, truth: str | None = None) -> Iterator[Completio
     """
     for number, line in _lines(path):
         yield _row(f"{path.name}:{number}", line, truth)
+
+
+def completion_rows(rows: Iterable[Mapping[str, Any]], truth: str | None = None) -> Iterator[CompletionRow]:
+    """Rows in memory as those of a file: each is written as a line of JSON and read again. Raises TypeError for a value
+    that JSON has not."""
+    for number, row in enumerate(rows, start=1):
+        yield _row(f"row {number}", json.dumps(dict(row)).encode(), truth)
 
 
 def count_completions(path: Path) -> int:
@@ -115,6 +124,13 @@ def judge_row(guard: Guard, label: str, row: CompletionRow) -> tuple[CompletionR
             return row, guard.judge(label, row.task, [row.values["completion"]])[0]
         row = replace(row, problem=problem)
     return row, None
+
+
+def verdict_columns(row: CompletionRow, verdict: Verdict | None) -> dict[str, Any]:
+    """The columns that are written beside the row's own."""
+    if verdict is None:
+        return {"score": None, "status": BAD_ROW, "outcome": "", "detail": row.problem, "seconds": 0.0}
+    return {name: getattr(verdict, name) for name in ("score", "status", "outcome", "detail", "seconds")}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

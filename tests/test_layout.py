@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tests.test_architecture import FILES, HOME, ROOMS, place
+from tests.test_architecture import DOOR, FILES, HOME, ROOMS, place
 
 MAX_ROOMS, MAX_FLOORS = 17, 9
 MAX_LINES = 46_000
-"""Lines of source in the five rooms. A change that needs more says in its commit what it adds; one that frees lines
-lowers the number."""
+"""Lines of source in the five rooms and the door. A change that needs more says in its commit what it adds; one that
+frees lines lowers the number."""
 
 CONTRACT = {"run", "launch", "check", "main", "app"}
 """Names that every stage (pipeline.run.stage), every program or every verb (jobs.cli) defines."""
@@ -19,14 +19,14 @@ CONTRACT = {"run", "launch", "check", "main", "app"}
 HEADLESS = re.compile(r"(What|Who|Whose|Of|By|Whether|Those|How|That|Which|Where|When) ")
 """First words of a docstring that is no sentence about the thing it documents."""
 
-SOURCES = [file for file in FILES if file.relative_to(HOME).parts[0] in ROOMS]
+SOURCES = [file for file in FILES if file.relative_to(HOME).parts[0] in (*ROOMS, DOOR.name)]
 
 
 def module_of(file: Path) -> str:
     return ".".join(file.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {module_of(file): file for file in SOURCES}
+MODULES = {module_of(file): file for file in SOURCES if file != DOOR}
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -120,8 +120,9 @@ def top_level_names(file: Path) -> Iterator[str]:
 
 
 def test_a_public_name_is_defined_once() -> None:
+    """The door repeats names of verbs, which it calls the same things."""
     places: dict[str, list[str]] = {}
-    for file in SOURCES:
+    for file in [file for file in SOURCES if file != DOOR]:
         for name in {*top_level_names(file)} - CONTRACT:
             if not name.startswith("_"):
                 places.setdefault(name, []).append(place(file))

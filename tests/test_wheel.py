@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_architecture import FILES, HOME, ROOMS
+from tests.test_architecture import DOOR, FILES, HOME, ROOMS
 
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())
 DOCS = "share/doc/alignyard"
@@ -121,7 +121,7 @@ def test_the_wheel_holds_the_rooms_and_the_pages_and_nothing_else(wheel: Path) -
     data = f"{wheel.name.removesuffix('-py3-none-any.whl')}.data/data/{DOCS}/"
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     pages = {f"{data}{page.name}" for page in (HOME / "docs").glob("*.md")}
-    assert inside == files_of_the_rooms() | pages
+    assert inside == files_of_the_rooms() | {DOOR.name} | pages
 
 
 @pytest.fixture(scope="session")
@@ -167,7 +167,7 @@ def test_the_wheel_works_in_an_empty_folder_without_the_checkout(elsewhere: Path
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    path = "import sys, jobs, pipeline; print(*sys.path, *pipeline.__path__, *jobs.__path__, sep='\\n')"
+    path = "import sys, alignyard, jobs; print(*sys.path, alignyard.__file__, *jobs.__path__, sep='\\n')"
     places = [Path(line) for line in run("python", "-c", path).splitlines() if line]
     assert not [place for place in places if place.is_relative_to(HOME) and ".venv" not in place.parts]
     assert places[-1] == places[-2].with_name("jobs") and places[-1].is_relative_to(elsewhere.parent)

@@ -9,6 +9,7 @@ from rich.text import Text
 from typer import Argument
 
 from jobs.command import OUT, Overrides, verb_app
+from jobs.start import load_any
 
 app = verb_app()
 ORIGIN_COLOURS = {"default": "dim", "override": "bold yellow"}
@@ -30,11 +31,7 @@ def config(
       alignyard config demo
       alignyard config demo stages.reason.steps=300 > longer.yaml
     """
-    from configs.load import find_config, load_config, read_yaml
-    from configs.stages import STAGES, Recipe
-
-    model = STAGES.get(str(read_yaml(find_config(file)).get("type")), Recipe)
-    loaded = load_config(file, overrides, model)
+    loaded = load_any(file, overrides)
     for line, key in _yaml_lines(loaded.config.model_dump(), ""):
         origin = loaded.origins.get(key)
         if origin is None:

@@ -1,12 +1,12 @@
 """`alignyard eval`: a checkpoint evaluated on suites."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
 from jobs.command import JsonFile, Overrides, verb_app, write_json
+from jobs.start import evaluation_of
 from jobs.verbs.stage import print_results
 
 app = verb_app()
@@ -29,22 +29,18 @@ def evaluate_checkpoint(
       alignyard eval my_eval.yaml --json figures.json
       alignyard eval runs/demo/reason/hf --suite my_eval.yaml seed=1
     """
-    from configs.evaluation import EvalConfig
-    from configs.load import load_config
-
-    file, name = target, Path(target).stem
     if suite:
-        # A running stage may replace its checkpoint folder meanwhile: evaluate the present one, behind any link.
-        checkpoint = str(Path(target).resolve()) if Path(target).is_dir() else target
-        # All checkpoints end in the same few folder names, so the run is named for the last three.
-        file, name = suite, "-".join([Path(suite).stem, *Path(checkpoint).resolve().parts[1:][-3:]])
-        overrides = [f"model.path={json.dumps(checkpoint)}", *overrides]
+        config, folder = evaluation_of(target, suite, overrides)
     elif Path(target).is_dir():
         raise ValueError(f"{target} is a folder: name by --suite FILE the configuration to evaluate it by")
-    config = load_config(file, overrides, EvalConfig).config
+    else:
+        from configs.evaluation import EvalConfig
+        from configs.load import load_config
+
+        config, folder = load_config(target, overrides, EvalConfig).config, Path("runs", Path(target).stem)
     from pipeline.run.stage import run_stage
 
-    folder = output or Path("runs") / name
+    folder = output or folder
     write_json(run_stage(config, folder), json_file)
     print_results(folder)
     return 0

@@ -78,8 +78,6 @@ def test_case_can_count():
     assert NAME(TASK, "paris", ignore_case=False) == 0.0
 '''
 
-BAD_ROW = "bad_row"
-"""The status of a row that could not be judged."""
 UNCOLOURED_STATUSES = ("ok", "abstain")
 
 RewardName = Annotated[
@@ -189,7 +187,7 @@ def score(
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from pipeline.disk.files import write_atomic
-    from rewards.offline import count_completions, judge_rows, read_completions
+    from rewards.offline import count_completions, judge_rows, read_completions, verdict_columns
 
     spec, total = _spec(name, arguments, timeout), count_completions(data)
     if workers < 1:
@@ -202,7 +200,7 @@ def score(
     bar = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=ERR) as progress:
         for row, verdict in progress.track(results, total=total, description=spec.label):
-            columns = _verdict_columns(row, verdict)
+            columns = verdict_columns(row, verdict)
             lines.append(json.dumps(row.values | columns) + "\n")
             verdicts.append(columns)
             if verdict is None or verdict.failed:
@@ -244,17 +242,12 @@ def _spec(name: str, arguments: list[str], timeout: float) -> "RewardSpec":
     return absolute(RewardSpec(name=name, args=values))
 
 
-def _verdict_columns(row: "CompletionRow", verdict: "Verdict | None") -> dict[str, Any]:
-    """The columns that are written beside the row's own."""
-    if verdict is None:
-        return {"score": None, "status": BAD_ROW, "outcome": "", "detail": row.problem, "seconds": 0.0}
-    return {name: getattr(verdict, name) for name in ("score", "status", "outcome", "detail", "seconds")}
-
-
 def _verdict_table(results: Iterable[tuple["CompletionRow", "Verdict | None"]]) -> Table:
+    from rewards.offline import verdict_columns
+
     table = plain_table("row", "completion", "score", "expected", "status", "ms", "detail")
     for row, verdict in results:
-        columns, expected = _verdict_columns(row, verdict), row.values.get("expected")
+        columns, expected = verdict_columns(row, verdict), row.values.get("expected")
         table.add_row(
             _cell(row.where, 40),
             _cell(str(row.values.get("completion", "")), 40),

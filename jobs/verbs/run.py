@@ -9,7 +9,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from jobs.command import OUT, Address, Fresh, Output, Overrides, RecipeFile, StageFile, begin_anew, verb_app, write_json
-from jobs.start import new_order, start_order
+from jobs.start import new_order, recipe_of, start_order
 
 if TYPE_CHECKING:
     from configs.stages import Recipe
@@ -95,14 +95,13 @@ def submit(
     """
     from configs.base import neighbour
     from configs.load import load_config
-    from configs.stages import STAGES, Recipe
+    from configs.stages import STAGES
 
     if stage not in STAGES:
         raise ValueError(f"submit {stage}: no such type of stage; {neighbour(stage, list(STAGES))}")
     config = load_config(file, overrides, STAGES[stage]).config
     folder = output or Path("runs") / Path(file).stem
-    recipe = Recipe.model_validate({"name": folder.name, "runs_dir": str(folder.parent), "stages": {stage: config}})
-    return start_order(new_order(recipe, address), detach=True)
+    return start_order(new_order(recipe_of(config, folder), address), detach=True)
 
 
 def _dry_run(recipe: "Recipe", selection: dict[str, str | None], cluster: str, json_file: Path | None) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from jobs.command import OUT, verb_app, visible
-from jobs.serving import answer_pieces, checkpoint_folder, served, served_model
+from jobs.serving import answer_pieces, checkpoint_folder, policy_folder, served, served_model
 
 app = verb_app()
 
@@ -70,15 +70,7 @@ def chat(
     body = {"temperature": temperature} | ({} if max_tokens is None else {"max_tokens": max_tokens})
     if model.startswith(("http://", "https://")):
         return _talk(model.rstrip("/").removesuffix("/v1"), message, system, body)
-    from rollout.checkpoint import is_reward_model
-
-    folder = checkpoint_folder(model)
-    if is_reward_model(folder):
-        raise ValueError(
-            f"'{model}' is a reward model, which answers nothing; score with it: `alignyard reward score reward_model "
-            f"path={folder} --data FILE --out FILE`, or `alignyard serve {model}`"
-        )
-    with served(folder, model) as url:
+    with served(policy_folder(model), model) as url:
         return _talk(url, message, system, body)
 
 
