@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast fast-tests test-slow test-faults test-portable test-peers test-gpu demo-table wheel docs lock-gpu
+.PHONY: setup demo test types fast fast-tests test-slow test-faults test-portable test-peers test-gpu demo-table wheel docs site lock-gpu
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -68,6 +68,14 @@ wheel: setup
 
 docs: setup
 	$(ACTIVATE) python -m configs.documentation docs/configs.md
+
+# The site, in build/site; a broken link fails it. Its generator lies apart, behind this environment's own packages.
+SITE := $(shell sed -n 's/^docs = \["\(.*\)"\].*/\1/p' pyproject.toml)
+site: setup
+	@[ "$$(cat .venv-docs/version 2>/dev/null)" = "$(SITE)" ] || { rm -rf .venv-docs && $(ACTIVATE) \
+		python -m pip install --quiet --target .venv-docs -c constraints.txt "$(SITE)" && echo "$(SITE)" > .venv-docs/version; }
+	@$(ACTIVATE) python -m configs.site build/pages && PYTHONPATH=.venv-docs NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet --clean
+	@echo "build/site/index.html"
 
 # Needs uv. Versions of constraints.txt are kept where CUDA's packages allow it.
 lock-gpu:

@@ -280,7 +280,7 @@ def evaluate(
 
     >>> figures = evaluate("runs/tiny_sft", "tiny_eval.yaml")  # doctest: +ELLIPSIS
     ...
-    >>> 0 <= figures["sums/accuracy"] <= 1
+    >>> 0 <= figures["sums/pass@1_greedy"] <= 1
     True
     """
     from jobs.serving import checkpoint_folder

@@ -44,10 +44,19 @@ class Key:
 
 def reference() -> str:
     """Return the page in Markdown."""
-    recipe = (key for key in keys(Recipe) if not key.name.startswith("stages."))
-    tables = [_table("A recipe", Recipe, recipe)]
+    tables = [_table("A recipe", Recipe, _recipe_keys())]
     tables += [_table(f"Stage `{name}`", model, keys(model)) for name, model in STAGES.items()]
     return "\n".join([PAGE_HEAD, *tables])
+
+
+def reference_pages() -> dict[str, str]:
+    """Return the same as a page for the recipe, one for each stage, and an `index` that lists them, by name."""
+    pages = {"recipe": _table("A recipe", Recipe, _recipe_keys())}
+    pages |= {name: _table(f"Stage `{name}`", model, keys(model)) for name, model in STAGES.items()}
+    headed = {name: text.removeprefix("#") for name, text in pages.items()}
+    abouts = {name: " ".join(text.split("\n\n")[1].split()) for name, text in headed.items()}
+    listed = "".join(f"* [`{name}`]({name}.md): {about}\n" for name, about in abouts.items())
+    return {"index": f"{PAGE_HEAD}\n## Pages\n\n{listed}"} | headed
 
 
 def keys(model: type[Settings], prefix: str = "") -> Iterator[Key]:
@@ -65,6 +74,11 @@ def keys(model: type[Settings], prefix: str = "") -> Iterator[Key]:
 def leaf_count(model: type[Settings]) -> int:
     """Count the values that one `model` can set, with the largest type of a block and one entry of a list or dict."""
     return sum(max(map(leaf_count, _nested(field)), default=1) for field in model.model_fields.values())
+
+
+def _recipe_keys() -> Iterator[Key]:
+    """Yield the keys of a recipe without those of its stages."""
+    return (key for key in keys(Recipe) if not key.name.startswith("stages."))
 
 
 def _nested(field: FieldInfo) -> list[type[Settings]]:

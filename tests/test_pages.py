@@ -1,11 +1,16 @@
 """Pages that name places in the code: the places exist, and tables that are searched by eye are sorted."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from configs.documentation import reference_pages
 from configs.load import load_config
+from configs.site import write_site
 from configs.stages import Recipe
 from tests.test_layout import room_graph
 
@@ -103,12 +108,13 @@ def is_defined(function: str) -> bool:
 FIRST_HOUR = HOME / "docs" / "first_hour_gpu.md"
 
 
-def test_the_messages_of_the_first_hour_are_ours() -> None:
+@pytest.mark.parametrize("page", [FIRST_HOUR, FIRST_HOUR.with_name("troubleshooting.md")], ids=lambda page: page.stem)
+def test_the_messages_that_a_page_explains_are_ours(page: Path) -> None:
     """Each part of an explained message, between dots, stands in the code."""
     code = "".join(file.read_text() for room in ROOMS[:5] for file in (HOME / room).rglob("*.py"))
     code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message over several lines
     code = re.sub(r"{[^{}]*}", "...", code)
-    rows = [line.split(" | ") for line in FIRST_HOUR.read_text().splitlines() if " | Alignyard | " in line]
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if " | Alignyard | " in line]
     parts = [part.strip() for row in rows for text in CODE.findall(row[0]) for part in text.split("...")]
     assert len(rows) >= 10
     assert not [part for part in parts if part not in code]
@@ -120,3 +126,40 @@ def test_the_runs_of_the_first_hour_are_valid() -> None:
     for recipe, arguments in commands:
         overrides = [word for word in arguments.split() if "=" in word]
         load_config(recipe, overrides, Recipe)
+
+
+def test_the_sites_links_lead_somewhere(tmp_path: Path) -> None:
+    """Those of its pages, and those of its order. `make site` holds anchors, too, and that each page has a place."""
+    write_site(HOME, tmp_path / "pages")
+    order = re.findall(r"([\w/]+\.md)$", (HOME / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(order) == len({*order}) and {f"reference/{name}.md" for name in reference_pages()} < {*order}
+    assert not [page for page in order if not (tmp_path / "pages" / page).is_file()]
+    broken = {
+        (page.name, target)
+        for page in (tmp_path / "pages").rglob("*.md")
+        for target in LINK.findall(page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
+    }
+    assert not broken
+
+
+@pytest.mark.slow
+def test_the_site_is_built(tmp_path: Path) -> None:
+    generator = HOME / ".venv-docs"
+    if not generator.is_dir():
+        pytest.skip("`make site` installs the generator")
+    write_site(HOME, tmp_path / "pages")
+    settings = (
+        (HOME / "mkdocs.yml")
+        .read_text()
+        .replace("docs_dir: build/", "docs_dir: ")
+        .replace("site_dir: build/", "site_dir: ")
+    )
+    (tmp_path / "mkdocs.yml").write_text(settings)
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet"]
+    environment = os.environ | {"PYTHONPATH": str(generator), "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "learning_rate" in (tmp_path / "site" / "reference" / "sft.html").read_text()
