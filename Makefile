@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast fast-tests test-slow test-faults test-portable test-peers test-gpu demo-table wheel docs site lock-gpu
+.PHONY: setup demo test types fast fast-tests test-slow test-faults soak test-portable test-peers test-gpu demo-table wheel docs site lock-gpu
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -37,6 +37,10 @@ test-slow: setup
 # ONLY="raylet clock" injects those whose names contain a word. Some need root.
 test-faults: setup
 	@$(ACTIVATE) python -m tests.faults.run runs/test-faults $(ONLY)
+
+# STEPS=500 of that run with a random fault every 20, and what its processes hold meanwhile.
+soak: setup
+	@$(ACTIVATE) python -m tests.faults.soak runs/soak $(or $(STEPS),500)
 
 # The README's table: the demo at five seeds, an hour on two cores.
 demo-table: setup

@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
+import pipeline.train.worker
 import rollout.actors
+from configs.sampling import RolloutConfig
 from jobs.machine import stopped_processes
 from pipeline.errors import RunStopped
 from pipeline.run.stage import run_stage
 from pipeline.train.worker import TrainingRanks
 from pipeline.weights.fresh import create_model
-from rollout.actors import death
+from rollout.actors import EngineActors, RolloutError, death
 from tests.faults.cases import FAULTS, flip_bit
 from tests.faults.run import BEGIN, END, PAGE, Measured, main, table
 from tests.faults.run_folder import Run
@@ -71,6 +73,24 @@ def test_the_end_of_an_actor_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(rollout.actors, "killed_by_kernel", lambda pid: pid == 71)
     assert death(error).startswith("process 71 on 10.0.0.1 was ended for lack of memory: lower rollout.kv_cache_gib")
     assert "lack of memory" in death(OutOfMemoryError("Task was killed due to the node running low on memory."))
+
+
+@pytest.mark.parametrize("cause", [MemoryError("no page"), type("OutOfMemoryError", (RuntimeError,), {})("no block")])
+def test_a_call_that_runs_out_of_memory_names_the_settings_that_help(
+    monkeypatch: pytest.MonkeyPatch, cause: Exception
+) -> None:
+    def get(*_: Any, **__: Any) -> Any:
+        raise RayTaskError("call", "Traceback", cause)
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(pipeline.train.worker, "_death", lambda calls: None)
+    engines = object.__new__(EngineActors)
+    engines._config = RolloutConfig(max_model_len=32)
+    helps = rf"lack of memory: lower rollout\.kv_cache_gib, .*{cause}"
+    with pytest.raises(RolloutError, match=f"rollout engine 0, a generation: {helps}"):
+        engines._get(None, 0, "a generation")
+    with pytest.raises(RunStopped, match=f"'forward_backward': {helps}"):
+        pipeline.train.worker._get([], "forward_backward", 1.0)
 
 
 @pytest.mark.ranks
