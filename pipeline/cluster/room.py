@@ -137,8 +137,15 @@ def local_cluster(**options: Any) -> Iterator[Any]:
         if (kernels := _kernel_cache()) is not None:
             environment["TORCHINDUCTOR_CACHE_DIR"] = kernels
         with _environment(environment):
-            with announced("starting Ray"):
-                context = ray.init(address="local", dashboard_port=0, _temp_dir=str(sessions), **options)
+            try:
+                with announced("starting Ray"):
+                    context = ray.init(address="local", dashboard_port=0, _temp_dir=str(sessions), **options)
+            except Exception as error:  # of no class of Ray's own (`Node.__init__` in ray/_private/node.py)
+                if "timed out during startup" not in str(error):
+                    raise
+                raise RunStopped(
+                    "Ray's processes did not start within its 30 s: this machine is too busy; the same command goes on"
+                ) from error
             yield context
 
 

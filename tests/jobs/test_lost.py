@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from jobs.start import _exit_code
-from pipeline.cluster.room import lost_processes
+from pipeline.cluster.room import local_cluster, lost_processes
 from pipeline.disk.ending import Ending
+from pipeline.errors import RunStopped
 
 
 def test_a_process_of_ray_that_refuses_connections_is_named() -> None:
@@ -20,6 +22,18 @@ def test_a_process_of_ray_that_refuses_connections_is_named() -> None:
         assert lost_processes(processes) == ""
     assert "Ray's head process (gcs_server) ended" in lost_processes(processes)
     assert lost_processes({}) == ""
+
+
+def test_a_machine_too_busy_to_start_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because the GCS is overloaded.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RunStopped, match="30 s: this machine is too busy"), local_cluster(include_dashboard=False):
+        pass
+    monkeypatch.setattr(ray, "init", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), local_cluster(include_dashboard=False):
+        pass
 
 
 def test_a_killed_conductor_is_told_and_one_that_ended_by_itself_is_not(
