@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pipeline.train.worker
 import rollout.actors
 from configs.sampling import RolloutConfig
 from jobs.machine import stopped_processes
+from pipeline.cluster.room import cluster
 from pipeline.errors import RunStopped
 from pipeline.run.stage import run_stage
 from pipeline.train.worker import TrainingRanks
@@ -119,13 +121,15 @@ def test_a_stage_goes_through_a_killed_and_a_stopped_rank_and_a_damaged_state(
             self._spec = replace(self._spec, trainer=self._spec.trainer.model_copy(update={"timeout_seconds": 2}))
         return forward_backward(self, *args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRanks, "forward_backward", harmed)
-        with pytest.raises(RunStopped, match=r"within 2 s; late: rank 0 \(process \d+ on .*, stopped\); raise trainer"):
-            run_stage(config, run.stage)
-    assert "restart 1 of 2" in capsys.readouterr().out and run.saved_step == 4
-    flip_bit(run)
-    run_stage(config, run.stage)
+    monkeypatch.setattr("pipeline.cluster.start.cluster", nullcontext)  # one of Ray for all starts
+    with cluster():
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingRanks, "forward_backward", harmed)
+            with pytest.raises(RunStopped, match=r"within 2 s; late: rank 0 \(process \d+ on .*, stopped\); raise"):
+                run_stage(config, run.stage)
+        assert "restart 1 of 2" in capsys.readouterr().out and run.saved_step == 4
+        flip_bit(run)
+        run_stage(config, run.stage)
     assert "set aside as step-4.damaged, resumes from step 2" in "".join(capsys.readouterr().out.splitlines())
     assert [len(each) for each in rows] == [3, 4] and run.step == 6
     assert rows[0] == rows[1][:3] and rows[1] == run.rows()[:4]
