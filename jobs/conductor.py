@@ -22,7 +22,7 @@ from rich.console import Console
 from configs.base import Settings
 from configs.graph import chosen, cut_off, graph, ready
 from configs.stages import Recipe
-from jobs.command import exit_code, explain, plain_table, quieten
+from jobs.command import begin_anew, exit_code, explain, plain_table, quieten
 from jobs.machine import stopped_processes
 from jobs.shipment import Shipment
 from jobs.stage_job import RESULT_FILE, StageResult
@@ -272,7 +272,7 @@ def conduct(order: Order) -> Ending:
 def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     from pipeline.cluster.room import nodes
     from pipeline.cluster.storage import refuse_unshared
-    from pipeline.run.dry_run import StageSelection, dry_run, refuse_problems
+    from pipeline.run.dry_run import StageSelection, dry_run, outdated, refuse_problems
 
     record.address = record.address or jobs.address
     # A conductor that was killed leaves jobs on a cluster that still runs.
@@ -287,6 +287,7 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     planned = dry_run(order.recipe, order.folder, StageSelection(order.start, order.until, order.only))
     cluster_nodes = nodes()
     refuse_problems(planned)
+    begin_anew(order.folder / name for name in outdated(planned, order.recipe))
     for stage in planned:
         stage_record = record.stages[stage.name]
         if stage.progress == "done":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from configs.base import walk
 from configs.data import SOURCE_TYPES
@@ -13,7 +13,7 @@ from configs.sampling import RolloutConfig
 from configs.stages import AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.cluster.demand import stage_demand
-from pipeline.run.stage import check_stage, progress
+from pipeline.run.stage import StageProgress, check_stage, progress
 from pipeline.weights.architecture import architecture_file
 
 UNKNOWN_SIZE = "size unknown here: not fetched"
@@ -40,7 +40,7 @@ class StagePreview:
     config: AnyStage
     waits_for: list[str]
     selected: bool
-    progress: Literal["new", "started", "done"] = "new"
+    progress: StageProgress = "new"
     conflict: str = ""
     missing_input: str = ""
 
@@ -52,7 +52,7 @@ class StagePreview:
             return "reused"
         if not self.selected:
             return "left out"
-        return "resumed" if self.progress == "started" else "runs"
+        return {"new": "runs", "started": "resumed", "lengthened": "lengthened"}[self.progress]
 
 
 def dry_run(recipe: Recipe, folder: Path, selection: StageSelection | None = None) -> list[StagePreview]:
@@ -98,6 +98,14 @@ def refuse_problems(stages: list[StagePreview]) -> None:
     ]
     if reasons:
         raise ValueError("\n".join(reasons))
+
+
+def outdated(planned: list[StagePreview], recipe: Recipe) -> list[str]:
+    """Name the selected stages that start from a selected training which now gets longer."""
+    stages = graph(recipe)
+    longer = [stage.name for stage in planned if stage.selected and stage.progress == "lengthened"]
+    dependents = {name for start in longer for name in chosen(stages, start=start) if name != start}
+    return [stage.name for stage in planned if stage.selected and stage.name in dependents]
 
 
 def describe_model(config: AnyStage, recipe: Recipe) -> str:

@@ -28,10 +28,11 @@ from configs.reward_model import RewardModelConfig
 from configs.rewards import RewardSpec
 from configs.stages import AnyStage
 from configs.suites import BaseSuite
+from configs.train import OptimizerConfig
 from pipeline.data.rows import source_files
 from pipeline.disk.files import write_atomic
 from pipeline.disk.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_hash
-from pipeline.disk.recorded import ABSENT, CONFIG, LINEAGE, begun, differences, read_config, read_lineage
+from pipeline.disk.recorded import ABSENT, CONFIG, FIGURES, LINEAGE, begun, differences, read_config, read_lineage
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.run.sources import reward_files, source_hash
 from pipeline.weights.finite import refuse_nonfinite
@@ -59,6 +60,9 @@ FREE_TO_CHANGE = (
     "stop_on*",
 )
 """Settings that may change when a run resumes, since no figure depends on them."""
+
+_LENGTHS = ("steps", "epochs")
+"""Settings that may be raised where no finished step depends on them."""
 
 HEADS = {
     "ForCausalLM": LANGUAGE_MODEL,
@@ -132,17 +136,37 @@ def write_lineage(
     write_atomic(folder / LINEAGE, _to_json(lineage))
 
 
+def lengthening(folder: Path, config: AnyStage) -> str:
+    """Describe by how much a training is longer than when it began in `folder`, such as `steps: 200 -> 300`; empty
+    where it isn't, and where the learning rates of its finished steps depend on its length."""
+    if not begun(folder) or not _has_constant_rate(config):
+        return ""
+    before, now = read_config(folder), config.model_dump(mode="json")
+    longer = (key for key in _LENGTHS if _is_raised(before.get(key), now.get(key)))
+    return next((f"{key}: {before[key]} -> {now[key]}" for key in longer), "")
+
+
+def record_length(folder: Path, config: AnyStage) -> None:
+    """Record the settings of a lengthened training, which is then no longer done."""
+    (folder / FIGURES).unlink(missing_ok=True)  # first: a kill between leaves a stage that is still to be lengthened
+    recorded_config = _to_json(config.model_dump(mode="json"))
+    write_atomic(folder / LINEAGE, _to_json(read_lineage(folder) | {"config": text_hash(recorded_config)}))
+    write_atomic(folder / CONFIG, recorded_config)
+
+
 def check_lineage(folder: Path, config: AnyStage, resolved: AnyStage, gate: ValidationGate | None = None) -> None:
     """Raise ValueError naming each setting, checkpoint, data file or reward that has changed since the run in `folder`
-    started. A folder without results accepts everything."""
+    started. A folder without results accepts everything, and a training with a constant learning rate more steps."""
     if not begun(folder):
         return
     before, now = dict(leaves(read_config(folder))), dict(leaves(config.model_dump(mode="json")))
-    changed = [
-        f"  {key}: was {before.get(key, ABSENT)!r}, is {now.get(key, ABSENT)!r}"
-        for key in differences(before, now)
-        if not any(fnmatch(key, free) for free in FREE_TO_CHANGE)
-    ]
+    changed: list[str] = []
+    for key in differences(before, now):
+        is_longer = key in _LENGTHS and _is_raised(before.get(key), now.get(key))
+        if any(fnmatch(key, free) for free in FREE_TO_CHANGE) or (is_longer and _has_constant_rate(config)):
+            continue
+        reason = "; only a constant schedule can be lengthened" if is_longer else ""
+        changed.append(f"  {key}: was {before.get(key, ABSENT)!r}, is {now.get(key, ABSENT)!r}{reason}")
     if changed:
         raise ValueError(
             "\n".join([f"'{folder}' holds a run of another configuration:", *changed])
@@ -174,6 +198,15 @@ def input_paths(folder: Path, resolved: AnyStage, gate: ValidationGate | None = 
         paths += [source_file(spec)] if locate(spec.name).is_file else []
         paths += [Path(spec.args["rubric_file"]).expanduser()] if spec.args.get("rubric_file") else []
     return list(dict.fromkeys(path.absolute() for path in paths))
+
+
+def _has_constant_rate(config: AnyStage) -> bool:
+    optimizer: OptimizerConfig | None = getattr(config, "optimizer", None)
+    return optimizer is not None and optimizer.schedule.type == "constant"
+
+
+def _is_raised(before: object, now: object) -> bool:
+    return isinstance(before, int) and isinstance(now, int) and now > before
 
 
 def _inputs(resolved: AnyStage, gate: ValidationGate | None) -> dict[str, Any]:

@@ -29,7 +29,14 @@ from pipeline.disk.lock import locked
 from pipeline.disk.recorded import FIGURES, begun, read_figures
 from pipeline.errors import RankLost, RunStopped
 from pipeline.reports.stage_page import write_html
-from pipeline.run.lineage import ValidationGate, check_lineage, input_paths, write_lineage
+from pipeline.run.lineage import (
+    ValidationGate,
+    check_lineage,
+    input_paths,
+    lengthening,
+    record_length,
+    write_lineage,
+)
 from pipeline.stages.context import Context
 from pipeline.train.checkpoints import set_aside_damaged
 from pipeline.weights.resolve import with_dtypes
@@ -77,13 +84,19 @@ def run_stage(config: AnyStage, folder: Path, recipe: Recipe | None = None) -> d
         return _run(config, resolved, folder, recipe)
 
 
-def progress(config: AnyStage, folder: Path, recipe: Recipe) -> Literal["new", "started", "done"]:
+StageProgress = Literal["new", "started", "lengthened", "done"]
+"""`lengthened`: a training has steps, and gets more than it was begun with."""
+
+
+def progress(config: AnyStage, folder: Path, recipe: Recipe) -> StageProgress:
     """Return the progress of a recipe's stage. Raises ValueError naming the differences if `folder` holds a run of
     other settings or inputs."""
     folder = folder.resolve()
     if not begun(folder):
         return "new"
     check_lineage(folder, config, resolve_stage(config, folder, recipe), resolve_gate(config, folder, recipe))
+    if lengthening(folder, config):
+        return "lengthened"
     return "started" if read_figures(folder) is None else "done"
 
 
@@ -91,6 +104,9 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
     gate = resolve_gate(config, folder, recipe)
     check_lineage(folder, config, resolved, gate)
     console = Console()
+    if longer := lengthening(folder, config):
+        record_length(folder, config)
+        console.print(f"{folder.name}: {longer}; its steps are kept, and `hf` is replaced after the last", markup=False)
     if (earlier_figures := read_figures(folder)) is not None:
         console.print(f"[dim]{folder.name}: done before, reused ({folder})")
         return earlier_figures

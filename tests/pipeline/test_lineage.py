@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from configs.evaluation import EvalConfig
 from configs.rewards import RewardSpec
 from pipeline.models.tokenizer import byte_tokenizer
-from pipeline.run.lineage import write_lineage
+from pipeline.run.lineage import lengthening, write_lineage
 from pipeline.run.sources import reward_files, source_hash
 from tests.pipeline.stage_configs import SUMS, check, grpo, make_checkpoint, read, sft, start
 
@@ -113,6 +113,30 @@ def test_settings_without_effect_on_numbers_may_change(tmp_path: Path, model: Pa
     check(stage, sft(model, trainer={"timeout_seconds": 5.0}))
     with pytest.raises(ValueError, match=r"trainer\.micro_batch_tokens: was 8192, is 16"):
         check(stage, sft(model, trainer={"timeout_seconds": 5.0, "micro_batch_tokens": 16}))
+
+
+COSINE = {"learning_rate": 1e-3, "schedule": {"type": "cosine"}}
+
+
+@pytest.mark.parametrize("key", ["steps", "epochs"])
+def test_a_training_may_get_longer_but_not_shorter(tmp_path: Path, model: Path, key: str) -> None:
+    stage, other = tmp_path / "run", "epochs" if key == "steps" else "steps"
+    start(stage, "sft", sft(model, **{key: 4, other: None}))
+    check(stage, sft(model, **{key: 6, other: None}))
+    assert lengthening(stage, sft(model, **{key: 6, other: None})) == f"{key}: 4 -> 6"
+    assert not lengthening(stage, sft(model, **{key: 4, other: None}))
+    with pytest.raises(ValueError, match=f"{key}: was 4, is 2"):
+        check(stage, sft(model, **{key: 2, other: None}))
+    with pytest.raises(ValueError, match="seed: was 0, is 1"):
+        check(stage, sft(model, seed=1, **{key: 6, other: None}))
+
+
+def test_a_rate_that_falls_to_the_last_step_holds_the_length(tmp_path: Path, model: Path) -> None:
+    start(tmp_path / "run", "sft", sft(model, optimizer=COSINE))
+    longer = sft(model, steps=6, optimizer=COSINE)
+    assert not lengthening(tmp_path / "run", longer)
+    with pytest.raises(ValueError, match="steps: was 4, is 6; only a constant schedule can be lengthened"):
+        check(tmp_path / "run", longer)
 
 
 def test_a_folder_without_a_run_fits_everything(tmp_path: Path, model: Path) -> None:

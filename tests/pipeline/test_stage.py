@@ -115,6 +115,24 @@ def test_a_stage_that_has_made_a_step_may_not(tmp_path: Path, model: Path, launc
         run_stage(sft(model, seed=5), tmp_path / "run")
 
 
+def test_a_finished_training_is_lengthened_once(tmp_path: Path, model: Path, launched: Launched) -> None:
+    recipe = Recipe.model_validate({"name": "run", "stages": {"sft": sft(model)}})
+    folder, longer = tmp_path / "run" / "sft", sft(model, steps=6)
+    run_stage(sft(model), folder, recipe)
+    (folder / "metrics.jsonl").write_text('{"step": 4}\n')
+    assert progress(sft(model), folder, recipe) == "done" and progress(longer, folder, recipe) == "lengthened"
+    launched.error = RunStopped("killed")
+    with pytest.raises(RunStopped):
+        run_stage(longer, folder, recipe)
+    assert progress(longer, folder, recipe) == "started"
+    with pytest.raises(ValueError, match="steps: was 6, is 4"):
+        progress(sft(model), folder, recipe)
+    launched.error = None
+    for _ in range(2):
+        assert run_stage(longer, folder, recipe) == {"loss": 1.0} and launched.count == 3
+    assert progress(longer, folder, recipe) == "done"
+
+
 @pytest.mark.parametrize("content", ["", '{"loss": 1', "\0\0\0\0"])
 def test_damaged_figures_do_not_end_a_stage(
     tmp_path: Path, model: Path, launched: Launched, content: str, capsys: pytest.CaptureFixture[str]
