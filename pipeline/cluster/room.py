@@ -3,6 +3,7 @@
 import getpass
 import logging
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -39,6 +40,9 @@ _POLL_SECONDS = 5.0
 _CONNECT_SECONDS = 3.0
 _SILENT_SECONDS = 2.0
 """Longest time without a word on the work that is waited for."""
+_TOO_LATE = r"node timed out during startup|The last \d+ lines of \S+dashboard.log"
+"""Errors of `ray.init` where its node manager takes over 30 s (ray/_private/node.py), or its dashboard over
+RAY_DASHBOARD_STARTUP_TIMEOUT_S (ray/_private/services.py)."""
 _FOLDER_PREFIX = "ay-ray-"
 _REMOVE = 'cat; for try in 1 2 3 4 5 6 7 8 9; do rm -rf "$1"; [ -e "$1" ] || exit 0; sleep 1; done'
 """Waits for the end of its input, then removes a folder, in several tries: the last processes may still write to it."""
@@ -140,12 +144,13 @@ def local_cluster(**options: Any) -> Iterator[Any]:
             try:
                 with announced("starting Ray"):
                     context = ray.init(address="local", dashboard_port=0, _temp_dir=str(sessions), **options)
-            except Exception as error:  # of no class of Ray's own (`Node.__init__` in ray/_private/node.py)
-                if "timed out during startup" not in str(error):
-                    raise
-                raise RunStopped(
-                    "Ray's processes did not start within its 30 s: this machine is too busy; the same command goes on"
-                ) from error
+            except Exception as error:  # of no class of Ray's own
+                if found := re.search(_TOO_LATE, str(error)):
+                    raise RunStopped(
+                        f"Ray did not start in the time that it gives itself ({found[0]}): this machine may be too "
+                        "busy; the same command goes on"
+                    ) from error
+                raise
             yield context
 
 
