@@ -3,11 +3,15 @@
 import errno
 import json
 import os
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
+import rich.control
 from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option, Typer
@@ -83,6 +87,19 @@ def quieten() -> None:
         warnings.simplefilter("ignore", category)
 
 
+def escape_output() -> None:
+    """Makes what this process prints safe for a terminal: all text that goes through rich, in tables and statuses too,
+    and tracebacks, whose messages may quote a completion."""
+    from configs.visible import ESCAPES, visible
+
+    def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
+
+    control_codes: Any = rich.control
+    control_codes._CONTROL_STRIP_TRANSLATE.update(ESCAPES)  # rich removes five characters, but not the escape
+    sys.excepthook = print_traceback
+
+
 def exit_code(verb: Callable[[], int], *, resumes: bool) -> int:
     """Runs `verb` and returns its exit code, or the one that its exception stands for, with a message.
 
@@ -93,6 +110,7 @@ def exit_code(verb: Callable[[], int], *, resumes: bool) -> int:
     except ValueError as error:
         print_error(str(error))
         return 2  # Ending cannot be imported here
+    escape_output()
     from pipeline.disk.ending import Ending
     from pipeline.disk.home import replace_read_only_home
     from pipeline.errors import DecisionNeeded, RunStopped
@@ -144,13 +162,10 @@ def one_line(text: str, width: int, tail: int = 0) -> str:
 
     Longer text keeps its beginning and its last `tail` characters.
     """
+    from configs.visible import visible
+
     line = visible(" ".join(text[: 4 * width].split()))
     return line if len(line) <= width else f"{line[: width - tail - 3]}...{line[len(line) - tail :]}"
-
-
-def visible(text: str) -> str:
-    """Untrusted text without characters that control a terminal; lines and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def spark_levels() -> str:

@@ -22,6 +22,7 @@ from rich.console import Console
 from configs.base import Settings
 from configs.graph import chosen, cut_off, graph, ready
 from configs.stages import Recipe
+from configs.visible import visible
 from jobs.command import begin_anew, exit_code, explain, plain_table, quieten
 from jobs.machine import stopped_processes
 from jobs.shipment import Shipment
@@ -162,11 +163,11 @@ class Conductor:
 
         def write(text: str) -> None:
             with (self._order.folder / name / CONSOLE).open("a", encoding="utf-8") as console:
-                console.write(text)
+                console.write(visible(text))
             if sum(thread.is_alive() for thread in self._log_threads.values()) > 1:
                 self._prefixed.add(name)
             prefix = f"[{name}] " if name in self._prefixed else ""
-            sys.stdout.write("".join(prefix + line for line in text.splitlines(keepends=True)))
+            sys.stdout.write("".join(prefix + line for line in visible(text).splitlines(keepends=True)))
             sys.stdout.flush()
 
         return write

@@ -6,13 +6,12 @@ The job writes its result into the stage's folder before its process ends, so th
 import json
 import os
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from configs.stages import Recipe
-from jobs.command import explain, print_error, quieten
+from jobs.command import escape_output, explain, print_error, quieten
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
 from pipeline.disk.run_record import RECIPE
@@ -45,6 +44,7 @@ class StageResult:
 def main(run: str, stage: str) -> Ending:
     """Runs the stage of the recipe in the run's folder."""
     quieten()
+    escape_output()
     folder = Path(run)
     recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
     try:
@@ -57,7 +57,7 @@ def main(run: str, stage: str) -> Ending:
     except Exception as error:  # noqa: BLE001  # the conductor needs a result of every exception
         message, ending = explain(error)
         if ending == Ending.FAULT:
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)
         print_error(message)
         result = StageResult(ending, message)
     result.write(folder / stage)

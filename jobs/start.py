@@ -12,6 +12,7 @@ from signal import SIGTERM, Signals
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
+from configs.visible import visible
 from jobs.command import OUT, print_error
 from pipeline.disk.ending import Ending
 
@@ -197,9 +198,10 @@ def follow(file: Path, offset: int, ended: Callable[[], bool]) -> None:
 
 
 def write(text: str) -> None:
-    """Prints the output of another process unchanged. Ends this process if the reader has closed the pipe."""
+    """Prints the output of another process, with control characters escaped. Ends this process if the reader has closed
+    the pipe."""
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(visible(text))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the rest when it exits

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Option
 
-from jobs.command import OUT, PageFile, one_line, verb_app, visible
+from configs.visible import visible
+from jobs.command import OUT, PageFile, one_line, verb_app
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

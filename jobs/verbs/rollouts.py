@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 from typer import Option
 
-from jobs.command import OUT, PageFile, RunName, RunsDir, StageOption, verb_app, visible
+from configs.visible import visible
+from jobs.command import OUT, PageFile, RunName, RunsDir, StageOption, verb_app
 from jobs.runs import find_run, stage_folders
 
 if TYPE_CHECKING:

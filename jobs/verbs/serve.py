@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from jobs.command import OUT, verb_app, visible
+from configs.visible import visible
+from jobs.command import OUT, verb_app
 from jobs.serving import answer_pieces, checkpoint_folder, policy_folder, served, served_model
 
 app = verb_app()

@@ -5,7 +5,6 @@ its own and everything that would have to be loaded: a page opens without a netw
 """
 
 import hashlib
-import re
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from configs.visible import visible
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
 from pipeline.disk.run_record import State
@@ -31,10 +31,6 @@ _COLORS = (
 """Colours of the states of stages and the verdicts of gates; the other states are grey."""
 _MAX_CHARACTERS = 4000
 """Longest text of a sample that a page or a terminal shows."""
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
-)
-"""Control characters, marks that turn the direction of the text after them, and halves of surrogate pairs."""
 
 
 def write_page(file: Path, template: str, **values: Any) -> None:
@@ -44,10 +40,7 @@ def write_page(file: Path, template: str, **values: Any) -> None:
 
 
 def _visible(value: Any) -> Any:
-    """Replace invisible characters of text by their escapes, such as `\\u202e`."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), value)
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _digits(value: float | None, digits: int = 4) -> str:

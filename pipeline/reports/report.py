@@ -23,6 +23,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from configs.visible import visible
 from pipeline.disk.files import write_atomic, write_json_lines
 from pipeline.disk.recorded import METRICS
 from pipeline.reports.files import EXPERT_LOAD, ROLLOUTS, duration, read_metrics
@@ -186,8 +187,7 @@ class Report:
 
     def note(self, text: str) -> None:
         """Print `text` as it is, above the bar."""
-        text = "\n".join(map(_printable, text.splitlines()))
-        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._console.print(visible(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _print(self, step: int, samples: Sequence[Sample]) -> None:
         lines = self._lines.lines(step, self.last_metrics)
@@ -294,13 +294,8 @@ def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
 
 def _elide(text: str, width: int) -> str:
     """`text` on one line, without its middle where it is too long."""
-    line = _printable(text)
+    line = visible(text).replace("\n", "\\n").replace("\t", "\\t")
     if len(line) <= width:
         return line
     head = (width - 5) // 2
     return f"{line[:head]} ... {line[head + 5 - width :]}"
-
-
-def _printable(text: str) -> str:
-    """`text` with escapes for characters that would control a terminal or turn the direction of writing."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -9,7 +9,6 @@ import inspect
 import json
 import math
 import os
-import re
 import resource
 import time
 import traceback
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from configs.rewards import PoolName, RewardSpec
+from configs.visible import visible
 from rewards.types import CONTRACT_ERROR, ContractError, Placement, Reward, Status, Task, Verdict
 
 OUT_OF_MEMORY = 77
@@ -33,8 +33,6 @@ _MAX_DETAIL_CHARS, _MAX_OUTCOME_CHARS = 2000, 60
 _GRACE_SECONDS = 1.0
 """Time after their limit in which completions that are awaited together report their timeouts."""
 
-# All control characters but tab and newline, marks that reverse the direction of text, and lone surrogates.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _OWN_FILES = (__file__, inspect.getfile(Verdict))
 
 Build = Callable[[RewardSpec], Reward]
@@ -157,7 +155,7 @@ def _check(reward: Any, tasks: list[Task], timeout_seconds: float, send: _Send) 
             if hasattr(reward, "check"):
                 reward.check(task)
         except ValueError as error:
-            problem = _escape(str(error) or repr(error))
+            problem = visible(str(error) or repr(error))
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  a plug-in may raise anything
@@ -269,8 +267,8 @@ def _verdict(result: object) -> Verdict:
     if not isinstance(result, Verdict):
         return Verdict(_number(result, "the reward"))
     score = None if result.score is None else _number(result.score, "the reward")
-    detail = _escape(str(result.detail))[:_MAX_DETAIL_CHARS]
-    outcome = _escape(str(result.outcome))[:_MAX_OUTCOME_CHARS]
+    detail = visible(str(result.detail))[:_MAX_DETAIL_CHARS]
+    outcome = visible(str(result.outcome))[:_MAX_OUTCOME_CHARS]
     return Verdict(score, Status(result.status), detail, outcome=outcome)
 
 
@@ -287,9 +285,4 @@ def _describe(error: Exception) -> str:
     """The error with the plug-in's line that raised it."""
     *_, last = traceback.extract_tb(error.__traceback__)
     line = "" if last.filename in _OWN_FILES else f" ({Path(last.filename).name}, line {last.lineno})"
-    return _escape(f"{type(error).__name__}: {error}")[:_MAX_DETAIL_CHARS] + line
-
-
-def _escape(text: str) -> str:
-    """`text` with its control characters escaped: it may quote a completion, and is printed to terminals and logs."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return visible(f"{type(error).__name__}: {error}")[:_MAX_DETAIL_CHARS] + line

@@ -136,7 +136,7 @@ def test_a_conversation_is_streamed_remembered_and_begun_anew(
     monkeypatch.setattr("builtins.input", read)
     assert main(["chat", parrot, "--system", "be brief", "--temperature", "0.5", "--max-tokens", "7"]) == 0
     shown = capsys.readouterr().out
-    assert "one two \ufffd[31m" in shown and "\x1b[31m" not in shown and "cut short" in shown
+    assert r"one two \x1b[31m" in shown and "\x1b[31m" not in shown and "cut short" in shown
     roles = [[message["role"] for message in request["messages"]] for request in Parrot.requests]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
     assert {(request["temperature"], request["max_tokens"]) for request in Parrot.requests} == {(0.5, 7)}

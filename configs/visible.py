@@ -1,0 +1,30 @@
+"""Text of models, rewards and other programs, made safe for terminals, logs and pages."""
+
+_HIDDEN_RANGES = (
+    (0x00, 0x08),  # control characters: all but tab and newline
+    (0x0B, 0x1F),
+    (0x7F, 0x9F),
+    (0x061C, 0x061C),  # marks that turn the direction of the text after them, and invisible ones
+    (0x200E, 0x200F),
+    (0x2028, 0x202E),
+    (0x2060, 0x2069),
+    (0xFEFF, 0xFEFF),
+    (0xD800, 0xDFFF),  # halves of surrogate pairs, which can't be encoded
+    (0xE0000, 0xE007F),
+)
+ESCAPES = {
+    code: chr(code).encode("unicode_escape").decode("ascii")
+    for first, last in _HIDDEN_RANGES
+    for code in range(first, last + 1)
+}
+"""Escapes of the characters that are not shown, by their numbers."""
+
+
+def visible(text: str) -> str:
+    """Replace characters that control a terminal or are not seen by their escapes, such as `\\x1b`; lines and tabs
+    stay.
+
+    Example:
+        visible("\\x1b[2Jhello")  # the text \\x1b[2Jhello, in which nothing clears a screen
+    """
+    return text.translate(ESCAPES)
