@@ -19,6 +19,9 @@ CERTAIN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 """Numbers that every version of YAML and Python reads alike."""
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
+SECRET_VARIABLE = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)\w*)", re.IGNORECASE)
+"""The name of an environment variable that is likely to hold a key, in an interpolation."""
+
 RECIPES = Path(__file__).parent / "recipes"
 
 _S = TypeVar("_S", bound=Settings)
@@ -39,8 +42,8 @@ def load_config(path: str, overrides: Sequence[str], model: type[_S]) -> LoadedC
     value. `${key}` takes the value of another key, counted from the root.
 
     Raises ValueError, one line for each problem: a missing file, invalid YAML, a value that YAML reads otherwise than
-    it looks (`010`, `1:30`, `on`), an unknown key, a wrong type, an impossible combination, an interpolation that does
-    not resolve, an override of an unknown key.
+    it looks (`010`, `1:30`, `on`), a key from the environment (`${oc.env:API_KEY}`), an unknown key, a wrong type, an
+    impossible combination, an interpolation that does not resolve, an override of an unknown key.
 
     Example:
         recipe = load_config("demo", ["seed=3"], Recipe).config
@@ -48,6 +51,12 @@ def load_config(path: str, overrides: Sequence[str], model: type[_S]) -> LoadedC
     file = find_config(path)
     tree = read_yaml(file)
     overridden = {_override(tree, override, model): override for override in overrides}
+    for key, value in leaves(OmegaConf.to_container(tree)):
+        if found := SECRET_VARIABLE.search(str(value)):
+            raise ValueError(
+                f"{file}: {key}: the value of {found[1]} would be recorded with the run; give a setting the name of a "
+                "variable instead, as in api_key_env of a judge"
+            )
     try:
         data = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:

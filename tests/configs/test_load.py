@@ -309,3 +309,28 @@ def test_fp8_wants_both_bounds_of_a_sync(key: str) -> None:
     for given in ({}, {"max_mean_gap": 0.1}, {"max_gap": 2.0}):
         with pytest.raises(ValidationError, match=f"must be given with {key}"):
             GRPOConfig.model_validate(plain | {block: on[block]} | {"sync": given})
+
+
+@pytest.mark.parametrize(
+    ("value", "is_refused"),
+    [
+        ("${oc.env:JUDGE_API_KEY}", True),
+        ("Bearer ${oc.env:hf_token,none}", True),
+        ("${oc.env:DB_PASSWORD}", True),
+        ("${oc.env:MODEL_FOLDER}", False),
+        ("JUDGE_API_KEY", False),
+    ],
+)
+def test_a_recipe_records_no_key_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, is_refused: bool
+) -> None:
+    for name in ("JUDGE_API_KEY", "hf_token", "DB_PASSWORD", "MODEL_FOLDER"):
+        monkeypatch.setenv(name, "sesame")
+    overrides = ["rewards=[{name: judge, args: {header: '" + value + "'}}]"]
+    file = str(stage_file(tmp_path, "reason"))
+    if is_refused:
+        with pytest.raises(ValueError, match=r"rewards\.0\.args\.header.* would be recorded.*api_key_env") as refusal:
+            load_config(file, overrides, GRPOConfig)
+        assert "sesame" not in str(refusal.value)
+    else:
+        load_config(file, overrides, GRPOConfig)
