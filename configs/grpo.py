@@ -9,7 +9,7 @@ from configs.data import COLUMN, PromptData
 from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
-from configs.sampling import RolloutConfig, SamplingConfig, SyncConfig, refuse_bounds, refuse_longer
+from configs.sampling import PolicyRolloutConfig, SamplingConfig, SyncConfig, refuse_bounds, refuse_longer
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 Level = Literal["token", "sequence", "completion"]
@@ -243,7 +243,7 @@ class GRPOConfig(Settings):
     """Low-rank adapters, trained instead of the weights. None trains all weights."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """DeepSpeed ranks."""
-    rollout: RolloutConfig
+    rollout: PolicyRolloutConfig
     """vLLM engines."""
     placement: Literal["colocated", "separate"] = "colocated"
     """GPUs of the engines: `colocated` on those of the ranks, in turns with them, or `separate` on GPUs of their own.
@@ -324,6 +324,21 @@ class GRPOConfig(Settings):
                 raise ValueError(f"objective.kl_coef_of.{label} is not among rewards: {labels}")
         if len(labels) == 1 and (self.rewards[0].gate is not None or self.mixing != "none"):
             raise ValueError("rewards.0.gate and mixing have no effect on a single reward; remove them")
+        return self
+
+    @model_validator(mode="after")
+    def _lag_fits(self) -> "GRPOConfig":
+        lag = f"rollout.max_lag={self.rollout.max_lag}"
+        if self.rollout.max_lag and self.placement == "colocated":
+            raise ValueError(
+                f"{lag} lets engines sample while the ranks train, which engines on the ranks' own devices can't; set "
+                "placement to separate, or rollout.max_lag to 0"
+            )
+        if self.rollout.max_lag and self.objective.importance_cap is None and self.objective.off_policy_mask is None:
+            raise ValueError(
+                f"{lag} trains tokens of older weights, and nothing corrects for it; set objective.importance_cap, to "
+                "2 for instance, or objective.off_policy_mask"
+            )
         return self
 
     @model_validator(mode="after")

@@ -69,6 +69,16 @@ class RolloutConfig(Settings):
     """Engines that a stage replaces after their process ended, with their completions continued; one more stops it."""
 
 
+class PolicyRolloutConfig(RolloutConfig):
+    """vLLM engines that sample from a policy in training."""
+
+    max_lag: int = Field(default=0, ge=0)
+    """Most versions of the policy by which the weights that sampled a token may lie behind those that it trains. 0: a
+    step's completions are sampled with the newest weights, in turns with training. k: while a step trains, engines
+    begin the completions of the next k steps, and continue them with each new version. It needs `placement: separate`,
+    and objective.importance_cap or objective.off_policy_mask."""
+
+
 class SyncConfig(Settings):
     """Bounds of the proof that engines and trainer hold the same weights after a sync."""
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class EngineActor:
         """
         progress: Progress[Completion] = self._engine.advance(*request)
         finished = [(key, done.stored(), None if routes is None else ...) for key, done, routes in progress.finished]
-        yield Progress(finished, progress.begun, progress.room)
+        report: Any = replace(progress, finished=finished)
+        yield report
         for _, completion, routes in progress.finished:
             yield completion.columns()
             if routes is not None:

@@ -17,25 +17,46 @@ from vllm.sampling_params import RequestOutputKind
 from rollout.kept import CapturedKept, ReturnedKept
 from rollout.queue import CompletionKey, CompletionRequest, Progress
 from rollout.routes import CapturedRoutes, ReturnedRoutes
-from rollout.types import BEGUN, Begun, Completion, Routes
+from rollout.types import BEGUN, Begun, Completion, KeptTokens, Routes
 
 Finished = tuple[CompletionKey, Completion, Routes | None]
 
 
 @dataclass
 class _Running:
-    """A request that vLLM works on, by the name that vLLM gave it, and the tokens that were reported."""
+    """A request that vLLM works on, with vLLM's state of it, and the number of its tokens that were reported."""
 
     request: CompletionRequest
-    internal_name: str
+    state: Any
     versions: list[tuple[int, int]]
     reported: int
+
+    @property
+    def name(self) -> str:
+        return ".".join(map(str, self.request.key))
+
+    @property
+    def sampled(self) -> list[int]:
+        """Tokens that this engine has sampled."""
+        return self.state.detokenizer.output_token_ids
+
+    def begun(self, recorder: ReturnedKept | CapturedKept | None) -> Begun | None:
+        """Return the tokens of the completion from its first, with the kept tokens of `recorder`; None where there are
+        none, and where vLLM tells kept tokens at the end only, so that the completion must be started anew."""
+        if isinstance(recorder, ReturnedKept):
+            return None
+        before, sampled = self.request.begun, [*self.sampled]
+        if not sampled:
+            return before
+        kept = recorder.of(self.name, len(before.token_ids) if before else 0, len(sampled)) if recorder else None
+        begun = Begun(sampled, [*self.state.logprobs_processor.logprobs.logprobs], tuple(self.versions), kept)
+        return before.joined(begun) if before else begun
 
 
 class Decoder:
     """Decodes requests in vLLM's own loop.
 
-    num_tokens, seconds: sampled tokens of finished completions, and time spent; a caller resets them.
+    A progress has the tokens of finished and of withdrawn completions, and the time spent, since the last one.
     """
 
     def __init__(
@@ -54,7 +75,7 @@ class Decoder:
         self._finished: list[Finished] = []  # while something else was computed
         self._prefilled: dict[str, RequestOutput] = {}
         self._last_report = time.monotonic()
-        self.num_tokens, self.seconds = 0, 0.0
+        self._num_tokens, self._seconds, self._num_wasted = 0, 0.0, 0
 
     @property
     def is_busy(self) -> bool:
@@ -70,13 +91,13 @@ class Decoder:
             for records in filter(None, (self._routes, self._kept)):
                 records.clear()  # of aborted requests
         for request in requests:
-            name, begun = ".".join(map(str, request.key)), request.begun
-            token_ids = begun.token_ids if begun else []
-            prompt = TokensPrompt(prompt_token_ids=request.prompt_ids + token_ids)
-            internal_name = self._llm.llm_engine.add_request(name, prompt, self._params(request))
-            running = _Running(request, internal_name, [*begun.versions] if begun else [], len(token_ids))
-            _note_version(running.versions, len(token_ids), version)
-            self._running[name] = running
+            begun = request.begun or Begun([], [], ())
+            running = _Running(request, None, [*begun.versions], len(begun.token_ids))
+            prompt = TokensPrompt(prompt_token_ids=request.prompt_ids + begun.token_ids)
+            internal_name = self._llm.llm_engine.add_request(running.name, prompt, self._params(request))
+            running.state = self._llm.llm_engine.output_processor.request_states[internal_name]
+            _note_version(running.versions, len(begun.token_ids), version)
+            self._running[running.name] = running
 
     def advance(self, seconds: float) -> None:
         """Decode for `seconds`, a step at least, or until nothing is under way."""
@@ -85,7 +106,7 @@ class Decoder:
             self._step()
             if time.perf_counter() - started >= seconds:
                 break
-        self.seconds += time.perf_counter() - started
+        self._seconds += time.perf_counter() - started
 
     def progress(self, room: int, report_seconds: float) -> Progress[Completion]:
         """Return what is finished, and every `report_seconds` the further tokens of what is not."""
@@ -93,14 +114,13 @@ class Decoder:
         if time.monotonic() - self._last_report >= report_seconds:
             self._last_report = time.monotonic()
             for running in self._running.values():
-                whole = self._begun(running)
+                whole = running.begun(self._kept)
                 if whole and len(whole.token_ids) > running.reported:
-                    places = slice(running.reported, None)
+                    begun[running.request.key] = whole.since(running.reported)
                     running.reported = len(whole.token_ids)
-                    new = Begun(whole.token_ids[places], whole.logprobs[places], whole.versions)
-                    begun[running.request.key] = new
-        finished, self._finished = self._finished, []
-        return Progress(finished, begun, room)
+        progress = Progress(self._finished, begun, room, self._num_tokens, self._seconds, self._num_wasted)
+        self._finished, self._num_tokens, self._seconds, self._num_wasted = [], 0, 0.0, 0
+        return progress
 
     def room(self, max_num_seqs: int) -> int:
         """Return how many completions to send: what vLLM can decode at once, and a few that wait for the next end."""
@@ -109,23 +129,29 @@ class Decoder:
         return 0 if waiting > ahead else max_num_seqs + ahead - len(self._running)
 
     def withdraw(self) -> dict[CompletionKey, Begun]:
-        """Abort everything under way; return what was begun, each from its first token."""
-        begun = {running.request.key: self._begun(running) for running in self._running.values()}
-        self.drop({key.ticket for key in begun})
-        return {key: tokens for key, tokens in begun.items() if tokens}
+        """Abort everything under way; return what was begun, each from its first token. The rest is sampled anew."""
+        begun: dict[CompletionKey, Begun] = {}
+        for running in self._running.values():
+            tokens, sampled = running.begun(self._kept), len(running.sampled)
+            self._num_tokens += sampled
+            if tokens:
+                begun[running.request.key] = tokens
+            else:
+                self._num_wasted += sampled
+        self._num_wasted += sum(completion.num_tokens for _, completion, _ in self._finished)
+        self._abort(list(self._running))
+        self._finished = []
+        return begun
 
     def drop(self, tickets: Set[int]) -> None:
         """Abort the completions of requests."""
-        names = [name for name, running in self._running.items() if running.request.key.ticket in tickets]
-        self._llm.llm_engine.abort_request(names)
-        for name in names:
-            del self._running[name]
+        self._abort([name for name, running in self._running.items() if running.request.key.ticket in tickets])
         self._finished = [finished for finished in self._finished if finished[0].ticket not in tickets]
 
     def use_version(self, version: int) -> None:
         """Note that tokens sampled from now on are of the weights of `version`."""
         for running in self._running.values():
-            begun = self._begun(running)
+            begun = running.begun(self._kept)
             _note_version(running.versions, len(begun.token_ids) if begun else 0, version)
 
     def prefill(self, prompts: list[list[int]], *, use_prefix_cache: bool) -> list[RequestOutput]:
@@ -156,6 +182,11 @@ class Decoder:
         was_reset = self._llm.reset_prefix_cache()
         assert was_reset, "prefixes are in use: finish or close the stream first"
 
+    def _abort(self, names: list[str]) -> None:
+        self._llm.llm_engine.abort_request(names)
+        for name in names:
+            del self._running[name]
+
     def _step(self) -> None:
         for output in cast(list[RequestOutput], self._llm.llm_engine.step()):
             running = self._running.pop(output.request_id, None)
@@ -171,8 +202,10 @@ class Decoder:
         begun = request.begun or Begun([], [], ())
         token_ids = begun.token_ids + list(sample.token_ids)
         routes_TLK = self._routes.pop(output) if self._routes else None
-        kept_tokens = self._kept.pop(output) if self._kept else None
-        self.num_tokens += len(sample.token_ids)
+        kept_tokens = self._kept.pop(output, len(begun.token_ids)) if self._kept else None
+        if begun.kept_tokens and kept_tokens:
+            kept_tokens = KeptTokens.joined([begun.kept_tokens, kept_tokens])
+        self._num_tokens += len(sample.token_ids)
         versions = [span for span in running.versions if span[0] < len(token_ids)]
         prompt = slice(None, len(request.prompt_ids))
         completion = Completion(
@@ -187,19 +220,6 @@ class Decoder:
         )
         is_first = request.key.sample == 0 and routes_TLK is not None
         return request.key, completion, routes_TLK[prompt] if is_first else None  # pyright: ignore
-
-    def _begun(self, running: _Running) -> Begun | None:
-        """Return the tokens of a completion under way, from its first; None where there are none, and where its kept
-        tokens are recorded, so that it must be started anew."""
-        if self._kept:
-            return None
-        state: Any = self._llm.llm_engine.output_processor.request_states[running.internal_name]
-        sampled: list[int] = state.detokenizer.output_token_ids
-        before = running.request.begun or Begun([], [], ())
-        if not sampled:
-            return running.request.begun
-        logprobs: list[float] = state.logprobs_processor.logprobs.logprobs
-        return Begun(before.token_ids + sampled, before.logprobs + logprobs, tuple(running.versions))
 
     def _params(self, request: CompletionRequest) -> SamplingParams:
         sampling, begun = request.sampling, len(request.begun.token_ids) if request.begun else 0

@@ -215,19 +215,6 @@ class RolloutEngine:
         self.state = state
         return move
 
-    @needs(*DeviceState)
-    def metrics(self) -> dict[str, float]:
-        """Return and reset `rollout/tokens_per_second` (sampled tokens), `rollout/generate_seconds` and
-        `rollout/sync_seconds`. The time that a caller spends between two reports is not counted."""
-        seconds = self._decoder.seconds
-        measured = {
-            "rollout/tokens_per_second": self._decoder.num_tokens / seconds if seconds else 0.0,
-            "rollout/generate_seconds": seconds,
-            "rollout/sync_seconds": self.receiver.seconds,
-        }
-        self._decoder.num_tokens, self._decoder.seconds, self.receiver.seconds = 0, 0.0, 0.0
-        return measured
-
     def _prefill(self, prompts: list[list[int]], *, use_prefix_cache: bool) -> list[RequestOutput]:
         self.receiver.refuse_partial(self.name)
         return self._decoder.prefill(prompts, use_prefix_cache=use_prefix_cache)

@@ -16,10 +16,11 @@ from rollout.types import KeptTokens
 
 
 class ReturnedKept:
-    """Kept tokens that vLLM returns with each output."""
+    """Kept tokens that vLLM returns with each output, and not before: a completion under way can't be continued."""
 
-    def pop(self, output: Any) -> KeptTokens:
-        """Return the kept tokens of a finished request, vLLM's RequestOutput."""
+    def pop(self, output: Any, begun: int) -> KeptTokens:
+        """Return the kept tokens of a finished request, vLLM's RequestOutput, which began with `begun` tokens."""
+        assert not begun, "a completion with kept tokens is not continued"
         return _joined([np.array(x, np.int32) for x in output.outputs[0].sampling_mask.token_ids])
 
     def clear(self) -> None:
@@ -34,10 +35,17 @@ class CapturedKept:
         self._sample, sampler.forward = sampler.forward, self._step
         self._kept: defaultdict[str, dict[int, np.ndarray]] = defaultdict(dict)  # by request and place of the token
 
-    def pop(self, output: Any) -> KeptTokens | None:
-        """Return the kept tokens of a finished request, vLLM's RequestOutput; None where nothing was cut off."""
-        kept = self._kept.pop(output.request_id, None)
-        return None if kept is None else _joined([kept[place] for place in range(len(output.outputs[0].token_ids))])
+    def pop(self, output: Any, begun: int) -> KeptTokens | None:
+        """Return the kept tokens of a finished request, vLLM's RequestOutput, which began with `begun` tokens; None
+        where nothing was cut off."""
+        kept = self.of(output.request_id, begun, len(output.outputs[0].token_ids))
+        self._kept.pop(output.request_id, None)
+        return kept
+
+    def of(self, name: str, begun: int, count: int) -> KeptTokens | None:
+        """Return those of the `count` sampled tokens of a request under way, which began with `begun` tokens."""
+        kept = self._kept.get(name)
+        return None if kept is None else _joined([kept[place] for place in range(begun, begun + count)])
 
     def clear(self) -> None:
         """Drop the tokens of aborted requests."""

@@ -13,7 +13,6 @@ from typing import Any
 import ray
 
 from configs.sampling import RolloutConfig, SamplingConfig
-from rollout.actors import EngineLost
 from rollout.device import DeviceState, Move
 from rollout.process import num_threads
 from rollout.pull import PullingEngines
@@ -71,7 +70,8 @@ class RolloutPool(PullingEngines):
         received: list[ReceivedWeights] = self._call_all("end_sync", version)
         records = received[0].records
         assert all(each.records == records for each in received), "one set of buckets, one manifest"
-        return ReceivedWeights(records, max(each.held_bytes for each in received))
+        self._sync_seconds = max(each.seconds for each in received)
+        return ReceivedWeights(records, max(each.held_bytes for each in received), self._sync_seconds)
 
     def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[list[float]]]:
         """Each engine's log-probabilities of each prompt's tokens after the first."""
@@ -99,19 +99,19 @@ class RolloutPool(PullingEngines):
     def metrics(self) -> dict[str, float]:
         """The engines' metrics since the last call: the sum of tokens per second, the seconds of the slowest, and where
         engines were replaced, their number, with the tokens and completions that were continued and begun anew."""
-        try:
-            per_engine = self._call_all("metrics")
-        except EngineLost:
-            self._replace_and_restore()
-            per_engine = self._call_all("metrics")
-        reduce = {key: sum if key.endswith("per_second") else max for key in per_engine[0]}
-        metrics: dict[str, float] = {key: reduce[key](own[key] for own in per_engine) for key in reduce}
+        rates = [tokens / seconds for tokens, seconds in zip(self._tokens, self._seconds, strict=True) if seconds]
+        metrics = {
+            "rollout/tokens_per_second": sum(rates),
+            "rollout/generate_seconds": max(self._seconds),
+            "rollout/sync_seconds": self._sync_seconds,
+        }
         if self.num_replaced:
             metrics |= {
                 "rollout/replaced_engines": float(self.num_replaced),
                 "rollout/continued_tokens": float(self._queue.continued_tokens),
                 "rollout/restarted_completions": float(self._queue.restarted_completions),
             }
+        self._reset_counters()
         return metrics
 
 

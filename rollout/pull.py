@@ -1,10 +1,14 @@
 """Engines that pull completions from the queue, and the groups that come of it.
 
 A report of an engine carries what is finished. An engine that was lost is replaced while its caller waits for groups.
+
+Requests of training steps to come are sampled while the caller waits for something else. Weights then arrive between
+two reports: every engine gives back what it holds, with its tokens, and continues it with the new weights.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +29,10 @@ REPORT_SECONDS = 10.0
 class PullingEngines(EngineActors):
     """Engines that share one queue.
 
+    decoding_seconds: time that each engine has spent on decoding for training.
+    wasted_tokens, carried_tokens: sampled tokens that were sampled anew, or continued, after an update of the weights,
+        since the last call of `metrics`.
+    on_report: called after each report.
     restore: sends replaced engines the weights of the others; None where they are those of the checkpoint.
     """
 
@@ -35,6 +43,9 @@ class PullingEngines(EngineActors):
         self._room = [self._config.max_num_seqs] * len(self._engines)
         self._calls: dict[Any, int] = {}  # engines that decode, by the stream of their report
         self.restore: Callable[[], None] | None = None
+        self.decoding_seconds = [0.0] * len(self._engines)
+        self.on_report: Callable[[], None] | None = None
+        self._reset_counters()
 
     def generate(
         self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int
@@ -49,11 +60,14 @@ class PullingEngines(EngineActors):
         """
         yield from self.groups(self.submit(prompts, sampling, num_completions, seed))
 
-    def submit(self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int) -> int:
-        """Queue a request as `generate` does, and return its ticket for `groups`."""
+    def submit(
+        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int, step: int = 0
+    ) -> int:
+        """Queue a request as `generate` does, and return its ticket for `groups`. One of a training step waits for
+        those of earlier steps, and while the engines are `reserved`."""
         refuse_equal_completions(sampling, num_completions)
         refuse_prompts(prompts, sampling.max_tokens, self._config.max_model_len)
-        return self._queue.add(prompts, sampling, num_completions, seed)
+        return self._queue.add(prompts, sampling, num_completions, seed, step)
 
     def groups(self, ticket: int) -> Iterator[StoredGroup]:
         """Yield the groups of a request as they finish. Raises as `generate`."""
@@ -79,6 +93,45 @@ class PullingEngines(EngineActors):
             for number in self._queue.drop(ticket):
                 self._engines[number].call.remote("drop", [ticket])
 
+    def finished(self, ticket: int) -> list[StoredGroup]:
+        """Return the groups of a request that are finished and that nobody has got."""
+        return self._queue.pop(ticket)[0]
+
+    def work_until(self, calls: Sequence[Any], seconds: float) -> None:
+        """Keep the engines at work until Ray's `calls` are done or `seconds` are over. An engine that is lost meanwhile
+        is replaced by the next `groups` or sync. Raises RolloutError where an engine fails."""
+        deadline, pending = time.monotonic() + seconds, set(calls)
+        while pending and (left := deadline - time.monotonic()) > 0:
+            self._feed()
+            ready, _ = ray.wait([*pending, *self._calls], num_returns=1, timeout=left)
+            pending.difference_update(ready)
+            for call in self._calls.keys() & {*ready}:
+                self._take_in(call)
+
+    def work(self, seconds: float) -> None:
+        """Keep the engines at work for `seconds`, or until the next report. Raises as `work_until`."""
+        self._feed()
+        if not self._calls:
+            time.sleep(seconds)
+            return
+        ready: list[Any]
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=seconds)
+        for call in ready:
+            self._take_in(call)
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Let the engines hold nothing of training steps within the block: they give it back with its tokens, and go
+        on with it afterwards, with the weights that they have then."""
+        self._drain()
+        before, self._queue.holds_steps = self._queue.holds_steps, True
+        self.carried_tokens += self._withdraw()
+        try:
+            yield
+        finally:
+            self._queue.holds_steps = before
+        self._feed()
+
     def replace_lost(self) -> None:
         """Start an engine for each that was lost. Raises RolloutError where more are lost than `max_replacements`."""
         self._drain()
@@ -93,15 +146,19 @@ class PullingEngines(EngineActors):
         if self.restore is not None:
             self.restore()
 
-    def _withdraw(self) -> None:
-        """Let what the living engines hold wait, with its tokens, so that weights can be sent to all."""
+    def _withdraw(self) -> int:
+        """Let what the living engines hold wait, with its tokens, so that weights can be sent to all; return the number
+        of these tokens."""
+        num_tokens = 0
         for number in range(len(self._engines)):
             if self._queue.is_busy(number) and number not in self._lost:
                 try:
                     begun = self._get(self._engines[number].call.remote("withdraw"), number, "'withdraw'")
                     self._queue.give_back(number, begun)
+                    num_tokens += sum(len(tokens.token_ids) for tokens in begun.values())
                 except EngineLost:
                     continue  # replaced with the other
+        return num_tokens
 
     def _turn(self, seconds: float) -> bool:
         """Give requests to engines with room, and take in the next report within `seconds`. Returns False if there was
@@ -132,13 +189,24 @@ class PullingEngines(EngineActors):
         except EngineLost:
             return  # noted, and replaced by the caller of `groups`
         self._room[number] = progress.room
+        if not self._queue.holds_steps:  # else it evaluates
+            self._tokens[number] += progress.num_tokens
+            self._seconds[number] += progress.seconds
+            self.decoding_seconds[number] += progress.seconds
+            self.wasted_tokens += progress.num_wasted
         finished = [
             (key, replace(completion, columns=next(call)), None if routes is None else next(call))
             for key, completion, routes in progress.finished
         ]
         self._queue.receive(number, replace(progress, finished=finished))
+        if self.on_report is not None:
+            self.on_report()
 
     def _drain(self) -> None:
         """Wait for the reports of the engines that decode."""
         for call in list(self._calls):
             self._take_in(call)
+
+    def _reset_counters(self) -> None:
+        self._tokens, self._seconds, self._sync_seconds = [0] * len(self._engines), [0.0] * len(self._engines), 0.0
+        self.wasted_tokens = self.carried_tokens = 0

@@ -39,11 +39,16 @@ class Progress(Generic[AnyCompletion]):
     finished: completions, each with its prompt's routes, or a reference to them, if it is the first of its group and
     routes are recorded; None for others.
     begun: further tokens of completions that take long. room: completions that the engine can take.
+    num_tokens, seconds: sampled tokens of what is finished or was withdrawn, and time spent on decoding.
+    num_wasted: sampled tokens that were withdrawn and are sampled anew.
     """
 
     finished: list[tuple[CompletionKey, AnyCompletion, Any]]
     begun: dict[CompletionKey, Begun]
     room: int
+    num_tokens: int = 0
+    seconds: float = 0.0
+    num_wasted: int = 0
 
 
 @dataclass
@@ -52,6 +57,7 @@ class _Ticket(Generic[AnyCompletion]):
 
     prompts: list[list[int]]
     num_completions: int
+    step: int
     known_lengths: list[float]
     """Mean length in tokens that the completions of each prompt had in earlier requests, -1 where there were none."""
     groups: dict[int, dict[int, AnyCompletion]] = field(default_factory=dict[int, dict[int, AnyCompletion]])
@@ -79,8 +85,11 @@ def completion_requests(
 class GenerationQueue(Generic[AnyCompletion]):
     """Completions that wait for an engine, those that engines hold, and the groups that are complete.
 
-    The oldest request is served first. Of one request, completions that were begun come first, then the prompts whose
-    answers were long before, then long prompts: what is started last should be short.
+    Requests are served in the order of the training steps that need them, those of no step first; of one step the
+    oldest first. While `holds_steps` is true, as during an update of the weights, requests of steps wait.
+
+    Of one request, completions that were begun come first, then the prompts whose answers were long before, then long
+    prompts: what is started last should be short.
 
     Example:
         queue = GenerationQueue(num_engines=2)
@@ -95,20 +104,27 @@ class GenerationQueue(Generic[AnyCompletion]):
         self._held: list[dict[CompletionKey, CompletionRequest]] = [{} for _ in range(num_engines)]
         self._lengths: dict[int, float] = {}  # last mean length of a prompt's completions in tokens, by its hash
         self._last_ticket = 0
+        self.holds_steps = False
         self.continued_tokens = self.restarted_completions = 0
 
-    def add(self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int) -> int:
-        """Add a request and return its ticket."""
+    def add(
+        self, prompts: list[list[int]], sampling: SamplingConfig, num_completions: int, seed: int, step: int = 0
+    ) -> int:
+        """Add a request of a training step, 0 for none, and return its ticket."""
         self._last_ticket += 1
         known = [self._lengths.get(hash(tuple(prompt_ids)), -1.0) for prompt_ids in prompts]
-        self._tickets[self._last_ticket] = _Ticket(prompts, num_completions, known, missing=len(prompts))
+        self._tickets[self._last_ticket] = _Ticket(prompts, num_completions, step, known, missing=len(prompts))
         self._wait(completion_requests(self._last_ticket, prompts, sampling, num_completions, seed))
         return self._last_ticket
 
     def take(self, engine: int, room: int) -> list[CompletionRequest]:
         """Return the next requests for an engine with `room` for so many. An engine without work takes its share of
         all, whole groups if it can, so that a prompt is computed once."""
-        servable = [(place, entry[1].key) for place, entry in reversed([*enumerate(self._waiting)])]
+        servable = [
+            (place, entry[1].key)
+            for place, entry in reversed([*enumerate(self._waiting)])
+            if not (self.holds_steps and self._tickets[entry[1].key.ticket].step)
+        ]
         if not self._held[engine] and servable:
             idle = sum(not held for held in self._held)
             prompts = dict.fromkeys(key[:2] for _, key in servable)
@@ -192,5 +208,6 @@ class GenerationQueue(Generic[AnyCompletion]):
         """Return the place of a request in the queue, whose end is served first."""
         key = request.key
         begun = len(request.begun.token_ids) if request.begun else -1
-        known_length = self._tickets[key.ticket].known_lengths[key.prompt]
-        return -key.ticket, begun, known_length, len(request.prompt_ids), -key.prompt, -key.sample
+        ticket = self._tickets[key.ticket]
+        known_length = ticket.known_lengths[key.prompt]
+        return -ticket.step, -key.ticket, begun, known_length, len(request.prompt_ids), -key.prompt, -key.sample

@@ -171,11 +171,7 @@ class WeightReceiver:
     """An engine's end of a sync: checks which tensors arrive, and hands their buckets to vLLM's workers.
 
     Between `begin` and `end` the workers' weights are partly new, and their modules partly without memory.
-
-    seconds: taken by syncs so far.
     """
-
-    seconds = 0.0
 
     def __init__(self, llm: LLM, expected: Mapping[str, tuple[int, ...]], ledger: Ledger | None) -> None:
         """ledger: of a simulated device, into which the buckets of a sync are entered."""
@@ -183,6 +179,7 @@ class WeightReceiver:
         self._in_process = llm.llm_engine.vllm_config.parallel_config.world_size == 1
         self._manifest: Manifest | None = None
         self._bucket_bytes = 0
+        self._seconds = 0.0
         llm.collective_rpc("init_weight_transfer_engine", args=({},))
 
     def devices(self) -> list[str]:
@@ -201,6 +198,7 @@ class WeightReceiver:
 
     def begin(self) -> None:
         """Open an update in every worker."""
+        self._seconds = 0.0
         with self._timer():
             self._manifest = Manifest(self._expected)
             self._llm.collective_rpc("begin_sync")
@@ -227,13 +225,13 @@ class WeightReceiver:
             held: list[int] = self._llm.collective_rpc("end_sync")
         self._enter(0)
         self._manifest = None
-        return ReceivedWeights(records, max(held))
+        return ReceivedWeights(records, max(held), self._seconds)
 
     @contextmanager
     def _timer(self) -> Generator[None]:
         started = time.perf_counter()
         yield
-        self.seconds += time.perf_counter() - started
+        self._seconds += time.perf_counter() - started
 
     def _enter(self, num_bytes: int) -> None:
         """Enter a bucket into the ledger; the one before it may still be in use, unless this is the end."""

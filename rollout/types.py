@@ -7,6 +7,7 @@ engine's node to the ranks; the driver of both holds a reference to them, with t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -39,6 +40,10 @@ class KeptTokens:
     def joined(cls, parts: Sequence["KeptTokens"]) -> "KeptTokens":
         """Join the kept tokens of several completions."""
         return cls(np.concatenate([x.token_ids for x in parts]), np.concatenate([x.counts for x in parts]))
+
+    def since(self, place: int) -> "KeptTokens":
+        """Return those of the sampled tokens from `place` on."""
+        return KeptTokens(self.token_ids[self.counts[:place].sum() :], self.counts[place:])
 
     def padded(self) -> NDArray[np.int32]:
         """Return the kept tokens of each sampled token in a row, int32 [T, K], padded with -1."""
@@ -74,14 +79,6 @@ class Completion:
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
-    @property
-    def token_versions(self) -> NDArray[np.int64]:
-        """Version of the weights that sampled each token, [T]."""
-        versions = np.full(len(self.token_ids), self.policy_version, np.int64)
-        for place, version in self.updates:
-            versions[place:] = version
-        return versions
-
     def stored(self) -> "StoredCompletion":
         """Return the completion without its tokens, which `columns` returns."""
         return StoredCompletion(
@@ -92,30 +89,45 @@ class Completion:
             math.fsum(self.logprobs),
             repetition_rate(self.token_ids),
             None if self.kept_tokens is None else len(self.kept_tokens.token_ids),
+            self.updates,
         )
 
     def columns(self) -> "CompletionColumns":
         """Return the tokens as columns."""
         token_ids, logprobs = np.asarray(self.token_ids, np.int32), np.asarray(self.logprobs, np.float32)
         routes = None if self.routed_experts is None else narrow_routes(self.routed_experts)
-        return CompletionColumns(token_ids, logprobs, routes, self.kept_tokens)
+        versions = ((0, self.policy_version), *self.updates)
+        return CompletionColumns(token_ids, logprobs, routes, self.kept_tokens, versions)
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionColumns:
-    """Tokens of a completion as columns: token_ids int32 [T], logprobs float32 [T], the rest as in Completion."""
+    """Tokens of a completion as columns: token_ids int32 [T], logprobs float32 [T], the rest as in Completion.
+
+    versions: (place of a token, version of the weights that sampled it and those after it).
+    """
 
     token_ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     routed_experts: Routes | None = None
     kept_tokens: KeptTokens | None = None
+    versions: tuple[tuple[int, int], ...] = ((0, 0),)
+
+    @property
+    def token_versions(self) -> NDArray[np.int64]:
+        """Version of the weights that sampled each token, [T]."""
+        versions = np.empty(len(self.token_ids), np.int64)
+        for place, version in self.versions:
+            versions[place:] = version
+        return versions
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCompletion:
     """A completion whose tokens lie in the object store, as its driver knows it.
 
-    text, finish_reason, policy_version: see Completion. logprob_sum: in nats. repetition_rate: see the function.
+    text, finish_reason, policy_version, updates: see Completion. logprob_sum: in nats.
+    repetition_rate: see the function.
     num_kept: the sum of KeptTokens.counts; None where they are not recorded.
     columns: reference to its CompletionColumns, on the node that sampled it.
     """
@@ -127,7 +139,14 @@ class StoredCompletion:
     logprob_sum: float
     repetition_rate: float
     num_kept: int | None = None
+    updates: tuple[tuple[int, int], ...] = ()
     columns: Any = field(default=None, compare=False)
+
+    @property
+    def version_counts(self) -> list[tuple[int, int]]:
+        """(version, tokens that its weights sampled) of each version, in the order of the tokens."""
+        starts = [(0, self.policy_version), *self.updates, (self.num_tokens, -1)]
+        return [(version, end - start) for (start, version), (end, _) in pairwise(starts)]
 
 
 AnyCompletion = TypeVar("AnyCompletion", Completion, StoredCompletion)
@@ -137,17 +156,29 @@ AnyCompletion = TypeVar("AnyCompletion", Completion, StoredCompletion)
 class Begun:
     """Tokens of a completion that has not ended.
 
-    token_ids, logprobs: [T] as those of a Completion. versions: (place of a token, version of the weights that sampled
-    it and those after it), of the whole completion so far.
+    token_ids, logprobs, kept_tokens: of T tokens, as those of a Completion. versions: (place of a token, version of the
+    weights that sampled it and those after it), of the whole completion so far.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     versions: tuple[tuple[int, int], ...]
+    kept_tokens: KeptTokens | None = None
 
     def joined(self, further: "Begun") -> "Begun":
         """Append the tokens that follow."""
-        return Begun(self.token_ids + further.token_ids, self.logprobs + further.logprobs, further.versions)
+        kept = [each.kept_tokens for each in (self, further) if each.kept_tokens is not None]
+        return Begun(
+            self.token_ids + further.token_ids,
+            self.logprobs + further.logprobs,
+            further.versions,
+            KeptTokens.joined(kept) if kept else None,
+        )
+
+    def since(self, place: int) -> "Begun":
+        """Return the tokens from `place` on."""
+        kept = None if self.kept_tokens is None else self.kept_tokens.since(place)
+        return Begun(self.token_ids[place:], self.logprobs[place:], self.versions, kept)
 
 
 @dataclass(frozen=True)
@@ -216,10 +247,12 @@ class ReceivedWeights:
 
     records: the manifest, in order of arrival.
     held_bytes: the most bytes of buckets that a worker held at a time.
+    seconds: time that loading took.
     """
 
     records: list[TensorRecord]
     held_bytes: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

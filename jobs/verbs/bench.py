@@ -12,6 +12,7 @@ BENCHES = {
     "grpo-step": "jobs.bench.grpo:grpo_step",
     "versus-trl": "jobs.bench.versus_trl:versus_trl",
     "sync": "jobs.bench.grpo:sync_step",
+    "async": "jobs.bench.asynchronous:asynchronous",
     "data-plane": "jobs.bench.data_plane:data_plane",
     "rewards": "jobs.bench.rewards:rewards",
     "sandbox": "jobs.bench.sandbox:sandbox_cost",
@@ -41,6 +42,7 @@ def bench(
     grpo-step      a GRPO step (generate, judge, reference, update, sync) of a random 25M-parameter mixture of experts
     versus-trl     the same step of ours and of TRL's, in turns
     sync           a weight sync of that model with its proof
+    async          GRPO with and without a lag, a core for the engine and one for the rank, at as many seeds as --steps
     data-plane     a million sampled tokens on their way from engines to ranks
     rewards        math answers judged, beside math-verify alone
     sandbox        programs run in the sandbox, beside the same programs without it

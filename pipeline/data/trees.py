@@ -31,7 +31,8 @@ class Branch:
     columns: values by name (`advantages`, `weights`, ...), one for each trained token, or one for a scored branch.
     experts: the routes to replay, if any. kept: the tokens that each was sampled from, None for the vocabulary.
     stored: reference to the CompletionColumns that have the tokens; of token_ids only the length then counts, and
-    columns have one value for all tokens (see `stored_tree`).
+    columns have one value for all tokens (see `stored_tree`). With `version`, that of the weights in training, each
+    token gets the column `no_lag`: 1 where these weights sampled it, else 0.
     """
 
     token_ids: Sequence[int]
@@ -45,6 +46,8 @@ class Branch:
         columns: dict[str, Sequence[float] | Floats] = {"rollout_logprobs": completion.logprobs}
         for name, [value] in self.columns.items():
             columns[name] = np.full(len(completion.token_ids), value, np.float32)
+        if "version" in columns:
+            columns["no_lag"] = (completion.token_versions == columns.pop("version")).astype(np.float32)
         ids = cast(Sequence[int], completion.token_ids)  # micro_batch reads arrays and lists alike
         return Branch(ids, columns, completion.routed_experts, completion.kept_tokens)
 

@@ -46,7 +46,7 @@ def training_batches(
     num_prompts, group_size = rewards_PG.shape
     random_seed = (config.seed, step) if config.split == "completions" else None
     updates_PG = split_updates(num_prompts, group_size, config.updates_per_batch, random_seed)
-    of_step = _step_columns(experience, config, coefficients)
+    of_step = _step_columns(experience, config, step, coefficients)
     batches: list[TrainingBatch] = []
     for update in range(config.updates_per_batch):
         trees: list[Tree] = []
@@ -94,9 +94,13 @@ def prompt_kl_coef(objective: ObjectiveConfig, prompt: Prompt) -> float:
     return min((objective.kl_coef_of.get(label, objective.kl_coef) for label in labels), default=objective.kl_coef)
 
 
-def _step_columns(experience: Experience, config: GRPOConfig, coefficients: Coefficients) -> dict[str, float]:
+def _step_columns(
+    experience: Experience, config: GRPOConfig, step: int, coefficients: Coefficients
+) -> dict[str, float]:
     """Return the columns that have one value for all tokens of a step, by name."""
     columns: dict[str, float] = {}
+    if config.rollout.max_lag:
+        columns["version"] = step - 1
     if config.sampling.temperature != 1:
         columns["temperature"] = config.sampling.temperature
     if coefficients.kl is not None:

@@ -1,6 +1,7 @@
 """Collect the experience of one GRPO step: sample groups of completions, judge them and mix their rewards.
 
-Each group goes to the judges as soon as it is complete, while the engines still sample the others.
+Each group goes to the judges as soon as it is complete, while the engines still sample the others
+(pipeline.grpo.draws).
 
 Shape suffixes: P prompts, G completions of a prompt, K rewards.
 """
@@ -9,32 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.grpo import GRPOConfig
-from pipeline.data.prompts import Prompt, Prompts
+from pipeline.data.prompts import Prompts
+from pipeline.grpo.draws import draws_of
 from pipeline.grpo.experience import Experience, JudgedGroup
-from pipeline.grpo.figures import length_slope, reward_figures, rollout_figures
+from pipeline.grpo.figures import lag_figures, length_slope, reward_figures, rollout_figures
 from pipeline.grpo.fleet import Fleet
 from pipeline.grpo.mix import DECIMALS, mix, mix_metrics, shape_overlong
 from pipeline.objectives.advantage import Array, has_spread
 from rewards.types import Verdict
-from rollout.types import StoredGroup
 
 
 def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Experience:
     """Sample and judge until P groups have spread, or until the rounds of dynamic sampling are used up (DAPO, section
     3.2, arXiv:2503.14476). Always returns P groups, those with spread first.
 
-    The number of the round selects the prompts and the sampling seed, so that a resumed run repeats it. Rewards are
-    mixed, and metrics computed, over all sampled groups. The engines are awake. Raises RolloutError or
-    RewardsUnavailable.
+    The number of the round selects the prompts and the sampling seed, so that a resumed run repeats it. With
+    `rollout.max_lag` the first round of later steps begins too (pipeline.grpo.draws). Rewards are mixed, and metrics
+    computed, over all sampled groups. The engines are awake. Raises RolloutError or RewardsUnavailable.
     """
-    num_prompts, max_rounds = config.prompts_per_step, config.dynamic_sampling.max_rounds
+    num_prompts = config.prompts_per_step
     sampled: list[JudgedGroup] = []
     rewards_PG = totals_PG = np.empty((0, config.group_size))
     spread_P = np.empty(0, bool)
     metrics: dict[str, float] = {}
     with fleet.watch("generate"):
-        for draw in range((step - 1) * max_rounds + 1, step * max_rounds + 1):
-            sampled += _sample(config, prompts.take(draw, num_prompts), fleet, seed=draw_seed(config.seed, draw))
+        fleet.draws.begin(prompts, step)
+        for draw in draws_of(step, config):
+            sampled += fleet.draws.judged(prompts, draw, step)
             lengths_PG = np.array([group.lengths_G for group in sampled])
             rewards_PG, totals_PG, metrics = mixed_rewards(config, [group.verdicts for group in sampled], lengths_PG)
             spread_P = has_spread(rewards_PG)
@@ -47,24 +49,12 @@ def collect(config: GRPOConfig, prompts: Prompts, fleet: Fleet, step: int) -> Ex
         "rollout/sampled_groups": float(len(spread_P)),
         "rollout/mixed_groups_rate": float(spread_P.mean()),
     }
+    if config.rollout.max_lag:
+        metrics |= lag_figures(completions, version=step - 1)
+        metrics["rollout/carried_tokens"] = float(fleet.rollout.carried_tokens)
+        metrics["rollout/wasted_tokens"] = float(fleet.rollout.wasted_tokens)
     metrics |= fleet.rewards.metrics() | fleet.rollout.metrics()
     return Experience([sampled[row] for row in rows], rewards_PG[rows], metrics)
-
-
-def draw_seed(seed: int, draw: int) -> int:
-    """Return the sampling seed of a draw of prompts, so that a resumed run repeats it."""
-    return seed * 1_000_003 + draw
-
-
-def _sample(config: GRPOConfig, prompts: list[Prompt], fleet: Fleet, *, seed: int) -> list[JudgedGroup]:
-    groups: dict[int, StoredGroup] = {}
-    prompt_ids = [prompt.token_ids for prompt in prompts]
-    for group in fleet.rollout.generate(prompt_ids, config.sampling, config.group_size, seed):
-        groups[group.index] = group
-        task = prompts[group.index].task
-        fleet.rewards.submit(group.index, task, [completion.text for completion in group.completions])
-    verdicts = fleet.rewards.gather()
-    return [JudgedGroup(prompt, groups[i], verdicts[i]) for i, prompt in enumerate(prompts)]
 
 
 def mixed_rewards(

@@ -36,6 +36,19 @@ def rollout_figures(completions: Sequence[StoredCompletion]) -> dict[str, float]
     } | ({"rollout/kept_tokens_mean": sum(kept) / num_tokens} if kept else {})
 
 
+def lag_figures(completions: Sequence[StoredCompletion], *, version: int) -> dict[str, float]:
+    """Compute the lag of a step's tokens behind the weights of `version`, which they train: the mean, the largest, and
+    the shares of tokens without lag and of completions that several versions sampled."""
+    counts = [(version - own, count) for completion in completions for own, count in completion.version_counts]
+    num_tokens = sum(count for _, count in counts)
+    return {
+        "rollout/lag_mean": sum(lag * count for lag, count in counts) / num_tokens,
+        "rollout/lag_max": float(max(lag for lag, _ in counts)),
+        "rollout/no_lag_rate": sum(count for lag, count in counts if not lag) / num_tokens,
+        "rollout/several_versions_rate": float(np.mean([bool(completion.updates) for completion in completions])),
+    }
+
+
 def length_slope(rewards_PG: ArrayLike, lengths_PG: ArrayLike) -> float | None:
     """Fit the reward of one more token: the slope of rewards over lengths, both centred within their group.
 

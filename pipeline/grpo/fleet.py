@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from configs.distill import DistillConfig
 from configs.grpo import GRPOConfig
 from pipeline.grpo.batches import TrainingBatch
+from pipeline.grpo.draws import Draws
 from pipeline.grpo.reference import refresh_reference
 from pipeline.grpo.sync import (
     MARGINS,
@@ -64,6 +65,8 @@ class OnPolicyFleet(Generic[_ConfigT]):
     rounding: Gap | None = None
     _version: int = 0
     """Step of the last sync, whose weights a replaced engine gets."""
+    _busy: list[float] = field(default_factory=list[float])
+    """Seconds in which the ranks, and each engine, were at work until the last lap."""
     _mismatch_bound: float = 0.0
     """The last sync's bound on the mean |trainer - engine| log-probability, in nats."""
 
@@ -78,7 +81,7 @@ class OnPolicyFleet(Generic[_ConfigT]):
         """Sync the restored policy to the engines, then yield the number of each remaining step."""
         self.rollout.restore = self._restore
         self.sync_weights(self.checkpoints.step)
-        self.watch.lap()
+        self.lap()
         yield from range(self.checkpoints.step + 1, self.config.steps + 1)
 
     def give_devices_to_ranks(self) -> dict[str, float]:
@@ -110,18 +113,33 @@ class OnPolicyFleet(Generic[_ConfigT]):
         self._mismatch_bound = metrics["sync/bound_mean"]
         return metrics
 
+    def lap(self) -> dict[str, float]:
+        """Return the seconds of each phase since the last call and, where engines and ranks have devices of their own,
+        the seconds in which these were idle: the ranks, the engines in the mean, and the engine that was idle longest.
+        """
+        seconds = self.watch.lap()
+        if not self._colocated:
+            busy = [self.policy.busy_seconds, *self.rollout.decoding_seconds]
+            before, self._busy = self._busy or [0.0] * len(busy), busy
+            ranks, *engines = (seconds["time/step_seconds"] - now + old for now, old in zip(busy, before, strict=True))
+            seconds["idle/ranks_seconds"] = max(ranks, 0.0)
+            seconds["idle/engines_seconds"] = max(sum(engines) / len(engines), 0.0)
+            seconds["idle/engines_max_seconds"] = max(*engines, 0.0)
+        return seconds
+
     def _send(self, step: int) -> dict[str, float]:
         self._version = step
-        return sync_weights(
-            self.policy,
-            self.rollout,
-            self.config.sync,
-            probe=self.probe,
-            version=step,
-            colocated=self._colocated,
-            margins=self.margins,
-            rounding=self.rounding if step % ROUNDING_STEPS else None,
-        )
+        with self.rollout.reserved():
+            return sync_weights(
+                self.policy,
+                self.rollout,
+                self.config.sync,
+                probe=self.probe,
+                version=step,
+                colocated=self._colocated,
+                margins=self.margins,
+                rounding=self.rounding if step % ROUNDING_STEPS else None,
+            )
 
     def _with_engines(self, call: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Call, and where an engine is lost, replace it and call again. Raises RolloutError where too many are lost."""
@@ -148,11 +166,19 @@ class Fleet(OnPolicyFleet[GRPOConfig]):
 
     folder: of the stage.
     coefficients: those of the next step.
+    draws: prompts that engines and judges work on.
     """
 
     rewards: RewardPool
     folder: Path
     coefficients: Coefficients = NO_COEFFICIENTS
+    draws: Draws = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.draws = Draws(self.config, self.rollout, self.rewards)
+        if self.config.rollout.max_lag:
+            self.policy.meanwhile = self.rollout.work_until
+            self.rollout.on_report = self.draws.judge_finished
 
     def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Take margins, rounding and coefficients over from the metrics of the steps before."""

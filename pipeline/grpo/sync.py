@@ -231,9 +231,15 @@ def refuse_mismatch(metrics: Mapping[str, float], num_tokens: int, max_mean_gap:
 
     These tokens reach parts of the policy that the probe may miss. The sequence that differs most is left out: where
     two experts tie, trainer and engine may route a token differently; it then differs by tenths of a nat, and so do the
-    tokens after it.
+    tokens after it. Where earlier weights sampled some tokens, the others are compared, if they are as many as those of
+    half the probe.
     """
     gap = metrics["mismatch/abs_mean"] - metrics["mismatch/sequence_max"] / num_tokens
+    if "mismatch/no_lag_rate" in metrics:
+        rate = metrics["mismatch/no_lag_rate"]
+        if rate * num_tokens < PROBE_SEQUENCES // 2 * PROBE_LENGTH:
+            return
+        gap = (metrics["mismatch/no_lag_abs_mean"] - metrics["mismatch/no_lag_sequence_max"] / num_tokens) / rate
     if not gap <= max_mean_gap:
         raise RunStopped(
             f"step {step}: engine and trainer differ on the sampled tokens by {gap:.2e} nats in the mean (bound "

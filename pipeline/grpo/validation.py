@@ -44,8 +44,8 @@ class Validation:
         if not self._is_due(step):
             return {}
         started = time.monotonic()
-        results = self._evaluation.run(self._rollout, self._gate.sampling, self._gate.seed, self._folder)
-        self._rollout.metrics()  # resets the counters, which else would count in the next step
+        with self._rollout.reserved():
+            results = self._evaluation.run(self._rollout, self._gate.sampling, self._gate.seed, self._folder)
         decisive = self._gate.rules[0].figure
         self._checkpoints.offer(step, decisive, value_of(decisive, results), lower_is_better=lower_is_better(decisive))
         figures = {

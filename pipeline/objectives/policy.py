@@ -119,15 +119,26 @@ def off_policy_mask(
     return 1.0 - ((advantages_N < 0) & (mean_N > max_gap)).to(gap_N.dtype)
 
 
-def mismatch(gap_N: Tensor, sequence_N: Tensor, num_sequences: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def mismatch(
+    gap_N: Tensor, sequence_N: Tensor, num_sequences: int, no_lag_N: Tensor | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Measure the gap between trainer and rollout, gap_N = log pi - log mu of every token before any mask.
 
-    Returns sums over tokens, and maxima over tokens and over the sums of sequences.
+    no_lag_N: 1 for tokens that the trained weights sampled, 0 for those of earlier weights, which count as 0 in what is
+    named no_lag. Returns sums over tokens, and maxima over tokens and over the sums of sequences.
     """
+
+    def worst_sequence(values_N: Tensor) -> Tensor:
+        return values_N.new_zeros(num_sequences).index_add_(0, sequence_N, values_N).max()
+
     absolute_N = gap_N.abs()
     sums = {"mismatch/abs_mean": absolute_N.sum(), "mismatch/k3_mean": (_quotient(gap_N) - gap_N - 1).sum()}
-    sequences = absolute_N.new_zeros(num_sequences).index_add_(0, sequence_N, absolute_N)
-    return sums, {"mismatch/abs_max": absolute_N.max(), "mismatch/sequence_max": sequences.max()}
+    maxima = {"mismatch/abs_max": absolute_N.max(), "mismatch/sequence_max": worst_sequence(absolute_N)}
+    if no_lag_N is not None:
+        absolute_N = absolute_N * no_lag_N
+        sums |= {"mismatch/no_lag_rate": no_lag_N.sum(), "mismatch/no_lag_abs_mean": absolute_N.sum()}
+        maxima["mismatch/no_lag_sequence_max"] = worst_sequence(absolute_N)
+    return sums, maxima
 
 
 class PolicyTokens(NamedTuple):
@@ -137,7 +148,7 @@ class PolicyTokens(NamedTuple):
     first update. rollout_logprobs_N: of the engine that sampled. ref_logprobs_N: of the frozen reference, None
     without KL term. kl_coef_N: beta of the token's prompt, None for the objective's. entropy_coef_N and
     entropy_baseline_N: of the entropy term, None without it. weights_N: aggregation weights. sequence_N: int64 [N], the
-    completion of each token, < num_sequences.
+    completion of each token, < num_sequences. no_lag_N: see `mismatch`; None where no token has a lag.
     """
 
     logprobs_N: Tensor
@@ -151,6 +162,7 @@ class PolicyTokens(NamedTuple):
     kl_coef_N: Tensor | None = None
     entropy_coef_N: Tensor | None = None
     entropy_baseline_N: Tensor | None = None
+    no_lag_N: Tensor | None = None
 
 
 def grpo_loss(tokens: PolicyTokens, objective: ObjectiveConfig, *, denominator: float) -> LossOutput:
@@ -163,7 +175,7 @@ def grpo_loss(tokens: PolicyTokens, objective: ObjectiveConfig, *, denominator: 
     trained = _trained(tokens, trained_N)
     objective_N = _policy_term(trained, objective)
     gap_N = tokens.policy_logprobs_N - tokens.rollout_logprobs_N
-    sums, maxima = mismatch(gap_N, tokens.sequence_N, tokens.num_sequences)
+    sums, maxima = mismatch(gap_N, tokens.sequence_N, tokens.num_sequences, tokens.no_lag_N)
     if tokens.ref_logprobs_N is not None:
         kl_coef = objective.kl_coef if tokens.kl_coef_N is None else tokens.kl_coef_N
         objective_N = objective_N - kl_coef * divergence(trained, objective)

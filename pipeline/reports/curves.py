@@ -62,6 +62,7 @@ TRAINING = (
     ),
     Chart("Ratio clipped", "share of tokens", {"loss/ratio_clipped_mean": "clipped"}),
     Chart("Trainer and engine disagree", "nats a token", {"mismatch/abs_mean": "mean", "mismatch/abs_max": "largest"}),
+    Chart("Lag of sampled tokens", "versions", {"rollout/lag_mean": "mean", "rollout/lag_max": "largest"}),
     Chart("Gap after a weight sync", "nats a token", {"sync/gap_mean": "mean", "sync/gap_max": "largest"}),
     Chart(
         "Load of experts",
@@ -76,6 +77,7 @@ TRAINING = (
 )
 MACHINE = (
     Chart("Seconds of a step", "", {"time/step_seconds": "in all", "time/*_seconds": ""}),
+    Chart("Idle devices", "seconds of a step", {"idle/ranks_seconds": "ranks", "idle/engines_seconds": "engines"}),
     Chart("Tokens a second", "", {"rollout/tokens_per_second": "sampled", "train/tokens_per_second": "trained"}),
     Chart("Memory of the fullest rank", "GiB", {"memory/peak_gib": "peak"}),
     Chart("Reward pools at work", "share of workers' time", {"reward_pool/*/utilisation": ""}),

@@ -69,6 +69,7 @@ COLUMNS = (
     ("rollout/entropy_mean", "entropy", ".3f", 7),
     ("loss/kl_mean", "kl", ".1e", 7),
     ("loss/reverse_kl_mean", "reverse kl", ".4f", 10),
+    ("rollout/lag_mean", "lag", ".2f", 4),
     ("mismatch/abs_max", "mismatch", ".1e", 8),
     ("train/grad_norm", "grad", ".2f", 5),
     ("train/learning_rate", "lr", ".1e", 7),
@@ -78,12 +79,17 @@ COLUMNS = (
     ("time/train_seconds", "train", ".1f", 5),
     ("time/sync_seconds", "sync", ".1f", 5),
     ("time/eval_seconds", "eval", ".1f", 5),
+    ("idle/ranks_seconds", "ranks idle", ".1f", 10),
+    ("idle/engines_seconds", "engines idle", ".1f", 12),
     ("time/step_seconds", "s/step", ".1f", 6),
     ("*/tokens_per_second", "tok/s", ".0f", 5),
 )
 """Figures on a line of the console: key (a pattern, the first that fits), heading ("" takes the second part of the key:
 a reward's column is its mean score), format, width."""
-_LESS_NEEDED = ("lr", "grad", "mismatch", "ref", "gen", "train", "sync", "teach", "eval", "tok/s", "entropy", "kl")
+_LESS_NEEDED = (
+    *("lr", "grad", "mismatch", "ref", "gen", "train", "sync", "teach", "eval", "tok/s", "entropy", "kl"),
+    *("engines idle", "ranks idle", "lag"),
+)
 """Headings of the columns that a narrow terminal leaves out, the first first."""
 _HEADING_WIDTH = 16
 

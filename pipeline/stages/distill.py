@@ -18,7 +18,7 @@ from pipeline.data.prompts import Prompt, Prompts
 from pipeline.data.rows import report_bad_rows, source_files
 from pipeline.data.trees import Tree, stored_tree
 from pipeline.disk.files import read_json
-from pipeline.grpo.collect import draw_seed
+from pipeline.grpo.draws import draw_seed
 from pipeline.grpo.figures import rollout_figures
 from pipeline.grpo.fleet import OnPolicyFleet
 from pipeline.grpo.sync import probe_sequences
@@ -54,7 +54,7 @@ def run(
         fleet.checkpoints.write(step)
         metrics |= fleet.sync_weights(step) | validate(step)
         expert_load = fleet.policy.expert_load() if report.page_due(step) else None
-        report.step(step, metrics | fleet.watch.lap(), unjudged_samples(batch), expert_load=expert_load)
+        report.step(step, metrics | fleet.lap(), unjudged_samples(batch), expert_load=expert_load)
         fleet.checkpoints.done(step)
         alarms.check(step, metrics)
 

@@ -59,7 +59,7 @@ def run(
         metrics = experience.metrics | moves | over_updates(updates) | alarms.length_controlled(experience.metrics)
         metrics |= fleet.adapt_coefficients(metrics) | fleet.sync_weights(step) | validate(step)
         expert_load = fleet.policy.expert_load() if report.page_due(step) else None
-        report.step(step, metrics | fleet.watch.lap(), report_samples(experience), expert_load=expert_load)
+        report.step(step, metrics | fleet.lap(), report_samples(experience), expert_load=expert_load)
         fleet.checkpoints.done(step)
         alarms.check(step, metrics)
 

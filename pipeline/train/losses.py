@@ -66,6 +66,7 @@ def _main_loss(objective: Objective, row: MicroBatch, values_N: Tensor, denomina
             kl_coef_N=columns.get("kl_coef"),
             entropy_coef_N=columns.get("entropy_coef"),
             entropy_baseline_N=columns.get("entropy_baseline"),
+            no_lag_N=columns.get("no_lag"),
         )
         return grpo_loss(tokens, objective, denominator=denominator)
     if isinstance(objective, DpoLoss):

@@ -16,27 +16,16 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from safetensors import SafetensorError
 
 from pipeline.data.trees import Floats, MicroBatch, PackedRow, Tree, micro_batch, shard, values_in_order
 from pipeline.disk.checksums import write_checksums
 from pipeline.disk.files import new_folder
-from pipeline.errors import RankLost, RunStopped
+from pipeline.errors import RunStopped
+from pipeline.train.calls import RankCalls
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
-from rollout.actors import MEMORY_REMEDY, actor_process, death, is_out_of_memory
 from rollout.device import DeviceState, Move
 from rollout.process import compute_environment, free_port, network_environment, num_threads, start_environment
 from rollout.types import CompletionColumns, GroupAddress, Routes, Transport
-
-NOTICE_SECONDS = 10.0
-"""Longest that Ray takes to notice that the process of a rank ended."""
-WRITING = ("save", "save_hf")
-"""Methods of TrainEngine that write a checkpoint."""
-STARTING = ("address", "build", "open_group")
-"""Methods of the start, which have a time limit of their own."""
-READING = ("build", "load", "load_teacher")
-"""Methods that read one."""
 
 
 class TrainActor:
@@ -115,7 +104,7 @@ class RankBatch:
     num_values: int
 
 
-class TrainingRanks:
+class TrainingRanks(RankCalls):
     """All training ranks of a stage. Every method raises RankLost when a rank dies, RunStopped when it times out.
 
     Example:
@@ -136,8 +125,9 @@ class TrainingRanks:
         self._numbers = count()  # of batches
         actor: Any = ray.remote(self.actor)
         runtime_env = {"env_vars": start_environment()}
-        self._ranks: list[Any] = [actor.options(**options, runtime_env=runtime_env).remote() for options in resources]
-        addresses = _get([rank.address.remote() for rank in self._ranks], "address", limit)
+        ranks = [actor.options(**options, runtime_env=runtime_env).remote() for options in resources]
+        super().__init__(ranks, spec.trainer.timeout_seconds)
+        addresses = self._get([rank.address.remote() for rank in self._ranks], "address", limit)
         nodes = [node for node, _, _ in addresses]
         _, host, port = addresses[0]
         group = {"WORLD_SIZE": str(len(nodes)), "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}
@@ -145,7 +135,7 @@ class TrainingRanks:
             rank.build.remote(spec, group | {"RANK": str(i)}, nodes.count(node))
             for i, (rank, node) in enumerate(zip(self._ranks, nodes, strict=True))
         ]
-        self.devices: list[str] = _get(started, "build", limit)  # names, by rank
+        self.devices: list[str] = self._get(started, "build", limit)  # names, by rank
 
     def to(self, state: DeviceState) -> dict[str, float]:
         """Keep on the devices the memory of `state` only. Returns `device/ranks_STATE_seconds` of the slowest rank and
@@ -159,7 +149,7 @@ class TrainingRanks:
         trainer, number = self._spec.trainer, next(self._numbers)
         ranks = shard(trees, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
         calls = [rank.hold.remote(number, *_named(rows)) for rank, rows in zip(self._ranks, ranks, strict=True)]
-        _get(calls, "hold", trainer.timeout_seconds)
+        self._get(calls, "hold", trainer.timeout_seconds)
         rows = [row for of_rank in ranks for row in of_rank]
         return RankBatch(number, sum(row.num_new_tokens for row in rows), sum(row.num_values for row in rows))
 
@@ -213,7 +203,7 @@ class TrainingRanks:
 
     def expert_load(self) -> dict[str, list[int]]:
         """Tokens routed to each expert in the last step, by the name of its layer's gate; empty for a dense model."""
-        return _get([self._ranks[0].expert_load.remote()], "expert_load", self._spec.trainer.timeout_seconds)[0]
+        return self._get([self._ranks[0].expert_load.remote()], "expert_load", self._spec.trainer.timeout_seconds)[0]
 
     def scores(self, trees: list[Tree]) -> list[list[float]]:
         """Score each answer of scored trees with a reward model, in the order of `trees` and their branches."""
@@ -247,7 +237,7 @@ class TrainingRanks:
     def open_groups(self, num_workers: int) -> tuple[list[GroupAddress], list[Any]]:
         """Let each rank open a group with all `num_workers` workers of the engines. Returns the groups' addresses, and
         calls that end when the workers have joined."""
-        places = _get(
+        places = self._get(
             [rank.address.remote() for rank in self._ranks], "address", self._spec.trainer.start_timeout_seconds
         )
         self.has_groups = True
@@ -257,7 +247,7 @@ class TrainingRanks:
 
     def await_groups(self, calls: list[Any]) -> None:
         """Wait for the calls of `open_groups`."""
-        _get(calls, "open_group", self._spec.trainer.start_timeout_seconds)
+        self._get(calls, "open_group", self._spec.trainer.start_timeout_seconds)
 
     def weight_buckets(self, bucket_mib: float, engine_devices: Collection[str]) -> Iterator[list[Any]]:
         """Yield references to the weights in the object store: of each rank a bucket of about bucket_mib MiB (see
@@ -271,7 +261,7 @@ class TrainingRanks:
         pending = self._ask_for_buckets()
         for number in count():
             name, timeout = f"bucket {number + 1} of the weights", self._spec.trainer.timeout_seconds
-            held: list[int | None] = _get([held for held, _ in pending], name, timeout)
+            held: list[int | None] = self._get([held for held, _ in pending], name, timeout)
             if None in held:
                 break
             self.held_bytes = max(self.held_bytes, *(num_bytes or 0 for num_bytes in held))
@@ -280,8 +270,8 @@ class TrainingRanks:
             sent = [rank.call_sender.remote("broadcast", number) for rank in self._ranks] if self.has_groups else []
             yield buckets
             buckets.clear()  # frees them in the object store
-            _get(sent, name, timeout)
-        _get([rank.call_sender.remote("end") for rank in self._ranks], "end", self._spec.trainer.timeout_seconds)
+            self._get(sent, name, timeout)
+        self._get([rank.call_sender.remote("end") for rank in self._ranks], "end", self._spec.trainer.timeout_seconds)
 
     def save(self, folder: Path) -> None:
         """Write the training state of all ranks with its checksums; `folder` appears complete or not at all."""
@@ -307,14 +297,7 @@ class TrainingRanks:
     def _run(self, call: str, batch: RankBatch, method: str, *args: Any) -> list[Any]:
         """Make a `call` of every actor that runs a method of its engine on a batch."""
         calls = [getattr(rank, call).remote(batch.number, method, *args) for rank in self._ranks]
-        return _get(calls, method, self._spec.trainer.timeout_seconds)
-
-    def _all(self, method: str, *args: Any) -> list[Any]:
-        return self._each(method, [args] * len(self._ranks))
-
-    def _each(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        calls = [actor.call.remote(method, *args) for actor, args in zip(self._ranks, arguments, strict=True)]
-        return _get(calls, method, self._spec.trainer.timeout_seconds)
+        return self._get(calls, method, self._spec.trainer.timeout_seconds)
 
 
 def mean_metrics(sums: list[BatchSums]) -> dict[str, float]:
@@ -344,43 +327,3 @@ def _named(rows: list[PackedRow]) -> tuple[Any, ...]:
 
     rows = [replace(row, trees=[named(tree) if tree.references() else tree for tree in row.trees]) for row in rows]
     return rows, list(references), *references.values()
-
-
-def _get(calls: list[Any], method: str, timeout: float) -> list[Any]:
-    try:
-        return ray.get(calls, timeout=timeout)
-    except GetTimeoutError as error:
-        setting = "start_timeout_seconds" if method in STARTING else "timeout_seconds"
-        _, late = ray.wait(calls, num_returns=len(calls), timeout=0)
-        names = ", ".join(f"rank {calls.index(call)} ({actor_process(call.task_id().actor_id())})" for call in late)
-        raise RunStopped(
-            f"training ranks did not finish '{method}' within {timeout:g} s; late: {names}; raise trainer.{setting} if "
-            "it needs longer"
-        ) from error
-    except RayTaskError as error:
-        if isinstance(error.cause, ValueError) and method in READING:  # bad input: the engine's own error
-            raise error.cause from error
-        if isinstance(error.cause, OSError | SafetensorError) and method in WRITING:  # a full disk, above all
-            raise RunStopped(
-                f"a training rank could not write in '{method}': {error.cause}; make room, and the same command "
-                "resumes from the last checkpoint"
-            ) from error
-        if (lost := _death(calls)) is not None:  # the others then fail too, since they wait for it
-            raise RankLost(f"a training rank died in '{method}': {death(lost)}") from lost
-        cause = f"{MEMORY_REMEDY} ({error.cause})" if is_out_of_memory(error) else error
-        raise RunStopped(f"a training rank failed in '{method}': {cause}") from error
-    except RayError as error:
-        raise RankLost(f"a training rank died in '{method}': {death(error)}") from error
-
-
-def _death(calls: list[Any]) -> RayActorError | None:
-    """Return the error of a call whose rank died; None where all ranks live."""
-    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=NOTICE_SECONDS)
-    for call in ready:
-        try:
-            ray.get(call)
-        except RayActorError as error:
-            return error
-        except RayError:
-            continue
-    return None

@@ -8,7 +8,7 @@ a model. Every group of workers has its own queue, so a slow reward delays no ot
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
@@ -266,7 +266,7 @@ class RewardPool:
         self._group_of = {label: placement.worker_group for label, placement in placements.items()}
         self._breaker = CircuitBreaker(max_failure_rate=config.max_failure_rate, window=BREAKER_WINDOW)
         self._groups: dict[int, GroupVerdicts] = {}
-        self._jobs: list[Future[_JudgedJob]] = []
+        self._jobs: dict[int, list[Future[_JudgedJob]]] = {}
         self._verdicts: defaultdict[str, list[Verdict]] = defaultdict(list)
         self._judged: defaultdict[str, list[_JudgedJob]] = defaultdict(list)
         self._waited = 0.0
@@ -288,7 +288,7 @@ class RewardPool:
         """Queue one group and return at once.
 
         index: the group's key in the result of `gather`. Raises ValueError where the task names an unknown reward, and
-        for an index that was submitted since the last `gather`.
+        for an index that was submitted and not gathered yet.
         """
         labels = applicable(task, list(self._group_of))
         if index in self._groups:
@@ -298,16 +298,23 @@ class RewardPool:
         for name, workers in self._worker_groups.items():
             members = [label for label in labels if self._group_of[label] == name]
             if members:
-                self._jobs.append(workers.submit(_Job(index, task, completions, members, time.monotonic())))
+                job = _Job(index, task, completions, members, time.monotonic())
+                self._jobs.setdefault(index, []).append(workers.submit(job))
 
-    def gather(self) -> dict[int, GroupVerdicts]:
-        """Wait for all groups submitted since the last call, and return their verdicts by index.
+    def gather(
+        self, indices: Collection[int] | None = None, meanwhile: Callable[[], None] | None = None
+    ) -> dict[int, GroupVerdicts]:
+        """Wait for the groups of `indices`, or for all that were submitted, and return their verdicts by index.
 
-        Raises RewardsUnavailable when the circuit breaker trips.
+        meanwhile: called again and again while the caller waits. Raises RewardsUnavailable when the circuit breaker
+        trips.
         """
         began = time.monotonic()
-        jobs, self._jobs = self._jobs, []
-        groups, self._groups = self._groups, {}
+        wanted = [index for index in self._groups if indices is None or index in indices]
+        groups = {index: self._groups.pop(index) for index in wanted}
+        jobs = [job for index in wanted for job in self._jobs.pop(index, [])]
+        while meanwhile is not None and not all(job.done() for job in jobs):
+            meanwhile()
         for future in as_completed(jobs):  # ends, since every job does
             self._collect(future.result(), groups)
         self._waited += time.monotonic() - began

@@ -222,9 +222,6 @@ def test_ignoring_the_end_token_gives_exactly_max_tokens(engine: RolloutEngine) 
     assert {len(completion.token_ids) for completion in sampled} == {100}
     assert {completion.finish_reason for completion in sampled} == {"length"}
     assert any(2 in completion.token_ids for completion in sampled)
-    measured = engine.metrics()
-    assert measured["rollout/tokens_per_second"] > 0
-    assert engine.metrics()["rollout/tokens_per_second"] == 0
 
 
 def test_a_group_is_yielded_before_the_last_is_finished(engine: RolloutEngine) -> None:

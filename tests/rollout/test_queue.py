@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from configs.sampling import SamplingConfig
 from rollout.queue import CompletionKey, CompletionRequest, GenerationQueue, Progress
-from rollout.types import Begun, Completion, Group
+from rollout.types import Begun, Completion, Group, KeptTokens
 
 SAMPLING = SamplingConfig(max_tokens=64)
 
@@ -141,5 +142,30 @@ def test_what_was_dropped_is_forgotten() -> None:
 
 def test_the_version_of_every_token() -> None:
     plain: Callable[..., Completion] = lambda **more: Completion([1] * 4, [0.0] * 4, "", "stop", 2, **more)  # noqa: E731
-    assert plain().token_versions.tolist() == [2, 2, 2, 2]
-    assert plain(updates=((1, 3), (3, 5))).token_versions.tolist() == [2, 3, 3, 5]
+    assert plain().columns().token_versions.tolist() == [2, 2, 2, 2]
+    assert plain(updates=((1, 3), (3, 5))).columns().token_versions.tolist() == [2, 3, 3, 5]
+
+
+def test_the_step_that_trains_next_is_served_first_and_evaluation_before_all() -> None:
+    """While weights arrive, only requests of no step are served."""
+    queue = GenerationQueue(num_engines=1)
+    tickets = {step: queue.add(prompts(1), SAMPLING, 1, seed=0, step=step) for step in (4, 3, 5, 0)}
+    again = queue.add(prompts(1), SAMPLING, 1, seed=0, step=3)  # a further round of dynamic sampling
+    queue.holds_steps = True
+    assert [request.key.ticket for request in queue.take(0, 9)] == [tickets[0]]
+    queue.holds_steps = False
+    served = [request.key.ticket for request in queue.take(0, 9)]
+    assert served == [tickets[3], again, tickets[4], tickets[5]]
+    queue.give_back(0, {CompletionKey(tickets[5], 0, 0): Begun([4], [-1.0], ((0, 3),))})
+    assert [request.key.ticket for request in queue.take(0, 2)] == [tickets[0], tickets[3]], "whatever was begun"
+
+
+def test_kept_tokens_are_continued_with_their_completion() -> None:
+    kept = KeptTokens(np.array([4, 9, 5, 6, 7], np.int32), np.array([2, 1, 2], np.int32))
+    begun = Begun([4, 5, 6], [-1.0, -2.0, -3.0], ((0, 3),), kept)
+    first, rest = Begun([4], [-1.0], ((0, 3),), KeptTokens(kept.token_ids[:2], kept.counts[:1])), begun.since(1)
+    assert rest.token_ids == [5, 6] and rest.kept_tokens is not None
+    assert rest.kept_tokens.padded().tolist() == [[5, -1], [6, 7]]
+    whole = first.joined(rest)
+    assert whole.token_ids == begun.token_ids and whole.kept_tokens is not None
+    assert whole.kept_tokens.padded().tolist() == [[4, 9], [5, -1], [6, 7]]

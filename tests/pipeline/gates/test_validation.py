@@ -1,6 +1,8 @@
 """Evaluation within a stage: when it is due, what it keeps, and which gate it is."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,14 +36,15 @@ class Policy:
 
 
 class Rollout:
-    """Engines that are awake, and count what they spent."""
+    """Engines that are awake, and may be reserved."""
 
-    def __init__(self) -> None:
-        self.spent = 0
+    is_reserved = False
 
-    def metrics(self) -> dict[str, float]:
-        spent, self.spent = self.spent, 0
-        return {"rollout/generate_seconds": spent}
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        self.is_reserved = True
+        yield
+        self.is_reserved = False
 
 
 class Evaluation:
@@ -51,7 +54,7 @@ class Evaluation:
         self.policy, self.accuracies = policy, accuracies
 
     def run(self, rollout: Rollout, *_: object) -> dict[str, SuiteResult]:
-        rollout.spent += 7
+        assert rollout.is_reserved, "else its tokens count in the next step's figures"
         return {"sums": SuiteResult({"accuracy": self.accuracies[self.policy.step], "bits_per_byte": 1.0})}
 
 
@@ -94,7 +97,7 @@ def test_validation_is_due_every_so_many_steps_and_after_the_last(tmp_path: Path
         if figures:
             seen[step] = figures["validation/sums/accuracy"]
             assert figures["validation/sums/bits_per_byte"] == 1.0 and figures["time/validate_seconds"] >= 0
-        assert rollout.metrics() == {"rollout/generate_seconds": 0}  # none of it is the next step's
+        assert not rollout.is_reserved
     assert seen == accuracies
     assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 6
     assert (tmp_path / "best" / "hf" / "step").read_text() == "6"

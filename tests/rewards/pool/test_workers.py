@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,23 @@ def test_groups_come_back_by_index_with_the_rewards_that_apply(start: Any) -> No
     assert 0 < metrics["reward_pool/rule/utilisation"] <= 1
     assert pool.metrics() == {}
     assert pool.gather() == {}
+
+
+def test_groups_are_gathered_in_parts_while_the_caller_works(start: Any) -> None:
+    pool, turns = start(hostile.specs("length"), workers={"rule": 1}), [0]
+
+    def work() -> None:
+        turns[0] += 1
+        time.sleep(0.01)
+
+    for index in range(4):
+        pool.submit(index, Task("p", ""), ["a" * (index + 1)])
+    with pytest.raises(ValueError, match="group 3 was submitted twice"):
+        pool.submit(3, Task("p", ""), ["a"])
+    assert scores(pool.gather([2, 3], meanwhile=work)[3], "length") == [4.0] and turns[0] > 0
+    assert pool.metrics()["reward/length/mean"] == pytest.approx(3.5)
+    assert sorted(pool.gather()) == [0, 1]
+    assert pool.metrics()["reward/length/mean"] == pytest.approx(1.5)
 
 
 def test_each_kind_of_reward_has_workers_of_its_own(start: Any) -> None:
