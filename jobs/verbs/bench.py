@@ -13,6 +13,7 @@ BENCHES = {
     "versus-trl": "jobs.bench.versus_trl:versus_trl",
     "sync": "jobs.bench.grpo:sync_step",
     "async": "jobs.bench.asynchronous:asynchronous",
+    "simulation": "jobs.bench.simulation:simulation",
     "data-plane": "jobs.bench.data_plane:data_plane",
     "rewards": "jobs.bench.rewards:rewards",
     "sandbox": "jobs.bench.sandbox:sandbox_cost",
@@ -43,6 +44,7 @@ def bench(
     versus-trl     the same step of ours and of TRL's, in turns
     sync           a weight sync of that model with its proof
     async          GRPO with and without a lag, a core for the engine and one for the rank, at as many seeds as --steps
+    simulation     GRPO with and without a lag on 8 to 1,024 GPUs, simulated
     data-plane     a million sampled tokens on their way from engines to ranks
     rewards        math answers judged, beside math-verify alone
     sandbox        programs run in the sandbox, beside the same programs without it
