@@ -26,7 +26,7 @@ _PASSES = 5
 """Forward passes that a trained token costs: four with gradient checkpointing, and one for the ratio."""
 _FAILURE_SECONDS, _RESTART_SECONDS = 50_000 * 3600.0, 600.0
 """Mean time between failures of a device: 419 in 54 days of 16,384 GPUs (Llama 3, arXiv:2407.21783 section 3.3.4)."""
-PUBLISHED = {32: 2.66, 64: 1.92, 128: 2.35}
+_PUBLISHED = {32: 2.66, 64: 1.92, 128: 2.35}
 """Speed of verl's fully asynchronous recipe over its colocated one by devices: Qwen2.5-Math-7B on H20, up to 28k tokens
 (docs/advance/fully_async.md)."""
 
@@ -44,7 +44,7 @@ def simulation(steps: int) -> dict[str, float]:
             seconds = _forms(count, mean, steps)
             figures |= {f"{mean} tokens/{count} devices/{form}": value for form, value in seconds.items()}
             ratio = seconds["in turns"] / seconds["lag 1"]
-            published = f"{PUBLISHED[count]:.2f}" if count in PUBLISHED else ""
+            published = f"{_PUBLISHED[count]:.2f}" if count in _PUBLISHED else ""
             rows.append(
                 [str(mean), str(count), *(f"{value:.0f}" for value in seconds.values()), f"{ratio:.2f}", published]
             )
