@@ -7,7 +7,7 @@ other is simulated (pipeline.planner.simulation).
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 from jobs.bench.measure import print_table
 from pipeline.planner.architecture import architecture_of
@@ -56,12 +56,12 @@ def simulation(steps: int) -> dict[str, float]:
 def _forms(count: int, mean: int, steps: int) -> dict[str, float]:
     """Return the seconds of a step by form. One engine in eight decodes at 0.7 of the speed where some are slow."""
     work = workload(count, mean, lengths(mean, _MAX_TOKENS))
-    failures = {"failure_seconds": _FAILURE_SECONDS, "restart_seconds": _RESTART_SECONDS}
-    turns = SimulatedFleet(count, count, **failures)
+    fails = partial(replace, failure_seconds=_FAILURE_SECONDS, restart_seconds=_RESTART_SECONDS)
+    turns = fails(SimulatedFleet(count, count))
     splits = [SimulatedFleet(count - int(share * count), int(share * count), max_lag=1) for share in _RANK_SHARES]
-    best = replace(min(splits, key=lambda split: simulate(work, split, steps).step_seconds), **failures)
-    slow = {"slow_share": 0.125, "slow_speed": 0.7}
-    fleets = (turns, best, replace(best, max_lag=4), replace(turns, **slow), replace(best, **slow))
+    best = fails(min(splits, key=lambda split: simulate(work, split, steps).step_seconds))
+    slow = partial(replace, slow_share=0.125, slow_speed=0.7)
+    fleets = (turns, best, replace(best, max_lag=4), slow(turns), slow(best))
     return dict(zip(_FORMS, (simulate(work, fleet, steps).step_seconds for fleet in fleets), strict=True))
 
 

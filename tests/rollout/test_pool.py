@@ -109,7 +109,7 @@ def test_a_stopped_engine_is_called_so(pool: RolloutPool, monkeypatch: pytest.Mo
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(RolloutError, match=rf"engine 1 \(process {pid} on \S+, stopped\): .* for 2 s; raise"):
-            pool.metrics()
+            pool.to(DeviceState.ASLEEP)
     finally:
         os.kill(pid, signal.SIGCONT)
 
