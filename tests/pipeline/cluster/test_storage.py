@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayTaskError
 
 from pipeline.cluster import storage
 from pipeline.cluster.room import quoted_interpreter
@@ -47,6 +48,23 @@ def test_a_read_only_mount_is_noticed(token: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(storage, "write_atomic", refuse)
     assert "can't write to the run's folder" in look_from_node(str(token), "1", "other", [])
+
+
+def test_a_node_without_the_installation_is_told_from_one_that_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the message of ray 2.60.0 (_private/function_manager.py) for a function that a worker can't import."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        trace = "Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'pipeline'\n"
+        raise RayTaskError("look_from_node", f"RuntimeError: The remote function failed to import:\n\n{trace}", "")
+
+    monkeypatch.setattr(ray, "get", fail)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "1", "Alive": True}, {"NodeID": "2", "Alive": False}])
+    answer = storage._answer(None, "1", "beta")
+    assert answer == (
+        "runs none of our tasks (ModuleNotFoundError: No module named 'pipeline'); install alignyard there, in the "
+        "version of the other nodes"
+    )
+    assert storage._answer(None, "2", "beta") is None
 
 
 @pytest.fixture(scope="module")
