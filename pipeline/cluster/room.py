@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -44,8 +45,9 @@ _TOO_LATE = r"node timed out during startup|The last \d+ lines of \S+dashboard.l
 """Errors of `ray.init` where its node manager takes over 30 s (ray/_private/node.py), or its dashboard over
 RAY_DASHBOARD_STARTUP_TIMEOUT_S (ray/_private/services.py)."""
 _FOLDER_PREFIX = "ay-ray-"
-_REMOVE = 'cat; for try in 1 2 3 4 5 6 7 8 9; do rm -rf "$1"; [ -e "$1" ] || exit 0; sleep 1; done'
-"""Waits for the end of its input, then removes a folder, in several tries: the last processes may still write to it."""
+_REMOVE = 'exec 3<&0; { cat <&3; n=0; while [ $n -lt 30 ]; do rm -rf "$1"; sleep 2; n=$((n + 1)); done; } &'
+"""Waits for the end of its input, then removes a folder, for a minute: processes of Ray that had only begun to start
+make it anew before they notice the end."""
 _MAX_PARENT_BYTES = 18
 """Longest path of a folder for Ray's sessions. The path of a socket has 107 bytes at most, of which 89 go to
 ay-ray-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_TaskEventsHead."""
@@ -166,7 +168,10 @@ def _private_folder() -> Iterator[Path]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ):
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -12,7 +12,11 @@ from urllib.request import urlopen
 
 import pytest
 
-from pipeline.cluster.room import local_cluster, quoted_interpreter
+from pipeline.cluster.room import (
+    _private_folder,  # pyright: ignore[reportPrivateUsage]
+    local_cluster,
+    quoted_interpreter,
+)
 from pipeline.disk.home import restrict_token, write_token
 from rewards.sandbox.cgroup import family
 from tests.sockets import exposed
@@ -57,6 +61,19 @@ def test_a_long_path_for_sessions_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 40)))
     with pytest.raises(ValueError, match=r"RAY_TMPDIR=.* shorter path"), local_cluster():
         pass
+
+
+def test_a_folder_that_a_late_process_makes_anew_is_removed_too() -> None:
+    """As those of Ray do that had only begun to start when their cluster ended."""
+    with _private_folder() as folder:
+        assert mode(folder) == 0o700
+        (folder / "r").mkdir()
+    assert not folder.exists()
+    (folder / "r").mkdir(parents=True)
+    deadline = time.monotonic() + 60
+    while folder.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.ranks
