@@ -73,12 +73,12 @@ wheel: setup
 docs: setup
 	$(ACTIVATE) python -m configs.documentation docs/configs.md
 
-# The site, in build/site; a broken link fails it. Its generator lies apart, behind this environment's own packages.
+# The site, in build/site; a broken link fails it, but with --quiet MkDocs counts no warning. Its generator lies apart.
 SITE := $(shell sed -n 's/^docs = \["\(.*\)"\].*/\1/p' pyproject.toml)
 site: setup
 	@[ "$$(cat .venv-docs/version 2>/dev/null)" = "$(SITE)" ] || { rm -rf .venv-docs && $(ACTIVATE) \
 		python -m pip install --quiet --target .venv-docs -c constraints.txt "$(SITE)" && echo "$(SITE)" > .venv-docs/version; }
-	@$(ACTIVATE) python -m configs.site build/pages && PYTHONPATH=.venv-docs NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet --clean
+	@$(ACTIVATE) python -m configs.site build/pages && PYTHONPATH=.venv-docs NO_MKDOCS_2_WARNING=1 python -m mkdocs build --clean
 	@echo "build/site/index.html"
 
 # Needs uv. Versions of constraints.txt are kept where CUDA's packages allow it.

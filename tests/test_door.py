@@ -32,6 +32,7 @@ TINY_EVAL = """\
 type: eval
 model: {path: nowhere}
 rollout: {max_model_len: 64, max_num_seqs: 16}
+sampling: {max_tokens: 16}
 suites:
   sums: {type: task, prompts: {source: {type: sums, size: 8, split: held_out}}, reward: {name: math}, samples: 0}
 """
@@ -133,6 +134,7 @@ def test_a_run_that_was_refused_raises_its_message(folder: Path) -> None:
 
 
 def test_wrong_input_is_refused_before_anything_starts(folder: Path) -> None:
+    assert alignyard.load("tiny_eval.yaml").type == "eval"  # pyright: ignore
     sft = alignyard.load("tiny_sft.yaml", "steps=3")
     assert sft.steps == 3  # pyright: ignore
     with pytest.raises(ValueError, match="output=FOLDER"):

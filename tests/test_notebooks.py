@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import alignyard
 from tests.test_architecture import HOME
 
 NOTEBOOKS = sorted((HOME / "docs" / "notebooks").glob("*.ipynb"))
@@ -54,6 +55,21 @@ def test_there_are_three_and_their_sizes_are_known() -> None:
 def test_notebooks_are_kept_without_outputs(notebook: Path) -> None:
     code = [cell for cell in cells(notebook) if cell["cell_type"] == "code"]
     assert code and not [cell for cell in code if cell["outputs"] or cell["execution_count"]]
+
+
+WRITTEN = [
+    (notebook.stem, *"".join(cell["source"]).split("\n", 1))
+    for notebook in NOTEBOOKS
+    for cell in cells(notebook)
+    if "".join(cell["source"]).partition("\n")[0].endswith(".yaml")
+]
+
+
+@pytest.mark.parametrize(("notebook", "magic", "text"), WRITTEN, ids=[f"{name}-{magic}" for name, magic, _ in WRITTEN])
+def test_configurations_in_notebooks_are_valid(notebook: str, magic: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / magic.removeprefix("%%writefile ")
+    file.write_text(text)
+    alignyard.load(file)
 
 
 def test_the_quick_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

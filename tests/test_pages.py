@@ -156,7 +156,7 @@ def test_the_site_is_built(tmp_path: Path) -> None:
         .replace("site_dir: build/", "site_dir: ")
     )
     (tmp_path / "mkdocs.yml").write_text(settings)
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet"]
+    command = [sys.executable, "-m", "mkdocs", "build"]
     environment = os.environ | {"PYTHONPATH": str(generator), "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
