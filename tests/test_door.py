@@ -14,7 +14,7 @@ import pytest
 import alignyard
 from jobs import runs
 from pipeline.disk.lock import locked
-from pipeline.disk.recorded import FIGURES, METRICS
+from pipeline.disk.recorded import FIGURES, LINEAGE, METRICS
 from pipeline.disk.run_record import LOG, RunRecord, StageRecord, State
 from pipeline.errors import DecisionNeeded, RunStopped
 from tests.test_architecture import HOME
@@ -131,6 +131,14 @@ def test_a_run_that_was_refused_raises_its_message(folder: Path) -> None:
     (refused / LOG).write_text("alignyard: needs 8 GPUs\n")
     with pytest.raises(ValueError, match=r"^needs 8 GPUs$"):
         runs.ended_well(refused, 2)
+
+
+def test_what_the_conductor_refuses_is_raised_with_its_message(folder: Path) -> None:
+    """Through the same process as the command's: the folder holds results of a stage that the recipe doesn't have."""
+    (folder / "runs" / "demo" / "sft").rename(folder / "runs" / "demo" / "other")
+    (folder / "runs" / "demo" / "other" / LINEAGE).write_text("{}")
+    with pytest.raises(ValueError, match=r"run of another recipe, with results of other"):
+        alignyard.submit("tiny_sft.yaml", output="runs/demo")
 
 
 def test_wrong_input_is_refused_before_anything_starts(folder: Path) -> None:
