@@ -80,7 +80,7 @@ def run(
     it did not end well, RuntimeError for a fault.
 
     >>> done = run("tiny_sft.yaml", "steps=2")  # doctest: +ELLIPSIS
-    ...
+    ─... tiny_sft (sft) ─...
     >>> len(done.metrics())
     2
     """
@@ -279,7 +279,7 @@ def evaluate(
     wrong input, RunStopped where judging kept failing.
 
     >>> figures = evaluate("runs/tiny_sft", "tiny_eval.yaml")  # doctest: +ELLIPSIS
-    ...
+    ─... (eval) ─...
     >>> 0 <= figures["sums/pass@1_greedy"] <= 1
     True
     """
