@@ -81,6 +81,7 @@ def test_examples_run(name: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.ranks
+@pytest.mark.timeout(1800)
 def test_examples_that_train_and_generate_run(folder: Path) -> None:
     """In a process of their own each, as in a notebook's kernel, whose standard output is a pipe."""
     for name in HEAVY:
