@@ -68,7 +68,7 @@ test-gpu:
 wheel: setup
 	@tag=$$(git describe --tags --exact-match 2>/dev/null || true); version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
 		[ -z "$$tag" ] || [ "$$tag" = "v$$version" ] || { echo "tag $$tag, but pyproject.toml says $$version" >&2; exit 1; }
-	@rm -rf build && $(ACTIVATE) python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . && rm -rf build && ls dist
+	@rm -rf build/lib build/bdist.* && $(ACTIVATE) python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . && rm -rf build/lib build/bdist.* *.egg-info && ls dist
 
 docs: setup
 	$(ACTIVATE) python -m configs.documentation docs/configs.md

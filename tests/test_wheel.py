@@ -132,7 +132,8 @@ def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
     [packages] = folder.glob("lib/python*/site-packages")
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, str(wheel)], check=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # has alignyard, perhaps
+    subprocess.run([*pip, str(wheel)], env=environment, check=True, timeout=300)
     (packages / "packages.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     return folder / "bin"
 
