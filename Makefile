@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast fast-tests test-slow test-faults soak test-portable test-peers test-gpu demo-table wheel docs site lock-gpu
+.PHONY: setup demo test types fast fast-tests test-slow test-faults soak test-portable test-peers test-sinks test-gpu demo-table wheel docs site lock-gpu
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -57,6 +57,18 @@ test-peers: setup
 	@[ "$$(cat .venv-peers/versions 2>/dev/null)" = "$(PEERS)" ] || { rm -rf .venv-peers && $(ACTIVATE) \
 		python -m pip install --quiet --no-deps --target .venv-peers $(PEERS) && echo "$(PEERS)" > .venv-peers/versions; }
 	$(ACTIVATE) pytest tests/peers
+
+# Weights & Biases, MLflow, trackio and SwanLab by their own libraries, offline, two minutes. Their versions of other packages
+# stand before this environment's, in an environment of their own, since three of them refuse versions of constraints.txt.
+SINKS = wandb==0.31.0 mlflow-skinny==3.17.2 trackio==0.43.0 swanlab==0.10.3
+SINKS_PYTHON = .venv-sinks/bin/python
+PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
+test-sinks: setup
+	@[ "$$(cat .venv-sinks/versions 2>/dev/null)" = "$(SINKS)" ] || { rm -rf .venv-sinks && \
+		.venv/bin/python -m venv .venv-sinks && \
+		.venv/bin/python -c '$(PACKAGES)' > "$$($(SINKS_PYTHON) -c '$(PACKAGES)')/project.pth" && \
+		$(SINKS_PYTHON) -m pip install --quiet $(SINKS) && echo "$(SINKS)" > .venv-sinks/versions; }
+	$(SINKS_PYTHON) -m pytest tests/sinks
 
 # On one GPU, eight minutes: what stand-ins can only imitate (docs/gpu.md). ONLY="states attention" runs some checks, CPU=1
 # tests the script without a GPU. Not after setup: half of it runs with torch, transformers and deepspeed alone.

@@ -38,7 +38,7 @@ lora_r | lora.rank |
 lora_alpha | lora.alpha |
 lora_target_modules | lora.targets |
 load_in_4bit | | not offered: weights are bfloat16 or float32
-report_to | | TensorBoard events, metrics.jsonl and report.html are always written
+report_to | report_to | TensorBoard events, metrics.jsonl and report.html are always written
 logging_steps | | every step is logged
 run_name | | the option --output DIR, or `name` of a recipe
 output_dir | | the option --output DIR; a recipe has `runs_dir` and `name`
@@ -146,7 +146,7 @@ trainer.n_gpus_per_node | trainer.num_ranks | the cluster gives the GPUs; ranks 
 trainer.nnodes | trainer.num_ranks | over all machines; the run is started on a Ray cluster by --address
 trainer.save_freq | checkpoint.every_steps |
 trainer.test_freq | validation.every_steps |
-trainer.logger | | TensorBoard events, metrics.jsonl and report.html are always written
+trainer.logger | report_to | TensorBoard events, metrics.jsonl and report.html are always written
 trainer.project_name | | `runs_dir` of a recipe
 trainer.experiment_name | | `name` of a recipe, or --output DIR
 trainer.default_local_dir | | --output DIR
@@ -221,7 +221,7 @@ ckpt.save_steps | checkpoint.every_steps |
 ckpt.max_num | checkpoint.keep |
 ckpt.output_dir | | --output DIR
 ckpt.load_enable | | the same command resumes
-logger.wandb.key | | TensorBoard events, metrics.jsonl and report.html are always written
+logger.wandb.key | report_to | `[wandb]`; the key stands in WANDB_API_KEY
 eval.steps | eval_every_steps, validation.every_steps |
 pretrain | model.path | the name before 0.10
 prompt_data | prompts.source | the name before 0.10
@@ -233,7 +233,7 @@ init_kl_coef | objective.kl_coef | the name before 0.10
 prompt_max_len | prompts.max_prompt_length | the name before 0.10
 generate_max_len | sampling.max_tokens | the name before 0.10
 remote_rm_url | rewards | the name before 0.10
-use_wandb | | the name before 0.10; TensorBoard events, metrics.jsonl and report.html are always written
+use_wandb | report_to | the name before 0.10; `[wandb]`, the key stands in WANDB_API_KEY
 """
 _PAGE = """\
 # Coming from TRL, verl or OpenRLHF

@@ -9,7 +9,14 @@ from configs.data import COLUMN, PromptData
 from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
-from configs.sampling import PolicyRolloutConfig, SamplingConfig, SyncConfig, refuse_bounds, refuse_longer
+from configs.sampling import (
+    PolicyRolloutConfig,
+    SamplingConfig,
+    SyncConfig,
+    refuse_bounds,
+    refuse_longer,
+)
+from configs.sinks import SinkName
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 Level = Literal["token", "sequence", "completion"]
@@ -256,6 +263,8 @@ class GRPOConfig(Settings):
     """Evaluation within the stage. None evaluates nothing."""
     stop_on: list[AlarmName] = Field(default_factory=list[AlarmName])
     """Alarms that stop the run; others are only reported."""
+    report_to: list[SinkName] | None = None
+    """Services that get figures and samples beside TensorBoard's files. None takes `report_to` of the recipe."""
     seed: int = Field(default=0, ge=0)
     """Seed of prompt order and sampling."""
 

@@ -16,6 +16,7 @@ from configs.reward_model import RewardModelConfig
 from configs.rewards import RewardSpec
 from configs.sample import SampleConfig
 from configs.sft import SFTConfig
+from configs.sinks import SinkName
 
 AnyStage = (
     SFTConfig
@@ -71,6 +72,8 @@ class Recipe(Settings):
     """Folder that holds the run's folder."""
     seed: int | None = None
     """A seed that stages may refer to as `${seed}`, so that one override reseeds the whole recipe."""
+    report_to: list[SinkName] = Field(default_factory=list[SinkName])
+    """Services that get the figures and samples of every training stage, beside TensorBoard's files."""
     stages: dict[StageName, StageConfig] = Field(min_length=1)
     """Stages by name, each after those that it refers to. Independent stages may run in parallel."""
 
@@ -124,6 +127,12 @@ class Recipe(Settings):
                 if key.startswith("suites.") and parent not in names[:index]:
                     raise ValueError(f"{where}: its {key}='stage:{parent}' is not made before '{name}' is")
         return self
+
+
+def sinks_of(stage: AnyStage, recipe: Recipe | None) -> list[SinkName]:
+    """Return the services that a stage reports to: its own, or else those of its recipe."""
+    own: list[SinkName] | None = getattr(stage, "report_to", None)
+    return own if own is not None else recipe.report_to if recipe and hasattr(stage, "report_to") else []
 
 
 def _fitting_types(key: str, stage_type: str) -> tuple[str, ...]:

@@ -23,10 +23,12 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from configs.sinks import SinkName
 from configs.visible import visible
 from pipeline.disk.files import write_atomic, write_json_lines
 from pipeline.disk.recorded import METRICS
 from pipeline.reports.files import EXPERT_LOAD, ROLLOUTS, duration, read_metrics
+from pipeline.reports.sinks import SinkThread
 from pipeline.reports.stage_page import write_html
 from rewards.types import Verdict
 
@@ -103,8 +105,9 @@ class Report:
             report.step(1, {"loss/nll_mean": 2.3})
     """
 
-    def __init__(self, folder: Path, *, total_steps: int, label: str) -> None:
-        """`label` names the stage beside the progress bar, which appears only where standard output is a terminal."""
+    def __init__(self, folder: Path, *, total_steps: int, label: str, report_to: Sequence[SinkName] = ()) -> None:
+        """label: name of the stage beside the progress bar, which appears only where standard output is a terminal.
+        report_to: services that get figures and samples."""
         self.last_metrics: dict[str, float] = {}
         self._folder = folder
         self._total_steps = total_steps
@@ -123,6 +126,7 @@ class Report:
         self._task = self._bar.add_task(label, total=total_steps)
         self._events: EventFileWriter | None = None
         self._page_due_at = 0.0
+        self._report_to, self._sinks = report_to, list[SinkThread]()
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -133,12 +137,14 @@ class Report:
         self._bar.stop()
         if self._events is not None:
             self._events.close()
+        self._close_sinks()
 
     def resume(self, step: int) -> None:
         """Continue after `step`, 0 for the beginning, and drop what an earlier, killed run reported of later steps."""
         rows = [row for row in read_metrics(self._folder) if row["step"] <= step]
         if self._events is not None:
             self._events.close()
+        self._close_sinks()
         write_json_lines(self._folder / METRICS, map(_finite, rows))
         (self._folder / EXPERT_LOAD).unlink(missing_ok=True)
         (self._folder / ROLLOUTS).mkdir(exist_ok=True)
@@ -151,6 +157,20 @@ class Report:
         self.last_metrics = {key: value for key, value in rows[-1].items() if key != "step"} if rows else {}
         self._bar.update(self._task, completed=step)
         self._lines.start_clock()
+        self._sinks = [SinkThread(name, self._folder, total_steps=self._total_steps) for name in self._report_to]
+        for sink in self._sinks:
+            sink.start()
+
+    def _close_sinks(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+        self._print_sinks()
+        self._sinks = []
+
+    def _print_sinks(self) -> None:
+        for sink in self._sinks:
+            while sink.messages:
+                self.note(sink.messages.pop(0))
 
     def page_due(self, step: int) -> bool:
         """Return whether reporting `step` now would write the page anew."""
@@ -182,6 +202,9 @@ class Report:
             file.write(json.dumps(_finite({"step": step} | self.last_metrics)) + "\n")
             file.flush()
             os.fsync(file.fileno())  # so that a power cut loses no row before a training state
+        for sink in self._sinks:
+            sink.step_is_written()
+        self._print_sinks()
         self._print(step, samples)
         if expert_load:
             write_atomic(self._folder / EXPERT_LOAD, json.dumps({"step": step, "gates": expert_load}))

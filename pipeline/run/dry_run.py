@@ -77,7 +77,7 @@ def dry_run(recipe: Recipe, folder: Path, selection: StageSelection | None = Non
             continue
         try:
             if stage.selected and stage.progress != "done":
-                check_stage(config)
+                check_stage(config, recipe)
         except ValueError as error:
             stage.missing_input = str(error)
     undone = missing(stages, names, [name for name in previews if previews[name].progress == "done"])

@@ -58,6 +58,7 @@ FREE_TO_CHANGE = (
     "reward_pool.workers*",
     "reward_pool.memory_gib*",
     "stop_on*",
+    "report_to*",
 )
 """Settings that may change when a run resumes, since no figure depends on them."""
 

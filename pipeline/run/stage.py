@@ -17,7 +17,7 @@ from rich.console import Console
 
 from configs.graph import validation_gate
 from configs.references import resolve_references
-from configs.stages import ON_POLICY, RESULT_FOLDERS, AnyStage, Recipe
+from configs.stages import ON_POLICY, RESULT_FOLDERS, AnyStage, Recipe, sinks_of
 from configs.train import TrainerConfig
 from pipeline.cluster.machine import refuse_here
 from pipeline.cluster.placement import StagePlacement
@@ -28,6 +28,7 @@ from pipeline.disk.files import write_atomic
 from pipeline.disk.lock import locked
 from pipeline.disk.recorded import FIGURES, begun, read_figures
 from pipeline.errors import RankLost, RunStopped
+from pipeline.reports.sinks import refuse_missing_sinks
 from pipeline.reports.stage_page import write_html
 from pipeline.run.lineage import (
     ValidationGate,
@@ -59,9 +60,10 @@ MODULES = {
 """Module of each type of stage, imported when the stage runs."""
 
 
-def check_stage(config: AnyStage) -> None:
-    """Raise ValueError for a source, reward or template that does not exist. References to other stages are not
-    followed, since their results may not exist yet."""
+def check_stage(config: AnyStage, recipe: Recipe | None = None) -> None:
+    """Raise ValueError for a source, reward or template that does not exist, and a package of `report_to` that isn't
+    installed. References to other stages are not followed, since their results may not exist yet."""
+    refuse_missing_sinks(sinks_of(config, recipe))
     _module(config).check(config)
 
 
@@ -79,7 +81,7 @@ def run_stage(config: AnyStage, folder: Path, recipe: Recipe | None = None) -> d
     """
     folder = folder.resolve()  # ranks have their own working directory
     resolved = resolve_stage(config, folder, recipe)
-    check_stage(resolved)
+    check_stage(resolved, recipe)
     with locked(folder):
         return _run(config, resolved, folder, recipe)
 
@@ -121,7 +123,9 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
     refuse_here(resolved, recipe)
     set_aside_damaged(folder, warn)
     write_lineage(folder, folder.name, config, resolved, gate)
-    context = Context((folder.parent if recipe else folder) / "evaluations", gate.resolved if gate else None)
+    context = Context(
+        (folder.parent if recipe else folder) / "evaluations", gate.resolved if gate else None, sinks_of(config, recipe)
+    )
 
     def wait() -> StagePlacement | None:
         refuse_unshared(folder, input_paths(folder, resolved, gate))

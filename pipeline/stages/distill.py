@@ -168,7 +168,10 @@ def launch(config: DistillConfig, folder: Path, context: Context) -> dict[str, f
         ),
         partial(start_ranks, student_spec(config, model, teachers)),
     )
-    with start_all(*starts) as (rollout, policy), Report(folder, total_steps=config.steps, label="distill") as report:
+    with (
+        start_all(*starts) as (rollout, policy),
+        Report(folder, total_steps=config.steps, label="distill", report_to=context.report_to) as report,
+    ):
         validates = config.validates if gate else lambda _: False
         checkpoints = Checkpoints(folder, config.checkpoint, policy, last_step=config.steps, is_candidate=validates)
         report.resume(checkpoints.restore())

@@ -51,7 +51,10 @@ def launch(config: DPOConfig, folder: Path, context: Context) -> dict[str, float
         lora=config.lora,
         objective=config.loss,
     )
-    with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="dpo") as report:
+    with (
+        start_all(lambda: start_ranks(spec)) as (ranks,),
+        Report(folder, total_steps=steps, label="dpo", report_to=context.report_to) as report,
+    ):
         sets.report_bad_rows(folder, report)
         if not config.loss.reference_free:  # until a checkpoint is restored, the ranks hold the reference
             key = json.dumps([checkpoint_hashes(model), config.model.dtype, config.trainer.fp8])

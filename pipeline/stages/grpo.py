@@ -90,7 +90,7 @@ def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, floa
     )
     with (
         start_all(*starts) as (rollout, policy, rewards),
-        Report(folder, total_steps=config.steps, label="grpo") as report,
+        Report(folder, total_steps=config.steps, label="grpo", report_to=context.report_to) as report,
     ):
         validates = config.validates if gate else lambda _: False
         checkpoints = Checkpoints(folder, config.checkpoint, policy, last_step=config.steps, is_candidate=validates)

@@ -40,7 +40,10 @@ def launch(config: RewardModelConfig, folder: Path, context: Context) -> dict[st
         balance=config.balance,
         head_seed=config.seed,
     )
-    with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="rm") as report:
+    with (
+        start_all(lambda: start_ranks(spec)) as (ranks,),
+        Report(folder, total_steps=steps, label="rm", report_to=context.report_to) as report,
+    ):
         checkpoints = Checkpoints(folder, config.checkpoint, ranks, last_step=steps)
         report.resume(checkpoints.restore())
         sets.report_bad_rows(folder, report)

@@ -67,7 +67,10 @@ def launch(config: SFTConfig, folder: Path, context: Context) -> dict[str, float
         balance=config.balance,
         mtp=config.mtp,
     )
-    with start_all(lambda: start_ranks(spec)) as (ranks,), Report(folder, total_steps=steps, label="sft") as report:
+    with (
+        start_all(lambda: start_ranks(spec)) as (ranks,),
+        Report(folder, total_steps=steps, label="sft", report_to=context.report_to) as report,
+    ):
         checkpoints = Checkpoints(folder, config.checkpoint, ranks, last_step=steps)
         report.resume(checkpoints.restore())
         report_bad_rows(data.bad_rows, folder / "bad_rows.jsonl", report.note)
