@@ -61,6 +61,8 @@ def measure(fault: Fault, run: Run) -> Measured:
     finally:
         if fault.own is not None:
             run.stop()
+            if os.path.ismount(run.stage / "checkpoints"):
+                subprocess.run(["umount", "-l", str(run.stage / "checkpoints")], check=True)
 
 
 def _measure_running(fault: Fault, run: Run) -> Measured:

@@ -120,12 +120,13 @@ class Run:
         )
 
     def processes(self, *names: str) -> list[psutil.Process]:
-        """The processes of the run whose titles begin with one of `names`, or contain it in their command."""
+        """The processes of the run whose titles begin with one of `names`; a module's is in a command's last word."""
         found: list[psutil.Process] = []
         for process in psutil.Process(self.conductor).children(recursive=True):
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, IndexError):
                 words = process.cmdline()
-                if any(words and (Path(words[0].split(" ")[0]).name.startswith(n) or n in words[-1]) for n in names):
+                title = Path(words[0].split(" ")[0]).name
+                if any(name in words[-1] if "." in name else title.startswith(name) for name in names):
                     found.append(process)
         return found
 
