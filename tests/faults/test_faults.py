@@ -95,6 +95,7 @@ def test_a_call_that_runs_out_of_memory_names_the_settings_that_help(
         pipeline.train.worker._get([], "forward_backward", 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(900)
 def test_a_stage_goes_through_a_killed_and_a_stopped_rank_and_a_damaged_state(
