@@ -15,13 +15,14 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
-import pipeline.train.worker
+import pipeline.train.calls
 import rollout.actors
 from configs.sampling import RolloutConfig
 from jobs.machine import stopped_processes
 from pipeline.cluster.room import cluster
 from pipeline.errors import RunStopped
 from pipeline.run.stage import run_stage
+from pipeline.train.calls import RankCalls
 from pipeline.train.worker import TrainingRanks
 from pipeline.weights.fresh import create_model
 from rollout.actors import EngineActors, RolloutError, death
@@ -85,14 +86,14 @@ def test_a_call_that_runs_out_of_memory_names_the_settings_that_help(
         raise RayTaskError("call", "Traceback", cause)
 
     monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setattr(pipeline.train.worker, "_death", lambda calls: None)
+    monkeypatch.setattr(pipeline.train.calls, "_death", lambda calls: None)
     engines = object.__new__(EngineActors)
     engines._config = RolloutConfig(max_model_len=32)
     helps = rf"lack of memory: lower rollout\.kv_cache_gib, .*{cause}"
     with pytest.raises(RolloutError, match=f"rollout engine 0, a generation: {helps}"):
         engines._get(None, 0, "a generation")
     with pytest.raises(RunStopped, match=f"'forward_backward': {helps}"):
-        pipeline.train.worker._get([], "forward_backward", 1.0)
+        RankCalls([], 1.0)._get([], "forward_backward", 1.0)
 
 
 @pytest.mark.slow
