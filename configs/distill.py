@@ -9,7 +9,7 @@ from configs.data import PromptData
 from configs.grpo import AlarmName, ValidationConfig
 from configs.model import ModelConfig
 from configs.sampling import CompletionConfig, RolloutConfig, SyncConfig, refuse_bounds, refuse_longer
-from configs.sinks import SinkName
+from configs.sinks import SinkNames
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 
@@ -78,7 +78,7 @@ class DistillConfig(Settings):
     """Evaluation within the stage. None evaluates nothing."""
     stop_on: list[AlarmName] = Field(default_factory=list[AlarmName])
     """Alarms that stop the run; others are only reported."""
-    report_to: list[SinkName] | None = None
+    report_to: SinkNames | None = None
     """Services that get figures and samples beside TensorBoard's files. None takes `report_to` of the recipe."""
     seed: int = Field(default=0, ge=0)
     """Seed of prompt order and sampling."""

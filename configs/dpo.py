@@ -9,7 +9,7 @@ from configs.data import ComparisonData
 from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import ModelConfig
 from configs.reward_model import check_eval_names
-from configs.sinks import SinkName
+from configs.sinks import SinkNames
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig, check_length
 
 
@@ -67,7 +67,7 @@ class DPOConfig(Settings):
     """DeepSpeed ranks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Checkpoints to resume from."""
-    report_to: list[SinkName] | None = None
+    report_to: SinkNames | None = None
     """Services that get figures and samples beside TensorBoard's files. None takes `report_to` of the recipe."""
     seed: int = Field(default=0, ge=0)
     """Seed of the data order."""

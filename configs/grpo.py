@@ -16,7 +16,7 @@ from configs.sampling import (
     refuse_bounds,
     refuse_longer,
 )
-from configs.sinks import SinkName
+from configs.sinks import SinkNames
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 Level = Literal["token", "sequence", "completion"]
@@ -263,7 +263,7 @@ class GRPOConfig(Settings):
     """Evaluation within the stage. None evaluates nothing."""
     stop_on: list[AlarmName] = Field(default_factory=list[AlarmName])
     """Alarms that stop the run; others are only reported."""
-    report_to: list[SinkName] | None = None
+    report_to: SinkNames | None = None
     """Services that get figures and samples beside TensorBoard's files. None takes `report_to` of the recipe."""
     seed: int = Field(default=0, ge=0)
     """Seed of prompt order and sampling."""

@@ -11,7 +11,7 @@ from configs.base import Settings
 from configs.data import ComparisonData
 from configs.lora import LoraConfig, refuse_beside_lora
 from configs.model import ModelConfig
-from configs.sinks import SinkName
+from configs.sinks import SinkNames
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig, check_length
 
 
@@ -66,7 +66,7 @@ class RewardModelConfig(Settings):
     """DeepSpeed ranks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Checkpoints to resume from."""
-    report_to: list[SinkName] | None = None
+    report_to: SinkNames | None = None
     """Services that get figures and samples beside TensorBoard's files. None takes `report_to` of the recipe."""
     seed: int = Field(default=0, ge=0)
     """Seed of the data order and of the head's first weights."""

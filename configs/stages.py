@@ -16,7 +16,7 @@ from configs.reward_model import RewardModelConfig
 from configs.rewards import RewardSpec
 from configs.sample import SampleConfig
 from configs.sft import SFTConfig
-from configs.sinks import SinkName
+from configs.sinks import SinkName, SinkNames
 
 AnyStage = (
     SFTConfig
@@ -72,7 +72,7 @@ class Recipe(Settings):
     """Folder that holds the run's folder."""
     seed: int | None = None
     """A seed that stages may refer to as `${seed}`, so that one override reseeds the whole recipe."""
-    report_to: list[SinkName] = Field(default_factory=list[SinkName])
+    report_to: SinkNames = Field(default_factory=list[SinkName])
     """Services that get the figures and samples of every training stage, beside TensorBoard's files."""
     stages: dict[StageName, StageConfig] = Field(min_length=1)
     """Stages by name, each after those that it refers to. Independent stages may run in parallel."""

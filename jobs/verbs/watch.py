@@ -1,255 +1,137 @@
-"""`alignyard list | status | logs | stop`: runs, seen from any shell.
-
-The state of a run is read from its folder. Where that folder is on another machine, the job server of the run's
-cluster is asked instead.
-"""
+"""`alignyard watch RUN`: a run as it goes on."""
 
 import time
-from datetime import datetime
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from statistics import fmean
+from typing import Annotated
 
+from rich.console import Group
+from rich.live import Live
 from rich.text import Text
-from typer import Argument, Option
+from typer import Argument
 
-from jobs.command import ERR, OUT, Address, RunName, RunsDir, plain_table, verb_app
-from jobs.runs import all_records, find_run, stop_run
-from jobs.start import follow, write
+from jobs.command import OUT, RunsDir, one_line, spark_levels, verb_app
+from jobs.runs import find_run, stage_folders
 from pipeline.disk.ending import Ending
-from pipeline.disk.lock import holder
-from pipeline.disk.run_record import CONSOLE, LOG, RUN, RunRecord, StageRecord, State
-from pipeline.reports.files import duration
-
-if TYPE_CHECKING:
-    from jobs.submission import Jobs, RunJob
+from pipeline.disk.files import read_json_or_none
+from pipeline.disk.recorded import CONFIG, METRICS
+from pipeline.disk.run_record import RunRecord, State
+from pipeline.reports.files import duration, read_json_lines, read_metrics
 
 app = verb_app()
-STATE_COLOURS = {
-    **dict.fromkeys(("done", "reused", "succeeded"), "green"),
-    **dict.fromkeys(("waiting", "pending"), ""),
-    **dict.fromkeys(("left out", "not reached"), "dim"),
-    State.RUNNING: "bold",
-}
-"""Colours of our states and of Ray's job states; any other is red."""
+_SECONDS = 1.0
+_CURVES, _SAMPLES, _PACE_STEPS = 5, 4, 20
 
 
-@app.command("list")
-def list_runs(runs_dir: RunsDir = Path("runs"), address: Address = "") -> int:
-    """List the runs and single stages below a folder, or the runs of a cluster, with their states.
-
-    \b
-    Examples:
-      alignyard list
-      alignyard list --address http://head:8265
-    """
-    table = plain_table("run", "state", "stages", "started", "folder")
-    records: list[RunRecord] = []
-    damaged: dict[Path, str] = {}
-    if address:
-        from jobs.submission import Jobs
-
-        for job in Jobs(address).of_runs():
-            if not job.stage:
-                table.add_row(job.run, _state(job.state), "", _clock(job.started), job.folder)
-    else:
-        records, damaged = all_records(runs_dir)
-    for record in records:
-        num_done = sum(stage.state == Ending.DONE.word for stage in record.stages.values())
-        stages = f"{num_done} of {len(record.stages)} done"
-        table.add_row(record.name, _state(record.state), stages, _clock(record.started), record.folder)
-    for folder in damaged:
-        table.add_row(folder.name, _state("damaged"), "", "", str(folder))
-    OUT.print(table)
-    _print_damaged(damaged)
-    return 0
-
-
-@app.command()
-def status(
+@app.command("watch")
+def watch_run(
     run: Annotated[str | None, Argument(metavar="RUN", help="Name or folder of the run. [default: the newest]")] = None,
     runs_dir: RunsDir = Path("runs"),
-    address: Address = "",
 ) -> int:
-    """Show the stages of a run: their states, their times, and the reason why one waits or failed.
+    """Watch a run until it ends: its stages, and of those that run the step, curves, seconds and newest samples.
 
-    \b
-    Examples:
-      alignyard status
-      alignyard status demo
-      alignyard status demo --address http://head:8265
-    """
-    if address:
-        return _print_jobs(run, address)
-    if run is None:
-        _print_damaged(all_records(runs_dir)[1])
-    record = find_run(run, runs_dir)
-    headline = Text(f"{record.name}: ") + _state(record.state)
-    if record.state == State.RUNNING:
-        headline.append(f" for {duration(time.time() - record.started)}")
-        headline.append(f", cluster {record.address}" if record.address else "")
-        headline.append(f", Ray job {record.job}" if record.job else f", process {record.pid} on {record.host}")
-    elif record.reason:
-        headline.append(f": {record.reason}")
-    OUT.print(headline, soft_wrap=True)
-    is_alone = not any(stage.job for stage in record.stages.values())
-    table = plain_table("stage", "type", "state", "since", "took", *([] if is_alone else ["job"]))
-    for name, stage in record.stages.items():
-        took = duration((stage.ended or time.time()) - stage.started) if stage.started and stage.job else ""
-        state = _state("reused" if stage.reused else stage.state)
-        cells = (name, stage.type, state, _clock(stage.started), took)
-        table.add_row(*cells, *([] if is_alone else [stage.job]))
-    OUT.print(table)
-    for name, stage in record.stages.items():  # below the table, whose cells would wrap long texts
-        reason = _reason(Path(record.folder) / name, stage)
-        if reason and reason != record.reason:
-            OUT.print(Text(f"{name}: {reason}"), soft_wrap=True)
-    return 0
-
-
-def _reason(folder: Path, stage: StageRecord) -> str:
-    """The reason why a stage waits or ended badly; of a gate that a person has decided on since, the decision."""
-    if stage.state == Ending.DONE.word:
-        return ""
-    if stage.type == "gate" and stage.state != State.RUNNING:
-        from pipeline.gates.decision import read_decision
-
-        decision = read_decision(folder)
-        if decision is not None and decision.decided_by == "user":
-            return f"a person decided: {decision.action.replace('_', ' ')}; carried out when the recipe is run again"
-    return stage.reason.split("\n")[0]
-
-
-def _print_jobs(run: str | None, address: str) -> int:
-    from jobs.submission import Jobs
-
-    table = plain_table("stage", "state", "since", "took", "job")
-    for job in _jobs_of(run, Jobs(address)):
-        took = duration((job.ended or time.time()) - job.started)
-        table.add_row(job.stage or "(the run)", _state(job.state), _clock(job.started), took, job.id)
-    OUT.print(table)
-    return 0
-
-
-@app.command()
-def logs(
-    run: RunName,
-    stage: Annotated[str | None, Argument(metavar="STAGE", help="Only the output of this stage.")] = None,
-    follow_log: Annotated[bool, Option("-f", "--follow", help="Continue until the run ends.")] = False,
-    runs_dir: RunsDir = Path("runs"),
-    address: Address = "",
-) -> int:
-    """Print the output of a run, or of one of its stages.
-
-    \b
-    Examples:
-      alignyard logs demo -f
-      alignyard logs demo grpo
-    """
-    if address:
-        return _print_job_log(run, address, stage or "", follow_log)
-    record = find_run(run, runs_dir)
-    if not (Path(record.folder) / RUN).is_file():
-        return _print_steps(Path(record.folder), follow_log)
-    if stage is not None and stage not in record.stages:
-        raise ValueError(f"STAGE='{stage}': stages of {record.name}: {', '.join(record.stages)}")
-    if record.job and stage is None:
-        return _print_job_log(run, record.address, "", follow_log)
-    folder = Path(record.folder)
-    file = folder / stage / CONSOLE if stage else folder / LOG
-    if not file.is_file() and not follow_log:
-        raise ValueError(f"'{stage or record.name}' has no output yet: {file} does not exist")
-    while not file.is_file() and holder(folder):
-        time.sleep(0.5)
-    if file.is_file():
-        follow(file, 0, lambda: not follow_log or not holder(folder))
-    return 0
-
-
-def _print_steps(folder: Path, follow_log: bool) -> int:
-    """Prints the steps of a stage that was run alone from its figures: its output went to its own terminal."""
-    from pipeline.disk.recorded import read_config
-    from pipeline.reports.files import read_metrics
-    from pipeline.reports.report import StepLines
-
-    steps = read_config(folder).get("steps") or 0
-    lines, shown = StepLines(steps), 0
-    while True:
-        is_last = not follow_log or not holder(folder)
-        rows = read_metrics(folder)
-        for row in rows[shown:]:
-            values = {key: value for key, value in row.items() if key != "step"}
-            write("".join(f"{line.plain}\n" for line in lines.lines(int(row["step"]), values)))
-        shown = len(rows)
-        if is_last:
-            break
-        time.sleep(0.5)
-    if not shown:
-        OUT.print(f"no step yet; report: {folder / 'report.html'}", soft_wrap=True)
-    return 0
-
-
-def _print_job_log(run: str, address: str, stage: str, follow_log: bool) -> int:
-    """Prints the output of the newest job of `stage`; of the conductor's where `stage` is empty."""
-    from jobs.submission import Jobs
-
-    server = Jobs(address)
-    jobs = [job for job in _jobs_of(run, server) if job.stage == stage]
-    if not jobs:
-        raise ValueError(f"STAGE='{stage}': no such job of the run on {address}")
-    running = [job for job in jobs if not job.is_over]
-    job = [*jobs, *running][-1].id  # a running job goes before a newer one that was refused
-    if follow_log:
-        server.follow(job, write)
-    else:
-        write(server.logs(job))
-    return 0
-
-
-@app.command()
-def stop(run: RunName, runs_dir: RunsDir = Path("runs"), address: Address = "") -> int:
-    """Stop a run and all of its jobs. The same `alignyard run` continues it from its last checkpoint.
+    The exit code is the run's. Interrupting this command does not interrupt the run. Where output is no terminal, or
+    one that can't move its cursor, lines are printed instead.
 
     \b
     Example:
-      alignyard stop demo
+      alignyard watch demo
     """
-    if not address:
-        record = find_run(run, runs_dir)
-        going_on = "stopped {}; `alignyard run` with the same recipe continues it"
-        OUT.print((going_on if stop_run(record) else "{} is not running").format(record.name), soft_wrap=True)
-        return 0
-    from jobs.submission import Jobs
-
-    server = Jobs(address)
-    running = [job.id for job in _jobs_of(run, server) if not job.is_over]
-    survivors = server.stop(running)
-    OUT.print(f"stopped {', '.join(running)}" if running else f"{run} is not running", soft_wrap=True)
-    if survivors:
-        OUT.print(f"did not stop: {', '.join(survivors)}", style="red", soft_wrap=True)
-    return Ending.STOPPED if survivors else 0
+    record = find_run(run, runs_dir)
+    record = _live(record) if OUT.is_terminal and not OUT.is_dumb_terminal else _lines(record)
+    reason = f": {record.reason}" if record.reason else ""
+    OUT.print(Text(f"{record.name}: {record.state}{reason}"), soft_wrap=True)
+    if record.exit_code is not None:
+        return record.exit_code
+    return Ending.FAULT if record.state == State.KILLED else 0
 
 
-def _print_damaged(damaged: dict[Path, str]) -> None:
-    for message in damaged.values():
-        ERR.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+def _live(record: RunRecord) -> RunRecord:
+    with Live(console=OUT, auto_refresh=False, transient=False) as live:
+        while True:
+            record = find_run(record.folder, Path())
+            live.update(Group(*_view(record)), refresh=True)
+            if record.state != State.RUNNING:
+                return record
+            time.sleep(_SECONDS)
 
 
-def _jobs_of(run: str | None, server: "Jobs") -> list["RunJob"]:
-    """The jobs of a run on a cluster. Raises ValueError if there are none, or if two runs have the name."""
-    jobs = server.of_runs()
-    name = run or (jobs[-1].run if jobs else "")
-    jobs = [job for job in jobs if name in (job.run, job.folder)]
-    folders = sorted({job.folder for job in jobs})
-    if len(folders) > 1:
-        raise ValueError(f"RUN='{name}' is the name of several runs; give its folder: {', '.join(folders)}")
-    if not jobs:
-        raise ValueError(f"RUN='{name}': no jobs of such a run on {server.address}")
-    return jobs
+def _lines(record: RunRecord) -> RunRecord:
+    """Prints changes of stages and every step until the run ends."""
+    from pipeline.reports.report import StepLines
+
+    states: dict[str, str] = {}
+    steps: dict[str, StepLines] = {}
+    shown: dict[str, int] = {}
+    while True:
+        record = find_run(record.folder, Path())  # before reading, so that no last line is missed
+        for name, folder in stage_folders(record).items():
+            stage = record.stages[name]
+            if name not in states and stage.state not in (State.RUNNING, State.WAITING):
+                shown[name] = len(read_metrics(folder))  # over before this command began
+            if states.get(name) != stage.state:
+                states[name] = stage.state
+                OUT.print(Text(f"{name}: {stage.state}"))
+            lines = steps.setdefault(name, StepLines(_total_steps(folder), OUT.width))
+            for row in (rows := read_metrics(folder))[shown.get(name, 0) :]:
+                values = {key: value for key, value in row.items() if key != "step"}
+                for line in lines.lines(int(row["step"]), values):
+                    OUT.print(line, soft_wrap=True)
+            shown[name] = len(rows)
+        if record.state != State.RUNNING:
+            return record
+        time.sleep(_SECONDS)
 
 
-def _state(state: str) -> Text:
-    return Text(state, style=STATE_COLOURS.get(state, "red"))
+def _view(record: RunRecord) -> Iterator[Text]:
+    took = duration((record.ended or time.time()) - record.started)
+    yield Text(record.name, style="bold").append(f"  {record.state}, {took}", style="not bold")
+    yield Text("  ").join(
+        Text(f"{name} {stage.state}", style="" if stage.state == State.RUNNING else "dim")
+        for name, stage in record.stages.items()
+    )
+    folders = stage_folders(record)
+    running = [name for name, stage in record.stages.items() if stage.state == State.RUNNING]
+    for name in running or [name for name, folder in folders.items() if (folder / METRICS).is_file()][-1:]:
+        yield Text()
+        yield from _stage_view(name, folders[name])
 
 
-def _clock(seconds: float | None) -> str:
-    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+def _stage_view(name: str, folder: Path) -> Iterator[Text]:
+    from pipeline.reports.charts import LineChart, sparkline
+    from pipeline.reports.curves import STEP_SECONDS, headline, headline_series, seconds_by_phase
+    from pipeline.reports.samples import rollout_files
+
+    rows, total = read_metrics(folder), _total_steps(folder)
+    if not rows:
+        yield Text(name, style="bold").append("  no step yet", style="not bold")
+        return
+    step = int(rows[-1]["step"])
+    title = Text(name, style="bold").append(f"  step {step}" + (f"/{total}" if total else ""), style="not bold")
+    if seconds := [row[STEP_SECONDS] for row in rows[-_PACE_STEPS:] if STEP_SECONDS in row]:
+        left = f", {duration(fmean(seconds) * (total - step))} left" if total > step else ""
+        title.append(f", {rows[-1].get(STEP_SECONDS, seconds[-1]):.3g} s a step{left}", style="not bold")
+    yield title
+    series = dict(list(headline_series(rows).items())[:_CURVES])
+    ends = {figure: (first, last) for figure, first, last in headline(rows)}
+    width = max(map(len, series), default=0)
+    for figure, points in series.items():
+        first, last = ends[figure]
+        spark = max(OUT.width - width - 26, 8)
+        curve = sparkline(points, LineChart(figure, "", {figure: points}, {}), spark_levels(), spark)
+        yield Text(f"  {figure:{width}} {curve} " + (f"{last:.4g}" if first is None else f"{first:.4g} -> {last:.4g}"))
+    phases = ", ".join(f"{phase} {seconds:.3g}" for phase, seconds in seconds_by_phase(rows[-1:]).items())
+    yield Text(f"  seconds of step {step}: {phases}")
+    files = rollout_files(folder)
+    if files:
+        yield Text(f"  samples of step {max(files)}", style="dim")
+        for sample in read_json_lines(files[max(files)])[:_SAMPLES]:
+            reward = "left out" if sample["reward"] is None else f"{sample['reward']:.3g}"
+            start = f"  {reward:>8}  {one_line(sample['prompt'], OUT.width // 3)} -> "
+            yield Text(start + one_line(sample["completion"], max(OUT.width - len(start) - 1, 10), tail=8))
+
+
+def _total_steps(folder: Path) -> int:
+    """Steps of a stage; 0 where they follow from its data."""
+    return int((read_json_or_none(folder / CONFIG) or {}).get("steps") or 0)

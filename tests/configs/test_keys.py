@@ -66,3 +66,8 @@ def test_the_page_for_users_of_other_libraries_is_made_from_the_table_and_names_
     assert page == foreign.page(), "python -m configs.foreign docs/coming_from.md"
     keys = {key for stage in STAGES.values() for key in tree_keys(stage)}
     assert {key for setting in foreign.COUNTERPARTS for key in setting.ours} <= keys
+
+
+@pytest.mark.parametrize("value", ["wandb", "[wandb]"])
+def test_a_single_service_needs_no_brackets(value: str) -> None:
+    assert load_config(RECIPE, [f"report_to={value}"], Recipe).config.report_to == ["wandb"]

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jobs.cli import main
-from jobs.verbs import live
+from jobs.verbs import watch
 from pipeline.disk.run_record import RunRecord, State
 from tests.jobs.recorded_runs import RUNNING, GoingOn, record_steps, recorded_run
 
@@ -24,8 +24,8 @@ def test_a_run_is_watched_until_it_ends(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("TERM", terminal or "xterm")
     folder = recorded_run(tmp_path / "small", steps=3, state=RUNNING)
     out, printed = console(terminal=bool(terminal))
-    monkeypatch.setattr(live, "OUT", out)
-    monkeypatch.setattr(live, "_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "OUT", out)
+    monkeypatch.setattr(watch, "_SECONDS", 0.05)
     going_on = GoingOn(folder)
 
     def go_on() -> None:
@@ -59,8 +59,8 @@ def test_a_run_is_watched_until_it_ends(tmp_path: Path, monkeypatch: pytest.Monk
 def test_nothing_is_cut_at_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = recorded_run(tmp_path / "small", steps=20, state=RUNNING)
     out, printed = console(terminal=False)
-    monkeypatch.setattr(live, "OUT", out)
-    for line in live._view(RunRecord.read(folder)):
+    monkeypatch.setattr(watch, "OUT", out)
+    for line in watch._view(RunRecord.read(folder)):
         out.print(line, soft_wrap=True)
     lines = printed.getvalue().splitlines()
     assert max(map(len, lines)) <= 80 and all(line.isprintable() for line in lines)
