@@ -234,6 +234,6 @@ def test_a_difference_from_a_finished_stage_is_named(
     story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(story.folder)
-    code = main(["run", "story.yaml", "--dry-run", f"stages.left.steps={STEPS + 1}"])
+    code = main(["run", "story.yaml", "--dry-run", f"stages.left.steps={STEPS - 1}"])
     printed = capsys.readouterr()
-    assert code == 2 and f"steps: was {STEPS}, is {STEPS + 1}" in printed.out + printed.err
+    assert code == 2 and f"steps: was {STEPS}, is {STEPS - 1}" in printed.out + printed.err
