@@ -75,9 +75,14 @@ def test_a_verdict_takes_at_most_all_its_runs() -> None:
     reward = CodeReward(seconds=3.0)
     assert reward.time_limit(Task("", TESTS)) == wall(6)  # the tests may take twice as long
     assert reward.time_limit(Task("", TESTS | {"time_limit": 1.0})) == wall(2)
-    assert reward.time_limit(Task("", CASES)) == wall(30) + 10 * wall(3)
-    assert reward.time_limit(Task("", CASES | {"checker": CHECKER})) == 2 * wall(30) + 10 * (wall(3) + wall(10))
-    assert reward.time_limit(task(language="c", compile_only=True)) == wall(30) + wall(3)
+    compiling = wall(2 * 3 + 5)
+    assert reward.time_limit(Task("", CASES)) == compiling + 10 * wall(3)
+    # The checker's compiler is trusted with 30 s, and it may judge each case's answer besides the output.
+    checked = compiling + wall(30) + 10 * (wall(3) + 2 * wall(10))
+    assert reward.time_limit(Task("", CASES | {"checker": CHECKER})) == checked
+    assert reward.time_limit(task(language="c", compile_only=True)) == compiling + wall(3)
+    slow = CodeReward(seconds=3.0, compile_seconds=20.0)
+    assert slow.time_limit(task(language="c", compile_only=True)) == wall(20) + wall(3)
 
 
 @pytest.mark.parametrize("truth", [TESTS, CASES])
