@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-GUARDED_PACKAGES = ("configs", "rewards", "rollout", "pipeline")
+GUARDED_PACKAGES = ("jobs", "configs", "rewards", "rollout", "pipeline")
 INSTALL_FOLDER = Path(__file__).resolve().parent.parent
 IS_CHECKOUT = (INSTALL_FOLDER / "setup.sh").is_file()
 """False where alignyard was installed from a wheel."""
@@ -26,7 +26,7 @@ def set_up_command(extra: str = "cpu") -> str:
 
 
 def check_imports() -> None:
-    """Raises ValueError naming the other folder or file, if a package would not be imported from beside `jobs`, and
+    """Raises ValueError naming the other folder or file, if a package would not be imported from beside this file's, and
     naming the packages that were compiled for another torch than the installed one."""
     for package in GUARDED_PACKAGES:
         spec = find_spec(package)
