@@ -26,8 +26,8 @@ def set_up_command(extra: str = "cpu") -> str:
 
 
 def check_imports() -> None:
-    """Raises ValueError naming the other folder or file, if a package would not be imported from beside this file's, and
-    naming the packages that were compiled for another torch than the installed one."""
+    """Raises ValueError naming the other folder or file, if a package would not be imported from here, and naming the
+    packages that were compiled for another torch than the installed one."""
     for package in GUARDED_PACKAGES:
         spec = find_spec(package)
         if spec is None:
