@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.ranks, pytest.mark.slow]
 
 
 def config(home: Path, max_lag: int) -> Any:
-    """Completions of up to 64 tokens, whose kept tokens are recorded; four steps that all learn, each kept."""
+    """Completions of up to 64 tokens, whose kept tokens are recorded, a few at a time, so that generating takes longer than
+    training; four steps that all learn, each kept."""
     return config_of(
         home,
         steps=4,
@@ -31,7 +32,7 @@ def config(home: Path, max_lag: int) -> Any:
         optimizer={"learning_rate": 5e-3},
         placement="separate",
         checkpoint={"every_steps": 1, "keep": 4},
-        rollout={"max_model_len": 96, "threads": 1, "kv_cache_gib": 0.1, "max_num_seqs": 24, "max_lag": max_lag},
+        rollout={"max_model_len": 96, "threads": 1, "kv_cache_gib": 0.1, "max_num_seqs": 5, "max_lag": max_lag},
     )
 
 
