@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.ranks, pytest.mark.slow]
 
 
 def config(home: Path, max_lag: int) -> Any:
-    """Completions of up to 64 tokens, whose kept tokens are recorded, a few at a time, so that generating takes longer than
-    training; four steps that all learn, each kept."""
+    """Completions of up to 64 tokens, whose kept tokens are recorded, a few at a time, so that engines need longer than
+    ranks; four steps that all learn, each kept."""
     return config_of(
         home,
         steps=4,
