@@ -7,7 +7,6 @@ from configs.load import load_config
 from configs.stages import Recipe
 from jobs.bench.ablations import FIGURE
 from jobs.bench.measure import print_table
-from pipeline.cluster.room import cluster
 from pipeline.reports.report import read_metrics
 from pipeline.run.stage import run_stage
 
@@ -34,20 +33,19 @@ def asynchronous(steps: int) -> dict[str, float]:
     """
     figures: dict[str, float] = {}
     rows: list[list[str]] = []
-    with cluster():
-        for seed in range(steps):
-            recipe = load_config(str(_RECIPE), [f"seed={seed}"], Recipe).config
-            folder = Path("runs") / f"asynchronous-seed-{seed}"
-            for name in ("sft", *(_FORMS if seed % 2 == 0 else reversed(_FORMS))):
-                run_stage(recipe.stages[name], folder / name, recipe)
-            medians = {form: _medians(folder / form) for form in _FORMS}
-            for form in _FORMS:
-                right = read_metrics(folder / form)[-1][FIGURE]
-                figures |= {f"seed {seed}/{form}/{name}": value for name, value in medians[form].items()}
-                figures[f"seed {seed}/{form}/right"] = right
-                cells = [f"{medians[form][name]:.2f}" for name in _SECONDS]
-                rows.append([str(seed), form, *cells, f"{medians[form]['lag']:.2f}", f"{100 * right:.1f}"])
-            figures[f"seed {seed}/ratio"] = medians["synchronous"]["step"] / medians["asynchronous"]["step"]
+    for seed in range(steps):
+        recipe = load_config(str(_RECIPE), [f"seed={seed}"], Recipe).config
+        folder = Path("runs") / f"asynchronous-seed-{seed}"
+        for name in ("sft", *(_FORMS if seed % 2 == 0 else reversed(_FORMS))):
+            run_stage(recipe.stages[name], folder / name, recipe)
+        medians = {form: _medians(folder / form) for form in _FORMS}
+        for form in _FORMS:
+            right = read_metrics(folder / form)[-1][FIGURE]
+            figures |= {f"seed {seed}/{form}/{name}": value for name, value in medians[form].items()}
+            figures[f"seed {seed}/{form}/right"] = right
+            cells = [f"{medians[form][name]:.2f}" for name in _SECONDS]
+            rows.append([str(seed), form, *cells, f"{medians[form]['lag']:.2f}", f"{100 * right:.1f}"])
+        figures[f"seed {seed}/ratio"] = medians["synchronous"]["step"] / medians["asynchronous"]["step"]
     print_table(["seed", "form", *_SECONDS, "lag", "held-out sums right, %"], rows)
     ratios = [figures[f"seed {seed}/ratio"] for seed in range(steps)]
     shares = {form: mean(figures[f"seed {seed}/{form}/right"] for seed in range(steps)) for form in _FORMS}
