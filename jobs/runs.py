@@ -170,7 +170,7 @@ class Run:
         indexed = {name: frame.set_index("step") for name, frame in frames.items() if len(frame)}
         if not indexed:
             return pd.DataFrame()
-        if stage is not None or self._is_alone:
+        if stage is not None or not (self.folder / RUN).is_file():
             return next(iter(indexed.values()))
         return pd.concat(indexed, names=["stage"])
 
@@ -234,16 +234,12 @@ class Run:
         """Stop the run; `run` and `submit` continue it. Returns False where it is not running."""
         return stop_run(self.record())
 
-    @property
-    def _is_alone(self) -> bool:
-        return not (self.folder / RUN).is_file()
-
     def _folders(self, stage: str | None = None) -> dict[str, Path]:
         """The folder of each stage, or of one. Raises ValueError for a stage that the run doesn't have."""
-        names = list(self.record().stages)
-        if stage is not None and stage not in names:
-            raise ValueError(f"stage='{stage}': the stages of {self.name} are {', '.join(names)}")
-        return {name: self.folder if self._is_alone else self.folder / name for name in names if stage in (None, name)}
+        folders = stage_folders(self.record())
+        if stage is not None and stage not in folders:
+            raise ValueError(f"stage='{stage}': the stages of {self.name} are {', '.join(folders)}")
+        return folders if stage is None else {stage: folders[stage]}
 
 
 def _time(seconds: float | None) -> Any:

@@ -42,7 +42,7 @@ def checkpoint_folder(name: str) -> Path:
         raise ValueError(
             f"'{name}' is a stage without a model (no {folder / 'hf'}): it has not finished, or makes none"
         )
-    return resolve_model(ModelConfig(path=name), workdir=folder, keep_fp8=True)
+    return resolve_model(ModelConfig(path=name), workdir=folder)
 
 
 def policy_folder(name: str) -> Path:

@@ -100,7 +100,7 @@ def _view(record: RunRecord) -> Iterator[Text]:
 
 def _stage_view(name: str, folder: Path) -> Iterator[Text]:
     from pipeline.reports.charts import LineChart, sparkline
-    from pipeline.reports.curves import STEP_SECONDS, headline, headline_series, seconds_by_phase
+    from pipeline.reports.curves import STEP_SECONDS, headline_series, seconds_by_phase, start_and_end
     from pipeline.reports.samples import rollout_files
 
     rows, total = read_metrics(folder), _total_steps(folder)
@@ -114,10 +114,9 @@ def _stage_view(name: str, folder: Path) -> Iterator[Text]:
         title.append(f", {rows[-1].get(STEP_SECONDS, seconds[-1]):.3g} s a step{left}", style="not bold")
     yield title
     series = dict(list(headline_series(rows).items())[:_CURVES])
-    ends = {figure: (first, last) for figure, first, last in headline(rows)}
     width = max(map(len, series), default=0)
     for figure, points in series.items():
-        first, last = ends[figure]
+        first, last = start_and_end(points)
         spark = max(OUT.width - width - 26, 8)
         curve = sparkline(points, LineChart(figure, "", {figure: points}, {}), spark_levels(), spark)
         yield Text(f"  {figure:{width}} {curve} " + (f"{last:.4g}" if first is None else f"{first:.4g} -> {last:.4g}"))

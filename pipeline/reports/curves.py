@@ -146,13 +146,18 @@ def seconds_by_phase(rows: Sequence[MetricsRow]) -> dict[str, float]:
 def headline(rows: Sequence[MetricsRow]) -> list[tuple[str, float | None, float]]:
     """Name, start and end of the figures to see first: means over the first and the last twentieth of the steps. A
     figure that was measured once has no start."""
-    ends = [(name, len(points), *_ends(points)) for name, points in headline_series(rows).items()]
-    return [(name, first if count > 1 else None, last) for name, count, first, last in ends]
+    return [(name, *start_and_end(points)) for name, points in headline_series(rows).items()]
 
 
 def headline_series(rows: Sequence[MetricsRow]) -> dict[str, Points]:
     """The points of the figures to see first, by name."""
     return dict(list(_series(HEADLINE, metric_points(rows)).items())[:_HEADLINE_FIGURES])
+
+
+def start_and_end(points: Points) -> tuple[float | None, float]:
+    """Means over the first and the last twentieth of a curve; no start where it has one point."""
+    first, last = _ends(points)
+    return first if len(points) > 1 else None, last
 
 
 def trend(rows: Sequence[MetricsRow]) -> str:

@@ -77,14 +77,32 @@ class Sink(Protocol):
         ...
 
 
-class _Wandb:
+class _LibraryRun:
+    """A run object of a service's library that takes a step's figures and its table together.
+
+    make_table: builds the library's table of rows.
+    """
+
+    def __init__(self, run: Any, make_table: Callable[[Sequence[TableRow]], Any]) -> None:
+        self._run, self._make_table = run, make_table
+
+    def log(self, step: int, figures: Mapping[str, float], table: Sequence[TableRow]) -> None:
+        values: dict[str, Any] = dict(figures)
+        if table:
+            values["samples"] = self._make_table(table)
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Wandb(_LibraryRun):
     def __init__(self, run: SinkRun) -> None:
         wandb: Any = import_module("wandb")
 
         offline = not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE")
         self.id = run.id or uuid.uuid4().hex[:12]
-        self._wandb = wandb
-        self._run = wandb.init(
+        opened = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             group=run.group,
             name=run.name,
@@ -96,15 +114,7 @@ class _Wandb:
             mode="offline" if offline else None,
             settings=wandb.Settings(console="off", silent=True, disable_git=True, init_timeout=CLOSE_SECONDS),
         )
-
-    def log(self, step: int, figures: Mapping[str, float], table: Sequence[TableRow]) -> None:
-        values: dict[str, Any] = dict(figures)
-        if table:
-            values["samples"] = self._wandb.Table(columns=list(TABLE_COLUMNS), data=list(table))
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+        super().__init__(opened, lambda rows: wandb.Table(columns=list(TABLE_COLUMNS), data=list(rows)))
 
 
 class _Mlflow:
@@ -145,13 +155,12 @@ class _Mlflow:
         self._client.set_terminated(self.id)
 
 
-class _Trackio:
+class _Trackio(_LibraryRun):
     def __init__(self, run: SinkRun) -> None:
         trackio: Any = import_module("trackio")
 
         self.id = run.id or f"{run.name}-{uuid.uuid4().hex[:6]}"  # it knows runs by their names
-        self._table = trackio.Table
-        self._run = trackio.init(
+        opened = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT") or PROJECT,
             name=self.id,
             group=run.group,
@@ -161,25 +170,16 @@ class _Trackio:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-
-    def log(self, step: int, figures: Mapping[str, float], table: Sequence[TableRow]) -> None:
-        values: dict[str, Any] = dict(figures)
-        if table:
-            values["samples"] = self._table(columns=list(TABLE_COLUMNS), data=list(table))
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+        super().__init__(opened, lambda rows: trackio.Table(columns=list(TABLE_COLUMNS), data=list(rows)))
 
 
-class _Swanlab:
+class _Swanlab(_LibraryRun):
     def __init__(self, run: SinkRun) -> None:
         swanlab: Any = import_module("swanlab")
 
         offline = not os.environ.get("SWANLAB_API_KEY") and not os.environ.get("SWANLAB_MODE")
         self.id = run.id or uuid.uuid4().hex[:21]
-        self._swanlab = swanlab
-        self._run = swanlab.init(
+        opened = swanlab.init(
             project=os.environ.get("SWANLAB_PROJECT") or PROJECT,
             name=run.name,
             group=run.group,
@@ -191,15 +191,7 @@ class _Swanlab:
             mode="offline" if offline else None,
             settings=swanlab.Settings(terminal={"proxy_type": "none"}),  # the console is the stage's own
         )
-
-    def log(self, step: int, figures: Mapping[str, float], table: Sequence[TableRow]) -> None:
-        values: dict[str, Any] = dict(figures)
-        if table:
-            values["samples"] = self._swanlab.echarts.Table().add(list(TABLE_COLUMNS), [list(row) for row in table])
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+        super().__init__(opened, lambda rows: swanlab.echarts.Table().add(list(TABLE_COLUMNS), [*map(list, rows)]))
 
 
 OPENERS: dict[SinkName, Callable[[SinkRun], Sink]] = {

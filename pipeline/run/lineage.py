@@ -228,7 +228,7 @@ def _models(inputs: Mapping[str, Any], folder: Path, own_head: str | None = None
     """Yield a stage's own models, which need `own_head`, and its judges' (argument `path`). A fresh model is made."""
     for key, node in walk(inputs):
         if isinstance(node, ModelConfig | FirstModelConfig):
-            yield InputModel(key, resolve_model(node, workdir=folder, keep_fp8=True), node.chat_template, own_head)
+            yield InputModel(key, resolve_model(node, workdir=folder), node.chat_template, own_head)
         elif isinstance(node, RewardSpec):
             meta = node.args.get("meta")  # the meta reward model of a judge
             judges = {f"{key}.args": (node.args, MODEL_KINDS.get(node.name))}

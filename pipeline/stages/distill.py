@@ -146,11 +146,9 @@ def domain_of(prompt: Prompt, config: DistillConfig) -> str | None:
 
 def launch(config: DistillConfig, folder: Path, context: Context) -> dict[str, float]:
     """Read the prompts, start ranks and engines, and train into `folder`. Returns the last step's metrics."""
-    model = resolve_model(config.model, workdir=folder)
+    model = resolve_model(config.model, workdir=folder, copy_fp8=True)
     tokenizer = load_tokenizer(model, config.model.chat_template)
-    teachers = {
-        name: resolve_model(teacher.model, workdir=folder, keep_fp8=True) for name, teacher in config.teachers.items()
-    }
+    teachers = {name: resolve_model(teacher.model, workdir=folder) for name, teacher in config.teachers.items()}
     notes = refuse_other_tokens(model, tokenizer, teachers)
     prompts = teachable(config, tokenizer)
     refuse_repeats("prompts_per_step", config.prompts_per_step, len(prompts))

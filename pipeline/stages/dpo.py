@@ -37,7 +37,7 @@ from pipeline.weights.resolve import check_adapters, check_template, resolve_mod
 def launch(config: DPOConfig, folder: Path, context: Context) -> dict[str, float]:
     """Read the comparisons, start the ranks, compute the reference's log-probabilities once, and train into `folder`.
     Returns the last step's metrics."""
-    model = resolve_model(config.model, workdir=folder, keep_fp8=True)
+    model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
     sets = ComparisonSets.load(config, PairwiseLoss(type="pairwise"), tokenizer)
     steps = num_steps(config.steps, config.epochs, rows=len(sets.data), rows_per_step=config.comparisons_per_step)

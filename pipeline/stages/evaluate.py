@@ -58,7 +58,7 @@ def baseline_answers(config: EvalConfig | GateConfig, folder: Path) -> dict[str,
     answers: dict[str, dict[str, Answers]] = {}
     for name, suite in config.suites.items():
         for key, model in suite.checkpoints().items():
-            checkpoint = resolve_model(model, workdir=folder, keep_fp8=True)
+            checkpoint = resolve_model(model, workdir=folder)
             made_of = [model_hash(checkpoint, model), suite.model_dump(mode="json"), config.sampling.max_tokens]
             file = folder / f"{name}.{key}.{text_hash(json.dumps([*made_of, config.seed]))[:16]}.json"
             if not file.is_file():
@@ -87,7 +87,7 @@ def _engines(
 def launch(config: EvalConfig, folder: Path, context: Context) -> dict[str, float]:
     """Evaluate into `folder`. Returns the figures, named `SUITE/FIGURE`."""
     baselines = baseline_answers(config, folder / BASELINES)
-    checkpoint = resolve_model(config.model, workdir=folder, keep_fp8=True)
+    checkpoint = resolve_model(config.model, workdir=folder)
     results = run(config, config.model, checkpoint, folder, baselines)
     console = Console()
     console.print(results_table(results))

@@ -123,7 +123,7 @@ def check(config: GateConfig) -> None:
 def checkpoint_folders(config: GateConfig, folder: Path) -> dict[str, Path]:
     """Return the folders of `candidate`, `parent`, and `best` if the candidate's stage kept one."""
     models: dict[str, ModelConfig] = {"candidate": config.candidate, "parent": config.parent}
-    folders = {name: resolve_model(model, workdir=folder, keep_fp8=True) for name, model in models.items()}
+    folders = {name: resolve_model(model, workdir=folder) for name, model in models.items()}
     best = folders["candidate"].parent / "best" / "hf"
     return folders | ({"best": best.resolve()} if best.is_dir() else {})
 

@@ -66,7 +66,7 @@ def run(
 
 def launch(config: GRPOConfig, folder: Path, context: Context) -> dict[str, float]:
     """Read the prompts, start ranks, engines and judges, and train into `folder`. Returns the last step's metrics."""
-    model = resolve_model(config.model, workdir=folder)
+    model = resolve_model(config.model, workdir=folder, copy_fp8=True)
     tokenizer = load_tokenizer(model, config.model.chat_template)
     with Judges(config.rewards, config.reward_pool) as judges:
         prompts = judgeable(config.prompts, judges, tokenizer, config.seed)

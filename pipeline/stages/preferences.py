@@ -96,7 +96,7 @@ def launch(config: PreferencesConfig, folder: Path, context: Context) -> dict[st
     prompt_sets: dict[str, PromptSet] = {}
     sampler: AnswerSampler | None = None
     if config.model is not None:
-        model = resolve_model(config.model, workdir=folder, keep_fp8=True)
+        model = resolve_model(config.model, workdir=folder)
         tokenizer = load_tokenizer(model, config.model.chat_template)
         prompt_sets = load_prompt_sets(config.sampled, config.reward_pool, tokenizer, config.seed, folder)
         sampler = answer_sampler(config, model, turn_ends(tokenizer), folder)

@@ -56,7 +56,7 @@ def run(
 
 def launch(config: SampleConfig, folder: Path, context: Context) -> dict[str, float]:
     """Read the prompts, start engines and judges, and sample into `folder`. Returns the figures by domain."""
-    model = resolve_model(config.model, workdir=folder, keep_fp8=True)
+    model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
     prompt_sets = load_prompt_sets(config.domains, config.reward_pool, tokenizer, config.seed, folder)
     figures = run(config, prompt_sets, answer_sampler(config, model, turn_ends(tokenizer), folder), folder)

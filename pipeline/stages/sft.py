@@ -46,7 +46,7 @@ def run(
 
 def launch(config: SFTConfig, folder: Path, context: Context) -> dict[str, float]:
     """Read the conversations, start the ranks, and train into `folder`. Returns the last step's metrics."""
-    model = resolve_model(config.model, workdir=folder, keep_fp8=True)
+    model = resolve_model(config.model, workdir=folder)
     tokenizer = load_tokenizer(model, config.model.chat_template)
     data = Conversations.load(config.data, tokenizer, folder / "data", config.seed)
     refuse_repeats("conversations_per_step", config.conversations_per_step, len(data))

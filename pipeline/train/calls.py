@@ -33,8 +33,8 @@ class RankCalls:
         self.meanwhile: Callable[[list[Any], float], None] | None = None
         self.busy_seconds = 0.0
 
-    def _get(self, calls: list[Any], method: str, timeout: float) -> list[Any]:
-        started = time.monotonic()
+    def _get(self, calls: list[Any], method: str, timeout: float | None = None) -> list[Any]:
+        started, timeout = time.monotonic(), self._timeout if timeout is None else timeout
         if self.meanwhile is not None:
             self.meanwhile(calls, timeout)
         try:
@@ -47,7 +47,7 @@ class RankCalls:
 
     def _each(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
         calls = [actor.call.remote(method, *args) for actor, args in zip(self._ranks, arguments, strict=True)]
-        return self._get(calls, method, self._timeout)
+        return self._get(calls, method)
 
 
 def _results(calls: list[Any], method: str, timeout: float, started: float) -> list[Any]:

@@ -149,7 +149,7 @@ class TrainingRanks(RankCalls):
         trainer, number = self._spec.trainer, next(self._numbers)
         ranks = shard(trees, num_ranks=trainer.num_ranks, micro_batch_tokens=trainer.micro_batch_tokens)
         calls = [rank.hold.remote(number, *_named(rows)) for rank, rows in zip(self._ranks, ranks, strict=True)]
-        self._get(calls, "hold", trainer.timeout_seconds)
+        self._get(calls, "hold")
         rows = [row for of_rank in ranks for row in of_rank]
         return RankBatch(number, sum(row.num_new_tokens for row in rows), sum(row.num_values for row in rows))
 
@@ -203,7 +203,7 @@ class TrainingRanks(RankCalls):
 
     def expert_load(self) -> dict[str, list[int]]:
         """Tokens routed to each expert in the last step, by the name of its layer's gate; empty for a dense model."""
-        return self._get([self._ranks[0].expert_load.remote()], "expert_load", self._spec.trainer.timeout_seconds)[0]
+        return self._get([self._ranks[0].expert_load.remote()], "expert_load")[0]
 
     def scores(self, trees: list[Tree]) -> list[list[float]]:
         """Score each answer of scored trees with a reward model, in the order of `trees` and their branches."""
@@ -260,8 +260,8 @@ class TrainingRanks(RankCalls):
         self._all("begin_sync", bucket_mib, engine_devices, self.transport)
         pending = self._ask_for_buckets()
         for number in count():
-            name, timeout = f"bucket {number + 1} of the weights", self._spec.trainer.timeout_seconds
-            held: list[int | None] = self._get([held for held, _ in pending], name, timeout)
+            name = f"bucket {number + 1} of the weights"
+            held: list[int | None] = self._get([held for held, _ in pending], name)
             if None in held:
                 break
             self.held_bytes = max(self.held_bytes, *(num_bytes or 0 for num_bytes in held))
@@ -270,8 +270,8 @@ class TrainingRanks(RankCalls):
             sent = [rank.call_sender.remote("broadcast", number) for rank in self._ranks] if self.has_groups else []
             yield buckets
             buckets.clear()  # frees them in the object store
-            self._get(sent, name, timeout)
-        self._get([rank.call_sender.remote("end") for rank in self._ranks], "end", self._spec.trainer.timeout_seconds)
+            self._get(sent, name)
+        self._get([rank.call_sender.remote("end") for rank in self._ranks], "end")
 
     def save(self, folder: Path) -> None:
         """Write the training state of all ranks with its checksums; `folder` appears complete or not at all."""
@@ -297,7 +297,7 @@ class TrainingRanks(RankCalls):
     def _run(self, call: str, batch: RankBatch, method: str, *args: Any) -> list[Any]:
         """Make a `call` of every actor that runs a method of its engine on a batch."""
         calls = [getattr(rank, call).remote(batch.number, method, *args) for rank in self._ranks]
-        return self._get(calls, method, self._spec.trainer.timeout_seconds)
+        return self._get(calls, method)
 
 
 def mean_metrics(sums: list[BatchSums]) -> dict[str, float]:

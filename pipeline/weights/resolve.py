@@ -20,12 +20,12 @@ ADAPTER_CONFIG, ADAPTER_FOLDER = "adapter_config.json", "adapter"
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 
 
-def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path, keep_fp8: bool = False) -> Path:
+def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path, copy_fp8: bool = False) -> Path:
     """Return the folder of the checkpoint that `config` names.
 
-    A model with random weights is created below `workdir` once and reused afterwards, and so is a copy in bfloat16 of a
-    checkpoint in FP8, unless `keep_fp8`. A name that is no folder is downloaded from the hub. Raises ValueError when
-    there is no such checkpoint.
+    A model with random weights is created below `workdir` once and reused afterwards. So is, with `copy_fp8`, a copy in
+    bfloat16 of a checkpoint in FP8, for engines that receive weights. A name that is no folder is downloaded from the
+    hub. Raises ValueError when there is no such checkpoint.
     """
     if isinstance(config, FirstModelConfig) and config.init_config is not None:
         content = architecture_file(config.init_config).read_bytes()
@@ -38,7 +38,7 @@ def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path, keep
         return create_model(config.init_config, config.init_seed, folder)
     assert config.path is not None, "a model has exactly one origin"
     folder = _checkpoint_folder(config.path)
-    if keep_fp8 or not is_in_fp8(folder):
+    if not (copy_fp8 and is_in_fp8(folder)):
         return folder
     copy = workdir / f"from-fp8-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     if copy.is_dir():

@@ -133,9 +133,9 @@ def test_weights_in_fp8_are_trained_and_saved_in_bfloat16(machine: None, tmp_pat
     save_file(tensors, tmp_path / "fp8" / "model.safetensors", {"format": "pt"})
     save_file(scales, tmp_path / "fp8" / "a.safetensors", {"format": "pt"})
     config = ModelConfig(path=str(tmp_path / "fp8"), dtype="auto")
-    assert resolve_model(config, workdir=tmp_path / "work", keep_fp8=True) == tmp_path / "fp8"
-    copy = resolve_model(config, workdir=tmp_path / "work")
-    assert resolve_model(config, workdir=tmp_path / "work") == copy  # made once
+    assert resolve_model(config, workdir=tmp_path / "work") == tmp_path / "fp8"
+    copy = resolve_model(config, workdir=tmp_path / "work", copy_fp8=True)
+    assert resolve_model(config, workdir=tmp_path / "work", copy_fp8=True) == copy  # made once
     model = load_model(copy, "auto")
     expected = {
         name: dequantise(quantise(weight, BLOCK)).bfloat16() if f"{name}_scale_inv" in scales else weight.bfloat16()

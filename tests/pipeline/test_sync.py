@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -120,7 +119,7 @@ def test_fresh_and_after_updates_trainer_and_engine_agree(pair: tuple[TrainingRa
 
 
 def test_ranks_and_engines_listen_to_this_machine_alone(pair: tuple[TrainingRanks, RolloutPool]) -> None:
-    """Of two ranks, the first has a store of torch's process group, and so does the first of an engine's processes."""
+    """The first of two ranks has a store of torch's process group, and so has the first of an engine's processes."""
     assert exposed(family(os.getpid())) == []
 
 
@@ -212,8 +211,7 @@ def test_a_bucket_that_is_damaged_dropped_or_doubled_stops_the_run(
 def test_a_late_bucket_stops_the_run(pair: tuple[TrainingRanks, RolloutPool], monkeypatch: pytest.MonkeyPatch) -> None:
     policy, _ = pair
     with monkeypatch.context() as patch:
-        in_time = policy._spec.trainer
-        patch.setattr(policy, "_spec", replace(policy._spec, trainer=in_time.model_copy(update={"timeout_seconds": 2})))
+        patch.setattr(policy, "_timeout", 2)
         ray.get(policy._ranks[0].__ray_call__.remote(partial(delay_bucket, number=3, seconds=4)), timeout=60)
         with pytest.raises(RunStopped, match=r"'bucket 3 .*' within 2 s; late: rank 0 \(.*trainer\.timeout_seconds"):
             sync(pair, 4)
