@@ -1,4 +1,4 @@
-"""Settings of a small GRPO stage, for tests that change some of them."""
+"""Settings of small stages, for tests that change some of them or give them to the command."""
 
 from typing import Any
 
@@ -14,3 +14,12 @@ GRPO: dict[str, Any] = {
     "optimizer": {"learning_rate": 1e-3},
     "rollout": {"max_model_len": 64},
 }
+TINY_SFT = """\
+type: sft
+model: {init_config: tiny, init_seed: 0}
+data: {source: {type: sums, size: 64}, max_length: 64}
+conversations_per_step: 4
+steps: 1
+optimizer: {learning_rate: 1e-3}
+trainer: {micro_batch_tokens: 512}
+"""

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -17,17 +16,9 @@ from pipeline.disk.lock import locked
 from pipeline.disk.recorded import FIGURES, LINEAGE, METRICS
 from pipeline.disk.run_record import LOG, RunRecord, StageRecord, State
 from pipeline.errors import DecisionNeeded, RunStopped
+from tests.settings import TINY_SFT
 from tests.test_architecture import HOME
 
-TINY_SFT = """\
-type: sft
-model: {init_config: tiny, init_seed: 0}
-data: {source: {type: sums, size: 64}, max_length: 64}
-conversations_per_step: 4
-steps: 1
-optimizer: {learning_rate: 1e-3}
-trainer: {micro_batch_tokens: 512}
-"""
 TINY_EVAL = """\
 type: eval
 model: {path: nowhere}
@@ -108,10 +99,8 @@ def test_a_run_is_read_while_it_goes_on(folder: Path) -> None:
         assert metrics["loss/nll_mean"].isna().tolist() == [False, False, True]
         with pytest.raises(TimeoutError):
             run.wait(timeout=0.01)
-    began = time.monotonic()
     with pytest.raises(RunStopped, match="killed"):
         run.wait()
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(

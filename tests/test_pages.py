@@ -129,7 +129,7 @@ def test_the_runs_of_the_first_hour_are_valid() -> None:
 
 
 def test_the_sites_links_lead_somewhere(tmp_path: Path) -> None:
-    """Those of its pages, and those of its order. `make site` holds anchors, too, and that each page has a place."""
+    """Links of its pages, and of its order. `make site` holds anchors, too, and that each page has a place."""
     write_site(HOME, tmp_path / "pages")
     order = re.findall(r"([\w/]+\.md)$", (HOME / "mkdocs.yml").read_text(), re.MULTILINE)
     assert len(order) == len({*order}) and {f"reference/{name}.md" for name in reference_pages()} < {*order}

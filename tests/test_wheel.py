@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.settings import TINY_SFT
 from tests.test_architecture import DOOR, FILES, HOME, ROOMS
 
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())
@@ -138,17 +139,6 @@ def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-TINY = """\
-type: sft
-model: {init_config: tiny, init_seed: 0}
-data: {source: {type: sums, size: 64}, max_length: 64}
-conversations_per_step: 4
-steps: 1
-optimizer: {learning_rate: 1e-3}
-trainer: {micro_batch_tokens: 512}
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_the_wheel_works_in_an_empty_folder_without_the_checkout(elsewhere: Path, tmp_path: Path) -> None:
@@ -177,7 +167,7 @@ def test_the_wheel_works_in_an_empty_folder_without_the_checkout(elsewhere: Path
     assert "gate_preference" in run("alignyard", "run", "demo", "--dry-run")
     assert "sft" in run("alignyard", "docs") and "assistant" in run("alignyard", "docs", "docs/sft.md")
     assert "math" in run("alignyard", "reward", "list")
-    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "tiny.yaml").write_text(TINY_SFT)
     assert "figures.json" in run("alignyard", "sft", "tiny.yaml")
     assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
     assert "tiny" in run("alignyard", "list")

@@ -28,7 +28,7 @@ memory than one that is old."""
 
 @dataclass(frozen=True)
 class Look:
-    """What the processes of a run hold. memory_mib: without what they share; shared_mib: in use in /dev/shm."""
+    """Memory and files of a run's processes. memory_mib: without what they share; shared_mib: in use in /dev/shm."""
 
     step: int
     fault: str

@@ -22,7 +22,7 @@ def steady(step: int) -> float:
 
 
 def samples_of(step: int) -> list[Sample]:
-    """Of two prompts a right answer, a wrong one and one that was not judged."""
+    """Samples of two prompts: a right answer, a wrong one and one that was not judged."""
     late = {"math": Verdict(None, Status.TIMEOUT, "5 s are over")}
     right, wrong = {"math": Verdict(1.0, outcome="right")}, {"math": Verdict(0.0, outcome="wrong")}
     return [

@@ -2,7 +2,6 @@
 
 import io
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from jobs.cli import main
 from jobs.verbs import watch
 from pipeline.disk.run_record import RunRecord, State
 from tests.jobs.recorded_runs import RUNNING, GoingOn, record_steps, recorded_run
+from tests.waiting import wait_until
 
 
 def console(*, terminal: bool, width: int = 80) -> tuple[Console, io.StringIO]:
@@ -29,9 +29,7 @@ def test_a_run_is_watched_until_it_ends(tmp_path: Path, monkeypatch: pytest.Monk
     going_on = GoingOn(folder)
 
     def go_on() -> None:
-        deadline = time.monotonic() + 60
-        while "step 3" not in printed.getvalue() and "3/20" not in printed.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: "step 3" in printed.getvalue() or "3/20" in printed.getvalue())
         record_steps(folder / "grpo", 4, 5)
         with (folder / "grpo" / "metrics.jsonl").open("a") as file:
             file.write('{"step": 6, "rewa')  # being written

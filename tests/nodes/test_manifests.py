@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.waiting import wait_until
 
 FOLDER = Path(__file__).parents[2] / "docs" / "clusters"
 
@@ -86,7 +87,7 @@ def test_the_slurm_script_starts_ray_on_every_node_and_ends_as_the_run_does(
     tmp_path: Path, ended: list["subprocess.Popen[bytes]"]
 ) -> None:
     ended.append(slurm(tmp_path))
-    assert ended[0].wait(timeout=60) == 3
+    assert ended[0].wait() == 3
     calls = (tmp_path / "calls").read_text()
     [head] = re.findall(r"^ray start --head .*", calls, re.M)
     [worker] = re.findall(r"^ray start --address.*", calls, re.M)
@@ -100,10 +101,9 @@ def test_the_slurm_script_queues_itself_again_before_its_time_is_over(
     tmp_path: Path, ended: list["subprocess.Popen[bytes]"]
 ) -> None:
     ended.append(slurm(tmp_path, SECONDS_OF_RUN="50"))
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "calls").is_file() or "alignyard run" not in (tmp_path / "calls").read_text():
-        assert time.monotonic() < deadline and ended[0].poll() is None
-        time.sleep(0.05)
+    calls = tmp_path / "calls"
+    wait_until(lambda: (calls.is_file() and "alignyard run" in calls.read_text()) or ended[0].poll() is not None)
+    assert ended[0].poll() is None
     ended[0].send_signal(signal.SIGUSR1)
-    assert ended[0].wait(timeout=20)
-    assert "scontrol requeue 42" in (tmp_path / "calls").read_text()
+    assert ended[0].wait()
+    assert "scontrol requeue 42" in calls.read_text()

@@ -1,7 +1,6 @@
 """Services beside TensorBoard: each step is sent once, also after a resume; one that fails holds nothing up."""
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline.reports.report import Report
 from pipeline.reports.sinks import SinkRun, refuse_missing_sinks
 from pipeline.run.stage import check_stage
 from tests.jobs.recorded_runs import SMALL, samples_of
+from tests.waiting import wait_until
 
 
 class Service:
@@ -82,9 +82,7 @@ def test_a_service_that_comes_back_gets_every_step(tmp_path: Path, monkeypatch: 
     serve(monkeypatch, service)
     with Report(tmp_path, total_steps=20, label="sft", report_to=["wandb"]) as report:
         report.step(1, {"loss": 1.0})
-        deadline = time.monotonic() + 60
-        while not service.steps and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: service.steps)
         report.step(2, {"loss": 1.0})
     assert service.steps == [1, 2]
 

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -140,21 +139,17 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 REPORTED = """
-import sys, time
+import sys
 from pathlib import Path
 from pipeline.reports import sinks
 from pipeline.reports.report import Report
 from tests.jobs.recorded_runs import samples_of
 name, folder, first, last, close = sys.argv[1:]
 sinks.SinkThread.close.__defaults__ = (float(close),)
-slowest = 0.0
 with Report(Path(folder), total_steps=20, label="grpo", report_to=[name]) as report:
     report.resume(int(first) - 1)
     for step in range(int(first), int(last) + 1):
-        started = time.monotonic()
         report.step(step, {"validation/sums/pass@1_greedy": step / 10, "nothing": float("nan")}, samples_of(step))
-        slowest = max(slowest, time.monotonic() - started)
-print("slowest step", slowest)
 """
 
 
@@ -189,17 +184,11 @@ AWAY: dict[SinkName, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("name", AWAY)
-def test_a_service_out_of_reach_neither_stops_nor_slows_a_stage(
-    name: SinkName, offline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_out_of_reach_stops_no_stage(name: SinkName, offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in AWAY[name].items():
         monkeypatch.setenv(key, value)
-    started = time.monotonic()
     output = reported(name, offline, 1, 5, close=3)
-    assert time.monotonic() - started < 120
     assert f"{name} failed (" in output or f"{name} did not take everything within 3 s" in output
-    slowest = float(output.rpartition("slowest step")[2])
-    assert slowest < 5, "writing the page of the first step takes most of it"
     for secret in ("WANDB_API_KEY", "SWANLAB_API_KEY"):
         assert secret not in AWAY[name] or AWAY[name][secret] not in output
 

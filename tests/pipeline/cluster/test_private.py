@@ -5,7 +5,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -20,6 +19,7 @@ from pipeline.cluster.room import (
 from pipeline.disk.home import restrict_token, write_token
 from rewards.sandbox.cgroup import family
 from tests.sockets import exposed
+from tests.waiting import wait_until
 
 START_AND_WAIT = """
 import time
@@ -70,10 +70,7 @@ def test_a_folder_that_a_late_process_makes_anew_is_removed_too() -> None:
         (folder / "r").mkdir()
     assert not folder.exists()
     (folder / "r").mkdir(parents=True)
-    deadline = time.monotonic() + 60
-    while folder.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not folder.exists())
 
 
 @pytest.mark.ranks
@@ -85,10 +82,7 @@ def test_a_killed_process_leaves_no_folder() -> None:
         assert "started\n" in process.stdout  # reads up to that line
         assert list(parent.glob("ay-ray-*"))
         process.kill()
-    deadline = time.monotonic() + 60
-    while list(parent.glob("ay-ray-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not list(parent.glob("ay-ray-*")))
 
 
 def test_the_token_is_read_by_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

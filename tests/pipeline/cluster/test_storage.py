@@ -51,7 +51,7 @@ def test_a_read_only_mount_is_noticed(token: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_node_without_the_installation_is_told_from_one_that_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the message of ray 2.60.0 (_private/function_manager.py) for a function that a worker can't import."""
+    """Ray 2.60.0 (_private/function_manager.py) has this message for a function that a worker can't import."""
 
     def fail(*_: Any, **__: Any) -> None:
         trace = "Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'pipeline'\n"

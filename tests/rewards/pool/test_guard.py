@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rewards.pool.guard import Guard, Judges, inspect, refuse_idle_workers, unju
 from rewards.pool.limits import memory_limits
 from rewards.types import CONTRACT_ERROR, Placement, Status, Task, Verdict
 from tests.rewards import hostile
+from tests.waiting import wait_until
 
 LIMIT = 20.0
 """Seconds that no verdict of a test needs, even where other programs use the processor."""
@@ -384,10 +384,8 @@ def test_the_process_outlives_neither_its_guard_nor_a_hang_after_the_guard_is_go
     )
     for arguments in ([], ["hang_in_c"]):
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, timeout=120, check=True)
-        pid, deadline = int(done.stdout), time.monotonic() + 60
-        while alive(pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not alive(pid)
+        pid = int(done.stdout)
+        wait_until(lambda pid=pid: not alive(pid))
 
 
 def test_hostile_latex_is_answered_in_time() -> None:

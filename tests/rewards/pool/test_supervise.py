@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from configs.rewards import RewardSpec
 from rewards.pool.guard import Guard
 from tests.rewards.pool.test_guard import LIMIT, TASK, alive, scores
+from tests.waiting import wait_until
 
 DAEMON = """
 import os, subprocess, sys
@@ -30,15 +30,8 @@ def daemon(task, completion):
 """
 
 
-def wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + 60
-    while alive(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_daemon_ends_with_its_judge(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whether the guard ends the judge or that one dies by itself; a program that the judge did not start lives on."""
+    """The guard ends the judge, or that one dies by itself; a program that the judge did not start lives on."""
     (tmp_path / "daemon.py").write_text(DAEMON)
     own = subprocess.Popen(["/bin/sleep", "600"])
     with Guard([RewardSpec(name=f"{tmp_path}/daemon.py:daemon")], timeout_seconds=LIMIT) as guard:
@@ -69,10 +62,6 @@ def test_a_killed_guard_leaves_neither_daemon_nor_files(tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     command = [sys.executable, "-c", program, f"{tmp_path}/daemon.py:daemon"]
-    killed = subprocess.run(command, stdout=subprocess.PIPE, timeout=120, env=environment)
+    killed = subprocess.run(command, stdout=subprocess.PIPE, env=environment)
     assert killed.returncode == -signal.SIGKILL
-    wait_for_end(int(killed.stdout))
-    deadline = time.monotonic() + 60
-    while any((tmp_path / "temporary").iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not alive(int(killed.stdout)) and not any((tmp_path / "temporary").iterdir()))

@@ -38,6 +38,6 @@ def test_a_ranking_is_accepted() -> None:
 
 
 def test_scores_are_shares_written_as_decimals() -> None:
-    """So that `min_score: 0.2` keeps the last of five places."""
+    """`min_score: 0.2` keeps the last of five places."""
     forms = ["a", "b", "c", "d", "e"]
     assert [RankingReward().score(Task("", forms), form).score for form in forms] == [1.0, 0.8, 0.6, 0.4, 0.2]
