@@ -17,6 +17,7 @@ class ActorGroup:
     gpus_setting: the setting that spreads one actor over several GPUs; empty for none.
     spans_nodes: those GPUs may be of several machines.
     label, checkpoint, dtype: of a judge, its reward's label, its model, and the model's precision.
+    fp8: parts of a judge's engine in FP8. max_length: its longest input in tokens; None for the model's own.
     suite: the suite that a judge judges in; empty for the stage's own rewards.
     kv_cache_gib: GiB of KV cache of one actor on each of its devices, and the setting of it.
     """
@@ -31,6 +32,8 @@ class ActorGroup:
     label: str = ""
     checkpoint: str = ""
     dtype: str = ""
+    fp8: tuple[Literal["weights", "kv_cache"], ...] = ()
+    max_length: int | None = None
     suite: str = ""
     kv_cache_gib: float | Literal["auto"] = 0.0
     kv_cache_setting: str = ""

@@ -18,7 +18,7 @@ from configs.stages import ON_POLICY, AnyStage, Recipe
 from configs.train import TrainerConfig
 from pipeline.cluster.actors import ActorGroup, Node, describe_nodes
 from pipeline.cluster.placement import ActorBytes, StagePlacement, place
-from rewards.plugins.names import MODEL_KINDS
+from rewards.plugins.names import JUDGE_CACHE_GIB, MODEL_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +180,7 @@ def _actor_groups(config: AnyStage, recipe: Recipe | None) -> Iterator[ActorGrou
 def _judges(specs: Iterable[RewardSpec], pool: RewardPoolConfig | None, suite: str = "") -> Iterator[ActorGroup]:
     for spec in specs:
         if spec.name in MODEL_KINDS and pool is not None:
+            has_engine = spec.name == "self_judge" or spec.args.get("backend") == "vllm"
             workers = pool.workers.get(spec.label, 1)
             yield ActorGroup(
                 "judge",
@@ -191,8 +192,10 @@ def _judges(specs: Iterable[RewardSpec], pool: RewardPoolConfig | None, suite: s
                 label=spec.label,
                 checkpoint=str(spec.args.get("path", "")),
                 dtype=str(spec.args.get("dtype", "float32")),
+                fp8=tuple(spec.args.get("fp8", ())),
+                max_length=spec.args.get("max_length"),
                 suite=suite,
-                kv_cache_gib=float(spec.args.get("kv_cache_gib", 0.0)),
+                kv_cache_gib=float(spec.args.get("kv_cache_gib", JUDGE_CACHE_GIB)) if has_engine else 0.0,
                 kv_cache_setting="args.kv_cache_gib",
             )
 

@@ -8,7 +8,7 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,8 @@ class CheckpointJudge(Settings):
     gpus: float | None = Field(default=None, ge=0)
     """GPUs of one worker, apart from those of ranks and engines: a whole number, over which vLLM splits the model, or a
     fraction that judges share. None is one where the cluster has any; 0 computes on the CPU."""
+    fp8: list[Literal["weights", "kv_cache"]] = Field(default_factory=list[Literal["weights", "kv_cache"]])
+    """Tensors of vLLM in FP8, as `rollout.fp8` has them: half the memory of bfloat16, for coarser scores."""
     seconds: float = Field(default=30.0, gt=0)
     """Time limit of one verdict; the verdicts of a group come from one call and share the sum."""
     start_seconds: float = Field(default=600.0, gt=0)
@@ -49,6 +51,8 @@ class CheckpointJudge(Settings):
 
     @model_validator(mode="after")
     def _sound(self) -> "CheckpointJudge":
+        if "weights" in self.fp8 and self.dtype == "float32":
+            raise ValueError("fp8: 'weights' are quantised from bfloat16; set dtype: bfloat16, or remove it")
         if self.promised:
             return self
         if not (self.folder / "config.json").is_file():
@@ -104,6 +108,7 @@ class CheckpointJudge(Settings):
             max_model_len=self.longest,
             tensor_parallel_size=max(1, int(self.gpus or 1)),
             kv_cache_gib=kv_cache_gib,
+            fp8=self.fp8,
             threads=self.threads,
         )
 

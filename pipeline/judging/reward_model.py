@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.judging.checkpoint import CheckpointJudge
 from rewards.judging.rubric import well_formed
+from rewards.plugins.names import JUDGE_CACHE_GIB
 from rewards.thinking import answer_alone
 from rewards.types import Status, Task, Verdict
 
@@ -30,14 +31,15 @@ class RewardModel(CheckpointJudge):
     """`drop` scores the answer without its chain of thought, as the model was trained with `data.reasoning=drop`."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens of one forward pass."""
-    kv_cache_gib: float = Field(default=1.0, gt=0)
+    kv_cache_gib: float = Field(default=JUDGE_CACHE_GIB, gt=0)
     """KV cache of one worker in GiB. Has an effect only with `vllm`."""
 
     @model_validator(mode="after")
     def _scores(self) -> "RewardModel":
         if self.backend == "torch":
-            if "kv_cache_gib" in self.model_fields_set:
-                raise ValueError("kv_cache_gib has no effect on backend 'torch'; remove it")
+            for key in ("kv_cache_gib", "fp8"):
+                if key in self.model_fields_set:
+                    raise ValueError(f"{key} has no effect on backend 'torch'; remove it, or set backend: vllm")
             if self.gpus is not None and self.gpus > 1:
                 raise ValueError(f"gpus={self.gpus:g}: backend 'torch' uses one; set backend: vllm, or gpus: 1")
         shape = None if self.promised else self._head_shape

@@ -17,6 +17,7 @@ from pipeline.judging.checkpoint import CheckpointJudge
 from pipeline.judging.reward_model import RewardModel
 from rewards.judging.rubric import TRIES, NoScore, Rubric, Vote, excerpt, read_verdict
 from rewards.judging.votes import ALONE, draw_ballots, tally
+from rewards.plugins.names import JUDGE_CACHE_GIB
 from rewards.types import Status, Task, Verdict
 from rollout.types import Completion
 
@@ -61,7 +62,7 @@ class SelfJudge(Rubric, CheckpointJudge):
     """Longest vote in tokens."""
     seed: int = Field(default=0, ge=0)
     """Seed of the votes and of the orders of the answers."""
-    kv_cache_gib: float = Field(default=1.0, gt=0)
+    kv_cache_gib: float = Field(default=JUDGE_CACHE_GIB, gt=0)
     """KV cache of one worker in GiB."""
     meta: RewardModel | None = None
     """Meta reward model: a reward model of verdicts, which the judging process loads too. Of an answer's votes only the

@@ -60,6 +60,8 @@ class Architecture:
     num_experts: int
     experts_per_token: int
     hidden: int
+    positions: int
+    """Longest input in tokens."""
     vocab: int
     heads: int
     layer: int
@@ -175,6 +177,7 @@ def _counted(model: Any, name: str) -> Architecture:
         num_experts=num_experts,
         experts_per_token=config.num_experts_per_tok if num_experts else 0,
         hidden=hidden,
+        positions=config.max_position_embeddings,
         vocab=config.vocab_size,
         heads=config.num_attention_heads,
         layer=max(decoder.values()),

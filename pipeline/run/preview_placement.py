@@ -12,7 +12,7 @@ from pipeline.cluster.placement import ActorBytes, StagePlacement
 from pipeline.planner.architecture import Architecture, architecture_of, as_reward_model
 from pipeline.planner.devices import GIB, Cluster
 from pipeline.planner.layout import USABLE, own_plan
-from pipeline.planner.memory import RolloutLayout, rollout_state, total
+from pipeline.planner.memory import RolloutLayout, kv_bytes, rollout_state, total
 from pipeline.planner.stage import PLANNED, dtype_of, origin_of, planned_stage
 
 
@@ -33,11 +33,14 @@ def preview_placement(config: AnyStage, recipe: Recipe, cluster: Cluster) -> Pla
         preview_placement(recipe.stages["grpo"], recipe, cluster_of("1x8xH100")).placement
     """
     demand, machines, note = stage_demand(config, recipe), machines_of(cluster), ""
+    judges = [group for group in demand.actors if group.kind == "judge"]
+    reasons = [demand.why_impossible(machines)]
     try:
         actor_bytes = predicted_bytes(config, recipe, cluster)
+        reasons += [_short_cache(group, recipe) for group in judges]
     except ValueError as error:
         actor_bytes, note = {}, f"bytes unknown: {str(error).partition(';')[0]}"
-    if reason := demand.why_impossible(machines):
+    if reason := next(filter(None, reasons), ""):
         return PlacementPreview(None, reason, note)
     try:
         return PlacementPreview(demand.place(machines, actor_bytes), "", note)
@@ -81,7 +84,8 @@ def predicted_bytes(config: AnyStage, recipe: Recipe, cluster: Cluster) -> Actor
     phases = list(sizes.get("rank", sizes.get("engine", {})))
     for group in stage_demand(config, recipe).actors:
         if group.kind == "judge":
-            sizes[group.label] = dict.fromkeys(phases, _judge_bytes(group, recipe, cluster))
+            judge = total(rollout_state(*_judge_engine(group, recipe))) + cluster.device.runtime
+            sizes[group.label] = dict.fromkeys(phases, judge)
     return sizes
 
 
@@ -92,8 +96,8 @@ def _engine_bytes(architecture: Architecture, rollout: RolloutConfig, cluster: C
     return max(size, USABLE * cluster.device.memory) if rollout.kv_cache_gib == "auto" else size
 
 
-def _judge_bytes(group: ActorGroup, recipe: Recipe, cluster: Cluster) -> float:
-    """Bytes of a judge on each of its devices: weights, KV cache and the process's own."""
+def _judge_engine(group: ActorGroup, recipe: Recipe) -> tuple[Architecture, RolloutLayout]:
+    """The model of a judge, and its engine; a judge without an engine has no KV cache."""
     stage = recipe.stages.get(group.checkpoint.removeprefix(PREFIX))
     origin, dtype = (group.checkpoint, group.dtype) if stage is None else (origin_of(stage, recipe), group.dtype)
     if stage is not None and dtype == "auto":
@@ -102,5 +106,17 @@ def _judge_bytes(group: ActorGroup, recipe: Recipe, cluster: Cluster) -> float:
     if stage is not None and stage.type == "rm":
         architecture = as_reward_model(architecture)
     assert group.kv_cache_gib != "auto", "a judge's cache has a size"
-    weights = architecture.total * architecture.width / max(group.gpus, 1.0)
-    return weights + group.kv_cache_gib * GIB + cluster.device.runtime
+    devices = max(int(group.gpus), 1)
+    return architecture, RolloutLayout(group.count, devices, group.kv_cache_gib * GIB, 1, group.fp8)
+
+
+def _short_cache(group: ActorGroup, recipe: Recipe) -> str:
+    """Why a judge's engine can't start: its KV cache is smaller than its longest input. Empty if it can."""
+    architecture, layout = _judge_engine(group, recipe)
+    longest, token = group.max_length or architecture.positions, kv_bytes(architecture, layout)
+    if not 0 < layout.kv_cache < longest * token:
+        return ""
+    return (
+        f"args.kv_cache_gib={group.kv_cache_gib:g} of a {group.noun} holds {layout.kv_cache / token:,.0f} tokens, and "
+        f"its longest input has {longest:,}: raise it, or lower args.max_length"
+    )

@@ -49,6 +49,9 @@ LANGUAGE_MODEL, REWARD_MODEL = "language model", "reward model"
 MODEL_KINDS: dict[str, str] = {"reward_model": REWARD_MODEL, "self_judge": LANGUAGE_MODEL}
 """Our rewards that load a checkpoint, from their argument `path`, and the kind of model that it must be."""
 
+JUDGE_CACHE_GIB = 1.0
+"""KV cache in GiB of the engine of such a reward, if `kv_cache_gib` is not set."""
+
 LIBRARIES = ("trl", "verl", "openrlhf")
 """Libraries whose reward functions run unchanged (`rewards.plugins.adapters`)."""
 

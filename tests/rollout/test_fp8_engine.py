@@ -1,9 +1,14 @@
 """Engines that keep weights or the KV cache in FP8, against `transformers` with the same weights quantised by us."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from configs.sampling import RolloutConfig
 from pipeline.models.fp8 import BLOCK, dequantise, quantise
+from rollout.pooling import ScoreEngine
 from tests.rollout.variants import Gaps, gaps_of
 
 pytestmark = pytest.mark.engine
@@ -125,3 +130,28 @@ def test_weights_are_rounded_as_our_quantiser_does() -> None:
         torch.testing.assert_close(rounded, dequantise(quantise(weight, BLOCK)).bfloat16(), rtol=2**-7, atol=0)
     for name in ("mlp.gate.weight", "lm_head.weight", "q_a_layernorm.weight"):
         assert rounded_to_fp8(name, weight) is weight
+
+
+def test_the_head_of_a_reward_model_stays_in_its_own_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of one row fits no block of 128 x 128; vLLM's own rules (quantization/online/base.py) decide by name."""
+    from vllm.config.quantization import resolve_quantization_config
+    from vllm.model_executor.layers.linear import ReplicatedLinear
+    from vllm.model_executor.layers.quantization.online.base import OnlineQuantizationConfig
+
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("rollout.pooling.LLM", lambda **arguments: asked.update(arguments))
+    monkeypatch.setattr("rollout.pooling._refuse_rounding", lambda _: None)
+    monkeypatch.setattr("rollout.pooling.engine_arguments", lambda *_, **__: {"quantization": "fp8_per_block"})
+    ScoreEngine(tmp_path, RolloutConfig(max_model_len=64, fp8=["weights"], threads=1), "bfloat16", batch_tokens=64)
+    resolved = resolve_quantization_config(asked["quantization"], asked["quantization_config"])
+    assert resolved is not None
+    rules = OnlineQuantizationConfig(resolved)
+    assert rules.resolve_quant_method_cls(ReplicatedLinear, "score") is None
+    assert rules.resolve_quant_method_cls(ReplicatedLinear, "model.layers.0.mlp.down_proj") is not None
+
+
+@pytest.mark.skipif(AMX, reason="with AMX vLLM multiplies in FP8")
+def test_a_reward_model_in_fp8_is_refused_where_the_cpu_would_compute_in_bfloat16(tmp_path: Path) -> None:
+    config = RolloutConfig(max_model_len=64, fp8=["weights"], threads=1)
+    with pytest.raises(ValueError, match="need a GPU, or a CPU with AMX"):
+        ScoreEngine(tmp_path, config, "bfloat16", batch_tokens=64)

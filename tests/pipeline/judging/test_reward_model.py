@@ -164,6 +164,8 @@ def test_a_reward_model_that_another_stage_has_yet_to_make_is_not_looked_at() ->
         ({"path": "lm"}, r"DeepseekV3ForCausalLM; score\.weight"),
         ({"path": "moe", "max_length": 4096}, "max_length=4096 .*max_position_embeddings=512"),
         ({"path": "moe", "kv_cache_gib": 1.0}, "kv_cache_gib has no effect"),
+        ({"path": "moe", "dtype": "bfloat16", "fp8": ["weights"]}, "fp8 has no effect"),
+        ({"path": "moe", "backend": "vllm", "fp8": ["weights"]}, "quantised from bfloat16"),
         ({"path": "moe", "gpus": 2.0}, "backend 'torch' uses one"),
         ({"path": "moe", "gpus": 1.5, "backend": "vllm"}, "whole number"),
         ({"path": "moe", "backend": "hf"}, "backend"),

@@ -19,8 +19,8 @@ from pipeline.planner.memory import (
 ONE = TrainLayout(1, 1, 1, 1000, False)
 TOY = Architecture(
     name="toy", family="deepseek_v3", total=1000, experts=800, embedding=0, mtp=0, num_layers=2, num_moe_layers=2,
-    num_experts=8, experts_per_token=2, hidden=4, vocab=10, heads=2, layer=90, layer_experts=400, kv=24, kv_shards=1,
-    saved=60, saved_lean=40, attention_flops=0, decode_flops=0,
+    num_experts=8, experts_per_token=2, hidden=4, positions=64, vocab=10, heads=2, layer=90, layer_experts=400, kv=24,
+    kv_shards=1, saved=60, saved_lean=40, attention_flops=0, decode_flops=0,
 )  # fmt: skip
 
 
