@@ -6,6 +6,7 @@ Absolute seconds depend on the machine; the ratios are taken within one run.
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -91,7 +92,7 @@ def sync_step(steps: int) -> dict[str, float]:
     return figures | {"mib": mib, "mib_per_second": mib / figures["transfer_seconds"]}
 
 
-def grpo_config(folder: Path, steps: int) -> GRPOConfig:
+def grpo_config(folder: Path, steps: int, overrides: Sequence[str] = (), model: str = MODEL) -> GRPOConfig:
     """Write the model and the prompts of the benchmark into `folder`; return the configuration of `steps` + 1 steps."""
     rng = random.Random(0)
     rows = [
@@ -100,9 +101,9 @@ def grpo_config(folder: Path, steps: int) -> GRPOConfig:
     ]
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = create_model(MODEL, 0, folder / MODEL)
-    overrides = [f"model.path={model}", f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"]
-    return load_config(str(GRPO_STEP), overrides, GRPOConfig).config
+    path = create_model(model, 0, folder / MODEL)
+    own = [f"model.path={path}", f"prompts.source.paths=[{prompts}]", f"steps={steps + 1}"]
+    return load_config(str(GRPO_STEP), [*own, *overrides], GRPOConfig).config
 
 
 def _bound_seconds(config: GRPOConfig) -> float:

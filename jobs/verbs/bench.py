@@ -11,6 +11,7 @@ app = verb_app()
 BENCHES = {
     "grpo-step": "jobs.bench.grpo:grpo_step",
     "versus-trl": "jobs.bench.versus_trl:versus_trl",
+    "growth": "jobs.bench.growth:growth",
     "sync": "jobs.bench.grpo:sync_step",
     "async": "jobs.bench.asynchronous:asynchronous",
     "simulation": "jobs.bench.simulation:simulation",
@@ -42,6 +43,7 @@ def bench(
     \b
     grpo-step      a GRPO step (generate, judge, reference, update, sync) of a random 25M-parameter mixture of experts
     versus-trl     the same step of ours and of TRL's, in turns
+    growth         a step of 1, 2 and 4 times the prompts, completions, tokens, layers, experts and engines
     sync           a weight sync of that model with its proof
     async          GRPO with and without a lag, a core for the engine and one for the rank, at as many seeds as --steps
     simulation     GRPO with and without a lag on 8 to 1,024 GPUs, simulated
