@@ -1,5 +1,6 @@
 """The placement of a recipe's stages on a cluster that need not exist, with the bytes that the planner predicts."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -37,7 +38,7 @@ def preview_placement(config: AnyStage, recipe: Recipe, cluster: Cluster) -> Pla
     reasons = [demand.why_impossible(machines)]
     try:
         actor_bytes = predicted_bytes(config, recipe, cluster)
-        reasons += [_short_cache(group, recipe) for group in judges]
+        reasons += _short_caches(config, recipe, judges)
     except ValueError as error:
         actor_bytes, note = {}, f"bytes unknown: {str(error).partition(';')[0]}"
     if reason := next(filter(None, reasons), ""):
@@ -110,13 +111,22 @@ def _judge_engine(group: ActorGroup, recipe: Recipe) -> tuple[Architecture, Roll
     return architecture, RolloutLayout(group.count, devices, group.kv_cache_gib * GIB, 1, group.fp8)
 
 
-def _short_cache(group: ActorGroup, recipe: Recipe) -> str:
-    """Why a judge's engine can't start: its KV cache is smaller than its longest input. Empty if it can."""
-    architecture, layout = _judge_engine(group, recipe)
-    longest, token = group.max_length or architecture.positions, kv_bytes(architecture, layout)
-    if not 0 < layout.kv_cache < longest * token:
+def _short_caches(config: AnyStage, recipe: Recipe, judges: list[ActorGroup]) -> Iterator[str]:
+    """Why engines can't start: a KV cache is smaller than the longest input."""
+    rollout = getattr(config, "rollout", None)
+    if rollout is not None:
+        architecture = architecture_of(origin_of(config, recipe), dtype_of(config, recipe))
+        setting, longest = f"rollout.kv_cache_gib={rollout.kv_cache_gib}", rollout.max_model_len
+        yield _short_cache(architecture, RolloutLayout.of(rollout), longest, setting, "rollout.max_model_len")
+    for group in judges:
+        architecture, layout = _judge_engine(group, recipe)
+        setting = f"args.kv_cache_gib={group.kv_cache_gib} of a {group.noun}"
+        yield _short_cache(architecture, layout, group.max_length or architecture.positions, setting, "args.max_length")
+
+
+def _short_cache(architecture: Architecture, layout: RolloutLayout, longest: int, setting: str, length: str) -> str:
+    """Empty if the cache is large enough, or its size is not known yet."""
+    tokens = layout.kv_cache / kv_bytes(architecture, layout)
+    if not 0 < tokens < longest:
         return ""
-    return (
-        f"args.kv_cache_gib={group.kv_cache_gib:g} of a {group.noun} holds {layout.kv_cache / token:,.0f} tokens, and "
-        f"its longest input has {longest:,}: raise it, or lower args.max_length"
-    )
+    return f"{setting} holds {tokens:,.0f} tokens, and its longest input has {longest:,}: raise it, or lower {length}"

@@ -167,7 +167,7 @@ JUDGE = {"path": "stage:rm_helpful", "dtype": "bfloat16", "backend": "vllm", "gp
     ("args", "refused"),
     [
         (JUDGE | {"kv_cache_gib": 16.0}, "would hold 1"),  # 158 GiB of weights, of 130
-        (JUDGE | {"fp8": ["weights"]}, "args.kv_cache_gib=1 of a 'helpful' judge holds 15,280 tokens"),
+        (JUDGE | {"fp8": ["weights"]}, "args.kv_cache_gib=1.0 of a 'helpful' judge holds 15,280 tokens"),
         (JUDGE | {"fp8": ["weights", "kv_cache"]}, ""),
         (JUDGE | {"fp8": ["weights"], "kv_cache_gib": 16.0}, ""),
         (JUDGE | {"fp8": ["weights"], "kv_cache_gib": 16.0, "max_length": None}, ""),  # 163,840 tokens
@@ -181,6 +181,16 @@ def test_a_judge_has_room_for_its_weights_and_its_longest_input(args: dict[str, 
     stage = grpo.model_copy(update={"rewards": [judge if s.label == "helpful" else s for s in grpo.rewards]})
     preview = preview_placement(stage, recipe, cluster_of("34x8xH200"))
     assert refused in preview.refused and (preview.placement is None) == bool(refused), preview.refused
+
+
+def test_an_engine_has_room_for_its_longest_input() -> None:
+    cut = ["stages.distill.rollout.kv_cache_gib=1.0"]
+    recipe = load_config("deepseek_v4", cut, Recipe).config
+    preview = preview_placement(recipe.stages["distill"], recipe, cluster_of("16x8xH200"))
+    assert preview.refused == (
+        "rollout.kv_cache_gib=1.0 holds 15,280 tokens, and its longest input has 32,768: raise it, or lower "
+        "rollout.max_model_len"
+    )
 
 
 def test_r1_has_the_rollouts_updates_and_stages_that_are_printed() -> None:
