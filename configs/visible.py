@@ -1,5 +1,12 @@
 """Text of models, rewards and other programs, made safe for terminals, logs and pages."""
 
+import codecs
+import os
+import sys
+from contextlib import suppress
+from threading import Thread
+from typing import IO
+
 _HIDDEN_RANGES = (
     (0x00, 0x08),  # control characters: all but tab and newline
     (0x0B, 0x1F),
@@ -28,3 +35,21 @@ def visible(text: str) -> str:
         visible("\\x1b[2Jhello")  # the text \\x1b[2Jhello, in which nothing clears a screen
     """
     return text.translate(ESCAPES)
+
+
+def copy_output(output: IO[bytes] | None) -> Thread:
+    """Start a thread that copies a process's piped bytes to this process's stderr as they come, with control characters
+    escaped, until the pipe is closed."""
+    assert output is not None
+
+    def copy() -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with output:
+            while data := os.read(output.fileno(), 1 << 16):
+                with suppress(OSError, ValueError):  # a closed stderr: the process must not wait for it
+                    sys.stderr.write(visible(decoder.decode(data)))
+                    sys.stderr.flush()
+
+    thread = Thread(target=copy, daemon=True)
+    thread.start()
+    return thread

@@ -14,18 +14,16 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ray.job_submission import JobStatus
 from rich.console import Console
 
-from configs.base import Settings
-from configs.graph import chosen, cut_off, graph, ready
-from configs.stages import Recipe
+from configs.graph import cut_off, graph, ready
 from configs.visible import visible
 from jobs.command import begin_anew, exit_code, explain, plain_table, quieten
 from jobs.machine import stopped_processes
-from jobs.shipment import Shipment
+from jobs.order import ORDER, Order
 from jobs.stage_job import RESULT_FILE, StageResult
 from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
 from pipeline.cluster.actors import Node, describe_nodes
@@ -40,35 +38,13 @@ from pipeline.disk.run_record import CONSOLE, RECIPE, RUN, RunRecord, StageRecor
 from pipeline.errors import RunStopped
 from pipeline.reports.files import duration
 
-ORDER = "ALIGNYARD_ORDER"
-"""Environment variable with the order, as JSON."""
+if TYPE_CHECKING:
+    from pipeline.run.dry_run import StagePreview
+
 RESULT_POLL_SECONDS, JOB_POLL_SECONDS = 0.1, 2.0
 """Seconds between two reads of the stages' results from disk, and between two requests for the state of their jobs."""
 LAST_LOG_SECONDS = 5.0
 """Longest wait for the last lines of a stage's output."""
-
-
-class Order(Settings):
-    """A run to conduct."""
-
-    recipe: Recipe
-    """The recipe."""
-    folder: Path
-    """Absolute folder of the run."""
-    working_directory: Path
-    """Folder that relative paths of the recipe start from."""
-    shipment: Shipment | None = None
-    """The recipe's files, in the folder that the conductor's Ray job starts in; None on a cluster of its own."""
-    start: str | None = None
-    """The first stage to run (see configs.graph.chosen)."""
-    until: str | None = None
-    """The last stage to run."""
-    only: str | None = None
-    """The stage to run alone."""
-    address: str = ""
-    """Job server of the cluster to run on, as the user calls it; empty for a cluster of its own."""
-    job: str = ""
-    """The conductor's own Ray job; empty if it is a process."""
 
 
 class Conductor:
@@ -98,7 +74,7 @@ class Conductor:
                 if not self._running:
                     for thread in self._log_threads.values():
                         thread.join(LAST_LOG_SECONDS)
-                    return self._finish()
+                    return _finish(self._record)
                 self._await_result()
         except BaseException:
             self._stop()
@@ -225,20 +201,23 @@ class Conductor:
         self._running.remove(name)
         _publish(self._record)
 
-    def _finish(self) -> Ending:
-        """The ending of the first stage that failed, since others may have failed because of it."""
-        failed = [stage for stage in self._stages.values() if stage.exit_code]
-        first = min(failed, key=lambda stage: stage.ended or 0.0, default=None)
-        self._record.reason = "" if first is None else first.reason
-        done_names, seconds = self._in_state(Ending.DONE.word), time.time() - self._record.started
-        self._print(
-            f"{self._record.name}: {len(done_names)} of {len(self._stages)} stages done, {duration(seconds)} "
-            f"({self._record.folder})"
-        )
-        return Ending.DONE if first is None else Ending(first.exit_code)
-
     def _print(self, text: str, style: str = "") -> None:
         self._console.print(text, style=style, markup=False, highlight=False)
+
+
+def _finish(record: RunRecord) -> Ending:
+    """The ending of the first stage that failed, since others may have failed because of it."""
+    failed = [stage for stage in record.stages.values() if stage.exit_code]
+    first = min(failed, key=lambda stage: stage.ended or 0.0, default=None)
+    record.reason = "" if first is None else first.reason
+    done = sum(stage.state == Ending.DONE.word for stage in record.stages.values())
+    Console(soft_wrap=True).print(
+        f"{record.name}: {done} of {len(record.stages)} stages done, {duration(time.time() - record.started)} "
+        f"({record.folder})",
+        markup=False,
+        highlight=False,
+    )
+    return Ending.DONE if first is None else Ending(first.exit_code)
 
 
 def conduct(order: Order) -> Ending:
@@ -248,14 +227,16 @@ def conduct(order: Order) -> Ending:
         _refuse_here(order)
         earlier = _earlier_record(order.folder)
         earlier_text = (order.folder / RUN).read_text(encoding="utf-8") if earlier is not None else None
-        record = _new_record(order, earlier)
+        record = order.new_record(earlier)
         record.write()
         imports = Thread(target=import_module, args=("pipeline.run.dry_run",))  # takes seconds, while Ray starts
         imports.start()
         try:
-            with cluster_with_jobs() as address, _signals_raise():
-                imports.join()
-                ending = _conduct(order, record, Jobs(address))
+            ending = _reuse(order, record)
+            if ending is None:
+                with cluster_with_jobs() as address, _signals_raise():
+                    imports.join()
+                    ending = _conduct(order, record, Jobs(address))
         except (KeyboardInterrupt, SystemExit):  # Ray raises SystemExit for a SIGTERM while it starts
             _close_record(order, record, Ending.INTERRUPTED, "stopped")
             raise KeyboardInterrupt from None
@@ -270,10 +251,22 @@ def conduct(order: Order) -> Ending:
         return ending
 
 
+def _reuse(order: Order, record: RunRecord) -> Ending | None:
+    """Ends a run whose stages are all done, without a cluster; None where one must run, and on a cluster that is
+    there."""
+    if order.address or any(read_figures(order.folder / name) is None for name in order.stages):
+        return None
+    planned = _plan(order)
+    if any(stage.selected and stage.progress != "done" for stage in planned):
+        return None
+    _begin(order, record, planned, [])
+    return _finish(record)
+
+
 def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
     from pipeline.cluster.room import nodes
     from pipeline.cluster.storage import refuse_unshared
-    from pipeline.run.dry_run import StageSelection, dry_run, outdated, refuse_problems
+    from pipeline.run.dry_run import outdated
 
     record.address = record.address or jobs.address
     # A conductor that was killed leaves jobs on a cluster that still runs.
@@ -285,28 +278,39 @@ def _conduct(order: Order, record: RunRecord, jobs: Jobs) -> Ending:
         folder = order.shipment.unpack(Path.cwd(), order.folder)
         os.chdir(folder)
         order = order.model_copy(update={"working_directory": folder})
-    planned = dry_run(order.recipe, order.folder, StageSelection(order.start, order.until, order.only))
-    cluster_nodes = nodes()
-    refuse_problems(planned)
+    planned, cluster_nodes = _plan(order), nodes()
     begin_anew(order.folder / name for name in outdated(planned, order.recipe))
+    _begin(order, record, planned, cluster_nodes)
+    return Conductor(order, record, jobs, cluster_nodes).run()
+
+
+def _plan(order: Order) -> list["StagePreview"]:
+    """Preview the action of each stage. Raises ValueError for conflicts and missing inputs of the selected ones."""
+    from pipeline.run.dry_run import StageSelection, dry_run, refuse_problems
+
+    planned = dry_run(order.recipe, order.folder, StageSelection(order.start, order.until, order.only))
+    refuse_problems(planned)
+    return planned
+
+
+def _begin(order: Order, record: RunRecord, planned: list["StagePreview"], nodes: list[Node]) -> None:
+    """Records and prints what each stage will do. Raises ValueError for a stage that no node can ever run."""
     for stage in planned:
         stage_record = record.stages[stage.name]
         if stage.progress == "done":
             stage_record.state, stage_record.reused = Ending.DONE.word, True
         elif not stage.selected:
             stage_record.state = State.LEFT_OUT
-        elif impossible := stage_demand(stage.config, order.recipe).why_impossible(cluster_nodes):
+        elif impossible := stage_demand(stage.config, order.recipe).why_impossible(nodes):
             raise ValueError(f"{stage.name}: {impossible}")
     write_atomic(order.folder / RECIPE, order.recipe.model_dump_json(indent=1))
     record.reason = ""
-    _print_plan(record, order, cluster_nodes)
-    return Conductor(order, record, jobs, cluster_nodes).run()
+    _print_plan(record, order, nodes)
 
 
 def _refuse_here(order: Order) -> None:
     """Raises ValueError for a chosen stage that a cluster of this machine alone can't run."""
-    stages = graph(order.recipe)
-    for name in chosen(stages, start=order.start, until=order.until, only=order.only):
+    for name in order.stages:
         if read_figures(order.folder / name) is None:
             try:
                 refuse_here(order.recipe.stages[name], order.recipe)
@@ -323,19 +327,6 @@ def _earlier_record(folder: Path) -> RunRecord | None:
     except ValueError as error:
         Console().print(str(error), style="yellow", markup=False, soft_wrap=True)
         return None
-
-
-def _new_record(order: Order, earlier: RunRecord | None) -> RunRecord:
-    """A new record, which keeps the jobs and times of stages that ran before."""
-    stages = {
-        name: StageRecord(order.recipe.stages[name].type, waits_for) for name, waits_for in graph(order.recipe).items()
-    }
-    for name, stage in stages.items():
-        if earlier is not None and name in earlier.stages:
-            before = earlier.stages[name]
-            stage.job, stage.started, stage.ended = before.job, before.started, before.ended
-    name, folder = order.recipe.name, str(order.folder)
-    return RunRecord(name, folder, stages, reason="starting", address=order.address, job=order.job)
 
 
 def _has_started_stages(record: RunRecord) -> bool:
@@ -367,7 +358,8 @@ def _print_plan(record: RunRecord, order: Order, nodes: list[Node]) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"cluster: {describe_nodes(nodes)}; run folder {order.folder}", highlight=False, soft_wrap=True)
+    cluster = f"cluster: {describe_nodes(nodes)}" if nodes else "nothing to run, so no cluster is started"
+    console.print(f"{cluster}; run folder {order.folder}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

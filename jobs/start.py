@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from configs.evaluation import EvalConfig
     from configs.load import LoadedConfig
     from configs.stages import AnyStage, Recipe
-    from jobs.conductor import Order
+    from jobs.order import Order
 
 
 def load_any(file: str, overrides: Sequence[str]) -> "LoadedConfig[Recipe] | LoadedConfig[AnyStage]":
@@ -56,12 +56,10 @@ def evaluation_of(checkpoint: str, suite: str, overrides: Sequence[str]) -> "tup
 def new_order(recipe: "Recipe", address: str, **selection: str | None) -> "Order":
     """The order to run a recipe, from this folder, on the cluster at `address` or one of its own; `selection` is that
     of configs.graph.chosen."""
-    from jobs.conductor import Order
-    from jobs.submission import job_id
+    from jobs.order import Order
 
     folder = Path(recipe.runs_dir, recipe.name).absolute()
-    job = job_id(recipe.name, "") if address else ""
-    order = Order(recipe=recipe, folder=folder, working_directory=Path.cwd(), address=address, job=job)
+    order = Order(recipe=recipe, folder=folder, working_directory=Path.cwd(), address=address)
     return order.model_copy(update=selection)
 
 
@@ -73,9 +71,9 @@ def start_order(order: "Order", *, detach: bool) -> int:
 
 def _run_on_cluster(order: "Order", detach: bool) -> int:
     """Starts the conductor as a Ray job, and follows its output."""
-    from jobs.conductor import ORDER
+    from jobs.order import ORDER
     from jobs.shipment import pack_files
-    from jobs.submission import Jobs, module_command
+    from jobs.submission import Jobs, job_id, module_command
     from pipeline.disk.lock import holder
 
     jobs = Jobs(order.address)
@@ -86,7 +84,8 @@ def _run_on_cluster(order: "Order", detach: bool) -> int:
             f"{order.recipe.name} --address {order.address}`"
         )
     with TemporaryDirectory(prefix="alignyard-") as package:
-        order = order.model_copy(update={"shipment": pack_files(order.recipe, Path(package))})
+        shipment, job = pack_files(order.recipe, Path(package)), job_id(order.recipe.name, "")
+        order = order.model_copy(update={"shipment": shipment, "job": job})
         jobs.submit(
             module_command("jobs.conductor"),
             job=order.job,
@@ -112,7 +111,7 @@ def _run_on_cluster(order: "Order", detach: bool) -> int:
 
 def _run_here(order: "Order", detach: bool) -> int:
     """Starts the conductor as a process of this machine, and follows its log."""
-    from jobs.conductor import ORDER
+    from jobs.order import ORDER
     from pipeline.disk.run_record import LOG
 
     file = order.folder / LOG
@@ -129,7 +128,7 @@ def _run_here(order: "Order", detach: bool) -> int:
     if detach:
         while process.poll() is None and not _has_started(order.folder, process.pid):
             time.sleep(0.1)
-        if process.returncode:  # it refused the order or failed to start; its log has the reason
+        if process.returncode is not None:  # it refused the order, failed to start or had nothing to run: see its log
             follow(file, offset, lambda: True)
             return _exit_code(process, order)
         return _print_started(order)

@@ -120,7 +120,8 @@ def _stage_view(name: str, folder: Path) -> Iterator[Text]:
         spark = max(OUT.width - width - 26, 8)
         curve = sparkline(points, LineChart(figure, "", {figure: points}, {}), spark_levels(), spark)
         yield Text(f"  {figure:{width}} {curve} " + (f"{last:.4g}" if first is None else f"{first:.4g} -> {last:.4g}"))
-    phases = ", ".join(f"{phase} {seconds:.3g}" for phase, seconds in seconds_by_phase(rows[-1:]).items())
+    took = {phase: seconds for phase, seconds in seconds_by_phase(rows[-1:]).items() if seconds >= 0.001}
+    phases = ", ".join(f"{phase} {seconds:.2g}" for phase, seconds in took.items())
     yield Text(f"  seconds of step {step}: {phases}")
     files = rollout_files(folder)
     if files:

@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from configs.rewards import RewardPoolConfig, RewardSpec
+from configs.visible import copy_output
 from rewards.plugins.build import build_reward
 from rewards.pool import limits
 from rewards.pool.serve import END, OUT_OF_MEMORY, Build, Form, ProcessConfig, Request
@@ -36,9 +37,7 @@ _WATCH_SECONDS = 0.2
 _STALL_SECONDS = 5
 """Longest the process may leave a message half read or half written."""
 _MAX_REPLY_BYTES = 1 << 20
-_BOOTSTRAP = (
-    "import sys; sys.path[:] = {path!r}; from rewards.pool.supervise import supervise; supervise({fd}, {folder!r})"
-)
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; import rewards.pool.supervise as s; s.supervise({fd}, {folder!r})"
 
 
 class _Process:
@@ -47,8 +46,7 @@ class _Process:
     def __init__(self, config: ProcessConfig, resident_gib: float | None) -> None:
         self._memory_gib, self._resident_gib = config.memory_gib, resident_gib
         self._watched, self._is_too_large = 0.0, False
-        self._is_fresh = True  # until it has judged something
-        self._number = 0
+        self._is_fresh, self._number = True, 0  # fresh until it has judged something
         local, remote = socket.socketpair()
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             local.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _STALL_SECONDS, 0))
@@ -60,10 +58,12 @@ class _Process:
                 [sys.executable, "-u", "-c", program],
                 pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # a checker's prints must not mix with this program's output
+                stdout=subprocess.PIPE,  # a checker's prints must not mix with this program's output
+                stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": self._folder.name},  # removed after a kill too
                 start_new_session=True,  # Ctrl-C in the terminal is the guard's to handle
             )
+        self._output = copy_output(self._popen.stdout)
         self._channel.send(config)
         self._pid = 0  # of the judging process, whose first message has it
         self._pid = self._receive_start(limits.DEFAULT_START_SECONDS)["pid"]
@@ -112,6 +112,7 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._popen.kill()  # the kernel then kills the judging process too
             self._popen.wait(_EXIT_SECONDS)
+        self._output.join(_EXIT_SECONDS)
         self._channel.close()
         self._folder.cleanup()
 
@@ -325,7 +326,6 @@ class Judges:
     Example:
         with Judges(config.rewards, config.reward_pool) as judges:
             problems = judges.problems(tasks)
-        pool = RewardPool(config.rewards, config.reward_pool, placements=judges.placements)
     """
 
     def __init__(self, specs: Sequence[RewardSpec], config: RewardPoolConfig, build: Build = build_reward) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from jobs.cli import main
 from jobs.command import OUT, begin_anew, exit_code, explain
-from jobs.conductor import Order, conduct
+from jobs.conductor import conduct
+from jobs.order import Order
 from jobs.start import write
 from jobs.submission import Jobs, RunJob
 from jobs.verbs import run as run_verb
@@ -22,6 +23,7 @@ from pipeline.disk.ending import Ending
 from pipeline.disk.lock import LOCK, locked
 from pipeline.disk.run_record import LOG, RUN, RunRecord, StageRecord
 from pipeline.gates.decision import Decision, write_decision
+from pipeline.run.lineage import write_lineage
 
 
 @pytest.fixture
@@ -200,6 +202,26 @@ def test_a_run_whose_record_is_damaged_is_started_all_the_same(
         conduct(order_of(runs, RECIPE.format(name="good", runs=runs)))
     assert "is empty" in capsys.readouterr().out
     assert RunRecord.read(runs / "good").state == "failed"
+
+
+def test_a_run_of_which_all_is_done_says_so_without_a_cluster(
+    runs: Path, no_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = order_of(runs, RECIPE.format(name="whole", runs=runs))
+    config, folder = order.recipe.stages["sft"], order.folder / "sft"
+    write_lineage(folder, "sft", config, config)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    (folder / "figures.json").write_text('{"train/loss": 1.0}')
+    assert conduct(order) == Ending.DONE
+    printed = capsys.readouterr().out
+    assert "reused" in printed and "1 of 1 stages done" in printed and "no cluster is started" in printed
+    record = RunRecord.read(order.folder)
+    assert record.state == "done" and record.stages["sft"].reused
+
+    with pytest.raises(ValueError, match="seed: was 0, is 1"):
+        conduct(order_of(runs, RECIPE.format(name="whole", runs=runs) + "    seed: 1\n"))
+    with pytest.raises(AssertionError, match="Ray was started"):
+        conduct(order_of(runs, RECIPE.format(name="whole", runs=runs).replace("steps: 1", "steps: 2")))
 
 
 def test_a_full_disk_is_explained_in_a_sentence() -> None:

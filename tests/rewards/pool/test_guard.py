@@ -197,6 +197,7 @@ def test_prints_reach_standard_error_at_once_and_not_the_channel(capfd: pytest.C
         assert scores(guard.judge("print", TASK, ["bad"])) == [0.5]
     out, err = capfd.readouterr()  # killed by now, with whatever it still held back
     assert out == "" and "a reward prints" in err
+    assert "\\x00\\x01 raw bytes too" in err and not set(err) & set("\x00\x01"), "nothing controls the terminal"
 
 
 @pytest.mark.parametrize("form", hostile.FORMS)
