@@ -108,7 +108,8 @@ class TrainerConfig(Settings):
     """DeepSpeed ZeRO stage, which shards over ranks: 1 the optimizer, 2 gradients too, 3 weights too."""
     expert_parallel_size: int = Field(default=1, ge=1)
     """Ranks that share the routed experts of a layer, each holding a part of them (DeepSpeed's AutoEP). Divides
-    `num_ranks` and the model's experts; needs zero_stage >= 1 and a DeepSeek-V2 or -V3 model."""
+    `num_ranks` and the model's experts; needs zero_stage >= 1 and a model of DeepSeek-V2, DeepSeek-V3,
+    Qwen2-MoE, Qwen3-MoE or Mixtral."""
     micro_batch_tokens: int = Field(default=8192, ge=16)
     """Tokens of one forward pass of one rank. Sequences are packed up to it. A longer group of completions is cut into
     rows that each repeat its prompt; a longer sequence runs alone."""

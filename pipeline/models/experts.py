@@ -23,7 +23,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_expe
 
 SORTED = "alignyard_sorted"
 _SKIPS = "skips_dropped"
-EXPERT_PARALLEL_FAMILIES = ("deepseek_v2", "deepseek_v3")
+EXPERT_PARALLEL_FAMILIES = ("deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "mixtral")
 """Model types whose experts can be sharded: their layers' outputs and gradients were compared with `transformers`'."""
 
 

@@ -48,20 +48,21 @@ class ExpertSharding:
         Raises ValueError for a model without experts, of another family than EXPERT_PARALLEL_FAMILIES, or whose number
         of experts `size` does not divide.
         """
-        setting, families = f"trainer.expert_parallel_size={size}", ", ".join(EXPERT_PARALLEL_FAMILIES)
-        num_experts = getattr(model.config, "n_routed_experts", None)
-        if model.config.model_type not in EXPERT_PARALLEL_FAMILIES or not num_experts:
-            raise ValueError(
-                f"{setting} needs a mixture of experts of DeepSeek's ({families}), and the model "
-                f"is '{model.config.model_type}' with {num_experts or 'no'} routed experts; set it to 1"
-            )
-        if num_experts % size:
-            raise ValueError(f"{setting} must divide the model's {num_experts} routed experts")
-        on_accelerator = torch.cuda.is_available()
-        config = AutoEPConfig(enabled=True, autoep_size=size, use_grouped_mm=on_accelerator, load_balance_coeff=None)
-        self._model, self._size, self._drops, self._num_experts = model, size, drops, num_experts
+        setting, family = f"trainer.expert_parallel_size={size}", model.config.model_type
+        config = AutoEPConfig(
+            enabled=True, autoep_size=size, use_grouped_mm=torch.cuda.is_available(), load_balance_coeff=None
+        )
         self._auto_ep = AutoEP(model, config)
-        self._whole = self._auto_ep.ep_parser()
+        self._whole = self._auto_ep.ep_parser() if family in EXPERT_PARALLEL_FAMILIES else []
+        if not self._whole:
+            raise ValueError(
+                f"{setting} needs a mixture of experts of one of {', '.join(EXPERT_PARALLEL_FAMILIES)}, and the model "
+                f"is '{family}'{' without routed experts' * (family in EXPERT_PARALLEL_FAMILIES)}; set it to 1"
+            )
+        self._model, self._size, self._drops = model, size, drops
+        self._num_experts = self._whole[0].num_experts
+        if self._num_experts % size:
+            raise ValueError(f"{setting} must divide the model's {self._num_experts} routed experts")
 
     def shard(self) -> None:
         """Keep this rank's experts of the layers whose weights have values by now."""
@@ -78,9 +79,20 @@ class ExpertSharding:
             layer.gate = block.gate
             # Not a submodule, so that the gate's weights keep a single name.
             layer.__dict__["router"] = partial(_route, block.gate, self._num_experts)
+            _rename(layer, "shared_experts", spec.shared_experts_name)
+            _rename(layer, "shared_experts_gate", spec.shared_experts_gate_name)
             layer.set_deepspeed_parallelism()
             if self._drops:
                 layer.__dict__["_forward"] = partial(_forward_kept, layer)
+
+
+def _rename(layer: Any, name: str, own: str | None) -> None:
+    """Give AutoEP's module `name` the name `own` of the model's block, for AutoEP to find under both."""
+    module = getattr(layer, name)
+    if module is not None and own is not None and own != name:
+        delattr(layer, name)
+        layer.add_module(own, module)
+        layer.__dict__[name] = module
 
 
 def expert_group(model: nn.Module) -> Any | None:

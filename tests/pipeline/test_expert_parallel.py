@@ -15,6 +15,7 @@ from pipeline.weights.architecture import architecture_file
 from pipeline.weights.fresh import create_model
 from rollout.checkpoint import checkpoint_shapes
 from tests.pipeline import dropping_ranks, layout_ranks
+from tests.pipeline.families import BASE
 from tests.pipeline.rank_processes import run_ranks
 
 ranks = pytest.mark.ranks
@@ -103,6 +104,27 @@ def test_deepseek_v2_routes_by_its_own_gate(folder: Path, tmp_path: Path, method
     model = create_model(str(tmp_path / "v2.json"), 0, tmp_path / "v2")
     sharded = train(model, tmp_path, "sharded", num=2, zero=1, experts=2)
     assert_same(train(model, tmp_path, "whole", num=1, zero=1, experts=1, others=("sharded",)), sharded)
+
+
+MIXTURE = BASE | {"num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+@ranks
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "others"),
+    [
+        ("qwen3_moe", {"norm_topk_prob": True}),
+        ("qwen2_moe", {"shared_expert_intermediate_size": 48}),
+        ("mixtral", {}),
+    ],
+)
+def test_mixtures_of_other_families_train_as_on_one_rank(tmp_path: Path, family: str, others: dict[str, int]) -> None:
+    (tmp_path / "sizes.json").write_text(json.dumps(MIXTURE | others | {"model_type": family}))
+    model = create_model(str(tmp_path / "sizes.json"), 0, tmp_path / "model")
+    sharded = train(model, tmp_path, "sharded", num=2, zero=1, experts=2)
+    assert_same(train(model, tmp_path, "whole", num=1, zero=1, experts=1, others=("sharded",)), sharded)
+    assert checkpoint_shapes(tmp_path / "sharded.hf") == checkpoint_shapes(model)
 
 
 @ranks
