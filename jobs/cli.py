@@ -38,7 +38,7 @@ VERBS = {
     "serve": ("serve", "Serve a checkpoint by vLLM, with OpenAI's protocol."),
     "bench": ("bench", "Measure this machine."),
     "import-gguf": ("export", "Convert a GGUF file to a transformers checkpoint."),
-    "export-fp8": ("export", "Write a checkpoint in DeepSeek's FP8 format."),
+    "export": ("export", "Write a checkpoint in another precision, FP8 included."),
     "gate": ("gate", "Show a gate's decision, or decide in its place."),
     "lineage": ("lineage", "Show the models and data that a run was made from."),
     "data": ("data", "Show data as a model will see it."),

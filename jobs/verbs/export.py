@@ -1,11 +1,12 @@
-"""`alignyard import-gguf` and `alignyard export-fp8`: checkpoints in other formats."""
+"""`alignyard import-gguf` and `alignyard export`: checkpoints in other formats."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from typer import Argument
+from typer import Argument, Option
 
 from jobs.command import OUT, verb_app
+from jobs.serving import checkpoint_folder
 
 app = verb_app()
 OutputFolder = Annotated[Path, Argument(metavar="OUT", help="The folder to write.")]
@@ -27,22 +28,33 @@ def convert_gguf(file: Annotated[Path, Argument(metavar="FILE", help="The GGUF f
     return 0
 
 
-@app.command("export-fp8")
-def write_fp8(
-    checkpoint: Annotated[Path, Argument(metavar="CHECKPOINT", help="A folder that transformers loads.")],
+@app.command("export")
+def write_checkpoint(
+    checkpoint: Annotated[
+        str, Argument(metavar="CHECKPOINT", help="A checkpoint's folder, a stage's folder, or a model of the hub.")
+    ],
     output: OutputFolder,
+    dtype: Annotated[
+        Literal["bf16", "fp32", "fp8"] | None,
+        Option("--dtype", help="Precision of the weights. [default: the checkpoint's own; bf16 for one in FP8]"),
+    ] = None,
 ) -> int:
-    """Write a checkpoint in the FP8 format of DeepSeek-V3's releases, which vLLM loads on GPUs.
+    """Write a checkpoint for transformers and vLLM into a folder of its own, with the SHA-256 of each file.
 
-    The projections of attention, MLPs and experts are stored in E4M3 with one scale for each block of 128 x 128; all
-    other tensors stay as they are.
+    A tensor and an output file of 4 GiB are in memory at a time. fp8 is the format of DeepSeek-V3's releases, which
+    vLLM loads on GPUs: the projections of attention, MLPs and experts in E4M3, with a scale for each block of
+    128 x 128; all other tensors stay as they are. `sha256sum -c SHA256SUMS` in the folder checks a copy of it.
 
     \b
-    Example:
-      alignyard export-fp8 runs/demo/reason/hf models/reason-fp8
+    Examples:
+      alignyard export runs/demo/grpo_preference models/demo
+      alignyard export runs/demo/grpo_preference models/demo-fp8 --dtype fp8
+      alignyard export models/deepseek-v3 models/deepseek-v3-bf16 --dtype bf16
     """
-    from pipeline.weights.fp8_export import export_fp8
+    from pipeline.weights.export import export_checkpoint
 
-    count = export_fp8(checkpoint, output)
-    OUT.print(f"{output}: {count} weights in FP8", soft_wrap=True)
+    folder = export_checkpoint(checkpoint_folder(checkpoint), output, dtype, sums=True)
+    files = list(folder.glob("*.safetensors"))
+    gib = sum(file.stat().st_size for file in files) / 2**30
+    OUT.print(f"{output}: {len(files)} files of weights, {gib:.2f} GiB", soft_wrap=True)
     return 0

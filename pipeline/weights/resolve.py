@@ -43,9 +43,9 @@ def resolve_model(config: ModelConfig | FirstModelConfig, *, workdir: Path, copy
     copy = workdir / f"from-fp8-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     if copy.is_dir():
         return copy
-    from pipeline.weights.fp8_import import import_fp8  # imports torch
+    from pipeline.weights.export import export_checkpoint  # imports torch
 
-    return import_fp8(folder, copy)
+    return export_checkpoint(folder, copy)
 
 
 def with_dtypes(config: _S) -> _S:

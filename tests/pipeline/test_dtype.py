@@ -19,8 +19,7 @@ from pipeline.planner.stage import dtype_of
 from pipeline.run.preview_placement import architecture_of
 from pipeline.train.spec import TrainSpec
 from pipeline.train.state import layers
-from pipeline.weights.fp8_export import export_fp8
-from pipeline.weights.fp8_import import import_fp8
+from pipeline.weights.export import export_checkpoint
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import load_model
 from pipeline.weights.resolve import resolve_model, with_dtypes
@@ -127,7 +126,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_weights_in_fp8_are_trained_and_saved_in_bfloat16(machine: None, tmp_path: Path) -> None:
     """With DeepSeek's 576 rows in five blocks, and scales in another file than their weights."""
     plain = small_causal_lm("deepseek_v3", tmp_path / "plain")
-    export_fp8(plain, tmp_path / "fp8")
+    export_checkpoint(plain, tmp_path / "fp8", "fp8")
     tensors = load_file(tmp_path / "fp8" / "model.safetensors")
     scales = {name: tensors.pop(name) for name in list(tensors) if name.endswith("_scale_inv")}
     save_file(tensors, tmp_path / "fp8" / "model.safetensors", {"format": "pt"})
@@ -153,9 +152,9 @@ def test_weights_in_fp8_are_trained_and_saved_in_bfloat16(machine: None, tmp_pat
 
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
 def test_weights_in_fp8_are_read_as_those_of_their_copy(machine: None, family: str, tmp_path: Path) -> None:
-    export_fp8(small_causal_lm(family, tmp_path / "plain"), tmp_path / "fp8")
+    export_checkpoint(small_causal_lm(family, tmp_path / "plain"), tmp_path / "fp8", "fp8")
     model = load_model(tmp_path / "fp8", "auto")
-    copy = load_model(import_fp8(tmp_path / "fp8", tmp_path / "copy"), "auto")
+    copy = load_model(export_checkpoint(tmp_path / "fp8", tmp_path / "copy"), "auto")
     assert model.dtype == torch.bfloat16 and not hasattr(model.config, "quantization_config")
     expected = copy.state_dict()
     assert model.state_dict().keys() == expected.keys()
@@ -166,4 +165,4 @@ def test_weights_in_fp8_are_read_as_those_of_their_copy(machine: None, family: s
 def test_other_blocks_are_refused(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "fp8", {"quantization_config": {"quant_method": "fp8", "weight_block_size": [1, 32]}})
     with pytest.raises(ValueError, match=r"weight_block_size=\[1, 32\]"):
-        import_fp8(model, tmp_path / "out")
+        export_checkpoint(model, tmp_path / "out")

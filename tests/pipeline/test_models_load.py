@@ -13,7 +13,7 @@ from configs.model import FirstModelConfig, ModelConfig
 from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
 from pipeline.train.state import layers
 from pipeline.weights import shards
-from pipeline.weights.fp8_export import export_fp8
+from pipeline.weights.export import export_checkpoint
 from pipeline.weights.fresh import create_model
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import load_model, save_hf
@@ -128,8 +128,8 @@ def test_a_large_model_is_written_in_shards_as_it_comes(
     assert torch.equal(logits(load_model(folder, "float32")), logits(model))
     assert not list(folder.glob("*.partial"))
 
-    export_fp8(folder, tmp_path / "fp8")
-    export_fp8(tiny, tmp_path / "fp8-of-one")
+    export_checkpoint(folder, tmp_path / "fp8", "fp8")
+    export_checkpoint(tiny, tmp_path / "fp8-of-one", "fp8")
     assert len(list((tmp_path / "fp8").glob("*.safetensors"))) > 1
     index = json.loads((tmp_path / "fp8" / "model.safetensors.index.json").read_text())
     sizes = {

@@ -23,7 +23,7 @@ from configs.sampling import SamplingConfig
 from pipeline.models.attention import Layout
 from pipeline.models.fp8 import BLOCK, dequantise, quantise
 from pipeline.models.logprobs import LogprobModel
-from pipeline.weights.fp8_export import export_fp8
+from pipeline.weights.export import export_checkpoint
 from rollout.engine import RolloutEngine
 from tests.rollout import tiny
 
@@ -41,7 +41,7 @@ def measure(fp8, dtype, root):
     models = [tiny.moe(seed, q_lora_rank=128, moe_intermediate_size=128) for seed in (0, 1)]
     folders = [tiny.save(model, root / str(seed)) for seed, model in enumerate(models)]
     if fp8 == ["exported"]:
-        export_fp8(folders[0], root / "exported")
+        export_checkpoint(folders[0], root / "exported", "fp8")
         engine = RolloutEngine(root / "exported", tiny.CONFIG, dtype, seed=0)
         rounds = [0]
     else:
