@@ -1,4 +1,4 @@
-"""Export a checkpoint in another precision: bfloat16, float32, or DeepSeek's FP8 in blocks of 128 x 128 with a scale."""
+"""Export a checkpoint in another precision: bfloat16, float32, or FP8 in DeepSeek's blocks of 128 x 128."""
 
 import json
 import shutil
