@@ -105,6 +105,12 @@ def _message(problem: ErrorDetails) -> str:
             return message if isinstance(value, dict | list) else f"{message} (given: {value!r})"
 
 
+def fit_default(settings: Settings, key: str, most: int) -> None:
+    """Lower a bound that nobody set to `most`. One that was set stays, to be refused by its name."""
+    if key not in settings.model_fields_set and 1 < most < getattr(settings, key):
+        object.__setattr__(settings, key, most)  # frozen for everybody else
+
+
 def members(annotation: Any) -> list[Any]:
     """List the members of a union, without None and without `Annotated`'s extras."""
     if get_origin(annotation) is Annotated:

@@ -151,7 +151,8 @@ class PromptData(Settings):
     system: str | None = None
     """System message put before every prompt. None adds none."""
     max_prompt_length: int = Field(default=512, ge=1)
-    """Longest prompt in tokens. A longer one is a bad row; it is never truncated."""
+    """Longest prompt in tokens. A longer one is a bad row; it is never truncated. Unset, a stage that
+    samples lowers it to what `rollout.max_model_len` leaves beside a completion."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """Largest share of bad rows, which are reported and left out; with more the run stops."""
 

@@ -8,7 +8,7 @@ from configs.base import Settings
 from configs.data import PromptData
 from configs.grpo import AlarmName, ValidationConfig
 from configs.model import ModelConfig
-from configs.sampling import CompletionConfig, RolloutConfig, SyncConfig, refuse_bounds, refuse_longer
+from configs.sampling import CompletionConfig, RolloutConfig, SyncConfig, fit_prompts, refuse_bounds
 from configs.sinks import SinkNames
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
 
@@ -107,7 +107,7 @@ class DistillConfig(Settings):
             raise ValueError("teachers: the weight of a single teacher has no effect; change the learning rate instead")
         if self.prompts.reward is not None:
             raise ValueError("prompts.reward has no effect, since nothing is judged; remove it (see domain_column)")
-        refuse_longer(self.prompts.max_prompt_length, self.sampling, self.rollout)
+        fit_prompts(self.prompts, self.sampling, self.rollout)
         if self.prompts_per_step * self.group_size < self.trainer.num_ranks:
             raise ValueError(
                 f"prompts_per_step={self.prompts_per_step} x group_size={self.group_size} completions are fewer than "

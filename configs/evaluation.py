@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from configs.base import Settings
+from configs.base import Settings, fit_default
 from configs.data import ComparisonData, PromptData, Source
 from configs.judging import RubricConfig
 from configs.model import ModelConfig
@@ -43,7 +43,7 @@ class TextSuite(BaseSuite):
     path: str
     """UTF-8 text file."""
     window_tokens: int = Field(default=512, ge=2)
-    """Tokens of a window; the text is scored window by window."""
+    """Tokens of a window; the text is scored window by window. Unset, at most `rollout.max_model_len` - 1."""
 
     def reads(self) -> dict[str, Source | Path]:
         return {"path": Path(self.path)}
@@ -246,7 +246,8 @@ class LMEvalSuite(BaseSuite):
     chat: bool = True
     """Render the document with the chat template, as a user's message, and worked examples as turns before it."""
     window_tokens: int = Field(default=512, ge=2)
-    """Tokens of a window; a text whose whole likelihood is needed is scored window by window."""
+    """Tokens of a window; a text whose whole likelihood is needed is scored window by window. Unset, at most
+    `rollout.max_model_len` - 1."""
 
     @model_validator(mode="after")
     def _own_files(self) -> "LMEvalSuite":
@@ -287,8 +288,9 @@ Suite = Annotated[AnySuite, Field(discriminator="type")]
 NamedSuites = Annotated[dict[str, Suite], BeforeValidator(expand_suites)]
 
 
-def refuse_unfit(suites: Mapping[str, AnySuite], sampling: SamplingConfig, rollout: RolloutConfig) -> None:
-    """Raise ValueError, naming the key, for settings that do not fit together or have no effect in an evaluation."""
+def fit_suites(suites: Mapping[str, AnySuite], sampling: SamplingConfig, rollout: RolloutConfig) -> None:
+    """Lower the bounds of lengths that were not set to what the engines take. Raise ValueError, naming the key, for
+    settings that do not fit together or have no effect in an evaluation."""
     if sampling.temperature == 0:
         raise ValueError("sampling.temperature=0 repeats the greedy completion; raise it")
     if sampling.max_tokens >= rollout.max_model_len:
@@ -297,13 +299,16 @@ def refuse_unfit(suites: Mapping[str, AnySuite], sampling: SamplingConfig, rollo
             f"rollout.max_model_len={rollout.max_model_len}"
         )
     for name, suite in suites.items():
-        bound = suite.longest()
+        if bound := suite.longest():
+            fit_default(suite, bound[0], rollout.max_model_len - 1)
+        if prompt := suite.longest_prompt():
+            fit_default(suite, prompt[0], rollout.max_model_len - sampling.max_tokens)
+        bound, prompt = suite.longest(), suite.longest_prompt()
         if bound and bound[1] >= rollout.max_model_len:
             raise ValueError(
                 f"suites.{name}.{bound[0]}={bound[1]} must be smaller than "
                 f"rollout.max_model_len={rollout.max_model_len}"
             )
-        prompt = suite.longest_prompt()
         if prompt and prompt[1] + sampling.max_tokens > rollout.max_model_len:
             raise ValueError(
                 f"suites.{name}.{prompt[0]} + sampling.max_tokens = {prompt[1] + sampling.max_tokens} exceeds "
@@ -340,5 +345,5 @@ class EvalConfig(Settings):
 
     @model_validator(mode="after")
     def _sound(self) -> "EvalConfig":
-        refuse_unfit(self.suites, self.sampling, self.rollout)
+        fit_suites(self.suites, self.sampling, self.rollout)
         return self

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.base import Settings
-from configs.evaluation import NamedSuites, refuse_unfit
+from configs.evaluation import NamedSuites, fit_suites
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig
 from configs.sampling import RolloutConfig, SamplingConfig
@@ -90,7 +90,7 @@ class GateConfig(Settings):
 
     @model_validator(mode="after")
     def _sound(self) -> "GateConfig":
-        refuse_unfit(self.suites, self.sampling, self.rollout)
+        fit_suites(self.suites, self.sampling, self.rollout)
         return self
 
     @model_validator(mode="after")

@@ -13,8 +13,8 @@ from configs.sampling import (
     PolicyRolloutConfig,
     SamplingConfig,
     SyncConfig,
+    fit_prompts,
     refuse_bounds,
-    refuse_longer,
 )
 from configs.sinks import SinkNames
 from configs.train import CheckpointConfig, OptimizerConfig, TrainerConfig
@@ -290,7 +290,7 @@ class GRPOConfig(Settings):
                 f"one update has {minibatch} prompts x group_size={self.group_size} completions, fewer than "
                 f"trainer.num_ranks={self.trainer.num_ranks}; lower num_ranks"
             )
-        refuse_longer(self.prompts.max_prompt_length, self.sampling, self.rollout)
+        fit_prompts(self.prompts, self.sampling, self.rollout)
         if self.objective.baseline == "leave_one_out" and self.mixing == "group":
             raise ValueError("objective.baseline=leave_one_out has no effect with mixing=group; remove one of them")
         if self.overlong.shaping_tokens and self.mixing == "group":

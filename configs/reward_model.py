@@ -48,7 +48,7 @@ class RewardModelConfig(Settings):
     """Held-out comparisons by name; RewardBench's files have the form `pair`, with `columns: {domain: subset}`."""
     eval_every_steps: int = Field(default=0, ge=0)
     """Steps between evaluations; the last step is always evaluated. Set together with eval_data."""
-    loss: Annotated[PairwiseLoss | PointwiseLoss, Field(discriminator="type")]
+    loss: Annotated[PairwiseLoss | PointwiseLoss, Field(discriminator="type")] = PairwiseLoss(type="pairwise")
     """Loss."""
     comparisons_per_step: int = Field(ge=1)
     """Comparisons of one optimizer step, over all ranks."""

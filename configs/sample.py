@@ -10,7 +10,7 @@ from configs.base import Settings
 from configs.data import PromptData
 from configs.model import ModelConfig
 from configs.rewards import RewardPoolConfig, RewardSpec
-from configs.sampling import RolloutConfig, SamplingConfig
+from configs.sampling import RolloutConfig, SamplingConfig, fit_prompts
 
 
 class SampledDomain(Settings):
@@ -99,11 +99,7 @@ def check_prompts(
     check_source_name(key)
     if prompts.reward is not None or (reward is not None and (reward.weight != 1 or reward.gate is not None)):
         raise ValueError(f"{key}: prompts.reward, reward.weight and reward.gate have no effect here; remove them")
-    if prompts.max_prompt_length + sampling.max_tokens > rollout.max_model_len:
-        raise ValueError(
-            f"{key}.prompts.max_prompt_length={prompts.max_prompt_length} + sampling.max_tokens={sampling.max_tokens} "
-            f"exceeds rollout.max_model_len={rollout.max_model_len}; lower the former or raise the latter"
-        )
+    fit_prompts(prompts, sampling, rollout, f"{key}.prompts")
 
 
 def check_source_name(key: str) -> None:

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.base import Settings
+from configs.base import Settings, fit_default
+from configs.data import PromptData
 from configs.model import AnyDtype
 from configs.train import TrainerConfig
 
@@ -92,13 +93,14 @@ class SyncConfig(Settings):
     difference that rounding alone makes on a token."""
 
 
-def refuse_longer(max_prompt_length: int, sampling: CompletionConfig, rollout: RolloutConfig) -> None:
-    """Raise ValueError where a prompt with its completion may be longer than the engines take."""
-    longest = max_prompt_length + sampling.max_tokens
-    if longest > rollout.max_model_len:
+def fit_prompts(prompts: PromptData, sampling: CompletionConfig, rollout: RolloutConfig, key: str = "prompts") -> None:
+    """Lower max_prompt_length, where it was not set, to what the engines take beside a completion. Raise ValueError
+    where it was set to more."""
+    fit_default(prompts, "max_prompt_length", rollout.max_model_len - sampling.max_tokens)
+    if prompts.max_prompt_length + sampling.max_tokens > rollout.max_model_len:
         raise ValueError(
-            f"prompts.max_prompt_length + sampling.max_tokens = {longest} exceeds "
-            f"rollout.max_model_len={rollout.max_model_len}"
+            f"{key}.max_prompt_length={prompts.max_prompt_length} + sampling.max_tokens={sampling.max_tokens} exceeds "
+            f"rollout.max_model_len={rollout.max_model_len}; lower one of the former or raise the latter"
         )
 
 

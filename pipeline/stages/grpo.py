@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from configs.distill import DistillConfig
-from configs.evaluation import refuse_unfit
+from configs.evaluation import fit_suites
 from configs.gate import GateConfig
 from configs.grpo import GRPOConfig
 from configs.sft import MtpConfig
@@ -175,7 +175,7 @@ def check_validation(config: GRPOConfig | DistillConfig, gate: GateConfig) -> No
             f"rules.0.figure='{decisive}' of the gate in validation.gate compares with another checkpoint, which can't "
             "answer while this stage trains; put another rule first, or give the suite's baseline as a file of answers"
         )
-    refuse_unfit(gate.suites, gate.sampling, config.rollout)
+    fit_suites(gate.suites, gate.sampling, config.rollout)
     check_suites(gate.suites, gate.reward_pool)
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from configs.evaluation import EvalConfig
 from configs.grpo import GRPOConfig
 from configs.load import find_config, leaves, load_config
+from configs.sample import SampleConfig
 from configs.sft import SFTConfig
 from configs.stages import STAGES, Recipe
 from tests.pipeline.stage_configs import grpo
@@ -16,6 +17,11 @@ RECIPE = str(Path(__file__).parent / "recipe.yaml")
 
 NEVER_WARM = {"type": "constant", "warmup_steps": 9}
 NAMED = {"source": {"type": "sums", "size": 8}, "max_prompt_length": 16, "reward": "math"}
+VERDICTS = {
+    "type": "verdicts",
+    "data": {"source": {"type": "sums", "size": 8}},
+    "judge": {"rubric": "{prompt} {answers}: [[7, 3]]", "compare": 2},
+}
 MORE = {"programs": 0.8, "requests": 0.3}
 TWO = [{"name": "math"}, {"name": "my.py:polite"}]
 
@@ -263,7 +269,8 @@ BF16 = {"path": "x", "dtype": "bfloat16"}
         ("grpo", {"seed": -1}, "greater than or equal to 0"),
         ("eval", {"sampling": {"max_tokens": 8, "temperature": 0}}, "repeats the greedy"),
         ("eval", {"sampling": {"max_tokens": 64}}, "no room for a prompt"),
-        ("eval", {"suites": {"t": {"type": "text", "path": "t.txt"}}}, "must be smaller than"),
+        ("eval", {"suites": {"t": {"type": "text", "path": "t.txt", "window_tokens": 64}}}, "must be smaller than"),
+        ("grpo", {"prompts": {"source": {"type": "sums", "size": 8}, "max_prompt_length": 57}}, r"=57 .*exceeds"),
         ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": MORE}}}, r"0\.8.*0\.3"),
         ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": {"lies": 1.0}}}}, "'programs', 'requests'"),
         ("sft", {"data": {"source": {"type": "sums", "size": 8, "shares": {"programs": 1.1}}}}, "less than or equal"),
@@ -297,6 +304,19 @@ def test_an_impossible_combination_is_refused_with_its_reason(stage: str, change
     STAGES[stage].model_validate(config)
     with pytest.raises(ValidationError, match=message):
         STAGES[stage].model_validate(config | changes)
+
+
+def test_a_default_that_nobody_set_adapts_to_a_small_model() -> None:
+    source, small = {"source": {"type": "sums", "size": 8}}, {"max_model_len": 64}
+    base = {"sampling": {"max_tokens": 8}, "rollout": small, "model": {"path": "x"}}
+    suites = {"t": {"type": "text", "path": "t.txt"}, "h": {"type": "lm_eval", "task": "t.yaml"}, "v": VERDICTS}
+    evaluation = EvalConfig.model_validate({"type": "eval", "suites": suites} | base)
+    lengths = [suite.longest() or suite.longest_prompt() for suite in evaluation.suites.values()]
+    assert lengths == [("window_tokens", 63), ("window_tokens", 63), ("max_prompt_length", 56)]
+    domains = {"math": {"prompts": source}}
+    sample = SampleConfig.model_validate({"type": "sample", "domains": domains} | base)
+    assert sample.domains["math"].prompts.max_prompt_length == 56
+    assert EvalConfig.model_validate(evaluation.model_dump()) == evaluation, "a record of it is read as it was"
 
 
 @pytest.mark.parametrize("key", ["trainer.fp8", "rollout.fp8"])
