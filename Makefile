@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast fast-tests test-slow test-faults soak test-portable test-peers test-sinks test-gpu demo-table wheel docs site lock-gpu
+.PHONY: setup demo test types fast fast-tests test-slow test-faults soak test-portable test-peers test-sinks test-s3 test-gpu demo-table wheel docs site lock-gpu
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -69,6 +69,14 @@ test-sinks: setup
 		.venv/bin/python -c '$(PACKAGES)' > "$$($(SINKS_PYTHON) -c '$(PACKAGES)')/project.pth" && \
 		$(SINKS_PYTHON) -m pip install --quiet $(SINKS) && echo "$(SINKS)" > .venv-sinks/versions; }
 	$(SINKS_PYTHON) -m pytest tests/sinks
+
+# Data, model and results in S3, against a server on this machine. s3fs has to be of fsspec's release.
+S3 = s3fs==2026.9.0 moto[server]==5.2.2
+test-s3: setup
+	@[ "$$(cat .venv-s3/versions 2>/dev/null)" = "$(S3)" ] || { rm -rf .venv-s3 && .venv/bin/python -m venv .venv-s3 && \
+		.venv/bin/python -c '$(PACKAGES)' > "$$(.venv-s3/bin/python -c '$(PACKAGES)')/project.pth" && \
+		.venv-s3/bin/python -m pip install --quiet $(S3) && echo "$(S3)" > .venv-s3/versions; }
+	PYTHONPATH=$$PWD .venv-s3/bin/python -m pytest tests/s3
 
 # On one GPU, eight minutes: what stand-ins can only imitate (docs/gpu.md). ONLY="states attention" runs some checks, CPU=1
 # tests the script without a GPU. Not after setup: half of it runs with torch, transformers and deepspeed alone.

@@ -8,13 +8,14 @@ from configs.base import Settings
 
 
 class FileSource(Settings):
-    """Rows of local JSONL or Parquet files."""
+    """Rows of JSONL or Parquet files."""
 
     type: Literal["file"]
     """Selects this source."""
     paths: list[str] = Field(min_length=1)
     """Files or glob patterns, read in sorted order: `.jsonl`, `.jsonl.gz` or `.parquet`. The name of an existing file
-    is not read as a pattern, even with brackets in it (`data[1].jsonl`)."""
+    is not read as a pattern, even with brackets in it (`data[1].jsonl`). Addresses that `fsspec` reads, such as
+    `s3://corpus/part-*.jsonl`, are fetched into the cache (docs/storage.md)."""
 
 
 class HubSource(Settings):

@@ -16,7 +16,8 @@ class ModelConfig(Settings):
     """A language model as a `transformers` checkpoint."""
 
     path: str
-    """Folder or hub name of the checkpoint; `stage:NAME` takes the result of an earlier stage."""
+    """Folder, hub name or address (`s3://...`: docs/storage.md) of the checkpoint; `stage:NAME` takes the result of an
+    earlier stage."""
     dtype: AnyDtype = "float32"
     """Precision of the weights in the forward pass, in training and rollout alike. `auto` takes the checkpoint's:
     `dtype` in its config.json, and bfloat16 for one in FP8."""
@@ -29,7 +30,8 @@ class FirstModelConfig(Settings):
     """The first model of a recipe: a checkpoint, or a new model of a given architecture."""
 
     path: str | None = None
-    """Folder or hub name of the checkpoint; `stage:NAME` takes the result of an earlier stage."""
+    """Folder, hub name or address (`s3://...`: docs/storage.md) of the checkpoint; `stage:NAME` takes the result of an
+    earlier stage."""
     init_config: str | None = None
     """`transformers` config.json of a new model: a file, or the name of a shipped one (`tiny`, a DeepSeek-V3 of 2
     million parameters; `moe_25m`, of 25 million). Exactly one of `path` and `init_config` is set."""

@@ -74,6 +74,9 @@ class Recipe(Settings):
     """A seed that stages may refer to as `${seed}`, so that one override reseeds the whole recipe."""
     report_to: SinkNames = Field(default_factory=list[SinkName])
     """Services that get the figures and samples of every training stage, beside TensorBoard's files."""
+    copy_to: str | None = None
+    """Address that results are copied to, below the run's name: each stage when it is done, and the run's own files at
+    its end (docs/storage.md)."""
     stages: dict[StageName, StageConfig] = Field(min_length=1)
     """Stages by name, each after those that it refers to. Independent stages may run in parallel."""
 

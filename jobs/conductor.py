@@ -24,7 +24,7 @@ from configs.visible import visible
 from jobs.command import begin_anew, exit_code, explain, plain_table, quieten
 from jobs.machine import stopped_processes
 from jobs.order import ORDER, Order
-from jobs.stage_job import RESULT_FILE, StageResult
+from jobs.stage_job import RESULT_FILE, StageResult, copy_results
 from jobs.submission import Jobs, cluster_with_jobs, job_id, stage_command
 from pipeline.cluster.actors import Node, describe_nodes
 from pipeline.cluster.demand import Demand, stage_demand
@@ -248,6 +248,8 @@ def conduct(order: Order) -> Ending:
                 _close_record(order, record, ending, message)
             raise
         _close_record(order, record, ending, record.reason)
+        if ending == Ending.DONE:
+            copy_results(order.recipe, order.folder)
         return ending
 
 

@@ -19,6 +19,7 @@ from configs.data import FileSource
 from configs.rewards import RewardSpec
 from configs.stages import Recipe
 from pipeline.disk.files import new_folder
+from pipeline.disk.remote import is_address
 
 TRAVEL_MIB = 100
 """Most that travels; the smallest files first."""
@@ -116,7 +117,7 @@ def _relative_matches(source: FileSource) -> Iterator[Path]:
 
     for pattern in source.paths:
         with suppress(ValueError):
-            if not Path(pattern).expanduser().is_absolute():
+            if not (is_address(pattern) or Path(pattern).expanduser().is_absolute()):
                 yield from source_files(source.model_copy(update={"paths": [pattern]}))
 
 

@@ -14,7 +14,9 @@ from configs.stages import Recipe
 from jobs.command import escape_output, explain, print_error, quieten
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
+from pipeline.disk.recorded import CHECKPOINTS
 from pipeline.disk.run_record import RECIPE
+from pipeline.errors import RunStopped
 
 RESULT_FILE = "outcome.json"
 
@@ -41,6 +43,21 @@ class StageResult:
         write_atomic(folder / RESULT_FILE, json.dumps({"exit_code": self.ending, "reason": self.reason}))
 
 
+def copy_results(recipe: Recipe, folder: Path, stage: str = "") -> None:
+    """Copies a stage's results, or the whole run's, to the recipe's `copy_to`, if it has one; training states stay.
+    Raises RunStopped where that fails."""
+    if recipe.copy_to is None:
+        return
+    from pipeline.disk.remote import copy_folder
+
+    address = "/".join(filter(None, [recipe.copy_to.rstrip("/"), recipe.name, stage]))
+    try:
+        sent = copy_folder(folder / stage, address, leaving=CHECKPOINTS)
+    except ValueError as error:
+        raise RunStopped(f"{error}; the results are complete here, and the same command copies them") from error
+    print(f"copied {sent} files to {address}", flush=True)
+
+
 def main(run: str, stage: str) -> Ending:
     """Runs the stage of the recipe in the run's folder."""
     quieten()
@@ -51,6 +68,7 @@ def main(run: str, stage: str) -> Ending:
         from pipeline.run.stage import run_stage
 
         run_stage(recipe.stages[stage], folder / stage, recipe)
+        copy_results(recipe, folder, stage)
         result = StageResult(Ending.DONE)
     except KeyboardInterrupt:
         result = StageResult(Ending.INTERRUPTED, "stopped")

@@ -26,7 +26,7 @@ from tests.test_pages import HOME, PAGES
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 ELISION = re.compile(r"# \.\.\.$|\.\.\.[,}]", re.MULTILINE)
 """Marks of a block that leaves keys out."""
-TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
+TARGET = re.compile(r"^([a-z0-9-]+):", re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from configs.data import ConversationData
 from pipeline.data.chat import ChatFormat
 from pipeline.data.order import batch_indices
-from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, source_files
+from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, remote_files, source_files
 from pipeline.disk.files import new_folder
 
 _FEATURES = Features({"token_ids": List(Value("int32")), "loss_mask": List(Value("int8")), "where": Value("string")})
@@ -151,5 +151,6 @@ def _alpaca(values: dict[str, Any]) -> list[dict[str, Any]]:
 def _fingerprint(config: ConversationData, tokenizer: PreTrainedTokenizerFast) -> str:
     """Hash everything that the tokens depend on; of files, their name, size and modification time."""
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source_files(config.source)]
+    files += list(remote_files(config.source).items())
     origin = [config.model_dump(), files, tokenizer.backend_tokenizer.to_str(), tokenizer.get_chat_template()]
     return hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]

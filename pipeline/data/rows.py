@@ -22,6 +22,7 @@ from configs.data import DatasetSource, FileSource, GymSource, HubSource, Source
 from configs.references import PREFIX
 from pipeline.data.sums import draw_sums
 from pipeline.disk.files import write_atomic
+from pipeline.disk.remote import fetch_file, is_address, remote_versions
 
 _EXAMPLES_PER_REASON = 5
 
@@ -159,7 +160,9 @@ def _rows_of(source: Source) -> Iterator[tuple[str, dict[str, Any] | BadRowError
     match source:
         case FileSource():
             for path in source_files(source):
-                yield from _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+                yield from _file(str(path), path)
+            for address, version in remote_files(source).items():
+                yield from _file(address, fetch_file(address, version))
         case HubSource():
             yield from _numbered(f"{source.path}/{source.split}", _hub(source))
         case GymSource():
@@ -179,25 +182,43 @@ def _numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, 
 def source_files(source: Source) -> list[Path]:
     """Return the files of a source, sorted and without repeats: of its paths, glob patterns or folders.
 
-    Sources without files, and outputs of earlier stages that don't exist yet, have none. Raises ValueError for a path
-    without a file, and for files of another type.
+    Sources without files, addresses, and outputs of earlier stages that don't exist yet, have none. Raises ValueError
+    for a path or an address without a file, and for files of another type.
     """
     if isinstance(source, DatasetSource):
         folders = [Path(folder) for folder in source.paths if not folder.startswith(PREFIX)]
         return sorted(file for folder in folders for file in _dataset_files(folder))
     files: set[Path] = set()
     for pattern in source.paths if isinstance(source, FileSource) else []:
+        if is_address(pattern):
+            continue
         matches = _matches(Path(pattern).expanduser())
         if not matches:
             raise ValueError(f"source.paths: no file fits '{pattern}' (looked from {Path.cwd()})")
         files.update(matches)
-    for path in files:
-        if not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+    _refuse_other_types(map(str, files))
+    remote_files(source)
+    return sorted(files)
+
+
+def remote_files(source: Source) -> dict[str, str]:
+    """Return the files behind the addresses of a source, sorted, each with a text that changes with its content.
+
+    Raises ValueError for an address without a file, and for files of another type.
+    """
+    paths = source.paths if isinstance(source, FileSource) else []
+    found = {name: text for path in paths if is_address(path) for name, text in remote_versions(path).items()}
+    _refuse_other_types(found)
+    return dict(sorted(found.items()))
+
+
+def _refuse_other_types(names: Iterable[str]) -> None:
+    for name in names:
+        if not name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
             raise ValueError(
-                f"source.paths: '{path}' is not a .jsonl, .jsonl.gz or .parquet file; docs/sft.md has lines that "
+                f"source.paths: '{name}' is not a .jsonl, .jsonl.gz or .parquet file; docs/sft.md has lines that "
                 "convert JSON and CSV"
             )
-    return sorted(files)
 
 
 def _matches(path: Path) -> list[Path]:
@@ -211,16 +232,20 @@ def _matches(path: Path) -> list[Path]:
     return list(base.glob("/".join(rest))) if rest else [base]
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]]:
+def _file(name: str, path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]]:
+    return _parquet(name, path) if path.suffix == ".parquet" else _json_lines(name, path)
+
+
+def _json_lines(name: str, path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRowError]]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 text = line.removeprefix(codecs.BOM_UTF8)  # `cat` of several files puts it in the middle too
                 if text.strip():
-                    yield f"{path}:{number}", _parse(text)
+                    yield f"{name}:{number}", _parse(text)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"'{path}' is a broken gzip archive ({error}); fetch it again") from error
+        raise ValueError(f"'{name}' is a broken gzip archive ({error}); fetch it again") from error
 
 
 def _parse(text: bytes) -> dict[str, Any] | BadRowError:
@@ -239,15 +264,15 @@ def _parse(text: bytes) -> dict[str, Any] | BadRowError:
     return values
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(name: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     from pyarrow.parquet import ParquetFile  # training ranks read no rows, so they need neither this nor `datasets`
 
     try:
         # Not by `datasets`, which writes to its cache in the home even for a file here.
         rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
-        yield from _numbered(str(path), rows)
+        yield from _numbered(name, rows)
     except ValueError as error:  # pyarrow's errors are ValueErrors
-        raise ValueError(f"'{path}' is not a readable Parquet file: {error}") from error
+        raise ValueError(f"'{name}' is not a readable Parquet file: {error}") from error
 
 
 def _hub(source: HubSource) -> Iterator[dict[str, Any]]:

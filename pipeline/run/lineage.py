@@ -29,7 +29,7 @@ from configs.rewards import RewardSpec
 from configs.stages import AnyStage
 from configs.suites import BaseSuite
 from configs.train import OptimizerConfig
-from pipeline.data.rows import source_files
+from pipeline.data.rows import remote_files, source_files
 from pipeline.disk.files import write_atomic
 from pipeline.disk.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_hash
 from pipeline.disk.recorded import ABSENT, CONFIG, FIGURES, LINEAGE, begun, differences, read_config, read_lineage
@@ -322,7 +322,8 @@ def _data(inputs: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:
                 },
             )
         elif isinstance(node, SOURCE_TYPES):
-            hashes = _file_hashes(source_files(cast(Source, node)), folder)
+            source = cast(Source, node)
+            hashes = _file_hashes(source_files(source), folder) | remote_files(source)
             yield key, hashes or text_hash(_to_json(node.model_dump(mode="json")))
         elif isinstance(node, RewardSpec) and "rubric_file" in node.args:
             yield f"{key}.args.rubric_file", _file_hashes([Path(node.args["rubric_file"]).expanduser()], folder)

@@ -12,6 +12,7 @@ from configs.base import Settings
 from configs.lora import LoraConfig
 from configs.model import FirstModelConfig, ModelConfig
 from pipeline.data.template_files import template_file
+from pipeline.disk.remote import fetch_checkpoint, is_address
 from pipeline.weights.architecture import architecture_file
 from rollout.checkpoint import is_in_fp8, resolve_dtype
 
@@ -98,6 +99,8 @@ def adapter_folder(lora: LoraConfig) -> Path:
 
 
 def _checkpoint_folder(path: str) -> Path:
+    if is_address(path):
+        return fetch_checkpoint(path)
     folder = Path(path).expanduser()
     if folder.is_file():
         raise ValueError(f"model.path='{folder}' is a file; give a checkpoint's folder (a GGUF file is imported first)")
