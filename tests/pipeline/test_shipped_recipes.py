@@ -145,6 +145,7 @@ def test_rows_of_the_hub_are_read_and_judged(name: str, monkeypatch: pytest.Monk
     [
         ("qwen3_gsm8k_1gpu", "1x1xH100"),
         ("qwen3_dapo_8gpu", "1x8xH100"),
+        ("qwen3_moe_8gpu", "1x8xH100"),
         ("deepseek_v2_lite", "1x8xH100"),
         ("deepseek_v2", "11x8xH100"),
         ("deepseek_v3", "34x8xH200"),
