@@ -37,5 +37,5 @@ class Program:
         self._sandbox = Sandbox()
 
     def score(self, task: Task, completion: str) -> float:
-        result = self._sandbox.run(["/bin/sleep", "0.2"], folder=Path("/usr/share"), limits=Limits(seconds=5))
+        result = self._sandbox.run(["/bin/sleep", "1"], folder=Path("/usr/share"), limits=Limits(seconds=5))
         return float(result.exit_code == 0)

@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.faults.cases import FAULTS, IS_ROOT, Fault
 from tests.faults.run_folder import Run
 
@@ -173,9 +175,9 @@ def inject_all(chosen: Sequence[Fault], run: Run, measured: dict[str, Measured])
             measured[fault.name] = measure(fault, run)
             measured[fault.name].load = os.getloadavg()[0]
             print(f"  {measured[fault.name].line(fault.name)}", flush=True)
-        except AssertionError as error:
+        except (AssertionError, OSError, subprocess.SubprocessError, psutil.Error) as error:
             failed.append(fault.name)
-            print(f"  FAILED: {error}", flush=True)
+            print(f"  FAILED: {type(error).__name__}: {error}", flush=True)
             if fault.undo is not None and fault.own is None:
                 with suppress(OSError, subprocess.SubprocessError):
                     fault.undo(run)

@@ -148,7 +148,11 @@ class Run:
             assert self.process is not None
             return self.process.pid
         own = {"driver": lambda: self.driver, "conductor": lambda: self.conductor}
-        return own[name]() if name in own else self.processes(name)[-1].pid
+        if name in own:
+            return own[name]()
+        found: list[psutil.Process] = []
+        self.wait(lambda: found.extend(self.processes(name)) or bool(found), f"a process {name}")
+        return found[-1].pid
 
     def leave_nothing(self) -> None:
         """Wait until no process of an ended run holds its folders."""
