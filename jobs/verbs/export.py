@@ -31,7 +31,10 @@ def convert_gguf(file: Annotated[Path, Argument(metavar="FILE", help="The GGUF f
 @app.command("export")
 def write_checkpoint(
     checkpoint: Annotated[
-        str, Argument(metavar="CHECKPOINT", help="A checkpoint's folder, a stage's folder, or a model of the hub.")
+        str,
+        Argument(
+            metavar="CHECKPOINT", help="The folder of a checkpoint, a stage or a training state; a model of the hub."
+        ),
     ],
     output: OutputFolder,
     dtype: Annotated[
@@ -41,19 +44,24 @@ def write_checkpoint(
 ) -> int:
     """Write a checkpoint for transformers and vLLM into a folder of its own, with the SHA-256 of each file.
 
-    A tensor and an output file of 4 GiB are in memory at a time. fp8 is the format of DeepSeek-V3's releases, which
-    vLLM loads on GPUs: the projections of attention, MLPs and experts in E4M3, with a scale for each block of
-    128 x 128; all other tensors stay as they are. `sha256sum -c SHA256SUMS` in the folder checks a copy of it.
+    A tensor and an output file of 4 GiB are in memory at a time, of a training state a layer. fp8 is the format of
+    DeepSeek-V3's releases, which vLLM loads on GPUs: the projections of attention, MLPs and experts in E4M3, with a
+    scale for each block of 128 x 128; all other tensors stay as they are. `sha256sum -c SHA256SUMS` in the folder
+    checks a copy of it.
 
     \b
     Examples:
       alignyard export runs/demo/grpo_preference models/demo
       alignyard export runs/demo/grpo_preference models/demo-fp8 --dtype fp8
       alignyard export models/deepseek-v3 models/deepseek-v3-bf16 --dtype bf16
+      alignyard export runs/demo/grpo_preference/checkpoints/step-15 models/step-15
     """
-    from pipeline.weights.export import export_checkpoint
+    from pipeline.weights.export import export_checkpoint, export_state, is_training_state
 
-    folder = export_checkpoint(checkpoint_folder(checkpoint), output, dtype, sums=True)
+    if is_training_state(Path(checkpoint)):
+        folder = export_state(Path(checkpoint), output, dtype)
+    else:
+        folder = export_checkpoint(checkpoint_folder(checkpoint), output, dtype, sums=True)
     files = list(folder.glob("*.safetensors"))
     gib = sum(file.stat().st_size for file in files) / 2**30
     OUT.print(f"{output}: {len(files)} files of weights, {gib:.2f} GiB", soft_wrap=True)

@@ -13,7 +13,7 @@ from rollout.actors import MEMORY_REMEDY, actor_process, death, is_out_of_memory
 
 NOTICE_SECONDS = 10.0
 """Longest that Ray takes to notice that the process of a rank ended."""
-WRITING = ("save", "save_hf")
+WRITING = ("begin_save", "end_save", "save_hf")
 """Methods of TrainEngine that write a checkpoint."""
 STARTING = ("address", "build", "open_group")
 """Methods of the start, which have a time limit of their own."""

@@ -7,11 +7,12 @@ step; `hf/` that of the last step.
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from configs.train import CheckpointConfig
-from pipeline.disk.checksums import damage
+from pipeline.disk.checksums import damage, write_checksums
 from pipeline.disk.files import fsync, link, new_folder, read_json, write_atomic
 from pipeline.disk.recorded import CHECKPOINTS
 from pipeline.train.worker import TrainingRanks
@@ -20,6 +21,8 @@ _STATE_NAME = re.compile(r"step-(\d+)")
 
 PENDING, CANDIDATE = "pending", "candidate"
 """Folders of a training state and of a model that were written before their step was done."""
+WAIT_SHARE = 0.02
+"""Share of a step that its end waits at most for a state that is being written."""
 _BEST_FILE = "best.json"
 """Records the best step, and the name and value of the figure that selected it."""
 
@@ -58,8 +61,8 @@ def set_aside_damaged(stage_folder: Path, warn: Callable[[str], None]) -> None:
 class Checkpoints:
     """The checkpoints of a policy in its stage's folder. `step` is the last finished step, 0 at the start.
 
-    A step's files are written while the ranks hold their state, and appear when the step is done: by then a stage may
-    have moved its ranks off their devices.
+    A training state is copied while the ranks hold it, and written beside the steps that follow, one at a time: it
+    becomes the newest once it is whole and its step is done. A kill in between leaves the state before.
 
     Example:
         ranks.update(batch, denominator)
@@ -79,6 +82,8 @@ class Checkpoints:
     ) -> None:
         """is_candidate: True for a step whose policy may become the best one, since `offer` follows."""
         self.step = 0
+        self._pending: int | None = None  # the step of the state that is being written
+        self._began = time.monotonic()  # the present step
         self._last_step, self._is_candidate = last_step, is_candidate
         self._stage_folder, self._bests = folder, folder / "bests"
         self._folder = folder / CHECKPOINTS
@@ -99,18 +104,32 @@ class Checkpoints:
             self._policy.save_hf(self._stage_folder / "hf")
         if self._is_candidate(step):
             self._policy.save_hf(self._bests / CANDIDATE / "hf")
-        if self._checkpoint_due(step):
-            self._policy.save(self._folder / PENDING)
+        if step == self._last_step or step % self._config.every_steps == 0:
+            self._finish(None)
+            shutil.rmtree(self._folder / PENDING, ignore_errors=True)  # a killed writer's
+            (self._folder / PENDING).mkdir(parents=True)
+            self._policy.begin_save(self._folder / PENDING)
+            self._pending = step
 
     def done(self, step: int) -> None:
-        """Finish `step`: its checkpoint, if one was due, becomes the newest to resume from."""
+        """Finish `step`: from now on its checkpoint, if one was due, may become the newest to resume from. That of the
+        last step has become it when this returns."""
         self.step = step
-        if self._checkpoint_due(step):
-            newest = self._folder / f"step-{step}"
-            (self._folder / PENDING).rename(newest)
-            fsync(newest.parent)
-            for _, old in sorted(saved_states(self._stage_folder).items())[: -self._config.keep]:
-                shutil.rmtree(old)
+        now = time.monotonic()
+        self._finish(None if step == self._last_step else WAIT_SHARE * (now - self._began))
+        self._began = now
+
+    def _finish(self, patience: float | None) -> None:
+        """Make the state that is being written the newest; not if the ranks need longer than `patience` seconds."""
+        if self._pending is None or (checksums := self._policy.end_save(patience)) is None:
+            return
+        write_checksums(self._folder / PENDING, checksums)
+        newest = self._folder / f"step-{self._pending}"
+        (self._folder / PENDING).rename(newest)
+        fsync(newest.parent)
+        self._pending = None
+        for _, old in sorted(saved_states(self._stage_folder).items())[: -self._config.keep]:
+            shutil.rmtree(old)
 
     def offer(self, step: int, figure: str, value: float, *, lower_is_better: bool) -> None:
         """Keep the candidate of `step` as `best/hf` if its `value` is better than that of the current best.
@@ -133,6 +152,3 @@ class Checkpoints:
         for old in self._bests.iterdir():
             if old.resolve() not in (best.resolve(), previous):
                 shutil.rmtree(old)
-
-    def _checkpoint_due(self, step: int) -> bool:
-        return step == self._last_step or step % self._config.every_steps == 0

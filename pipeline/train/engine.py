@@ -32,8 +32,9 @@ from pipeline.train.schedule import learning_rate
 from pipeline.train.sender import WeightSender
 from pipeline.train.sleep import Residence
 from pipeline.train.spec import BatchSums, FrozenModel, TrainSpec
-from pipeline.train.state import copy_weights, gathered, layers, load_state, save_state, trained_tensors
+from pipeline.train.state import StateWriter, copy_weights, gathered, load_state, trained_tensors
 from pipeline.weights.adapters import write_adapters
+from pipeline.weights.fill import layers
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import save_hf
 from pipeline.weights.reward_model import save_score_model
@@ -69,6 +70,7 @@ class TrainEngine:
         self._vocab_size = 0 if spec.is_reward_model else int(self._model.config.get_text_config().vocab_size)
         ledger = Ledger.of_environment(self.name)
         self._residence = Residence(self.engine, self.reference, self.device, ledger)
+        self._writer = StateWriter()
         self.sender = WeightSender(self._model, spec.trainer, self.device, ledger)
 
     @needs(*DeviceState)
@@ -85,10 +87,8 @@ class TrainEngine:
 
     @needs(DeviceState.AWAKE)
     def forward_backward(self, batch: list[MicroBatch], denominator: float) -> BatchSums:
-        """Accumulate the gradient of the loss over `batch`, divided by `denominator`.
-
-        The denominator is counted over all micro-batches and ranks.
-        """
+        """Accumulate the gradient of the loss over `batch`, divided by `denominator`, which is counted over all
+        micro-batches and ranks."""
         self._has_gradient = True
         self.engine.train()
         total = torch.zeros((), device=self.device)
@@ -200,8 +200,7 @@ class TrainEngine:
 
     @needs(DeviceState.AWAKE, DeviceState.WEIGHTS)
     def save_hf(self, folder: Path) -> None:
-        """Write a `transformers` checkpoint, with its adapters in `adapter`; every rank takes part in gathering and
-        rank 0 writes layer by layer."""
+        """Write a `transformers` checkpoint, with its adapters in `adapter`: all ranks gather, the first writes."""
         parts, extend = self.layer_weights(with_mtp=True), None
         if self.spec.lora:
             adapters = trained_tensors(self._model, zero_stage=self.spec.trainer.zero_stage)
@@ -214,13 +213,18 @@ class TrainEngine:
         torch.distributed.barrier()
 
     @needs(DeviceState.AWAKE)
-    def save(self, folder: Path) -> dict[str, str]:
-        """Write the training state into `folder` with all ranks, and return the checksums of this rank's files."""
-        return save_state(self.engine, folder, self.step)
+    def begin_save(self, folder: Path) -> None:
+        """Copy this rank's part of the training state to the host, to be written into `folder` meanwhile."""
+        self._writer.begin(self.engine, folder, self.step)
+
+    @needs(*DeviceState)
+    def end_save(self, patience: float | None) -> dict[str, str] | None:
+        """Return the checksums of what `begin_save` writes; None if it takes longer than `patience` seconds."""
+        return self._writer.result(patience)
 
     @needs(DeviceState.AWAKE)
     def load(self, folder: Path) -> None:
-        """Resume from the state of `save`, in any layout. Raises ValueError for another model's state."""
+        """Resume from a state of all ranks, of any layout. Raises ValueError for another model's state."""
         self.step = load_state(self.engine, folder)
         self._residence.record()
 

@@ -12,10 +12,11 @@ Legend: E experts of a layer, e of them on this rank, D model width, I width of 
 """
 
 import pipeline.weights.load  # noqa: F401  # isort: skip  sets DS_ACCELERATOR before deepspeed reads it
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from deepspeed.module_inject.auto_ep import AutoEP
@@ -132,17 +133,37 @@ def pop_own_experts(model: PreTrainedModel, layer: dict[str, Tensor]) -> dict[st
     return own
 
 
-def place_in_fused(model: nn.Module, name: str) -> tuple[str, tuple[slice, ...]]:
-    """Return the name of this rank's parameter `name` in `as_fused`, and its slices there."""
+class FusedPlace(NamedTuple):
+    """The place of a rank's parameter in a tensor of the model, both flat: runs of `run` elements, `stride` apart."""
+
+    name: str
+    shape: tuple[int, ...]
+    first: int
+    run: int
+    stride: int
+
+    def runs(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the runs of elements `start` to `start + length` of the parameter: their start in the tensor, their
+        start in the parameter, and their length."""
+        while length > 0:
+            number, offset = divmod(start, self.run)
+            part = min(self.run - offset, length)
+            yield self.first + number * self.stride + offset, start, part
+            start, length = start + part, length - part
+
+
+def place_in_fused(model: nn.Module, name: str, shape: Sequence[int]) -> FusedPlace:
+    """Return the place of this rank's parameter `name`, of this `shape`, among the tensors of `as_fused`."""
     stem, _, part = name.rpartition(".")
     layer: Any = model.get_submodule(stem.removesuffix(".experts"))
     if part not in ("w1", "w2", "w3") or not isinstance(layer, AutoEPMoELayer):
-        return name, (slice(None),)
-    local = slice(layer.ep_rank * layer.num_local_experts, (layer.ep_rank + 1) * layer.num_local_experts)
+        return FusedPlace(name, tuple(shape), 0, math.prod(shape), math.prod(shape))
+    (_, rows, columns), first_expert = shape, layer.ep_rank * layer.num_local_experts
+    size = rows * columns
     if part == "w2":
-        return f"{stem}.down_proj", (local,)
-    width_I = getattr(layer.experts.w1, "ds_shape", layer.experts.w1.shape)[1]
-    return f"{stem}.gate_up_proj", (local, slice(0, width_I) if part == "w1" else slice(width_I, 2 * width_I))
+        return FusedPlace(f"{stem}.down_proj", (layer.num_experts, rows, columns), first_expert * size, size, size)
+    first = (2 * first_expert + (part == "w3")) * size
+    return FusedPlace(f"{stem}.gate_up_proj", (layer.num_experts, 2 * rows, columns), first, size, 2 * size)
 
 
 def _expert_stems(layer: Mapping[str, Tensor]) -> list[str]:

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from configs.train import TrainerConfig
 from pipeline.models.lora import merge_adapters
 from pipeline.train.expert_parallel import as_fused, pop_own_experts
-from pipeline.train.state import gathered, layers
+from pipeline.train.state import gathered
+from pipeline.weights.fill import layers
 from pipeline.weights.fused import checkpoint_tensors
 from rollout.broadcast import AnyBucket, BroadcastBucket, broadcast, open_group
 from rollout.device import Ledger

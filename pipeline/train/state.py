@@ -1,14 +1,13 @@
 """Save and load the training state independently of ranks, ZeRO stage and expert parallelism.
 
-Each layer has a file with its full float32 weights, AdamW's two moments and buffers, under the model's own names. Each
-rank writes its share of the layers, and reads its part of every layer. See docs/decisions/0005-state-without-layout.md.
+Each rank writes what it holds of the float32 weights and AdamW's two moments, as pieces of the model's own tensors, and
+reads the pieces of what it has to hold. See docs/decisions/0005-state-without-layout.md and 0036.
 
 This file and `sleep.py` depend on internals of DeepSpeed's optimizers.
 """
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -17,34 +16,19 @@ from typing import Any, cast
 import deepspeed
 import torch
 from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.disk.checksums import checksum
-from pipeline.disk.files import fsync, read_json, write_atomic
-from pipeline.train.expert_parallel import as_fused, place_in_fused
+from pipeline.train.expert_parallel import place_in_fused
 from pipeline.train.moments import BF16MomentsAdamW
+from pipeline.weights.fill import layers
+from pipeline.weights.pieces import BUFFER, WEIGHT, PieceReader, PieceWriter
 
-_WEIGHT, _BUFFER = "weight", "buffer"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_STEP_FILE = "step.json"
-
-
-def layers(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors of the state dict by decoder layer; tensors outside of all layers form a group too."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        layer = re.match(r"(?:\w+\.)*?\d+(?=\.|$)", name)
-        groups.setdefault(layer[0] if layer else "", {})[name] = tensor
-    yield from groups.values()
 
 
 def gathered(layer: Mapping[str, Tensor], *, zero_stage: int) -> AbstractContextManager[Any]:
@@ -80,37 +64,45 @@ def copy_weights(source: nn.Module, target: nn.Module, *, zero_stage: int) -> No
                 into.data.copy_(tensor.data)
 
 
-def save_state(engine: Any, folder: Path, step: int) -> dict[str, str]:
-    """Write the state after `step` updates into `folder`; every rank of the DeepSpeed `engine` takes part.
+class StateWriter:
+    """Writes a rank's part of the training state while the rank goes on: only the copy to the host is waited for."""
 
-    Returns the checksums of this rank's files, by name.
-    """
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[dict[str, str]] | None = None
+
+    def begin(self, engine: Any, folder: Path, step: int) -> None:
+        """Copy what this rank of the DeepSpeed `engine` holds after `step` updates, and let it be written into
+        `folder`."""
+        pieces, facts = _held_pieces(engine), {"step": step, "ranks": torch.distributed.get_world_size()}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # for the copies
+        self._written = self._thread.submit(pieces.write, folder, torch.distributed.get_rank(), facts)
+
+    def result(self, patience: float | None) -> dict[str, str] | None:
+        """Return the checksums of this rank's files, by name; None if they are not written within `patience` seconds.
+        Raises what writing raised."""
+        assert self._written is not None, "nothing is being written"
+        wait([self._written], patience)
+        return self._written.result() if self._written.done() else None
+
+
+def _held_pieces(engine: Any) -> PieceWriter:
+    """Copy what this rank has to write; see `_own_part`. The first rank writes the buffers."""
     _link_moments(engine)
-    folder.mkdir(parents=True, exist_ok=True)
-    checksums: dict[str, str] = {}
-
-    def finish(file: Path) -> None:
-        checksums[file.name] = checksum(file)
-        fsync(file)
-
-    for index, layer in enumerate(layers(engine.module)):
-        parameters = {name: tensor for name, tensor in layer.items() if tensor.requires_grad}
-        tensors = {f"{_BUFFER}/{name}": x.cpu() for name, x in layer.items() if not isinstance(x, nn.Parameter)}
-        for kind in (_WEIGHT, *_MOMENTS):
-            values = {name: _read_full(engine, tensor, kind) for name, tensor in parameters.items()}
-            values = as_fused(engine.module, values)
-            if index % size == rank:
-                tensors |= {f"{kind}/{name}": tensor.to("cpu", copy=True) for name, tensor in values.items()}
-        if index % size == rank:
-            file = folder / f"layer-{index}.safetensors"
-            save_file(tensors, file)
-            finish(file)
-    if rank == 0:
-        write_atomic(folder / _STEP_FILE, json.dumps({"step": step}))
-        finish(folder / _STEP_FILE)
-    torch.distributed.barrier()
-    return checksums
+    pieces = PieceWriter()
+    for name, tensor in _distinct(engine.module).items():
+        if not isinstance(tensor, nn.Parameter):
+            if torch.distributed.get_rank() == 0:
+                pieces.add(name, tuple(tensor.shape), 0, {BUFFER: tensor.flatten()})
+        elif tensor.requires_grad:
+            place = place_in_fused(engine.module, name, getattr(tensor, "ds_shape", tensor.shape))
+            first, length = _own_part(engine, tensor)
+            values = {kind: _read_part(engine, tensor, kind) for kind in (WEIGHT, *_MOMENTS)} if length else {}
+            for start, own, run in place.runs(first, length):
+                parts = {kind: part[own - first : own - first + run] for kind, part in values.items()}
+                pieces.add(place.name, place.shape, start, parts)
+    return pieces
 
 
 def load_state(engine: Any, folder: Path) -> int:
@@ -118,59 +110,88 @@ def load_state(engine: Any, folder: Path) -> int:
 
     Raises ValueError for a folder without a state, and for another model's state.
     """
-    step: int = read_json(folder / _STEP_FILE, f"remove '{folder}' to start from an earlier state")["step"]
+    reader = PieceReader(folder)
+    step: int = reader.facts["step"]
     _create_moments(engine, step)
-    for index, layer in enumerate(layers(engine.module)):
-        parameters = gathered_to_write([tensor for tensor in layer.values() if isinstance(tensor, nn.Parameter)])
-        path = folder / f"layer-{index}.safetensors"
-        try:
-            with safe_open(path, "pt") as file, parameters:
-                for name, tensor in layer.items():
-                    _read(engine, file, name, tensor)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"'{path}' is not of the training state of this model ({error}); remove '{folder}' to start from an "
-                "earlier state"
-            ) from error
+    distinct = _distinct(engine.module)
+    for layer in layers(engine.module):
+        with gathered_to_write([tensor for tensor in layer.values() if isinstance(tensor, nn.Parameter)]):
+            for name in filter(distinct.__contains__, layer):
+                _read(engine, reader, name, distinct[name])
     return step
 
 
-def _read(engine: Any, file: Any, name: str, tensor: Tensor) -> None:
+def _distinct(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the state dict, one that has several names under the first."""
+    tensors = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    return {name: tensor for name, tensor in tensors.items() if first[id(tensor)] == name}
+
+
+def _read(engine: Any, reader: PieceReader, name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, nn.Parameter):
-        tensor.copy_(file.get_tensor(f"{_BUFFER}/{name}"))
+        tensor.copy_(reader.whole(BUFFER, name))
     elif tensor.requires_grad:
-        fused, part = place_in_fused(engine.module, name)
-        for kind in (_WEIGHT, *_MOMENTS):
-            _write_full(engine, tensor, kind, file.get_slice(f"{kind}/{fused}")[part])
-        tensor.data.copy_(file.get_slice(f"{_WEIGHT}/{fused}")[part])
+        place = place_in_fused(engine.module, name, tensor.shape)
+        if (shape := reader.shapes.get(place.name)) != place.shape:
+            raise ValueError(
+                f"checkpoint of another model: its {place.name} has the shape {shape}, and the model's {place.shape}; "
+                "remove the stage's checkpoints, or begin anew with --fresh"
+            )
+
+        def read(kind: str, first: int, length: int) -> Tensor:
+            runs = [reader.read(kind, place.name, start, run) for start, _, run in place.runs(first, length)]
+            return torch.cat(runs) if runs else torch.empty(0)
+
+        first, length = _own_part(engine, tensor) if engine.zero_optimization() else (0, tensor.numel())
+        for kind in (WEIGHT, *_MOMENTS):
+            _write_part(engine, tensor, kind, read(kind, first, length))
+        tensor.data.copy_(read(WEIGHT, 0, tensor.numel()).view(tensor.shape))
 
 
-def _read_full(engine: Any, parameter: Tensor, kind: str) -> Tensor:
-    """Return the master weight or a moment of a parameter, float32 in its full shape."""
+def _own_part(engine: Any, parameter: Any) -> tuple[int, int]:
+    """Return the start and the length of the elements of a parameter, flat, that this rank writes: those whose master
+    weights ZeRO leaves to it; without ZeRO, where every rank holds all, an equal share."""
+    size = parameter.numel()
     if not engine.zero_optimization():
-        return _unsharded(engine, parameter, kind).float()
-    if kind == _WEIGHT:
-        return cast(Tensor, safe_get_full_fp32_param(parameter))
-    return cast(Tensor, safe_get_full_optimizer_state(parameter, kind))
+        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return size * rank // ranks, size * (rank + 1) // ranks - size * rank // ranks
+    if engine.zero_optimization_partition_weights():
+        part, size = parameter.ds_tensor.ds_numel, parameter.ds_numel
+        start = min(part * torch.distributed.get_rank(parameter.ds_process_group), size)
+        return start, min(part, size - start)  # the last rank's part may be padded
+    if parameter._hp_mapping is None:
+        return 0, 0
+    address = parameter._hp_mapping.lp_fragment_address
+    return address.start, address.numel
 
 
-def _write_full(engine: Any, parameter: Any, kind: str, values: Tensor) -> None:
-    """Set the master weight or a moment of a parameter from its full shape."""
+def _read_part(engine: Any, parameter: Tensor, kind: str) -> Tensor:
+    """Return the master weight or a moment of this rank's own part of a parameter, flat."""
+    start, length = _own_part(engine, parameter)
     if not engine.zero_optimization():
-        _unsharded(engine, parameter, kind).copy_(values)
+        return _unsharded(engine, parameter, kind).flatten()[start : start + length]
+    if engine.zero_optimization_partition_weights():
+        own = (
+            safe_get_local_fp32_param(parameter) if kind == WEIGHT else safe_get_local_optimizer_state(parameter, kind)
+        )
+        return cast(Tensor, own)[:length]
+    mapping: Any = parameter
+    return mapping._hp_mapping.get_hp_fragment(None if kind == WEIGHT else kind)
+
+
+def _write_part(engine: Any, parameter: Any, kind: str, values: Tensor) -> None:
+    """Set the master weight or a moment of this rank's own part of a parameter; without ZeRO, of all of it."""
+    if not engine.zero_optimization():
+        _unsharded(engine, parameter, kind).copy_(values.view(parameter.shape))
     elif engine.zero_optimization_partition_weights():
-        # DeepSpeed's safe_set_full_* fail if the last rank's part is padded, so each rank sets its part.
-        part = parameter.ds_tensor.numel()
-        rank = torch.distributed.get_rank(parameter.ds_process_group)
-        flat = nn.functional.pad(values.flatten(), (0, part * (rank + 1)))[part * rank : part * (rank + 1)]
-        if kind == _WEIGHT:
-            safe_set_local_fp32_param(parameter, flat)
+        padded = nn.functional.pad(values, (0, parameter.ds_tensor.numel() - len(values)))
+        if kind == WEIGHT:
+            safe_set_local_fp32_param(parameter, padded)
         else:
-            safe_set_local_optimizer_state(parameter, flat, kind)
-    elif kind == _WEIGHT:
-        safe_set_full_fp32_param(parameter, values)
-    else:
-        safe_set_full_optimizer_state(parameter, values, kind)
+            safe_set_local_optimizer_state(parameter, padded, kind)
+    elif len(values):
+        parameter._hp_mapping.get_hp_fragment(None if kind == WEIGHT else kind).data.copy_(values)
 
 
 def _unsharded(engine: Any, parameter: Tensor, kind: str) -> Tensor:
@@ -179,7 +200,7 @@ def _unsharded(engine: Any, parameter: Tensor, kind: str) -> Tensor:
     if hasattr(engine.optimizer, "fp32_groups"):
         pairs = zip(chain(*engine.optimizer.fp16_groups), chain(*engine.optimizer.fp32_groups), strict=True)
         [master] = [copy for own, copy in pairs if own is parameter]
-    return master.data if kind == _WEIGHT else engine.basic_optimizer.state[master][kind]
+    return master.data if kind == WEIGHT else engine.basic_optimizer.state[master][kind]
 
 
 def _create_moments(engine: Any, step: int) -> None:

@@ -18,8 +18,6 @@ import numpy as np
 import ray
 
 from pipeline.data.trees import Floats, MicroBatch, PackedRow, Tree, micro_batch, shard, values_in_order
-from pipeline.disk.checksums import write_checksums
-from pipeline.disk.files import new_folder
 from pipeline.errors import RunStopped
 from pipeline.train.calls import RankCalls
 from pipeline.train.spec import PEAK, BatchSums, TrainSpec
@@ -273,13 +271,17 @@ class TrainingRanks(RankCalls):
             self._get(sent, name)
         self._get([rank.call_sender.remote("end") for rank in self._ranks], "end")
 
-    def save(self, folder: Path) -> None:
-        """Write the training state of all ranks with its checksums; `folder` appears complete or not at all."""
-        with new_folder(folder) as partial:
-            write_checksums(partial, ChainMap(*self._all("save", partial)))
+    def begin_save(self, folder: Path) -> None:
+        """Let all ranks copy their training state to the host and write it into `folder`, beside what follows."""
+        self._all("begin_save", folder)
+
+    def end_save(self, patience: float | None) -> dict[str, str] | None:
+        """Return the checksums of all files, by name; None where a rank still writes after `patience` seconds."""
+        checksums = self._all("end_save", patience)
+        return None if None in checksums else dict(ChainMap(*checksums))
 
     def load(self, folder: Path) -> None:
-        """Load the training state that `save` wrote. Raises ValueError if this layout can't read it."""
+        """Load a training state. Raises ValueError if this layout can't read it."""
         self._all("load", folder)
 
     def save_hf(self, folder: Path) -> None:

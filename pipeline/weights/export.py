@@ -1,4 +1,5 @@
-"""Export a checkpoint in another precision: bfloat16, float32, or FP8 in DeepSeek's blocks of 128 x 128."""
+"""Export a checkpoint in another precision: bfloat16, float32, or FP8 in DeepSeek's blocks of 128 x 128; and a training
+state as a checkpoint."""
 
 import json
 import shutil
@@ -7,13 +8,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from configs.model import AnyDtype
+from pipeline.disk.checksums import damage
 from pipeline.disk.files import new_folder
 from pipeline.disk.hashes import CACHE, file_hash
+from pipeline.disk.recorded import read_lineage
 from pipeline.models.fp8 import BLOCK, quantise
 from pipeline.models.fp8_layers import LINEAR
+from pipeline.models.mtp import Mtp, mtp_as_layers
+from pipeline.models.tokenizer import load_tokenizer
+from pipeline.weights.fill import layers
+from pipeline.weights.fused import checkpoint_tensors
+from pipeline.weights.load import save_hf, unfilled_model, unfilled_with_mtp
+from pipeline.weights.pieces import BUFFER, WEIGHT, PieceReader
 from pipeline.weights.reader import SCALE, CheckpointReader
 from pipeline.weights.shards import INDEX, write_weights
 from rollout.checkpoint import is_in_fp8
@@ -62,9 +72,63 @@ def export_checkpoint(checkpoint: Path, out: Path, dtype: ExportDtype | None = N
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_weights(_tensors(reader, dtype, checkpoint), partial)
         if sums:
-            lines = [f"{file_hash(file)}  {file.name}\n" for file in sorted(partial.iterdir())]
-            (partial / SUMS).write_text("".join(lines), encoding="utf-8")
+            _write_sums(partial)
     return out
+
+
+def is_training_state(folder: Path) -> bool:
+    """Return True for a folder `checkpoints/step-N` of a stage."""
+    return (folder / "rank-0.json").is_file()
+
+
+def export_state(state: Path, out: Path, dtype: ExportDtype | None = None) -> Path:
+    """Write the policy of a stage's training state to `out` as a checkpoint with SHA256SUMS, and return `out`.
+
+    Its master weights are rounded to `dtype`, or to the precision of the model that the stage started from. A layer and
+    an output file are in memory at a time. Raises ValueError for a damaged state, and for one of adapters or of a
+    reward model.
+
+    Example: `export_state(Path("runs/demo/grpo/checkpoints/step-20"), Path("models/step-20"), "bf16")`
+    """
+    if problems := damage(state):
+        raise ValueError(f"'{state}' is damaged: {'; '.join(problems)}; export another of the stage's states")
+    reader, stage = PieceReader(state), state.resolve().parents[1]
+    if any("lora_" in name or not name.startswith(("causal_lm.", "mtp.")) for name in reader.shapes):
+        raise ValueError(f"'{state}' is of adapters or of a reward model; export '{stage}' once it is done")
+    lineage = read_lineage(stage)
+    origin = (stage / lineage["models"]["model"]["folder"]).resolve()
+    precision: AnyDtype = {"bf16": "bfloat16", "fp32": "float32"}.get(dtype or "", "auto")  # pyright: ignore
+    depth = sum(name.endswith(".eh_proj.weight") for name in reader.shapes)
+    model, modules = unfilled_with_mtp(origin, precision, depth) if depth else (unfilled_model(origin, precision), [])
+    mtp = Mtp(model, modules, detached=True) if modules else None
+    whole = nn.ModuleDict({"causal_lm": model} | ({"mtp": mtp} if mtp else {}))
+    names = {id(tensor): name for name, tensor in reversed(whole.state_dict(keep_vars=True).items())}
+
+    def parts() -> Iterator[dict[str, Tensor]]:
+        for layer in layers(model):
+            tensors = {
+                name: reader.whole(WEIGHT if tensor.requires_grad else BUFFER, names[id(tensor)]).to(tensor.dtype)
+                for name, tensor in layer.items()
+                if name not in model.all_tied_weights_keys
+            }
+            for name, tensor in checkpoint_tensors(model, tensors).items():
+                yield _quantised(name, tensor) if dtype == "fp8" else {name: tensor}
+
+    def finish(partial: Path) -> None:
+        if dtype == "fp8":
+            file = partial / "config.json"
+            config = json.loads(file.read_text(encoding="utf-8")) | {"quantization_config": QUANTIZATION}
+            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _write_sums(partial)
+
+    tokenizer = load_tokenizer(origin, lineage["config"]["model"].get("chat_template"))
+    with mtp_as_layers(mtp, model):
+        return save_hf(model, tokenizer, out, parts(), finish)
+
+
+def _write_sums(folder: Path) -> None:
+    lines = [f"{file_hash(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def is_quantised(name: str, shape: torch.Size) -> bool:
@@ -77,16 +141,23 @@ def _tensors(reader: CheckpointReader, dtype: ExportDtype | None, checkpoint: Pa
     """Yield the tensors of a checkpoint in `dtype`, quantised ones with their scales."""
     kept = _kept_in_float32(checkpoint) if dtype == "bf16" else set[str]()
     target = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(dtype or "")
-    for name, shape in reader.shapes.items():
+    for name in reader.shapes:
         with reader:  # so that no file stays in memory
             tensor = reader.read(name)
-        if dtype == "fp8" and is_quantised(name, shape):
-            weight = quantise(tensor, BLOCK)
-            yield {name: weight.data_MK, name + SCALE: weight.scale}
+        if dtype == "fp8":
+            yield _quantised(name, tensor)
         elif target is not None and tensor.is_floating_point() and kept.isdisjoint(name.split(".")):
             yield {name: tensor.to(target)}
         else:
             yield {name: tensor}
+
+
+def _quantised(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return a tensor in FP8 with its scales, or as it is if it stays."""
+    if not is_quantised(name, tensor.shape):
+        return {name: tensor}
+    weight = quantise(tensor, BLOCK)
+    return {name: weight.data_MK, name + SCALE: weight.scale}
 
 
 def _kept_in_float32(checkpoint: Path) -> set[str]:

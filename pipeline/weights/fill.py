@@ -7,7 +7,7 @@ experts.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -35,6 +35,14 @@ def _layer_of(name: str) -> str:
     """Return the part of a tensor's name that names its decoder layer; empty for one outside of all layers."""
     layer = _LAYER.match(name)
     return layer[0] if layer else ""
+
+
+def layers(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors of the state dict by decoder layer; tensors outside of all layers form a group too."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        groups.setdefault(_layer_of(name), {})[name] = tensor
+    yield from groups.values()
 
 
 def fill(

@@ -65,7 +65,7 @@ def newest_state(run: Run) -> Path:
 
 def weights(run: Run) -> Path:
     """The largest file of the newest training state."""
-    return max(newest_state(run).glob("layer-*.safetensors"), key=lambda file: file.stat().st_size)
+    return max(newest_state(run).glob("rank-*.safetensors"), key=lambda file: file.stat().st_size)
 
 
 def cut(find: Callable[[Run], Path]) -> Injection:
@@ -89,7 +89,8 @@ def flip_bit(run: Run) -> None:
 
 
 def other_step(run: Run) -> None:
-    (newest_state(run) / "step.json").write_text(json.dumps({"step": 600}))
+    file = newest_state(run) / "rank-0.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"step": 600}))
 
 
 def torn_line(run: Run) -> None:
@@ -241,7 +242,7 @@ FAULTS = [
     Fault("the clock jumps a day ahead and two back", clock_jumps),
     Fault("newest training state: a file cut in half", cut(weights), says="its checksum differs", stopped=True),
     Fault("newest training state: a bit flipped", flip_bit, says="its checksum differs", stopped=True),
-    Fault("newest training state: another step in step.json", other_step, says="step.json is not", stopped=True),
+    Fault("newest training state: another step in its index", other_step, says="rank-0.json is not", stopped=True),
     Fault("newest training state: a file missing", lambda run: weights(run).unlink(), says="is missing", stopped=True),
     Fault("`metrics.jsonl`: a torn last line", torn_line, stopped=True),
     Fault("`run.json` empty", emptied("run.json"), says="run.json' is empty", stopped=True),

@@ -19,7 +19,7 @@ from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from rollout.weights import as_bytes, bytes_checksum
-from tests.pipeline.sharding import shard
+from tests.pipeline.sharding import save_state, shard
 from tests.pipeline.train_ranks import groups
 
 
@@ -92,7 +92,7 @@ def main(model: str, out: str, zero: str, experts: str, dtype: str, *others: str
     )
     torch.distributed.all_reduce(sums)
     state = Path(out).with_suffix(".state")
-    engine.save(state)
+    save_state(engine, state)
     steps += [update(), update()]
     traces = {"trained": weights()}
     for folder in (str(state), *others):

@@ -17,7 +17,7 @@ from configs.train import OffloadConfig, OptimizerConfig, TrainerConfig
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from rollout.device import SIMULATED, DeviceState
-from tests.pipeline.sharding import shard
+from tests.pipeline.sharding import save_state, shard
 from tests.pipeline.train_ranks import conversations
 
 
@@ -48,7 +48,7 @@ def main(model: str, out: str) -> None:
         traces["start"] = weights(engine)
         update(engine)
         folder = Path(out).with_suffix(f".{zero}-{dtype}")
-        engine.save(folder)
+        save_state(engine, folder)
         engine.to(DeviceState.ASLEEP)
         engine.to(DeviceState.AWAKE)
         last = [update(engine), update(engine)]

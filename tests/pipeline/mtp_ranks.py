@@ -17,7 +17,7 @@ from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import Tree
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
-from tests.pipeline.sharding import shard
+from tests.pipeline.sharding import save_state, shard
 
 
 def counting(step: int) -> list[Tree]:
@@ -55,7 +55,7 @@ def main(model: str, out: str, zero: str, tokens: str, updates: str, experts: st
     steps = [update(0)]
     state = Path(out).with_suffix(".state")
     state.mkdir(exist_ok=True)
-    engine.save(state)
+    save_state(engine, state)
     steps.append(update(1))
     engine.load(state)
     assert update(1) == steps[-1], "a reloaded state did not repeat the update to the bit"

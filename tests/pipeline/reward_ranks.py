@@ -18,7 +18,7 @@ from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import Tree, scored_tree
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
-from tests.pipeline.sharding import shard
+from tests.pipeline.sharding import save_state, shard
 
 
 def comparisons() -> list[Tree]:
@@ -59,7 +59,7 @@ def train(model: Path, out: Path, zero: Any, tokens: int, experts: int, lora: Lo
     steps = [update(), update()]
     name = f"{model.name}-{zero}"
     checkpoint = out / f"state-{name}"
-    engine.save(checkpoint)
+    save_state(engine, checkpoint)
     steps.append(update())
     engine.load(checkpoint)
     assert update() == steps[-1], "a reloaded state did not repeat the update to the bit"

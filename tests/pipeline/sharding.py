@@ -1,11 +1,15 @@
-"""Micro-batches of each rank, as the ranks lay them out, and groups as their driver has them."""
+"""Micro-batches of each rank, as the ranks lay them out, groups as their driver has them, and a state of all ranks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline.data import trees
 from pipeline.data.trees import MicroBatch, Tree
+from pipeline.train.engine import TrainEngine
 from rollout.types import Group, StoredGroup
 
 
@@ -13,6 +17,14 @@ def shard(batch: Sequence[Tree], *, num_ranks: int, micro_batch_tokens: int) -> 
     """Lay the rows of each rank out."""
     ranks = trees.shard(batch, num_ranks=num_ranks, micro_batch_tokens=micro_batch_tokens)
     return [[row.micro_batch() for row in rows] for rows in ranks]
+
+
+def save_state(engine: TrainEngine, folder: Path) -> None:
+    """Write the training state into `folder`, with all ranks, and wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    engine.begin_save(folder)
+    assert engine.end_save(None)
+    torch.distributed.barrier()
 
 
 def stored(group: Group, completions: Sequence[Any] = (), routes: Any = None) -> StoredGroup:

@@ -72,7 +72,7 @@ def go_round(engine: TrainEngine, rows: list[MicroBatch], out: Path) -> None:
     engine.save_hf(out / "hf")
     if engine.name == "rank 0":
         save_file(before, out / "awake.safetensors")
-    for call in (lambda: engine.save(out / "state"), lambda: engine.forward_backward(rows, 1.0)):
+    for call in (lambda: engine.begin_save(out / "state"), lambda: engine.forward_backward(rows, 1.0)):
         with pytest.raises(DeviceError, match=f"{engine.name} is in state 'weights'.* needs 'awake'"):
             call()
     engine.to(DeviceState.ASLEEP)

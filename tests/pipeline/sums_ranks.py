@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from configs.model import Dtype
 from configs.train import OptimizerConfig, TrainerConfig
 from pipeline.data.trees import MicroBatch, Tree, micro_batch
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
+from pipeline.weights.pieces import PieceReader
 from rollout.device import SIMULATED, DeviceState
-from tests.pipeline.sharding import shard
+from tests.pipeline.sharding import save_state, shard
 from tests.pipeline.train_ranks import groups
 
 REPEATS = 16
@@ -49,14 +49,10 @@ def main(model: str, out: str) -> None:
         engine.forward_backward(rows, denominator)
         engine.optim_step()
         folder = Path(out).with_suffix(f".{case.replace('/', '-')}")
-        engine.save(folder)
-        moments = {
-            name: tensor
-            for file in folder.glob("layer-*.safetensors")
-            for name, tensor in load_file(file).items()
-            if name.startswith("exp_avg/")
-        }
-        gradients[case] = torch.cat([moments[name].flatten() for name in sorted(moments)]).numpy()
+        save_state(engine, folder)
+        state = PieceReader(folder)
+        trained = sorted(state.shapes.keys() - dict(engine.engine.module.named_buffers()).keys())
+        gradients[case] = torch.cat([state.whole("exp_avg", name).flatten() for name in trained]).numpy()
 
     def split(trees: list[Tree], tokens: int) -> list[MicroBatch]:
         return shard(trees, num_ranks=world, micro_batch_tokens=tokens)[rank]

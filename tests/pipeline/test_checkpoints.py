@@ -2,6 +2,7 @@
 never resumed from."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any, cast
@@ -16,15 +17,27 @@ from pipeline.train.checkpoints import Checkpoints, saved_states, set_aside_dama
 class Policy:
     """Weights in two files that must be of one step."""
 
-    step = 0
+    step, slow, writing = 0, False, False
+
+    def __init__(self) -> None:
+        self.patience: list[float | None] = []
 
     def save_hf(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for name in ("one", "two"):
             (folder / name).write_text(f"{self.step}" * 1000)
 
-    def save(self, folder: Path) -> None:
+    def begin_save(self, folder: Path) -> None:
+        assert not self.writing, "one state at a time"
         self.save_hf(folder)
+        self.writing = True
+
+    def end_save(self, patience: float | None) -> dict[str, str] | None:
+        """Written in time, unless the disk is slow."""
+        self.patience.append(patience)
+        self.writing = self.writing and self.slow and patience is not None
+        return None if self.writing else {"one": ""}
 
 
 def checkpoints(folder: Path, policy: Policy) -> Checkpoints:
@@ -99,6 +112,36 @@ def test_a_state_is_resumed_from_once_its_step_is_done(tmp_path: Path) -> None:
         stage.done(step)
         assert list(saved_states(tmp_path)) == {1: [], 2: [2], 3: [2], 4: [4], 5: [5]}[step]
     assert (saved_states(tmp_path)[5] / "one").read_text() == "5" * 1000
+
+
+def test_a_state_is_written_beside_the_steps_that_follow_and_waited_for_before_the_next_and_at_the_end(
+    tmp_path: Path,
+) -> None:
+    policy = Policy()
+    policy.slow = True
+    stage = Checkpoints(tmp_path, CheckpointConfig(every_steps=2, keep=2), cast(Any, policy), last_step=5)
+    for step in range(1, 6):
+        policy.step = step
+        stage.write(step)
+        stage.done(step)
+        assert sorted(saved_states(tmp_path)) == {1: [], 2: [], 3: [], 4: [2], 5: [4, 5]}[step]
+        assert step == 1 or (tmp_path / "checkpoints" / "pending").exists() == (step < 5)
+    assert (saved_states(tmp_path)[4] / "two").read_text() == "4" * 1000
+    waits = [patience for patience in policy.patience if patience is not None]
+    assert len(waits) == 3 and max(waits) < 0.02 * 60  # of steps that take no time: a share of them
+
+
+def test_what_a_kill_left_half_written_is_no_state_and_is_written_anew(tmp_path: Path) -> None:
+    policy = Policy()
+    policy.slow = True
+    checkpoints(tmp_path, policy).write(100)
+    again = Policy()
+    again.step = 7
+    stage = checkpoints(tmp_path, again)
+    assert saved_states(tmp_path) == {}
+    stage.write(100)
+    stage.done(100)
+    assert (saved_states(tmp_path)[100] / "one").read_text() == "7" * 1000
 
 
 def states(stage: Path, *steps: int) -> dict[int, Path]:

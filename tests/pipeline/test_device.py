@@ -35,6 +35,8 @@ from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.engine import TrainEngine
 from pipeline.train.spec import TrainSpec
 from pipeline.train.worker import TrainingRanks
+from pipeline.weights.export import export_state
+from pipeline.weights.pieces import PieceReader
 from rollout.device import SIMULATED, DeviceError, DeviceState
 from rollout.engine import RolloutEngine
 from rollout.pool import RolloutPool
@@ -158,20 +160,26 @@ def test_training_validation_and_gate_pass_with_room_for_one_owner(device: Path,
     for step, folder in ((2, tmp_path / "grpo" / "hf"), (best, tmp_path / "grpo" / "best" / "hf")):
         AutoModelForCausalLM.from_pretrained(folder)
         assert_same(folder, tmp_path / "grpo" / "checkpoints" / f"step-{step}")
+    assert_exported(tmp_path / "grpo", model)
+
+
+def assert_exported(stage: Path, model: Path) -> None:
+    """The export of the last training state holds what the ranks wrote as `hf/`."""
+    lineage = {"models": {"model": {"folder": str(model)}}, "config": {"model": {}}}
+    (stage / "lineage.json").write_text(json.dumps(lineage))
+    again = export_state(stage / "checkpoints" / "step-2", stage / "again")
+    exported, written = (load_file(folder / "model.safetensors") for folder in (again, stage / "hf"))
+    assert exported.keys() == written.keys() and all(torch.equal(exported[name], x) for name, x in written.items())
 
 
 def assert_same(exported: Path, state: Path) -> None:
     """Every weight that has the same name in both is that of the trainer's master weights."""
     weights = {name: x for file in exported.glob("*.safetensors") for name, x in load_file(file).items()}
-    masters = {
-        name.removeprefix("weight/causal_lm."): x
-        for file in state.glob("layer-*.safetensors")
-        for name, x in load_file(file).items()
-        if name.startswith("weight/")
-    }
-    names = weights.keys() & masters.keys()
+    masters = PieceReader(state)
+    names = weights.keys() & {name.removeprefix("causal_lm.") for name in masters.shapes}
+    names = [name for name in names if not name.endswith("bias")]
     assert len(names) > 20
-    assert all(torch.equal(weights[name], masters[name]) for name in names)
+    assert all(torch.equal(weights[name], masters.whole("weight", f"causal_lm.{name}")) for name in names)
 
 
 def test_a_reward_model_stage_passes(device: Path, tmp_path: Path) -> None:
@@ -218,7 +226,7 @@ def test_a_missing_wake_is_named(pair: tuple[TrainingRanks, RolloutPool]) -> Non
 def test_a_save_while_asleep_is_named_and_leaves_no_checkpoint(
     pair: tuple[TrainingRanks, RolloutPool], tmp_path: Path
 ) -> None:
-    for last_step, method in ((3, "save_hf"), (6, "save")):
+    for last_step, method in ((3, "save_hf"), (6, "begin_save")):
         checkpoints = Checkpoints(tmp_path, CheckpointConfig(every_steps=3), pair[0], last_step=last_step)
         with pytest.raises(RunStopped, match=f"rank 0 is in state 'asleep', and '{method}' needs"):
             checkpoints.write(3)

@@ -18,8 +18,8 @@ from pipeline.models.fp8 import BLOCK, dequantise, quantise
 from pipeline.planner.stage import dtype_of
 from pipeline.run.preview_placement import architecture_of
 from pipeline.train.spec import TrainSpec
-from pipeline.train.state import layers
 from pipeline.weights.export import export_checkpoint
+from pipeline.weights.fill import layers
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import load_model
 from pipeline.weights.resolve import resolve_model, with_dtypes

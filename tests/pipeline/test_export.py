@@ -1,6 +1,7 @@
 """Checkpoints exported in another precision: files, index, sums, and what `transformers` reads of them."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,13 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from jobs.cli import main
+from pipeline.disk.checksums import write_checksums
 from pipeline.models.fp8 import BLOCK, dequantise, quantise
+from pipeline.models.mtp import Mtp, mtp_as_layers
 from pipeline.weights import shards
-from pipeline.weights.export import export_checkpoint
+from pipeline.weights.export import export_checkpoint, export_state
+from pipeline.weights.fill import fill
 from pipeline.weights.fresh import create_model
+from pipeline.weights.load import unfilled_with_mtp
+from pipeline.weights.pieces import BUFFER, WEIGHT, PieceWriter
 from pipeline.weights.reader import CheckpointReader
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
@@ -80,6 +87,56 @@ def test_an_export_has_an_index_and_sums_that_find_a_flipped_bit(
     file.write_bytes(content)
     found = subprocess.run(check, cwd=out, capture_output=True, text=True)
     assert found.returncode == 1 and found.stdout.strip() == f"{file.name}: FAILED"
+
+
+@pytest.fixture
+def state(tiny: Path, tmp_path: Path) -> Path:
+    """A training state of two ranks, who hold the halves of each weight, of a stage that started from the model."""
+    model, modules = unfilled_with_mtp(tiny, "float32", 1)
+    mtp = Mtp(model, modules, detached=True)
+    with mtp_as_layers(mtp, model):
+        fill(model, CheckpointReader(tiny), torch.device("cpu"))
+    folder = tmp_path / "stage" / "checkpoints" / "step-2"
+    folder.mkdir(parents=True)
+    named = nn.ModuleDict({"causal_lm": model, "mtp": mtp}).state_dict(keep_vars=True)
+    held = {id(tensor): (name, tensor) for name, tensor in reversed(named.items())}
+    sums: dict[str, str] = {}
+    for rank in (0, 1):
+        pieces = PieceWriter()
+        for name, tensor in held.values():
+            half, flat = (tensor.numel() + 1) // 2, tensor.detach().flatten()
+            kind, start, end = (WEIGHT, rank * half, half + rank * half) if tensor.requires_grad else (BUFFER, 0, 10**9)
+            if rank == 0 or kind == WEIGHT:
+                pieces.add(name, tuple(tensor.shape), start, {kind: flat[start:end]})
+        sums |= pieces.write(folder, rank, {"step": 2, "ranks": 2})
+    write_checksums(folder, sums)
+    lineage = {"models": {"model": {"folder": os.path.relpath(tiny, tmp_path / "stage")}}, "config": {"model": {}}}
+    (tmp_path / "stage" / "lineage.json").write_text(json.dumps(lineage))
+    return folder
+
+
+def test_a_training_state_becomes_the_checkpoint_of_its_weights(tiny: Path, state: Path, tmp_path: Path) -> None:
+    plain = stored(tiny)
+    assert main(["export", str(state), str(tmp_path / "same")]) == 0
+    same = stored(tmp_path / "same")
+    assert same.keys() == plain.keys() and all(torch.equal(same[name], value) for name, value in plain.items())
+    for dtype in ("bf16", "fp8"):
+        of_state, of_model = export_state(state, tmp_path / dtype, dtype), tmp_path / f"model-{dtype}"
+        export_checkpoint(tiny, of_model, dtype)
+        expected, found = stored(of_model), stored(of_state)
+        assert found.keys() == expected.keys() and all(torch.equal(found[n], x) for n, x in expected.items())
+        configs = [json.loads((folder / "config.json").read_text()) for folder in (of_state, of_model)]
+        assert configs[0] == configs[1]
+        assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=of_state).returncode == 0
+
+
+def test_a_damaged_training_state_is_not_exported(state: Path, tmp_path: Path) -> None:
+    file = state / "rank-1.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"rank-1.safetensors is not what was written"):
+        export_state(state, tmp_path / "out")
 
 
 def test_an_export_that_fails_leaves_what_was_there(tiny: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from pipeline.models.score import ScoreModel
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.planner.architecture import architecture_of
 from pipeline.planner.memory import TrainLayout, train_state
-from pipeline.train.state import layers
 from pipeline.weights.adapters import prepare_adapters, write_adapters
+from pipeline.weights.fill import layers
 from pipeline.weights.load import load_model, save_hf
 from pipeline.weights.resolve import check_adapters
 from pipeline.weights.reward_model import load_score_model, new_score_model, save_score_model

@@ -11,9 +11,9 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedMo
 
 from configs.model import FirstModelConfig, ModelConfig
 from pipeline.models.tokenizer import byte_tokenizer, load_tokenizer
-from pipeline.train.state import layers
 from pipeline.weights import shards
 from pipeline.weights.export import export_checkpoint
+from pipeline.weights.fill import layers
 from pipeline.weights.fresh import create_model
 from pipeline.weights.fused import checkpoint_tensors
 from pipeline.weights.load import load_model, save_hf

@@ -116,10 +116,10 @@ def test_stopped_and_run_again_the_series_is_the_same_to_the_bit(home: Path, tmp
     shutil.copytree(home / "rm", folder)
     shutil.rmtree(folder / "hf")
     shutil.rmtree(folder / EVALUATION)
-    flip_bit(folder / "checkpoints" / f"step-{STEPS}" / "layer-1.safetensors")
+    flip_bit(folder / "checkpoints" / f"step-{STEPS}" / "rank-0.safetensors")
     notes: list[str] = []
     set_aside_damaged(folder, notes.append)
-    assert len(notes) == 1 and "layer-1.safetensors is not what was written" in notes[0] and "step 21" in notes[0]
+    assert len(notes) == 1 and "rank-0.safetensors is not what was written" in notes[0] and "step 21" in notes[0]
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[: STEPS - 1]))
     figures = launch(config_of(home), folder, Context(Path("evaluations")))
