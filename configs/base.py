@@ -5,8 +5,20 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
+
+from configs.environment import VALUES, has_variable, value_of
 
 
 class Settings(BaseModel):
@@ -25,16 +37,44 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    _written: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict[str, tuple[Any, Any]])
+    """Fields with environment variables: the value, and as it is written."""
+
     @model_validator(mode="wrap")
     @classmethod
-    def _name_the_neighbour(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        """Raise ValueError for unknown keys, before pydantic does, with the nearest known key of each."""
+    def _read(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """Raise ValueError for unknown keys, before pydantic does, with the nearest known key of each, and take the
+        values of environment variables."""
         if isinstance(data, dict):
             keys = [str(key) for key in cast(dict[Any, Any], data)]
             unknown = [unknown_key(key, list(cls.model_fields)) for key in keys if key not in cls.model_fields]
             if unknown:
                 raise ValueError("; ".join(unknown))
+            written = {
+                key: value
+                for key, value in cast(dict[str, Any], data).items()
+                if has_variable(value) and not _holds_settings(cls.model_fields[key].annotation)
+            }
+            if written:
+                settings = handler(data | {key: value_of(value) for key, value in written.items()})
+                settings._written = {key: (getattr(settings, key), value) for key, value in written.items()}
+                return settings
         return handler(data)
+
+    @model_serializer(mode="wrap")
+    def _record(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Dump environment variables by their names, unless the context is VALUES."""
+        data: dict[str, Any] = handler(self)
+        for key, (value, written) in self._written.items():
+            if key in data and getattr(self, key) == value and info.context != VALUES:
+                data[key] = written
+        return data
+
+
+def _holds_settings(annotation: Any) -> bool:
+    """Return whether a field holds settings, which read their environment variables themselves."""
+    item = item_of(annotation)
+    return bool(models_in(annotation)) or (item is not None and _holds_settings(item))
 
 
 def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

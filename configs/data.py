@@ -108,10 +108,40 @@ Source = Annotated[FileSource | HubSource | GymSource | SumsSource | DatasetSour
 SOURCE_TYPES: tuple[type[Settings], ...] = get_args(get_args(Source)[0])
 
 
+class SharedSource(Settings):
+    """A source of a mixture."""
+
+    source: Source
+    """Source of the rows."""
+    share: float = Field(gt=0, lt=1)
+    """Share of the mixture's rows."""
+
+
+class MixtureSource(Settings):
+    """Rows of several sources by share. The source that is scarcest for its share is taken whole; of the others a part
+    is drawn by the seed, so that the mixture is the same at every start."""
+
+    type: Literal["mixture"]
+    """Selects this source."""
+    sources: dict[str, SharedSource] = Field(min_length=2)
+    """Sources by name; their shares add up to 1."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draw."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "MixtureSource":
+        shares = {name: part.share for name, part in self.sources.items()}
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            raise ValueError(f"shares={shares} add up to {sum(shares.values()):g}; change them to add up to 1")
+        return self
+
+
 class ConversationData(Settings):
     """Conversations for supervised training."""
 
-    source: Source
+    source: Annotated[
+        FileSource | HubSource | GymSource | SumsSource | DatasetSource | MixtureSource, Field(discriminator="type")
+    ]
     """Source of the rows."""
     messages: str = "messages"
     """Column with the conversation: a list of {role, content}, or ShareGPT's {from, value}; see docs/sft.md."""

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from configs.base import UNKNOWN_KEY, Settings, item_of, problems, unknown_key
+from configs.environment import resolve_others
 from configs.keys import chosen_models, home_of, misspells, unknown_in_tree, unknown_keys
 
 NUMBER_LIKE = re.compile(r"[-+]?\.?[0-9]")
@@ -58,7 +59,7 @@ def load_config(path: str, overrides: Sequence[str], model: type[_S]) -> LoadedC
                 "variable instead, as in api_key_env of a judge"
             )
     try:
-        data = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, throw_on_missing=True))
+        data = cast(dict[str, Any], resolve_others(tree))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: {error.full_key}: {reason}; ${{...}} names a key from the root") from error

@@ -27,14 +27,32 @@ ESCAPES = {
 """Escapes of the characters that are not shown, by their numbers."""
 
 
+_HIDDEN_VALUES: dict[str, str] = {}
+_SHORTEST_HIDDEN = 6
+"""Characters of a value from which on it is hidden; a shorter one stands in too many other words."""
+
+
+def hide(value: str, name: str) -> None:
+    """Have `visible` write `name` wherever this value stands from now on."""
+    if len(value) >= _SHORTEST_HIDDEN:
+        _HIDDEN_VALUES[value] = name
+
+
+def by_name(text: str) -> str:
+    """Replace hidden values by their names, the longest first."""
+    for value in sorted(_HIDDEN_VALUES, key=len, reverse=True):
+        text = text.replace(value, _HIDDEN_VALUES[value])
+    return text
+
+
 def visible(text: str) -> str:
-    """Replace characters that control a terminal or are not seen by their escapes, such as `\\x1b`; lines and tabs
-    stay.
+    """Replace characters that control a terminal or are not seen by their escapes, such as `\\x1b`, and hidden values
+    by their names; lines and tabs stay.
 
     Example:
         visible("\\x1b[2Jhello")  # the text \\x1b[2Jhello, in which nothing clears a screen
     """
-    return text.translate(ESCAPES)
+    return by_name(text).translate(ESCAPES)
 
 
 def copy_output(output: IO[bytes] | None) -> Thread:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ray.job_submission import JobStatus
 from rich.console import Console
 
+from configs.environment import variables_of
 from configs.graph import cut_off, graph, ready
 from configs.visible import visible
 from jobs.command import begin_anew, exit_code, explain, plain_table, quieten
@@ -125,7 +126,8 @@ class Conductor:
             run=self._record.name,
             stage=name,
             folder=folder,
-            environment={key: os.environ[key] for key in ("COLUMNS",) if key in os.environ},
+            environment=variables_of(self._order.recipe.model_dump_json())
+            | {key: os.environ[key] for key in ("COLUMNS",) if key in os.environ},
         )
         thread = Thread(target=self._jobs.follow, args=(stage.job, self._log_writer(name)), daemon=True)
         self._log_threads[name] = thread

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from configs.stages import Recipe
+from configs.visible import by_name
 from jobs.command import escape_output, explain, print_error, quieten
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
@@ -40,7 +41,7 @@ class StageResult:
     def write(self, folder: Path) -> None:
         """Writes the result into a stage's folder, which it makes if needed."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / RESULT_FILE, json.dumps({"exit_code": self.ending, "reason": self.reason}))
+        write_atomic(folder / RESULT_FILE, json.dumps({"exit_code": self.ending, "reason": by_name(self.reason)}))
 
 
 def copy_results(recipe: Recipe, folder: Path, stage: str = "") -> None:

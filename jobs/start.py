@@ -71,6 +71,7 @@ def start_order(order: "Order", *, detach: bool) -> int:
 
 def _run_on_cluster(order: "Order", detach: bool) -> int:
     """Starts the conductor as a Ray job, and follows its output."""
+    from configs.environment import variables_of
     from jobs.order import ORDER
     from jobs.shipment import pack_files
     from jobs.submission import Jobs, job_id, module_command
@@ -86,12 +87,13 @@ def _run_on_cluster(order: "Order", detach: bool) -> int:
     with TemporaryDirectory(prefix="alignyard-") as package:
         shipment, job = pack_files(order.recipe, Path(package)), job_id(order.recipe.name, "")
         order = order.model_copy(update={"shipment": shipment, "job": job})
+        text = order.model_dump_json()
         jobs.submit(
             module_command("jobs.conductor"),
             job=order.job,
             run=order.recipe.name,
             folder=order.folder,
-            environment={ORDER: order.model_dump_json(), "COLUMNS": str(OUT.width)},
+            environment=variables_of(text) | {ORDER: text, "COLUMNS": str(OUT.width)},
             package=Path(package),
         )
     if detach:

@@ -13,6 +13,7 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerFast
 
 from configs.data import ConversationData
+from configs.environment import VALUES
 from pipeline.data.chat import ChatFormat
 from pipeline.data.order import batch_indices
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, remote_files, source_files
@@ -152,5 +153,10 @@ def _fingerprint(config: ConversationData, tokenizer: PreTrainedTokenizerFast) -
     """Hash everything that the tokens depend on; of files, their name, size and modification time."""
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source_files(config.source)]
     files += list(remote_files(config.source).items())
-    origin = [config.model_dump(), files, tokenizer.backend_tokenizer.to_str(), tokenizer.get_chat_template()]
+    origin = [
+        config.model_dump(context=VALUES),
+        files,
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.get_chat_template(),
+    ]
     return hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]

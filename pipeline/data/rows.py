@@ -18,8 +18,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from configs.data import DatasetSource, FileSource, GymSource, HubSource, Source, SumsSource
+from configs.data import DatasetSource, FileSource, GymSource, HubSource, MixtureSource, Source, SumsSource
 from configs.references import PREFIX
+from pipeline.data.order import order
 from pipeline.data.sums import draw_sums
 from pipeline.disk.files import write_atomic
 from pipeline.disk.remote import fetch_file, is_address, remote_versions
@@ -67,7 +68,7 @@ class BadRows:
     """The record of bad rows; `seen` counts all rows.
 
     `doubts` counts good rows that look wrong, by reason, and `doubtful` is the first row of each reason. `forms` counts
-    the rows that were read by their columns, without a setting that names these.
+    the rows that were read by their columns, without a setting that names these, and those of each part of a mixture.
     """
 
     seen: int = 0
@@ -141,19 +142,33 @@ def check_characters(text: str) -> None:
         raise BadRowError("half a surrogate pair", f"character {error.start}") from error
 
 
-def read_rows(source: Source, bad_rows: BadRows) -> Iterator[Row]:
+def read_rows(source: Source | MixtureSource, bad_rows: BadRows) -> Iterator[Row]:
     """Yield the rows of `source` in order; unreadable lines go to `bad_rows`, which counts every row.
 
     Raises ValueError for an unreadable source: no such file, data set or task, or a broken archive.
 
     Example: `[row.values for row in read_rows(FileSource(type="file", paths=["chat.jsonl"]), BadRows())]`
     """
-    for where, values in _rows_of(source):
+    for where, values in _mixed(source, bad_rows) if isinstance(source, MixtureSource) else _rows_of(source):
         bad_rows.seen += 1
         if isinstance(values, BadRowError):
             bad_rows.add(where, values)
         else:
             yield Row(where, values)
+
+
+def _mixed(source: MixtureSource, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, Any] | BadRowError]]:
+    """Yield the rows of a mixture, a source after the other. The sources are read twice, the first time to count."""
+    counts = {name: sum(1 for _ in _rows_of(part.source)) for name, part in source.sources.items()}
+    for name, count in counts.items():
+        if not count:
+            raise ValueError(f"source.sources.{name} has no rows; give it some, or remove it from the mixture")
+    whole = min(counts[name] / part.share for name, part in source.sources.items())
+    for name, part in source.sources.items():
+        number = max(1, min(counts[name], round(part.share * whole)))
+        chosen = {*order(counts[name], source.seed, 0)[:number].tolist()}
+        bad_rows.forms[f"the part '{name}' of the mixture, which has {counts[name]}"] += number
+        yield from (row for index, row in enumerate(_rows_of(part.source)) if index in chosen)
 
 
 def _rows_of(source: Source) -> Iterator[tuple[str, dict[str, Any] | BadRowError]]:
@@ -179,12 +194,14 @@ def _numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, 
         yield f"{name}:{number}", values
 
 
-def source_files(source: Source) -> list[Path]:
+def source_files(source: Source | MixtureSource) -> list[Path]:
     """Return the files of a source, sorted and without repeats: of its paths, glob patterns or folders.
 
     Sources without files, addresses, and outputs of earlier stages that don't exist yet, have none. Raises ValueError
     for a path or an address without a file, and for files of another type.
     """
+    if isinstance(source, MixtureSource):
+        return sorted({file for part in source.sources.values() for file in source_files(part.source)})
     if isinstance(source, DatasetSource):
         folders = [Path(folder) for folder in source.paths if not folder.startswith(PREFIX)]
         return sorted(file for folder in folders for file in _dataset_files(folder))
@@ -201,11 +218,13 @@ def source_files(source: Source) -> list[Path]:
     return sorted(files)
 
 
-def remote_files(source: Source) -> dict[str, str]:
+def remote_files(source: Source | MixtureSource) -> dict[str, str]:
     """Return the files behind the addresses of a source, sorted, each with a text that changes with its content.
 
     Raises ValueError for an address without a file, and for files of another type.
     """
+    if isinstance(source, MixtureSource):
+        return {name: text for part in source.sources.values() for name, text in remote_files(part.source).items()}
     paths = source.paths if isinstance(source, FileSource) else []
     found = {name: text for path in paths if is_address(path) for name, text in remote_versions(path).items()}
     _refuse_other_types(found)

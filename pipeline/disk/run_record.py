@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from configs.visible import by_name
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import read_json, read_json_or_none, write_atomic
 from pipeline.disk.lock import LOCK, holder
@@ -74,7 +75,7 @@ class RunRecord:
 
     def write(self) -> None:
         """Makes the state known."""
-        write_atomic(Path(self.folder) / RUN, json.dumps(asdict(self), indent=1))
+        write_atomic(Path(self.folder) / RUN, by_name(json.dumps(asdict(self), indent=1)))
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from configs.base import walk
 from configs.data import SOURCE_TYPES, DatasetSource, Source
+from configs.environment import VALUES
 from configs.evaluation import LMEvalSuite
 from configs.gate import GateConfig
 from configs.judging import RubricConfig
@@ -29,6 +30,7 @@ from configs.rewards import RewardSpec
 from configs.stages import AnyStage
 from configs.suites import BaseSuite
 from configs.train import OptimizerConfig
+from configs.visible import by_name
 from pipeline.data.rows import remote_files, source_files
 from pipeline.disk.files import write_atomic
 from pipeline.disk.hashes import checkpoint_hashes, dataset_hashes, file_hash, text_hash
@@ -220,7 +222,7 @@ def _best_checkpoint_rule(gate: ValidationGate | None) -> dict[str, str]:
     """Hash the settings of a validating gate that decide which checkpoint is the best."""
     if gate is None:
         return {}
-    settings = gate.config.model_dump(mode="json", include={"suites", "sampling", "seed"})
+    settings = gate.config.model_dump(mode="json", include={"suites", "sampling", "seed"}, context=VALUES)
     return {"validation.gate": text_hash(_to_json(settings | {"best by": gate.config.rules[0].figure}))}
 
 
@@ -323,8 +325,9 @@ def _data(inputs: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:
             )
         elif isinstance(node, SOURCE_TYPES):
             source = cast(Source, node)
-            hashes = _file_hashes(source_files(source), folder) | remote_files(source)
-            yield key, hashes or text_hash(_to_json(node.model_dump(mode="json")))
+            remote = {by_name(address): version for address, version in remote_files(source).items()}
+            hashes = _file_hashes(source_files(source), folder) | remote
+            yield key, hashes or text_hash(_to_json(node.model_dump(mode="json", context=VALUES)))
         elif isinstance(node, RewardSpec) and "rubric_file" in node.args:
             yield f"{key}.args.rubric_file", _file_hashes([Path(node.args["rubric_file"]).expanduser()], folder)
         elif isinstance(node, RubricConfig) and node.rubric_file is not None:
@@ -342,11 +345,11 @@ def _file_hashes(files: Iterable[Path], folder: Path) -> dict[str, str]:
 
 def _recorded_path(path: Path, folder: Path) -> str:
     """Make `path` relative to the stage's folder, so that a run may be moved as a whole; an absolute path outside the
-    run stays as it is."""
+    run stays as it is. Environment variables are written by their names."""
     is_inside = path.absolute().is_relative_to(folder.resolve().parent)
     if path.is_absolute() and not is_inside:
-        return str(path)
-    return os.path.relpath(path.absolute(), folder.resolve())
+        return by_name(str(path))
+    return by_name(os.path.relpath(path.absolute(), folder.resolve()))
 
 
 def _rewards(inputs: Mapping[str, Any]) -> dict[str, str]:

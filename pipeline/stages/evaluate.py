@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
+from configs.environment import VALUES
 from configs.evaluation import EvalConfig
 from configs.gate import GateConfig
 from configs.model import ModelConfig
@@ -59,7 +60,11 @@ def baseline_answers(config: EvalConfig | GateConfig, folder: Path) -> dict[str,
     for name, suite in config.suites.items():
         for key, model in suite.checkpoints().items():
             checkpoint = resolve_model(model, workdir=folder)
-            made_of = [model_hash(checkpoint, model), suite.model_dump(mode="json"), config.sampling.max_tokens]
+            made_of = [
+                model_hash(checkpoint, model),
+                suite.model_dump(mode="json", context=VALUES),
+                config.sampling.max_tokens,
+            ]
             file = folder / f"{name}.{key}.{text_hash(json.dumps([*made_of, config.seed]))[:16]}.json"
             if not file.is_file():
                 tokenizer = load_tokenizer(checkpoint, model.chat_template)

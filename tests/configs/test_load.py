@@ -5,12 +5,14 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+from configs.environment import variables_of
 from configs.evaluation import EvalConfig
 from configs.grpo import GRPOConfig
 from configs.load import find_config, leaves, load_config
 from configs.sample import SampleConfig
 from configs.sft import SFTConfig
 from configs.stages import STAGES, Recipe
+from configs.visible import visible
 from tests.pipeline.stage_configs import grpo
 
 RECIPE = str(Path(__file__).parent / "recipe.yaml")
@@ -354,3 +356,33 @@ def test_a_recipe_records_no_key_from_the_environment(
         assert "sesame" not in str(refusal.value)
     else:
         load_config(file, overrides, GRPOConfig)
+
+
+def test_a_variable_of_the_environment_is_used_by_value_and_recorded_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("configs.visible._HIDDEN_VALUES", {})
+    monkeypatch.setenv("MODEL_FOLDER", "/data/models")
+    monkeypatch.setenv("NUMBER_OF_STEPS", "7")
+    monkeypatch.delenv("JUDGE_HOST", raising=False)
+    url = "http://${oc.env:JUDGE_HOST,localhost}/v1"
+    overrides = [
+        "stages.warm.steps=${oc.decode:${oc.env:NUMBER_OF_STEPS}}",
+        "stages.reason.steps=${stages.warm.steps}",
+        "stages.reason.model={path: '${oc.env:MODEL_FOLDER}/tiny'}",
+        "stages.reason.rewards=[{name: judge, args: {url: '" + url + "', model: x}}, {name: math}]",
+    ]
+    recipe = load_config(RECIPE, overrides, Recipe).config
+    warm, reason = recipe.stages["warm"], recipe.stages["reason"]
+    assert isinstance(warm, SFTConfig) and isinstance(reason, GRPOConfig)
+    assert (warm.steps, reason.steps, reason.model.path) == (7, 7, "/data/models/tiny")
+    assert reason.rewards[0].args["url"] == "http://localhost/v1"
+    record = recipe.model_dump_json()
+    assert "/data/models" not in record and "localhost" in record  # as the default is written
+    assert record.count("${oc.decode:${oc.env:NUMBER_OF_STEPS}}") == 2 and url in record
+    assert variables_of(record) == {"NUMBER_OF_STEPS": "7", "MODEL_FOLDER": "/data/models"}
+    assert Recipe.model_validate_json(record) == recipe, "another process reads its own environment"
+    assert visible("no '/data/models/tiny', step 7") == "no '${oc.env:MODEL_FOLDER}/tiny', step 7"
+    monkeypatch.delenv("MODEL_FOLDER")
+    with pytest.raises(ValueError, match=r"stages\.reason\.model.*MODEL_FOLDER.*set the variable"):
+        load_config(RECIPE, overrides, Recipe)

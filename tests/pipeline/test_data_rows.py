@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from configs.data import DatasetSource, FileSource, GymSource, SumsSource
+from configs.data import ConversationData, DatasetSource, FileSource, GymSource, MixtureSource, SumsSource
 from pipeline.data.rows import BadRowError, BadRows, Row, read_rows, report_bad_rows, source_files
 from pipeline.data.sums import draw_sums, is_held_out_sum, worked_answer
 
@@ -40,6 +40,40 @@ def test_formats_and_patterns(tmp_path: Path) -> None:
     assert [Path(row.where).name for row in rows] == ["a.parquet:1", "a.parquet:2", "b.jsonl:1", "c.jsonl.gz:1"]
     assert rows[0].values["m"] == [{"role": "user"}]
     assert (bad_rows.seen, bad_rows.counts) == (4, {})
+
+
+def mixture(folder: Path, seed: int = 0, **parts: tuple[int, float]) -> MixtureSource:
+    """A mixture of files, each with so many rows and this share."""
+    for name, (rows, _) in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(f'{{"n": "{name} {row}"}}\n' for row in range(rows)))
+    sources = {
+        name: {"source": {"type": "file", "paths": [str(folder / f"{name}.jsonl")]}, "share": share}
+        for name, (_, share) in parts.items()
+    }
+    return ConversationData.model_validate({"source": {"type": "mixture", "sources": sources, "seed": seed}}).source
+
+
+def test_a_mixture_has_its_shares_and_is_the_same_at_every_start(tmp_path: Path) -> None:
+    source, bad_rows = mixture(tmp_path, math=(300, 0.5), chat=(1000, 0.3), code=(60, 0.2)), BadRows()
+    rows = [row.values["n"] for row in read_rows(source, bad_rows)]
+    counts = {name: sum(row.startswith(name) for row in rows) for name in ("math", "chat", "code")}
+    assert counts == {"math": 150, "chat": 90, "code": 60}, "the scarcest source, code, is taken whole"
+    assert len({*rows}) == 300 == bad_rows.seen
+    assert "90 of 300 rows are read as the part 'chat' of the mixture, which has 1000" in bad_rows.summary()
+    assert [row.values["n"] for row in read_rows(source, BadRows())] == rows
+    other = mixture(tmp_path, seed=1, math=(300, 0.5), chat=(1000, 0.3), code=(60, 0.2))
+    drawn = [row.values["n"] for row in read_rows(other, BadRows())]
+    assert len(drawn) == 300 and drawn != rows
+    assert [file.stem for file in source_files(source)] == ["chat", "code", "math"]
+
+
+def test_a_mixture_that_is_no_whole_or_lacks_a_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'math': 0\.5, 'chat': 0\.3.* add up to 0\.8"):
+        mixture(tmp_path, math=(3, 0.5), chat=(3, 0.3))
+    with pytest.raises(ValueError, match=r"source\.sources\.chat has no rows"):
+        list(read_rows(mixture(tmp_path, math=(3, 0.5), chat=(0, 0.5)), BadRows()))
+    with pytest.raises(ValueError, match="at least 2"):
+        mixture(tmp_path, math=(3, 0.5))
 
 
 BOM = b"\xef\xbb\xbf"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 
 from configs.evaluation import EvalConfig
 from configs.rewards import RewardSpec
+from pipeline.disk.recorded import changes
 from pipeline.models.tokenizer import byte_tokenizer
 from pipeline.run.lineage import lengthening, write_lineage
 from pipeline.run.sources import reward_files, source_hash
@@ -56,6 +58,28 @@ def test_a_stage_without_a_result_may_be_taken_over_by_another_configuration(tmp
     check(stage, corrected)
     write_lineage(stage, "sft", corrected, corrected)
     assert read(stage, "config.json")["seed"] == 3
+
+
+def test_a_folder_from_the_environment_is_recorded_by_its_name_and_may_move(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("configs.visible._HIDDEN_VALUES", {})
+    stage, moved = tmp_path / "run" / "reason", tmp_path / "elsewhere"
+    shutil.copytree(model.parent / "base", moved / "base")
+    monkeypatch.setenv("MODELS_HERE", str(model.parent))
+    config = grpo(Path("${oc.env:MODELS_HERE}/base"))
+    assert config.model.path == str(model)
+    start(stage, "reason", config)
+    for name in ("config.json", "lineage.json"):
+        text = (stage / name).read_text()
+        assert "${oc.env:MODELS_HERE}/base" in text and str(model) not in text
+    assert not changes(stage, content=True)
+    monkeypatch.setenv("MODELS_HERE", str(moved))
+    check(stage, grpo(Path("${oc.env:MODELS_HERE}/base")))
+    (moved / "base" / "config.json").write_text((model / "config.json").read_text() + " ")
+    assert changes(stage, content=True) == ["model: config.json is not what it was"]
+    with pytest.raises(ValueError, match=r"models model\.files\.config\.json"):
+        check(stage, grpo(Path("${oc.env:MODELS_HERE}/base")))
 
 
 @pytest.mark.parametrize(
