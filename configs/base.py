@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from configs.environment import VALUES, has_variable, value_of
+from configs.environment import VALUES, from_environment, has_variable
 
 
 class Settings(BaseModel):
@@ -56,7 +56,7 @@ class Settings(BaseModel):
                 if has_variable(value) and not _holds_settings(cls.model_fields[key].annotation)
             }
             if written:
-                settings = handler(data | {key: value_of(value) for key, value in written.items()})
+                settings = handler(data | {key: from_environment(value) for key, value in written.items()})
                 settings._written = {key: (getattr(settings, key), value) for key, value in written.items()}
                 return settings
         return handler(data)

@@ -37,13 +37,13 @@ def has_variable(node: Any) -> bool:
     return isinstance(node, str | list | dict) and VARIABLE.search(str(cast(Any, node))) is not None
 
 
-def value_of(node: Any) -> Any:
+def from_environment(node: Any) -> Any:
     """Resolve the environment variables in a value and below it; from now on `visible` writes their names. Raises
     ValueError for one that is not set and has no default."""
     if isinstance(node, dict):
-        return {key: value_of(value) for key, value in cast(dict[Any, Any], node).items()}
+        return {key: from_environment(value) for key, value in cast(dict[Any, Any], node).items()}
     if isinstance(node, list):
-        return [value_of(value) for value in cast(list[Any], node)]
+        return [from_environment(value) for value in cast(list[Any], node)]
     if not has_variable(node):
         return node
     for name in VARIABLE.findall(node):

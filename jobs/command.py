@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import rich.control
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from typer import Argument, Option, Typer
 
 from jobs.import_guard import check_imports
@@ -153,8 +153,9 @@ def print_error(message: str) -> None:
 
 
 def plain_table(*columns: str) -> Table:
-    """A table without lines."""
-    return Table(*columns, box=None, header_style="bold", pad_edge=False)
+    """A table without lines, which breaks a word that is too long rather than cutting it."""
+    folded = (Column(header, overflow="fold") for header in columns)
+    return Table(*folded, box=None, header_style="bold", pad_edge=False)
 
 
 def one_line(text: str, width: int, tail: int = 0) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from configs.stages import Recipe
-from configs.visible import by_name
+from configs.visible import by_name, visible
 from jobs.command import escape_output, explain, print_error, quieten
 from pipeline.disk.ending import Ending
 from pipeline.disk.files import write_atomic
@@ -56,7 +56,7 @@ def copy_results(recipe: Recipe, folder: Path, stage: str = "") -> None:
         sent = copy_folder(folder / stage, address, leaving=CHECKPOINTS)
     except ValueError as error:
         raise RunStopped(f"{error}; the results are complete here, and the same command copies them") from error
-    print(f"copied {sent} files to {address}", flush=True)
+    print(visible(f"copied {sent} files to {address}"), flush=True)
 
 
 def main(run: str, stage: str) -> Ending:

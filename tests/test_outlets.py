@@ -1,6 +1,7 @@
 """Text of others controls no terminal, and files of others run no code: sources are searched for every way to do so."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -13,12 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from configs.gate import HoldRule
 from configs.visible import visible
 from jobs.cli import main
 from jobs.command import OUT, escape_output, one_line, plain_table, print_error
 from jobs.conductor import Conductor
 from jobs.start import write
 from pipeline.disk.run_record import LOG, RunRecord, StageRecord
+from pipeline.evaluation.suites import SuiteResult, results_table
+from pipeline.gates.decision import rules_table
+from pipeline.gates.rules import Ruling
 from tests.test_architecture import FILES, place
 
 ESCAPED = r"\x1b]0;owned\x07\x1b[2J \x9b2J \x08\r\u202e"
@@ -58,6 +63,18 @@ def safe_output(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_that_rich_prints_is_visible(renderable: Any) -> None:
     printed = by_rich(renderable(HOSTILE))
     assert ESCAPED in printed and not set(printed) & set("\x1b\x07\x9b\u202e")
+
+
+def test_a_narrow_terminal_breaks_long_words_of_a_table_and_cuts_none() -> None:
+    word = "programs/pass@1_of_all_of_them"
+    rule = HoldRule(type="hold", figure=word, tolerance=0.05)
+    ruling = Ruling(rule, 0.1, 0.1, 0.0, -0.1, 0.1, "holds", 600)
+    for shown in (table(word), results_table({"programs": SuiteResult({word: 0.5})}), rules_table([ruling])):
+        console = Console(file=StringIO(), width=80 if shown.columns[1:] else 12, color_system=None)
+        console.print(shown)
+        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "\u2026" not in printed and word.startswith(next(re.finditer(r"programs/\S+", printed))[0])
+        assert "em" in printed, "the last letters of the word"
 
 
 @pytest.mark.usefixtures("safe_output")

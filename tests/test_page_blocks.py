@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from configs.base import Settings
 from configs.evaluation import Suite
+from configs.graph import graph
 from configs.load import RECIPES, load_config, read_yaml
 from configs.stages import STAGES, Recipe
 from jobs.cli import VERBS
@@ -212,6 +213,13 @@ def test_the_smallest_file_of_each_stage_needs_nothing_else(tmp_path: Path, monk
         assert required <= given and len(given - required) <= 1, f"{name}: {given - required}"  # steps or epochs, read
         if name not in ("rm", "dpo"):  # which read the result of `preferences`
             check_stage(loaded.config)
+
+
+def test_the_picture_of_the_demo_has_the_edges_of_its_graph() -> None:
+    [picture] = [block.text for block in blocks("mermaid") if block.page.name == "recipes.md"]
+    stages = graph(load_config("demo", [], Recipe).config)
+    edges = {(parent, name) for name, parents in stages.items() for parent in parents}
+    assert {*re.findall(r"(\w+) --> (\w+)", picture)} == edges
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)

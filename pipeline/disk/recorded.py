@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from configs.environment import value_of
+from configs.environment import from_environment
 from pipeline.disk.files import read_json, read_json_or_none
 from pipeline.disk.hashes import checkpoint_hashes, file_hash
 
@@ -76,11 +76,11 @@ def changes(folder: Path, *, content: bool) -> list[str]:
             changed.append(f"{parent['key']}: {parent['folder']} was run again since")
     if content:
         for key, model in lineage["models"].items():
-            now = checkpoint_hashes(folder / value_of(model["folder"]))
+            now = checkpoint_hashes(folder / from_environment(model["folder"]))
             changed += [f"{key}: {name} is not what it was" for name in differences(model["files"], now)]
         for key, files in lineage["data"].items():
             for name, recorded in files.items() if isinstance(files, dict) else ():
-                file = folder / value_of(name)
+                file = folder / from_environment(name)
                 if not file.is_file():
                     changed.append(f"{key}: {name} is gone")
                 elif file_hash(file) != recorded:

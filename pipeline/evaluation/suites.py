@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import rich
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from configs.sampling import SamplingConfig
 from pipeline.evaluation.statistics import wilson_interval
@@ -106,7 +106,8 @@ def suite_result(
 
 def results_table(results: Mapping[str, SuiteResult]) -> Table:
     """Tabulate the figures of all suites, each with its interval."""
-    table = Table("suite", "figure", "value", "95 % interval", box=None, header_style="bold")
+    names = (Column(header, overflow="fold") for header in ("suite", "figure"))
+    table = Table(*names, "value", "95 % interval", box=None, header_style="bold")
     for suite, result in results.items():
         for name, value in result.figures.items():
             if not name.endswith(("_low", "_high")):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from configs.gate import GateConfig, HoldRule, ImproveRule, Rule
@@ -88,7 +88,8 @@ def read_decision(folder: Path) -> Decision | None:
 
 def rules_table(rulings: Sequence[Ruling]) -> Table:
     """Tabulate rulings: outcome, rule, both figures, and the difference with its interval."""
-    table = Table("", "rule", "before", "now", "difference", "interval", "items", box=None, header_style="bold")
+    rule = Column("rule", overflow="fold")
+    table = Table("", rule, "before", "now", "difference", "interval", "items", box=None, header_style="bold")
     for ruling in rulings:
         table.add_row(
             Text(describe_ruling(ruling), style=OUTCOME_STYLES[ruling.outcome]),
