@@ -236,4 +236,4 @@ class Fleet(OnPolicyFleet[GRPOConfig]):
         every_steps = self.config.objective.reference_every_steps
         if every_steps and step % every_steps == 0 and step < self.config.steps:
             with self.watch("reference"):
-                refresh_reference(self.policy, self.folder, step, every_steps)
+                refresh_reference(self.policy, self.folder, step, every_steps, pending=self.checkpoints.pending)

@@ -30,14 +30,17 @@ def reference_checkpoint(folder: Path, model: Path, every_steps: int | None) -> 
     return checkpoint
 
 
-def refresh_reference(policy: TrainingRanks, folder: Path, step: int, every_steps: int) -> None:
+def refresh_reference(
+    policy: TrainingRanks, folder: Path, step: int, every_steps: int, *, pending: int | None = None
+) -> None:
     """Let the reference become the policy after `step`, on the disk and then in the ranks.
 
-    References that no training state of the stage needs are removed.
+    References that no training state of the stage needs are removed. `pending`: the step of one that is being written.
     """
     policy.save_hf(_checkpoint(folder, step))
     policy.refresh_reference()
-    needed = {_checkpoint(folder, reference_step(state, every_steps)) for state in (*saved_states(folder), step)}
+    states = {*saved_states(folder), step, step if pending is None else pending}
+    needed = {_checkpoint(folder, reference_step(state, every_steps)) for state in states}
     for checkpoint in (folder / _FOLDER).iterdir():
         if checkpoint not in needed:
             shutil.rmtree(checkpoint)

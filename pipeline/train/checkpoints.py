@@ -59,7 +59,8 @@ def set_aside_damaged(stage_folder: Path, warn: Callable[[str], None]) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of a policy in its stage's folder. `step` is the last finished step, 0 at the start.
+    """The checkpoints of a policy in its stage's folder. `step` is the last finished step, 0 at the start; `pending` is
+    that of the training state which is being written, if any.
 
     A training state is copied while the ranks hold it, and written beside the steps that follow, one at a time: it
     becomes the newest once it is whole and its step is done. A kill in between leaves the state before.
@@ -82,7 +83,7 @@ class Checkpoints:
     ) -> None:
         """is_candidate: True for a step whose policy may become the best one, since `offer` follows."""
         self.step = 0
-        self._pending: int | None = None  # the step of the state that is being written
+        self.pending: int | None = None
         self._began = time.monotonic()  # the present step
         self._last_step, self._is_candidate = last_step, is_candidate
         self._stage_folder, self._bests = folder, folder / "bests"
@@ -109,7 +110,7 @@ class Checkpoints:
             shutil.rmtree(self._folder / PENDING, ignore_errors=True)  # a killed writer's
             (self._folder / PENDING).mkdir(parents=True)
             self._policy.begin_save(self._folder / PENDING)
-            self._pending = step
+            self.pending = step
 
     def done(self, step: int) -> None:
         """Finish `step`: from now on its checkpoint, if one was due, may become the newest to resume from. That of the
@@ -121,13 +122,13 @@ class Checkpoints:
 
     def _finish(self, patience: float | None) -> None:
         """Make the state that is being written the newest; not if the ranks need longer than `patience` seconds."""
-        if self._pending is None or (checksums := self._policy.end_save(patience)) is None:
+        if self.pending is None or (checksums := self._policy.end_save(patience)) is None:
             return
         write_checksums(self._folder / PENDING, checksums)
-        newest = self._folder / f"step-{self._pending}"
+        newest = self._folder / f"step-{self.pending}"
         (self._folder / PENDING).rename(newest)
         fsync(newest.parent)
-        self._pending = None
+        self.pending = None
         for _, old in sorted(saved_states(self._stage_folder).items())[: -self._config.keep]:
             shutil.rmtree(old)
 

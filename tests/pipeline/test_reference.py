@@ -64,6 +64,18 @@ def test_a_resumed_stage_finds_the_reference_that_it_had(tmp_path: Path) -> None
     assert reference_checkpoint(tmp_path, model, 2) == model
 
 
+def test_the_reference_of_a_state_that_is_still_being_written_is_kept(tmp_path: Path) -> None:
+    """The state after step 5 appears after the reference of step 6: it was trained with that of step 4."""
+    policy, states = Policy(), tmp_path / "checkpoints"
+    (states / "step-3").mkdir(parents=True)
+    for step, pending in ((2, None), (4, None), (6, 5)):
+        policy.step = step
+        refresh_reference(cast(Any, policy), tmp_path, step, 2, pending=pending)
+    assert sorted(path.name for path in (tmp_path / "reference").iterdir()) == ["step-2", "step-4", "step-6"]
+    (states / "step-5").mkdir()
+    assert reference_checkpoint(tmp_path, tmp_path / "model", 2).name == "step-4"
+
+
 def config_of(home: Path, **changes: Any) -> GRPOConfig:
     settings: dict[str, Any] = {
         "type": "grpo",
