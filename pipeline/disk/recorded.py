@@ -80,12 +80,25 @@ def changes(folder: Path, *, content: bool) -> list[str]:
             changed += [f"{key}: {name} is not what it was" for name in differences(model["files"], now)]
         for key, files in lineage["data"].items():
             for name, recorded in files.items() if isinstance(files, dict) else ():
-                file = folder / from_environment(name)
-                if not file.is_file():
+                now = _content(folder, from_environment(name))
+                if now is None:
                     changed.append(f"{key}: {name} is gone")
-                elif file_hash(file) != recorded:
+                elif now != recorded:
                     changed.append(f"{key}: {name} is not what it was")
     return changed
+
+
+def _content(folder: Path, name: str) -> str | None:
+    """Hash a file that the stage in `folder` recorded, or return the version of an object at an address; None where it
+    is gone."""
+    from pipeline.disk.remote import is_address, remote_versions  # imports the libraries of file systems
+
+    if not is_address(name):
+        return file_hash(folder / name) if (folder / name).is_file() else None
+    try:
+        return remote_versions(name).get(name)
+    except ValueError:
+        return None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -82,6 +82,17 @@ def test_a_folder_from_the_environment_is_recorded_by_its_name_and_may_move(
         check(stage, grpo(Path("${oc.env:MODELS_HERE}/base")))
 
 
+def test_rows_behind_an_address_are_known_to_be_there_changed_or_gone(tmp_path: Path, model: Path) -> None:
+    stage, rows = tmp_path / "run" / "reason", tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1+1=", "truth": "2"}\n')
+    start(stage, "reason", grpo(model, prompts={"source": {"type": "file", "paths": [f"file://{rows}"]}}))
+    assert not changes(stage, content=True)
+    rows.write_text('{"prompt": "1+2=", "truth": "3"}\n\n')
+    assert changes(stage, content=True) == [f"prompts.source: file://{rows} is not what it was"]
+    rows.unlink()
+    assert changes(stage, content=True) == [f"prompts.source: file://{rows} is gone"]
+
+
 @pytest.mark.parametrize(
     "result", ["metrics.jsonl", "figures.json", "decision.json", "checkpoints/step-2/step.json", "answers/math.jsonl"]
 )
