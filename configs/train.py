@@ -129,7 +129,7 @@ class TrainerConfig(Settings):
     """Longest time for a training call; after it the run stops with the reason."""
     max_restarts: int = Field(default=2, ge=0)
     """Times that the stage starts again from its newest checkpoint, or from its start, after the process of a rank
-    ended; one more stops the run."""
+    ended, or a node was lost with engines' GPUs or with completions that no rank had read; one more stops the run."""
     start_timeout_seconds: float = Field(default=1800.0, gt=0)
     """Longest time for the ranks to start and load their model: about its size on the disk divided by the disk's speed,
     and a minute."""

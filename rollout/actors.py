@@ -15,7 +15,7 @@ import psutil
 import ray
 import rich
 from ray._private.state import actors
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 
 from configs.sampling import RolloutConfig
 from rollout.process import compute_environment, killed_by_kernel, num_threads, start_environment
@@ -29,6 +29,7 @@ START = "its start"
 MEMORY_REMEDY = (
     "lack of memory: lower rollout.kv_cache_gib, rollout.max_num_seqs or trainer.micro_batch_tokens, or shard further"
 )
+LOST_DATA = "what it was to read was lost with the node that held it"
 
 
 class RolloutError(Exception):
@@ -37,6 +38,10 @@ class RolloutError(Exception):
 
 class EngineLost(RolloutError):
     """The process of an engine ended."""
+
+
+class DataLost(RolloutError):
+    """Completions or weights in the object store of a node were lost with it, before all had read them."""
 
 
 class EngineActor:
@@ -186,6 +191,8 @@ class EngineActors:
         except RayTaskError as error:
             if is_out_of_memory(error):
                 raise RolloutError(f"rollout engine {number}, {call}: {MEMORY_REMEDY} ({error.cause})") from error
+            if isinstance(error.cause, ObjectLostError):
+                raise DataLost(f"rollout engine {number}, {call}: {LOST_DATA}") from error
             raise error.cause from error  # the engine's own error, without Ray's wrapper
         except RayError as error:
             self._lost[number] = EngineLost(f"rollout engine {number} was lost in {call}: {death(error)}")

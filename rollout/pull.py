@@ -33,6 +33,7 @@ class PullingEngines(EngineActors):
     wasted_tokens, carried_tokens: sampled tokens that were sampled anew, or continued, after an update of the weights,
         since the last call of `metrics`.
     on_report: called after each report.
+    before_replacing: called when engines were lost; raises where the stage has to start again anyway.
     restore: sends replaced engines the weights of the others; None where they are those of the checkpoint.
     """
 
@@ -42,6 +43,7 @@ class PullingEngines(EngineActors):
         self._queue = GenerationQueue[StoredCompletion](len(self._engines))
         self._room = [self._config.max_num_seqs] * len(self._engines)
         self._calls: dict[Any, int] = {}  # engines that decode, by the stream of their report
+        self.before_replacing: Callable[[], None] | None = None
         self.restore: Callable[[], None] | None = None
         self.decoding_seconds = [0.0] * len(self._engines)
         self.on_report: Callable[[], None] | None = None
@@ -135,6 +137,8 @@ class PullingEngines(EngineActors):
     def replace_lost(self) -> None:
         """Start an engine for each that was lost. Raises RolloutError where more are lost than `max_replacements`."""
         self._drain()
+        if self._lost and self.before_replacing is not None:
+            self.before_replacing()
         for number in self._replace() if self._lost else []:
             self._queue.give_back(number)
 

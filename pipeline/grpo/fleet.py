@@ -79,7 +79,7 @@ class OnPolicyFleet(Generic[_ConfigT]):
 
     def steps(self) -> Iterator[int]:
         """Sync the restored policy to the engines, then yield the number of each remaining step."""
-        self.rollout.restore = self._restore
+        self.rollout.before_replacing, self.rollout.restore = self.policy.refuse_lost_node, self._restore
         self.sync_weights(self.checkpoints.step)
         self.lap()
         yield from range(self.checkpoints.step + 1, self.config.steps + 1)

@@ -42,7 +42,7 @@ from pipeline.stages.context import Context
 from pipeline.train.checkpoints import set_aside_damaged
 from pipeline.weights.resolve import with_dtypes
 from rewards.types import RewardsUnavailable
-from rollout.actors import EngineLost, RolloutError
+from rollout.actors import DataLost, EngineLost, RolloutError
 
 _StageT = TypeVar("_StageT", bound=AnyStage)
 
@@ -147,7 +147,7 @@ def _run(config: AnyStage, resolved: AnyStage, folder: Path, recipe: Recipe | No
 def _with_restarts(
     launch: Callable[[], dict[str, float]], config: AnyStage, folder: Path, warn: Callable[[str], None]
 ) -> dict[str, float]:
-    """Launch a stage, and again where the process of a rank or an engine ended, as often as its trainer allows.
+    """Launch a stage, and again where a rank, an engine or data of theirs was lost, as often as its trainer allows.
 
     Raises RunStopped where the nodes that are left can't run it.
     """
@@ -156,7 +156,7 @@ def _with_restarts(
     for number in count(1):
         try:
             return launch()
-        except (RankLost, EngineLost) as error:
+        except (RankLost, EngineLost, DataLost) as error:
             if number > allowed:
                 raise
             lost = str(error)

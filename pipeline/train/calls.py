@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 from safetensors import SafetensorError
 
 from pipeline.errors import RankLost, RunStopped
-from rollout.actors import MEMORY_REMEDY, actor_process, death, is_out_of_memory
+from rollout.actors import LOST_DATA, MEMORY_REMEDY, DataLost, actor_process, death, is_out_of_memory
 
 NOTICE_SECONDS = 10.0
 """Longest that Ray takes to notice that the process of a rank ended."""
@@ -32,6 +32,14 @@ class RankCalls:
         self._ranks, self._timeout = ranks, timeout
         self.meanwhile: Callable[[list[Any], float], None] | None = None
         self.busy_seconds = 0.0
+        self._nodes: list[str] = []  # of the ranks, once they have started
+
+    def refuse_lost_node(self) -> None:
+        """Raise RankLost where a rank's node has left the cluster, without a call to ranks that may be at work."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for number, node in enumerate(self._nodes):
+            if node not in alive:
+                raise RankLost(f"training rank {number} was lost with its node")
 
     def _get(self, calls: list[Any], method: str, timeout: float | None = None) -> list[Any]:
         started, timeout = time.monotonic(), self._timeout if timeout is None else timeout
@@ -71,6 +79,8 @@ def _results(calls: list[Any], method: str, timeout: float, started: float) -> l
             ) from error
         if (lost := _death(calls)) is not None:  # the others then fail too, since they wait for it
             raise RankLost(f"a training rank died in '{method}': {death(lost)}") from lost
+        if isinstance(error.cause, ObjectLostError):
+            raise DataLost(f"a training rank failed in '{method}': {LOST_DATA}") from error
         cause = f"{MEMORY_REMEDY} ({error.cause})" if is_out_of_memory(error) else error
         raise RunStopped(f"a training rank failed in '{method}': {cause}") from error
     except RayError as error:

@@ -126,7 +126,7 @@ class TrainingRanks(RankCalls):
         ranks = [actor.options(**options, runtime_env=runtime_env).remote() for options in resources]
         super().__init__(ranks, spec.trainer.timeout_seconds)
         addresses = self._get([rank.address.remote() for rank in self._ranks], "address", limit)
-        nodes = [node for node, _, _ in addresses]
+        self._nodes = nodes = [node for node, _, _ in addresses]
         _, host, port = addresses[0]
         group = {"WORLD_SIZE": str(len(nodes)), "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}
         started = [

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray._common.utils import get_system_memory
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.rewards import PoolName, RewardPoolConfig, RewardSpec
 from rewards.plugins.build import build_reward
@@ -137,8 +138,7 @@ class _WorkerGroup:
         self.start_seconds = WORKER_START_SECONDS + start_limit(placements)
         self._arguments = (specs, placements[0].pool, config, build)
         # A worker in the place of a lost one takes over its devices.
-        anywhere = {"num_gpus": sum(map(_gpus, placements)), "scheduling_strategy": "SPREAD"}
-        self._slots = list(slots[: self.size] or [anywhere] * self.size)
+        self._slots = list(slots[: self.size])
         self._slot_of: dict[Any, Mapping[str, Any]] = {}
         self._closing = Lock()
         self._closed = False
@@ -203,6 +203,17 @@ class _WorkerGroup:
         loss = Verdict(None, Status.INFRA_ERROR, f"lost {_ATTEMPTS} reward workers, the last because {reason}"[:500])
         verdicts = [dict.fromkeys(job.labels, loss) for _ in job.completions]
         return _JudgedJob(job, verdicts, JobTimes(job.submitted, started, time.monotonic()), _ATTEMPTS)
+
+
+def _slots(count: int, placements: Iterable[Placement], begun: int) -> list[dict[str, Any]]:
+    """Ray options of `count` workers: on all nodes in turn, after `begun` of other groups, or where their GPUs are."""
+    if gpus := sum(map(_gpus, placements)):
+        return [{"num_gpus": gpus, "scheduling_strategy": "SPREAD"}] * count
+    nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    # They claim nothing, so by SPREAD Ray may put all on one node. Soft: after the loss of a node its workers start
+    # elsewhere.
+    places = (nodes[number % len(nodes)] for number in range(begun, begun + count))
+    return [{"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} for node in places]
 
 
 def _gpus(placement: Placement) -> float:
@@ -271,9 +282,12 @@ class RewardPool:
         self._judged: defaultdict[str, list[_JudgedJob]] = defaultdict(list)
         self._waited = 0.0
         self._worker_groups: dict[str, _WorkerGroup] = {}
+        begun = 0
         for name in dict.fromkeys(self._group_of.values()):
             members = [spec for spec in specs if self._group_of[spec.label] == name]
-            of_members, slots = [placements[spec.label] for spec in members], (resources or {}).get(name, ())
+            of_members = [placements[spec.label] for spec in members]
+            slots = (resources or {}).get(name) or _slots(config.workers.get(name, 1), of_members, begun)
+            begun += len(slots)
             self._worker_groups[name] = _WorkerGroup(name, members, of_members, config, build, slots)
         limit = max((workers.start_seconds for workers in self._worker_groups.values()), default=0.0)
         try:

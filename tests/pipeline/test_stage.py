@@ -19,7 +19,7 @@ from pipeline.run import stage
 from pipeline.run.lineage import write_lineage
 from pipeline.run.stage import progress, run_stage
 from pipeline.stages.context import Context
-from rollout.actors import EngineLost
+from rollout.actors import DataLost, EngineLost
 from tests.pipeline.stage_configs import grpo, make_checkpoint, sft
 
 HERE = Node("this machine", 2, 0, 2, 0, memory=24 * 2**30)
@@ -69,10 +69,10 @@ def test_a_stage_whose_rank_died_starts_again_as_often_as_its_trainer_allows(
     assert launched.count == 4
     output = capsys.readouterr().out
     assert "a training rank died in 'step'" in output and "restart 3 of 3 (trainer.max_restarts)" in output
-    launched.errors = [launched.error, EngineLost("rollout engine 0 was lost")]
+    launched.errors = [launched.error, EngineLost("rollout engine 0 was lost"), DataLost("lost with the node")]
     launched.error = None
     assert run_stage(sft(model, trainer={"max_restarts": 3}), tmp_path / "run") == {"loss": 1.0}
-    assert launched.count == 7
+    assert launched.count == 8
 
 
 def test_nodes_that_cannot_take_over_stop_the_stage_with_both_reasons(

@@ -10,7 +10,10 @@ from ray.cluster_utils import Cluster
 from configs.stages import AnyStage
 from pipeline.cluster.actors import Node
 from pipeline.cluster.room import quoted_interpreter
-from rollout.actors import EngineLost
+from pipeline.errors import RankLost
+from rewards.pool.workers import _slots
+from rewards.types import Placement
+from rollout.actors import DataLost, EngineLost
 from tests.pipeline.cluster.logical import STORE, config, refuse_difference, started, use_light_actors
 
 TWO = [Node("node0", 12, 4, 12, 4), Node("node1", 12, 4, 12, 4)]
@@ -52,13 +55,34 @@ def test_threads_are_shared_by_the_ranks_of_a_machine(two_nodes: None) -> None:
         assert running.ranks._all("rank") == list(range(6))
 
 
-def test_an_engine_whose_devices_left_with_their_node_starts_the_stage_again(two_nodes: Cluster) -> None:
-    """No other device is reserved for it, so a replacement would wait for ever. The last test of its cluster."""
-    with started(config(1, 5)) as running:
+def test_reward_workers_without_gpus_take_the_live_nodes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"NodeID": "b", "Alive": True}, {"NodeID": "a", "Alive": True}, {"NodeID": "gone", "Alive": False}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    rules, programs = [Placement("math", "rule", 0, None)], [Placement("code", "sandbox", 0, None)]
+    strategies = [slot["scheduling_strategy"] for slot in (*_slots(1, rules, 0), *_slots(3, programs, 1))]
+    assert [strategy.node_id for strategy in strategies] == ["a", "b", "a", "b"]
+    assert all(strategy.soft for strategy in strategies)
+
+
+def test_what_a_lost_node_held_starts_the_stage_again(two_nodes: Cluster) -> None:
+    """Data in its object store, and an engine's devices: no others are reserved for it, so a replacement would wait for
+    ever. The last test of its cluster."""
+    with started(config(5, 5)) as running:
         [node] = two_nodes.worker_nodes
-        number = running.rollout._nodes.index(node.node_id)
+        ranks, engines, places = running.ranks._ranks, running.rollout._engines, running.rollout._nodes
+        number = places.index(node.node_id)
+        other = next(index for index, place in enumerate(places) if place != node.node_id)  # rank i is with engine i
+        running.ranks.refuse_lost_node()
+        data = engines[number].call.remote("data")
+        ray.wait([data], timeout=60, fetch_local=False)
         two_nodes.remove_node(node)
         with pytest.raises(EngineLost):
-            running.rollout._get(running.rollout._engines[number].node_id.remote(), number, "a call")
+            running.rollout._get(engines[number].node_id.remote(), number, "a call")
+        with pytest.raises(RankLost, match=f"training rank {number} was lost with its node"):
+            running.ranks.refuse_lost_node()
+        with pytest.raises(DataLost, match="'hold': what it was to read was lost with the node"):
+            running.ranks._get([ranks[other].call.remote("rank", data)], "hold")
+        with pytest.raises(DataLost, match=f"engine {other}, 'receive': what it was to read was lost"):
+            running.rollout._get(engines[other].call.remote("report", data), other, "'receive'")
         with pytest.raises(EngineLost, match="its devices left the cluster with their node"):
             running.rollout._replace()
