@@ -2,7 +2,7 @@
 ACTIVATE = . .venv/bin/activate &&
 ROOMS = configs rewards rollout pipeline jobs
 
-.PHONY: setup demo test types fast fast-tests test-slow test-faults soak test-portable test-peers test-sinks test-s3 test-gpu demo-table wheel docs site lock-gpu
+.PHONY: setup demo test types fast fast-tests test-slow test-faults soak test-portable test-peers test-sinks test-s3 test-gpu demo-table demo-two-nodes wheel docs site lock-gpu
 
 setup:
 	@./setup.sh $(EXTRA)
@@ -45,6 +45,11 @@ soak: setup
 # The README's table: the demo at five seeds, an hour on two cores.
 demo-table: setup
 	@$(ACTIVATE) alignyard bench demo --steps 5
+
+# Two nodes that this machine imitates, beside one: SFT, GRPO and a gate (docs/clusters.md, also for other scenarios:
+# SCENARIO=refused).
+demo-two-nodes: setup
+	@$(ACTIVATE) python -m tests.nodes.run $(SCENARIO)
 
 # As on other machines: make test-portable ONLY="avx2 one_core" TESTS="tests/rewards tests/jobs"; tests/portable.sh says more.
 test-portable: setup

@@ -56,11 +56,12 @@ def test_threads_are_shared_by_the_ranks_of_a_machine(two_nodes: None) -> None:
 
 
 def test_reward_workers_without_gpus_take_the_live_nodes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [{"NodeID": "b", "Alive": True}, {"NodeID": "a", "Alive": True}, {"NodeID": "gone", "Alive": False}]
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    first, second, gone = ("0" * 56, "1" * 56, "2" * 56)
+    alive = {second: True, first: True, gone: False}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": node, "Alive": alive[node]} for node in alive])
     rules, programs = [Placement("math", "rule", 0, None)], [Placement("code", "sandbox", 0, None)]
     strategies = [slot["scheduling_strategy"] for slot in (*_slots(1, rules, 0), *_slots(3, programs, 1))]
-    assert [strategy.node_id for strategy in strategies] == ["a", "b", "a", "b"]
+    assert [strategy.node_id for strategy in strategies] == [first, second, first, second]
     assert all(strategy.soft for strategy in strategies)
 
 
