@@ -109,7 +109,7 @@ def toolchain() -> None:
     head.start_ray()
     for second, expected in (
         (Machine("beta", 2, lacks=[Path("/usr/bin/g++")]), r"no toolchain for 'cpp'.*\(on node beta\)"),
-        (Machine("gamma", 3, lacks=[Path(bwrap_path())]), r"no box can be made here.*\(on node gamma\)"),
+        (Machine("gamma", 3, lacks=[Path(bwrap_path())]), r"'code' cannot be set up: .*bwrap.*\(on node gamma\)"),
     ):
         second.start_ray(head)
         await_nodes(head, 2)
