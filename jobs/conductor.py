@@ -155,6 +155,10 @@ class Conductor:
         run's own Ray cluster is lost: Ray itself would end this process after a minute, without a word."""
         while True:
             poll_jobs = time.monotonic() - self._last_job_poll > JOB_POLL_SECONDS
+            if poll_jobs:  # before the job server is asked, which waits for what is lost
+                if lost := lost_processes(self._ray):
+                    raise RunStopped(f"{lost}; the same command resumes the run")
+                self._name_stopped()
             results = {name: self._result(name, poll_jobs) for name in self._running}
             for name, result in results.items():
                 if result is not None:
@@ -162,9 +166,6 @@ class Conductor:
             if any(results.values()):
                 return
             if poll_jobs:
-                if lost := lost_processes(self._ray):
-                    raise RunStopped(f"{lost}; the same command resumes the run")
-                self._name_stopped()
                 self._last_job_poll = time.monotonic()
             time.sleep(RESULT_POLL_SECONDS)
 

@@ -25,6 +25,9 @@ from pipeline.errors import RunStopped
 
 UNREACHABLE_SECONDS = 60.0
 """A job server that has not answered for this long counts as gone."""
+REQUEST_SECONDS = 20.0
+"""Longest wait for an answer of the job server, and for each part of a file that it takes. Without its head, Ray ends
+this process after 60 s, and a request that still waits would keep the conductor from saying so."""
 GRACE_SECONDS = 20
 """Time that a job has to stop before Ray kills it."""
 RUN_KEY, FOLDER_KEY, STAGE_KEY = "alignyard_run", "alignyard_folder", "alignyard_stage"
@@ -82,6 +85,13 @@ class RunJob:
     ended: float | None
 
 
+class _Client(JobSubmissionClient):
+    """A client whose requests end: Ray 2.60's wait for an answer without limit."""
+
+    def _do_request(self, *args: Any, **options: Any) -> Any:
+        return super()._do_request(*args, timeout=REQUEST_SECONDS, **options)
+
+
 class Jobs:
     """The job server of a cluster.
 
@@ -97,13 +107,13 @@ class Jobs:
         logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
         os.environ.pop("RAY_ADDRESS", None)  # the client would prefer it to `address`
         try:
-            self._client = JobSubmissionClient(address)
+            self._client = _Client(address)
         except AuthenticationError as error:
             raise ValueError(
                 f"--address {address}: the cluster wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN where it "
                 "is not in ~/.ray/auth_token"
             ) from error
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             raise ValueError(f"--address {address}: no Ray job server answers there ({error})") from error
         self._silent_since: float | None = None
 

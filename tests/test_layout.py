@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.test_architecture import DOOR, FILES, HOME, ROOMS, place
 
 MAX_ROOMS, MAX_FLOORS = 17, 9
-MAX_LINES = 46_750
+MAX_LINES = 46_800
 """Lines of source in the five rooms and the door. A change that needs more says in its commit what it adds; one that
 frees lines lowers the number."""
 

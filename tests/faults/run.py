@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.train.checkpoints import saved_states
 from tests.faults.cases import FAULTS, IS_ROOT, Fault
 from tests.faults.run_folder import Run
 
@@ -98,9 +99,9 @@ def _measure_running(fault: Fault, run: Run) -> Measured:
 def _measure_stopped(fault: Fault, run: Run) -> Measured:
     """Inject into a run that stands still, or has not started, and start it."""
     if fault.own is None:
-        if run.saved_step < 6:
+        if len(saved_states(run.stage)) < 2:
             _resume(fault, run)
-            run.wait(lambda: run.saved_step >= 6, "two training states")
+            run.wait(lambda: len(saved_states(run.stage)) >= 2, "two training states")
         run.stop()
     step, newest = run.step, run.saved_step
     fault.inject(run)
