@@ -11,6 +11,7 @@ from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals
 
 import numpy as np
+from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
 
 from pipeline.disk.ending import Ending
 from pipeline.train.checkpoints import saved_states
@@ -192,7 +193,8 @@ def fill_object_store(run: Run) -> None:
         f"ray.init(address='{address}', log_to_driver=False)\n"
         "kept = [ray.put(numpy.ones(2**23)) for _ in range(5)]\nprint('full', flush=True)\ntime.sleep(20)\n"
     )
-    environment = run.environment() | {"RAY_AUTH_MODE": "token"}
+    # The second gives this machine the address 127.0.0.1, as the run's own cluster has it.
+    environment = run.environment() | {"RAY_AUTH_MODE": "token", ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
     client = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE)
     assert client.stdout is not None and client.stdout.readline() == b"full\n"
     first = run.step
