@@ -186,9 +186,14 @@ def expect(
     rounding: Gap | None = None,
 ) -> Expected:
     """Compute the trainer's side of the proof on half of the probe; measure the `rounding` where it is needed and
-    None."""
+    None. Raises RunStopped where the policy's own log-probabilities are not finite."""
     trees = [Tree(ids, root_mask=[0] + [1] * (len(ids) - 1)) for ids in sequences]
     logprobs = policy.sequence_logprobs(trees)
+    if not all(np.isfinite(values_N).all() for values_N in logprobs):
+        raise RunStopped(
+            "the policy's log-probabilities are not finite after its update, so no engine gets them: lower the "
+            "learning rate; the run resumes at its checkpoint"
+        )
     mean, largest = config.max_mean_gap, config.max_gap
     if mean is not None and largest is not None:
         return Expected(sequences, logprobs, Gap(mean, largest), None)

@@ -132,6 +132,16 @@ def test_a_resumed_run_has_the_same_bound(
     assert [sync(pair, 5)[name] for name in BOUND] != [first[name] for name in BOUND]
 
 
+def test_a_policy_that_an_update_broke_is_not_blamed_on_an_engine() -> None:
+    class Broken:
+        def sequence_logprobs(self, trees: list[Tree]) -> list[np.ndarray]:
+            return [np.array([-1.0, np.nan]) for _ in trees]
+
+    policy: Any = Broken()
+    with pytest.raises(RunStopped, match=r"not finite after its update.*lower the learning rate"):
+        expect(policy, MEASURED, [[1, 2, 3]])
+
+
 BOUND = ("sync/bound_mean", "sync/bound_max")
 
 
