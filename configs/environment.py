@@ -1,13 +1,16 @@
-"""Environment variables in settings: `${oc.env:NAME}` is used as its value, and recorded as it is written."""
+"""Environment variables in settings: `${oc.env:NAME}` is used as its value, and recorded as it is written.
+
+OmegaConf is imported only where it resolves something, since `make test-gpu` trains on machines without it.
+"""
 
 import os
 import re
-from typing import Any, cast
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any, cast
 
 from configs.visible import hide
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 VARIABLE = re.compile(r"\$\{oc\.env:\s*(\w+)")
 """An interpolation of an environment variable, and its name."""
@@ -17,8 +20,10 @@ _KEPT = "\ue000"
 """Stands for `${` in front of a variable while other interpolations are resolved."""
 
 
-def resolve_others(tree: DictConfig) -> Any:
+def resolve_others(tree: "DictConfig") -> Any:
     """Resolve all interpolations of a file but those of environment variables. Raises OmegaConfBaseException."""
+    from omegaconf import OmegaConf
+
     kept = _replaced(OmegaConf.to_container(tree), r"\$\{(?=oc\.(?:env:|decode:\$\{oc\.env:))", _KEPT)
     data = OmegaConf.to_container(OmegaConf.create(kept), resolve=True, throw_on_missing=True)
     return _replaced(data, _KEPT, "${")
@@ -48,6 +53,9 @@ def from_environment(node: Any) -> Any:
         return node
     for name in VARIABLE.findall(node):
         hide(os.environ.get(name, ""), f"${{oc.env:{name}}}")
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         resolved: Any = OmegaConf.to_container(OmegaConf.create({"value": node}), resolve=True)
     except OmegaConfBaseException as error:
