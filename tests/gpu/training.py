@@ -186,12 +186,19 @@ def checkpoints(folder: Path) -> str:
     return f"equal to the bit under ZeRO-{', '.join(map(str, ZERO_STAGES))}"
 
 
+def save(rank: TrainEngine, folder: Path) -> None:
+    """Write a training state, and wait for it."""
+    folder.mkdir()
+    rank.begin_save(folder)
+    assert rank.end_save(None)
+
+
 def resume(folder: Path) -> str:
     """A training state written under ZeRO-1 continues under ZeRO-3."""
     batch = rows(conversations())
     first, other = (engine(model(folder / "model"), zero_stage=stage) for stage in (1, 3))
     train(first, batch)
-    first.save(folder / "state")
+    save(first, folder / "state")
     expected = [train(first, batch) for _ in range(2)]
     other.load(folder / "state")
     assert_same("updates after a resume", [train(other, batch) for _ in range(2)], expected, 1e-2)
@@ -225,7 +232,7 @@ def offload_nvme(folder: Path) -> str:
     rank = engine(model(folder / "model"), zero_stage=3, offload=config)
     batch = rows(conversations())
     losses = [train(rank, batch)[0] for _ in range(3)]
-    rank.save(folder / "state")
+    save(rank, folder / "state")
     assert losses[-1] < losses[0]
     return f"losses {losses}"
 
