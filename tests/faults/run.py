@@ -100,7 +100,8 @@ def _measure_stopped(fault: Fault, run: Run) -> Measured:
     """Inject into a run that stands still, or has not started, and start it."""
     if fault.own is None:
         if len(saved_states(run.stage)) < 2:
-            _resume(fault, run)
+            if not run.is_running:
+                _resume(fault, run)
             run.wait(lambda: len(saved_states(run.stage)) >= 2, "two training states")
         run.stop()
     step, newest = run.step, run.saved_step
