@@ -135,7 +135,7 @@ def explain(error: Exception) -> tuple[str, "Ending"]:
 
     match error:
         case RunStopped():
-            return f"the run stopped itself: {error}", Ending.STOPPED
+            return str(error), Ending.STOPPED
         case DecisionNeeded():
             return f"a decision is needed: {error}", Ending.UNDECIDED
         case ValueError():

@@ -47,7 +47,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     ("error", "code", "message"),
     [
         (ValueError("steps=0: set it to 1 or more"), 2, "alignyard: steps=0: set it to 1 or more\n"),
-        (RunStopped("rewards failed [math]"), 3, "alignyard: the run stopped itself: rewards failed [math]\n"),
+        (RunStopped("rewards failed [math]"), 3, "alignyard: rewards failed [math]\n"),
         (DecisionNeeded("gate 'g'"), 4, "alignyard: a decision is needed: gate 'g'\n"),
         (KeyboardInterrupt(), 130, "alignyard: interrupted; the same command resumes the run\n"),
     ],
