@@ -21,7 +21,7 @@ def test_the_errors_are_as_docs_say() -> None:
         "DeepSeek-V3 trained on 96 H20, verl",
         "DeepSeek-V3 rollout, 96 H20, verl",
         "DeepSeek-V3 step, 96 H20, verl",
-        "bench grpo-step, sync",
+        "bench grpo-step, generate",
     }
 
 
