@@ -99,8 +99,11 @@ def _fetched(versions: Mapping[str, str]) -> Path:
 
 
 def _file_system(address: str) -> tuple[Any, str]:
+    """The file system of an address, without what it remembers of earlier listings, and the path there."""
     try:
-        return fsspec.url_to_fs(address)
+        system, path = fsspec.url_to_fs(address)
+        system.invalidate_cache()
+        return system, path
     except (ImportError, ValueError) as error:
         raise ValueError(f"'{address}': {error}") from error
 
