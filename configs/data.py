@@ -139,9 +139,7 @@ class MixtureSource(Settings):
 class ConversationData(Settings):
     """Conversations for supervised training."""
 
-    source: Annotated[
-        FileSource | HubSource | GymSource | SumsSource | DatasetSource | MixtureSource, Field(discriminator="type")
-    ]
+    source: Annotated[Source | MixtureSource, Field(discriminator="type")]
     """Source of the rows."""
     messages: str = "messages"
     """Column with the conversation: a list of {role, content}, or ShareGPT's {from, value}; see docs/sft.md."""

@@ -194,11 +194,17 @@ def _numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, 
         yield f"{name}:{number}", values
 
 
+def check_files(source: Source | MixtureSource) -> None:
+    """Raise ValueError for a path or an address of a source without a file, and for files of another type."""
+    source_files(source)
+    remote_files(source)
+
+
 def source_files(source: Source | MixtureSource) -> list[Path]:
     """Return the files of a source, sorted and without repeats: of its paths, glob patterns or folders.
 
     Sources without files, addresses, and outputs of earlier stages that don't exist yet, have none. Raises ValueError
-    for a path or an address without a file, and for files of another type.
+    for a path without a file, and for files of another type.
     """
     if isinstance(source, MixtureSource):
         return sorted({file for part in source.sources.values() for file in source_files(part.source)})
@@ -214,7 +220,6 @@ def source_files(source: Source | MixtureSource) -> list[Path]:
             raise ValueError(f"source.paths: no file fits '{pattern}' (looked from {Path.cwd()})")
         files.update(matches)
     _refuse_other_types(map(str, files))
-    remote_files(source)
     return sorted(files)
 
 

@@ -35,7 +35,7 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sampling import SamplingConfig
 from configs.suites import PromptedSuite
 from pipeline.data.prompts import Prompts, judgeable
-from pipeline.data.rows import BadRows, Row, source_files
+from pipeline.data.rows import BadRows, Row, check_files
 from pipeline.disk.files import write_atomic, write_json_lines
 from pipeline.evaluation.choices import load_choices, run_choices
 from pipeline.evaluation.conversations import conversation_task, run_conversations
@@ -63,7 +63,7 @@ def check_suites(suites: Mapping[str, AnySuite], reward_pool: RewardPoolConfig) 
         for key, source in suite.reads().items():
             try:
                 if not isinstance(source, Path):
-                    source_files(source)
+                    check_files(source)
                 paths = source.paths if isinstance(source, DatasetSource) else []
                 for path in map(str, [source] if isinstance(source, Path) else paths):
                     if not path.startswith(PREFIX) and not Path(path).exists():

@@ -12,7 +12,7 @@ from configs.rewards import RewardPoolConfig, RewardSpec
 from configs.sample import SampleConfig, SampledDomain
 from pipeline.cluster.start import start_rewards, start_rollout
 from pipeline.data.prompts import Prompts, judgeable
-from pipeline.data.rows import report_bad_rows, source_files
+from pipeline.data.rows import check_files, report_bad_rows
 from pipeline.preferences.answers import AnswerSampler, PromptSet, distinct_prompts
 from rewards.pool.guard import Judges, inspect, refuse_idle_workers
 from rewards.pool.workers import RewardPool
@@ -24,7 +24,7 @@ def check_sources(sources: Iterable[SampledSource], pool: RewardPoolConfig) -> N
     """Raise ValueError for a missing source or reward, and for pools of workers that no reward uses."""
     rewards: list[RewardSpec] = []
     for source in sources:
-        source_files(source.prompts.source)
+        check_files(source.prompts.source)
         rewards += source.rewards
     refuse_idle_workers(pool, [name for reward in rewards for name in inspect([reward], pool).values()])
 

@@ -15,7 +15,7 @@ from pipeline.cluster.start import start_all, start_ranks, start_rollout
 from pipeline.data.chat import turn_ends
 from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import Prompt, Prompts
-from pipeline.data.rows import report_bad_rows, source_files
+from pipeline.data.rows import check_files, report_bad_rows
 from pipeline.data.trees import Tree, stored_tree
 from pipeline.disk.files import read_json
 from pipeline.grpo.draws import draw_seed
@@ -193,7 +193,7 @@ def launch(config: DistillConfig, folder: Path, context: Context) -> dict[str, f
 def check(config: DistillConfig) -> None:
     """Raise ValueError for a chat template or source that does not exist."""
     check_template(config.model)
-    source_files(config.prompts.source)
+    check_files(config.prompts.source)
 
 
 def refuse_other_tokens(student: Path, tokenizer: PreTrainedTokenizerFast, teachers: Mapping[str, Path]) -> list[str]:

@@ -11,7 +11,7 @@ from configs.reward_model import PairwiseLoss
 from configs.train import num_steps
 from pipeline.cluster.start import start_all, start_ranks
 from pipeline.data.comparisons import Comparisons, TokenizedComparison
-from pipeline.data.rows import source_files
+from pipeline.data.rows import check_files
 from pipeline.data.trees import Tree, compared_tree
 from pipeline.disk.hashes import checkpoint_hashes
 from pipeline.disk.recorded import EVALUATION, REFERENCE
@@ -84,7 +84,7 @@ def check(config: DPOConfig) -> None:
     check_template(config.model)
     check_adapters(config.lora)
     for data in (config.data, *config.eval_data.values()):
-        source_files(data.source)
+        check_files(data.source)
 
 
 def _tree(tokenized: TokenizedComparison) -> Tree:

@@ -18,7 +18,7 @@ from pipeline.cluster.start import start_all, start_ranks, start_rewards, start_
 from pipeline.data.chat import turn_ends
 from pipeline.data.order import refuse_repeats
 from pipeline.data.prompts import Prompts, judgeable
-from pipeline.data.rows import report_bad_rows, source_files
+from pipeline.data.rows import check_files, report_bad_rows
 from pipeline.evaluation.evaluate import Evaluation, check_suites
 from pipeline.grpo.batches import training_batches
 from pipeline.grpo.collect import collect
@@ -115,7 +115,7 @@ def check(config: GRPOConfig) -> None:
     """Raise ValueError for a chat template, source or reward that does not exist, and for adapters that don't fit."""
     check_template(config.model)
     check_adapters(config.lora)
-    source_files(config.prompts.source)
+    check_files(config.prompts.source)
     refuse_idle_workers(config.reward_pool, inspect(config.rewards, config.reward_pool).values())
 
 

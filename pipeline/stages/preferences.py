@@ -14,7 +14,7 @@ from configs.preferences import PreferencesConfig
 from pipeline.data.chat import turn_ends
 from pipeline.data.comparisons import Comparison, read_comparisons
 from pipeline.data.judging import judging_rows
-from pipeline.data.rows import BadRowError, BadRows, report_bad_rows, source_files
+from pipeline.data.rows import BadRowError, BadRows, check_files, report_bad_rows
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.preferences.answers import AnswerSampler, PromptSet
 from pipeline.preferences.filters import FilterResult, filter_comparisons
@@ -111,7 +111,7 @@ def check(config: PreferencesConfig) -> None:
         check_template(config.model)
     check_sources(config.sampled.values(), config.reward_pool)
     for source in config.read.values():
-        source_files(source.data.source)
+        check_files(source.data.source)
 
 
 def _read(config: PreferencesConfig, folder: Path, console: Console) -> list[Comparison]:

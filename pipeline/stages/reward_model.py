@@ -8,7 +8,7 @@ from configs.reward_model import RewardModelConfig
 from configs.train import num_steps
 from pipeline.cluster.start import start_all, start_ranks
 from pipeline.data.comparisons import TokenizedComparison
-from pipeline.data.rows import source_files
+from pipeline.data.rows import check_files
 from pipeline.data.trees import Tree, scored_tree
 from pipeline.disk.recorded import EVALUATION
 from pipeline.evaluation.comparisons import evaluate_comparisons
@@ -68,7 +68,7 @@ def check(config: RewardModelConfig) -> None:
     check_template(config.model)
     check_adapters(config.lora)
     for data in (config.data, *config.eval_data.values()):
-        source_files(data.source)
+        check_files(data.source)
 
 
 def _tree(tokenized: TokenizedComparison) -> Tree:

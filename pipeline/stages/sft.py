@@ -7,7 +7,7 @@ from configs.train import num_steps
 from pipeline.cluster.start import start_all, start_ranks
 from pipeline.data.conversations import Conversations, Example
 from pipeline.data.order import refuse_repeats
-from pipeline.data.rows import report_bad_rows, source_files
+from pipeline.data.rows import check_files, report_bad_rows
 from pipeline.data.trees import Tree
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reports.report import Report
@@ -86,7 +86,7 @@ def check(config: SFTConfig) -> None:
     check_adapters(config.lora)
     for data in (config.data, config.eval_data):
         if data is not None:
-            source_files(data.source)
+            check_files(data.source)
 
 
 def _tree(example: Example) -> Tree:

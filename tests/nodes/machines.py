@@ -10,10 +10,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
+
+from tests.waiting import wait_until
 
 HOME = Path(__file__).parents[2]
 SHARED = Path("/mnt/runs")
@@ -22,7 +23,7 @@ _ELSEWHERE = Path("/mnt/elsewhere")
 """Place of the installation on machines that have it at another path."""
 Code = Literal["here", "elsewhere", "none"]
 _VLLM_CACHE = shlex.quote(str(Path("~/.cache/vllm").expanduser()))
-"""What vLLM found out about its models, which takes it half a minute at its first start on a machine."""
+"""Folder of facts about models, which vLLM gathers in half a minute at its first start on a machine."""
 NETWORK = "10.77.0"
 START_SECONDS = 300.0
 _ATTEMPTS = 4
@@ -104,17 +105,21 @@ class Machine:
         self._code = code
         self.python = sys.executable if code == "here" else f"{_ELSEWHERE}/venv/bin/python"
         self._ray = [self.python, "-m", "ray.scripts.scripts"]
-        deadline = time.monotonic() + START_SECONDS
-        while self.run("test", "-e", "/tmp/ready").returncode:
-            assert self._process.poll() is None and time.monotonic() < deadline, f"{name} does not start"
-            time.sleep(0.1)
+        self._await(lambda: self.run("test", "-e", "/tmp/ready").returncode == 0)
+
+    def _await(self, condition: Callable[[], object]) -> None:
+        """Wait for a step of the start, as long as the machine's first process lives."""
+
+        def is_done() -> object:
+            assert self._process.poll() is None, f"{self.name} does not start"
+            return condition()
+
+        wait_until(is_done)
 
     def _await_network(self) -> None:
-        own, deadline = Path("/proc/self/ns/net").readlink(), time.monotonic() + START_SECONDS
+        own, theirs = Path("/proc/self/ns/net"), Path(f"/proc/{self._process.pid}/ns/net")
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        while Path(f"/proc/{self._process.pid}/ns/net").readlink() == own or not children.read_text():
-            assert self._process.poll() is None and time.monotonic() < deadline, f"{self.name} does not start"
-            time.sleep(0.05)
+        self._await(lambda: theirs.readlink() != own.readlink() and children.read_text())
         enter = f"nsenter --target {self._process.pid} --net ip"
         _run(
             f"ip link add to-{self.name} type veth peer name eth0 netns {self._process.pid}",

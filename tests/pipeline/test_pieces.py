@@ -60,7 +60,7 @@ def test_what_is_lacking_is_named(tmp_path: Path) -> None:
 
 
 class Block(nn.Module):
-    """What is asked of AutoEP's layer: the experts of the second of two ranks."""
+    """Stands in for AutoEP's layer, with the experts of the second of two ranks."""
 
     num_experts, num_local_experts, ep_rank = 4, 2, 1
 

@@ -10,7 +10,7 @@ import pytest
 
 from configs.data import FileSource
 from configs.model import ModelConfig
-from pipeline.data.rows import read_rows, remote_files, source_files
+from pipeline.data.rows import check_files, read_rows, remote_files, source_files
 from pipeline.disk.remote import copy_folder, fetch_checkpoint, fetch_file, remote_versions
 from pipeline.weights.resolve import resolve_model
 
@@ -73,13 +73,13 @@ def test_the_version_of_a_source_changes_with_its_objects(bucket: Path) -> None:
 )
 def test_an_address_that_leads_nowhere_is_refused_before_a_start(address: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        source_files(FileSource(type="file", paths=[address]))
+        check_files(FileSource(type="file", paths=[address]))
 
 
 def test_other_types_of_files_are_refused(bucket: Path) -> None:
     (bucket / "rows.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match=r"rows\.csv' is not a \.jsonl"):
-        source_files(FileSource(type="file", paths=[f"file://{bucket}/rows.csv"]))
+        check_files(FileSource(type="file", paths=[f"file://{bucket}/rows.csv"]))
 
 
 def test_a_fetch_that_is_cut_short_leaves_nothing(bucket: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
